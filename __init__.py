@@ -1,0 +1,35 @@
+"""sedaq: fit a diffusion model into a given size by sensitivity-guided additive quantization.
+
+Importing it makes diffusers able to load folders that sedaq wrote; everything else is imported when it is first used.
+"""
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .aq.integration import register as _register
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": "models.loading", "Subject": "models.subject",
+    "Format": "aq.formats", "encode": "aq.encoder", "Encoding": "aq.encoding", "AQLinear": "aq.layers", "AQConv2d": "aq.layers",
+    "EncodingStore": "aq.store", "Plan": "aq.plan", "apply": "aq.apply", "tune": "aq.tuning",
+    "probe": "sensitivity.probe", "fit": "sensitivity.fitting", "evaluate": "sensitivity.evaluation",
+    "find_plan": "search.find", "find_front": "search.find",
+    "write_report": "reports.report",
+    "InputError": "errors", "SedaqError": "errors",
+}  # fmt: skip
+__all__ = ["__version__", *_PUBLIC]
+
+_register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'sedaq' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Additive quantization: formats, encoder, quantized layers, tuning, plans, and their files."""

@@ -1,0 +1,135 @@
+"""From a plan to a folder that diffusers loads."""
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from ..errors import InputError
+from ..models.loading import SUBJECT_FILE
+from ..models.subject import Subject
+from ..storage import SCHEMA
+from .encoding import Encoding
+from .plan import SAFETENSORS_METADATA, Plan
+from .store import EncodingStore
+from .tuning import Tuned, TuneSettings, tune
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+PLAN_FILE = "quantization_plan.json"
+
+
+def assemble(subject: Subject, plan: Plan, store: EncodingStore) -> dict[str, Encoding]:
+    """The encoding of every layer of the plan; missing ones are made."""
+    wanted = [(layer, plan.formats[layer.name]) for layer in subject.layers]
+    store.fill(wanted)
+    return {layer.name: store.get(layer, format) for layer, format in wanted}
+
+
+def apply(
+    subject: Subject, plan: Plan, store: EncodingStore, out: str | Path, *, tune_steps: int = 0, settings: TuneSettings | None = None, **sampling: Any
+) -> Tuned:
+    """Write `subject`, quantized by `plan` and tuned, to the folder `out`: a pipeline if it came from one, else a bare denoiser.
+
+    Args:
+        store: of the run that the plan came from, so that its encodings are used.
+        tune_steps: 0 leaves the encodings as they are.
+        sampling: settings of the subject's sample function, for the trajectories that tuning learns from.
+
+    Raises:
+        InputError: for a plan of another model, a folder that is in the way or cannot be written.
+    """
+    plan.validate(subject)
+    out = Path(out)
+    check_writable(out)
+    encodings = assemble(subject, plan, store)
+    settings = settings or TuneSettings()
+    tuned = tune(subject, encodings, TuneSettings(**{**settings.__dict__, "steps": tune_steps}), **sampling) if tune_steps else Tuned(encodings, {})
+    save_folder(subject, plan, tuned, out)
+    return tuned
+
+
+def check_writable(out: Path) -> None:
+    """Raise InputError if `out` holds anything but an earlier result, or cannot be made."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not list(out.glob(f"**/{PLAN_FILE}")):
+        raise InputError(f"--out {out}: exists and is not a folder that sedaq wrote; choose another name")
+    parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
+    try:
+        probe = parent / f".sedaq-{uuid.uuid4().hex[:8]}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose a folder that you may write to") from error
+
+
+def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
+    """Every tensor of the quantized denoiser's file, in its stored dtype."""
+    names = set(tuned.encodings)
+    state = {}
+    for name, tensor in subject.denoiser.state_dict().items():
+        if name.rpartition(".")[0] in names and name.endswith(".weight"):
+            continue
+        state[name] = tuned.others.get(name, tensor).detach().cpu().to(subject.tensor_specs[name][0]).contiguous()
+    for layer, encoding in tuned.encodings.items():
+        state.update({f"{layer}.{name}": tensor for name, tensor in encoding.tensors.items()})
+    return state
+
+
+def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
+    """Write the folder beside `out` and rename it, so that `out` is whole or absent."""
+    if not hasattr(subject.denoiser, "save_config"):
+        raise InputError(f"subject {subject.name}: its denoiser is no diffusers model, so no diffusers folder can hold it; use sedaq.tune and Encoding.save")
+
+    def fill(folder: Path) -> None:
+        target = folder
+        if subject.component:
+            assert subject.folder is not None
+            shutil.copytree(subject.folder, folder, dirs_exist_ok=True, ignore=lambda path, names: [subject.component] if Path(path) == subject.folder else [])
+            target = folder / subject.component
+            target.mkdir()
+        elif subject.folder is not None:
+            for name in ("scheduler_config.json", SUBJECT_FILE):
+                if (subject.folder / name).exists():
+                    shutil.copy2(subject.folder / name, target / name)
+        _write_denoiser(subject, plan, tuned, target)
+
+    write_folder(out, fill)
+
+
+def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_denoiser(subject: Subject, plan: Plan, tuned: Tuned, folder: Path) -> None:
+    denoiser: Any = subject.denoiser
+    config = json.loads(denoiser.to_json_string())
+    config.pop("_name_or_path", None)
+    config["quantization_config"] = {
+        "quant_method": "sedaq", "schema": SCHEMA, "fingerprint": subject.fingerprint, "layers": coded_layers(plan.formats),
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(quantized_state(subject, tuned), SAFETENSORS_METADATA))
+    plan.save(folder / PLAN_FILE)
+    size = (folder / WEIGHTS_FILE).stat().st_size
+    if size != plan.size_bytes:
+        raise InputError(f"{folder}: the file has {size} bytes where the plan says {plan.size_bytes}; please report this with the plan")
+
+
+def coded_layers(formats: Mapping[str, Any]) -> dict[str, str]:
+    """Format text of each layer that holds codes."""
+    return {name: str(format) for name, format in formats.items() if format.kind != "asis"}

@@ -1,0 +1,179 @@
+"""Layers that hold codes instead of a weight."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..kernels.coded import CodedMatrix
+from ..kernels.dispatch import choose, product
+from ..kernels.reference import dequantize
+from ..models.calibration import input_columns
+from ..models.layers import Layer
+from .encoding import Encoding, coded_matrix
+from .formats import Format
+
+PRECISIONS = ("exact", "bf16", "a8")
+_CONVOLUTIONS: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
+
+
+class _Coded(nn.Module):
+    """Stored tensors as buffers, by the names and shapes of Format.tensor_specs.
+
+    `precision` is the class of arithmetic: "exact" in the input's dtype, "bf16" in bfloat16, "a8" with activations rounded to 8 bits per
+    token (simulated: rounded, then multiplied in the input's dtype).
+    """
+
+    def __init__(self, format: Format, shape: tuple[int, ...], tensors: dict[str, torch.Tensor], bias: torch.Tensor | None) -> None:
+        super().__init__()
+        if format.kind == "asis":
+            raise InputError("a layer that stays as it is has no codes; keep the module that it is")
+        self.format, self.shape = format, tuple(shape)
+        self.precision = "exact"
+        self._matrix: tuple[torch.Tensor, CodedMatrix] | None = None
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+    @property
+    def stored(self) -> dict[str, torch.Tensor]:
+        """The stored tensors, by name."""
+        return dict(self.named_buffers(recurse=False))
+
+    def matrix(self) -> CodedMatrix:
+        """Unpacked codes and expanded codebooks, made at first use and again after a move or a load."""
+        codes = self.get_buffer("codes")
+        if self._matrix is None or self._matrix[0] is not codes:
+            self._matrix = (codes, coded_matrix(self.format, self.shape, self.stored))
+        return self._matrix[1]
+
+    def _at_precision(self, x: torch.Tensor, token_dim: int) -> torch.Tensor:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        if self.precision == "a8":
+            scale = x.abs().amax(token_dim, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / 127
+            return (x / scale).round() * scale
+        return x.bfloat16() if self.precision == "bf16" else x
+
+    def _finish(self, y: torch.Tensor, dtype: torch.dtype, bias_shape: tuple[int, ...]) -> torch.Tensor:
+        y = y.to(dtype)
+        return y if self.bias is None else y + self.bias.to(dtype).reshape(bias_shape)
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, format={self.format}, bias={self.bias is not None}"
+
+
+class AQLinear(_Coded):
+    """nn.Linear over codes: x (..., in) → (..., out).
+
+    >>> from sedaq.aq.encoder import encode
+    >>> layer = AQLinear(encode(torch.randn(16, 8), Format.parse("1x4g4")))
+    >>> layer(torch.randn(3, 8)).shape
+    torch.Size([3, 16])
+    """
+
+    kind = "linear"
+
+    def __init__(self, encoding: Encoding, bias: torch.Tensor | None = None) -> None:
+        super().__init__(encoding.format, encoding.shape, encoding.tensors, bias)
+        self.out_features, self.in_features = self.shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._finish(product(self._at_precision(x, -1), self.matrix()), x.dtype, (-1,))
+
+
+class _AQConv(_Coded):
+    """A convolution over codes, by de-quantizing its weight or by the coded product of its patches."""
+
+    kind: str
+
+    def __init__(
+        self, encoding: Encoding, bias: torch.Tensor | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+        padding_mode: str = "zeros",
+    ) -> None:  # fmt: skip
+        super().__init__(encoding.format, encoding.shape, encoding.tensors, bias)
+        n = len(self.shape) - 2
+        self.stride, self.padding, self.dilation = (value if isinstance(value, (tuple, str)) else (value,) * n for value in (stride, padding, dilation))
+        self.groups, self.padding_mode = groups, padding_mode
+        self.out_channels, self.in_channels, self.kernel_size = self.shape[0], self.shape[1] * groups, self.shape[2:]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        matrix = self.matrix()
+        dtype, x = x.dtype, self._at_precision(x, 1)
+        if choose(x.shape[0] * x[0, 0].numel(), matrix) == "dequantize" and self.padding_mode == "zeros":
+            weight = dequantize(matrix).reshape(self.shape).to(x.dtype)
+            y = _CONVOLUTIONS[self.kind](x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+        else:
+            y = self._by_patches(x, matrix)
+        return self._finish(y, dtype, (-1,) + (1,) * (len(self.shape) - 2))
+
+    def _by_patches(self, x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
+        layer = Layer("", "", "", self.kind, self.shape, self.groups)
+        columns = input_columns(x, layer, self)
+        rows = self.out_channels // self.groups
+        parts = []
+        for i in range(self.groups):
+            part = slice(i * rows, (i + 1) * rows)
+            parts.append(product(columns[i], CodedMatrix(matrix.codes[part], matrix.codebooks, matrix.scales[part], matrix.n_in, matrix.order)))
+        y = torch.cat(parts, 1)
+        with torch.device("meta"):  # the output's size by torch's own rule
+            size = _CONVOLUTIONS[self.kind](torch.empty(x.shape), torch.empty(self.shape), None, self.stride, self.padding, self.dilation, self.groups).shape
+        return y.reshape(x.shape[0], *size[2:], self.out_channels).movedim(-1, 1)
+
+
+class AQConv1d(_AQConv):
+    """nn.Conv1d over codes."""
+
+    kind = "conv1d"
+
+
+class AQConv2d(_AQConv):
+    """nn.Conv2d over codes: x (N, C, H, W) → (N, out, H', W')."""
+
+    kind = "conv2d"
+
+
+class AQConv3d(_AQConv):
+    """nn.Conv3d over codes."""
+
+    kind = "conv3d"
+
+
+_CLASSES = {"conv1d": AQConv1d, "conv2d": AQConv2d, "conv3d": AQConv3d}
+
+
+def coded_module(module: nn.Module, kind: str, encoding: Encoding) -> nn.Module:
+    """The coded twin of a Linear or Conv module, its bias and geometry kept."""
+    bias: Any = module.bias
+    if kind == "linear":
+        return AQLinear(encoding, bias)
+    geometry: dict[str, Any] = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
+    return _CLASSES[kind](encoding, bias, **geometry)
+
+
+def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def densify(root: nn.Module) -> None:
+    """Put plain Linear and Conv modules with de-quantized weights in the place of coded ones: for measuring, where speed of torch counts."""
+    for path, module in list(root.named_modules()):
+        if isinstance(module, _Coded):
+            weight = dequantize(module.matrix()).reshape(module.shape)
+            with torch.device("meta"):
+                if isinstance(module, AQLinear):
+                    dense: nn.Module = nn.Linear(module.in_features, module.out_features, module.bias is not None)
+                else:
+                    assert isinstance(module, _AQConv)
+                    cls = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[module.kind]
+                    dense = cls(
+                        module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, module.dilation, module.groups,  # type: ignore[arg-type]
+                        module.bias is not None, module.padding_mode,
+                    )  # fmt: skip
+            dense.weight = nn.Parameter(weight, requires_grad=False)
+            dense.bias = module.bias
+            set_module(root, path, dense)

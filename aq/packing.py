@@ -1,0 +1,19 @@
+"""Codes of B bits in exactly B bits each, least significant bit first, one stream for the whole weight."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes (any shape, integers below 2^bits) → uint8 (ceil(n·bits/8),)."""
+    values = codes.detach().cpu().numpy().astype(np.uint16).reshape(-1, 1)
+    stream = (values >> np.arange(bits, dtype=np.uint16)) & 1
+    return torch.from_numpy(np.packbits(stream.astype(np.uint8).reshape(-1), bitorder="little"))
+
+
+def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """The inverse of `pack`: int64 codes of the given shape."""
+    n_codes = int(np.prod(shape))
+    stream = np.unpackbits(packed.detach().cpu().numpy(), count=n_codes * bits, bitorder="little").reshape(n_codes, bits)
+    return torch.from_numpy(stream.astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))).reshape(shape)

@@ -1,0 +1,143 @@
+"""A plan: which format each layer gets, what that weighs, and what is known of its quality."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..models.subject import Subject
+from ..storage import fingerprint, read_json, write_json
+from .formats import Format
+from .menu import TensorSpec
+
+SAFETENSORS_METADATA = {"format": "pt"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One line per eligible layer; whatever is not a layer's weight stays as it is stored."""
+
+    subject_name: str
+    subject_fingerprint: str
+    formats: dict[str, Format]  # by layer, in module order
+    size_bytes: int  # of the denoiser's safetensors file, header included
+    bits_per_weight: float
+    budget: dict[str, float] = field(default_factory=dict)
+    encoding: dict[str, Any] = field(default_factory=dict)  # effort, seed, calibration fingerprint
+    activation_bits: dict[str, int] = field(default_factory=dict)  # by layer; 16 where a layer is not named
+    predicted: dict[str, Any] | None = None
+    measured: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, subject: Subject, formats: Mapping[str, Format], **details: Any) -> Plan:
+        """A plan for `subject`, sizes computed. Raises InputError for a layer that is missing, unknown or cannot have its format."""
+        ordered = {layer.name: formats[layer.name] for layer in subject.layers if layer.name in formats}
+        plan = cls(subject.name, subject.fingerprint, ordered, 0, 0.0, **details)
+        plan._check_layers(subject, set(formats))
+        size, bits = file_bytes(tensor_specs(subject, ordered)), weight_bits(subject, ordered)
+        return cls(subject.name, subject.fingerprint, ordered, size, bits, **details)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over the model, its formats and their encoding: equal for plans that give equal images."""
+        return fingerprint([self.subject_fingerprint, {name: str(format) for name, format in self.formats.items()}, self.activation_bits, self.encoding])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "subject": {"name": self.subject_name, "fingerprint": self.subject_fingerprint},
+            "budget": self.budget,
+            "layers": {name: {"format": str(format), "activation_bits": self.activation_bits.get(name, 16)} for name, format in self.formats.items()},
+            "encoding": self.encoding,
+            "size_bytes": self.size_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "predicted": self.predicted,
+            "measured": self.measured,
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: str = "plan") -> Plan:
+        try:
+            layers = content["layers"]
+            return cls(
+                content["subject"]["name"], content["subject"]["fingerprint"],
+                {name: Format.parse(layer["format"]) for name, layer in layers.items()},
+                content["size_bytes"], content["bits_per_weight"], content["budget"], content["encoding"],
+                {name: layer["activation_bits"] for name, layer in layers.items() if layer["activation_bits"] != 16},
+                content["predicted"], content["measured"], content["provenance"],
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{where}: field {error} is missing or of the wrong type; make the plan again with `sedaq search`") from error
+
+    def save(self, path: str | Path) -> None:
+        write_json(Path(path), "plan", self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Raises InputError for a missing, damaged or hand-edited file."""
+        return cls.from_json(read_json(Path(path), "plan"), str(path))
+
+    def validate(self, subject: Subject) -> None:
+        """Raise InputError unless this plan was made for `subject` and its sizes are right."""
+        if self.subject_fingerprint != subject.fingerprint:
+            raise InputError(
+                f"the plan was made for {self.subject_name} (fingerprint {self.subject_fingerprint}), not for {subject.name} ({subject.fingerprint}); "
+                "pass the subject that was searched, or search again"
+            )
+        self._check_layers(subject, set(self.formats))
+        size = file_bytes(tensor_specs(subject, self.formats))
+        if size != self.size_bytes:
+            raise InputError(f"the plan states size_bytes {self.size_bytes}, its formats take {size}; search again")
+
+    def _check_layers(self, subject: Subject, named: set[str]) -> None:
+        layers = {layer.name: layer for layer in subject.layers}
+        for name in sorted(named - layers.keys()):
+            raise InputError(f"the plan names layer {name!r}, which {subject.name} does not have; `sedaq inspect` lists them")
+        for name in layers:
+            if name not in named:
+                raise InputError(f"the plan leaves out layer {name!r} of {subject.name}; search again")
+            try:
+                self.formats[name].tensor_specs(layers[name].shape)
+            except InputError as error:
+                raise InputError(f"layer {name}: {error}") from error
+
+
+def tensor_specs(subject: Subject, formats: Mapping[str, Format]) -> dict[str, TensorSpec]:
+    """Dtype and shape of every tensor of the quantized denoiser's file."""
+    specs = dict(subject.tensor_specs)
+    for layer in subject.layers:
+        stored, _ = specs.pop(f"{layer.name}.weight")
+        for name, spec in formats[layer.name].tensor_specs(layer.shape, stored).items():
+            specs[f"{layer.name}.{name}"] = spec
+    return specs
+
+
+def weight_bits(subject: Subject, formats: Mapping[str, Format]) -> float:
+    """Total bits per eligible weight."""
+    size = sum(formats[layer.name].size_bytes(layer.shape, subject.tensor_specs[f"{layer.name}.weight"][0]) for layer in subject.layers)
+    return 8 * size / sum(layer.n_weights for layer in subject.layers)
+
+
+def file_bytes(specs: Mapping[str, TensorSpec]) -> int:
+    """Exact bytes of a safetensors file: 8 for the header's length, the header padded to 8, the tensors.
+
+    The writer orders tensors by dtype, widest alignment first, then by name; the order matters for the digits of the offsets.
+    """
+    names = {torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL", torch.int32: "I32", torch.int64: "I64",
+             torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}  # fmt: skip
+    rank = [torch.bool, torch.uint8, torch.int8, torch.float16, torch.bfloat16, torch.int32, torch.float32, torch.float64, torch.int64]
+    header: dict[str, Any] = {"__metadata__": SAFETENSORS_METADATA}
+    offset = 0
+    for name, (dtype, shape) in sorted(specs.items(), key=lambda item: (-rank.index(item[1][0]), item[0])):
+        end = offset + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + 8 * math.ceil(length / 8) + offset

@@ -1,0 +1,14 @@
+"""What sedaq raises on purpose. The message is one line that names what is wrong, where, and the remedy."""
+from __future__ import annotations
+
+
+class SedaqError(Exception):
+    """The work failed (exit code 1)."""
+
+    exit_code = 1
+
+
+class InputError(SedaqError):
+    """What the user gave is wrong (exit code 2)."""
+
+    exit_code = 2

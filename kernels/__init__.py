@@ -1,0 +1,1 @@
+"""Products of activations with codes, and the dispatcher that chooses among them."""

@@ -1,0 +1,1 @@
+"""Subjects: a denoiser and how to sample it."""

@@ -1,0 +1,119 @@
+"""Second moments of every layer's inputs on the model's own trajectories: no data is needed.
+
+Source: the Hessian of a layer's squared output error, H = E[x xᵀ] (Frantar et al. 2023, GPTQ), taken over all tokens, timesteps and images
+of a sampling. Timesteps weigh equally.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from .hessian import Hessian, block_edges
+from .layers import Layer
+from .noise import purpose_seed
+from .sampling import sample_in_chunks
+from .subject import Subject
+
+
+def input_columns(x: torch.Tensor, layer: Layer, module: nn.Module) -> torch.Tensor:
+    """The vectors that the flattened weight multiplies: (groups, tokens, in).
+
+    A convolution's are its patches, channel by channel, taps innermost, as `weight.flatten(1)` has them.
+    """
+    if layer.kind == "linear":
+        return x.reshape(1, -1, layer.n_in)
+    taps = layer.shape[2:]
+    padding = module.padding if not isinstance(module.padding, str) else [d * (k - 1) // 2 for d, k in zip(module.dilation, taps, strict=True)]  # type: ignore[union-attr, call-overload, arg-type]
+    mode = "constant" if module.padding_mode == "zeros" else str(module.padding_mode)
+    x = F.pad(x, [p for size in reversed(padding) for p in (size, size)], mode=mode)  # type: ignore[union-attr, arg-type]
+    for axis, (size, stride, dilation) in enumerate(zip(taps, module.stride, module.dilation, strict=True), start=2):  # type: ignore[union-attr, call-overload, arg-type]
+        # unfold puts the window last; dilation is a step within the window
+        x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    n_taps = len(taps)
+    batch, channels = x.shape[:2]
+    x = x.reshape(batch, layer.groups, channels // layer.groups, math.prod(x.shape[2 : 2 + n_taps]), math.prod(taps))
+    return x.permute(1, 0, 3, 2, 4).reshape(layer.groups, -1, layer.n_in)
+
+
+class _Accumulator:
+    """Running sum of x xᵀ in float64, block by block."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.edges = block_edges(layer.shape)
+        widths = [b - a for a, b in zip(self.edges, self.edges[1:], strict=False)]
+        self.sums = [torch.zeros(layer.groups, width, width, dtype=torch.float64) for width in widths]
+        self.n_tokens = 0
+
+    def add(self, columns: torch.Tensor) -> None:
+        for total, start, stop in zip(self.sums, self.edges, self.edges[1:], strict=False):
+            part = columns[:, :, start:stop].float()
+            total += (part.transpose(1, 2) @ part).cpu()
+        self.n_tokens += columns.shape[1]
+
+    def hessian(self) -> Hessian:
+        if self.n_tokens == 0:
+            raise InputError(f"layer {self.layer.name}: received no input while sampling, so it cannot be calibrated; leave it out with --exclude {self.layer.name}")
+        return Hessian(tuple((total / self.n_tokens).float() for total in self.sums))
+
+
+@contextmanager
+def _accumulating(subject: Subject, layers: Sequence[Layer]) -> Iterator[dict[str, _Accumulator]]:
+    sums = {layer.name: _Accumulator(layer) for layer in layers}
+
+    def hook(layer: Layer) -> Any:
+        return lambda module, args: sums[layer.name].add(input_columns(args[0].detach(), layer, module))
+
+    handles = [subject.denoiser.get_submodule(layer.name).register_forward_pre_hook(hook(layer)) for layer in layers]
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hessian_bytes(layer: Layer) -> int:
+    """Memory of one layer's accumulator."""
+    edges = block_edges(layer.shape)
+    return 8 * layer.groups * sum((b - a) ** 2 for a, b in zip(edges, edges[1:], strict=False))
+
+
+def passes(layers: Sequence[Layer], memory_bytes: int) -> list[list[Layer]]:
+    """Layers in module order, split so that each pass's accumulators fit into `memory_bytes`; every pass samples once."""
+    result: list[list[Layer]] = []
+    used = 0
+    for layer in layers:
+        size = hessian_bytes(layer)
+        if not result or used + size > memory_bytes:
+            result.append([])
+            used = 0
+        result[-1].append(layer)
+        used += size
+    return result
+
+
+def calibrate(
+    subject: Subject, layers: Sequence[Layer], *, n_images: int = 64, steps: int | None = None, seed: int = 0, memory_bytes: int | None = None, **settings: Any
+) -> Iterator[tuple[Layer, Hessian]]:
+    """H of each layer, as passes finish.
+
+    Args:
+        memory_bytes: bound on the accumulators of one pass; half of what is free when None.
+        settings: passed to the subject's sample function.
+    """
+    memory_bytes = memory_bytes or psutil.virtual_memory().available // 2
+    plan = passes(layers, memory_bytes)
+    for number, chosen in enumerate(plan, start=1):
+        with _accumulating(subject, chosen) as sums:
+            description = "calibration" if len(plan) == 1 else f"calibration {number}/{len(plan)}"
+            sample_in_chunks(subject.sample, description, seed=purpose_seed(seed, "calibration"), n_images=n_images, chunk=32, steps=steps, **settings)
+        for layer in chosen:
+            yield layer, sums[layer.name].hessian()

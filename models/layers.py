@@ -1,0 +1,95 @@
+"""Which layers a denoiser has, and what each one is for."""
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+KINDS: dict[type[nn.Module], str] = {nn.Linear: "linear", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
+
+# The role of a layer by the end of its path; the first pattern that matches names it. A path that none matches is its own role, without
+# indices, so that an unknown architecture still groups alike layers together.
+ROLES: tuple[tuple[str, str], ...] = (
+    (r"(^|\.)(time_embed\w*|timestep_embed\w*|time_proj\w*|time_text_embed)(\.|$)", "time embedding"),
+    (r"\.(time_emb_proj)$", "time projection"),
+    (r"(^|\.)norm\w*\.linear$", "modulation"),
+    (r"\.(to_q|q_proj|query|add_q_proj)$", "attention query"),
+    (r"\.(to_k|k_proj|key|add_k_proj)$", "attention key"),
+    (r"\.(to_v|v_proj|value|add_v_proj)$", "attention value"),
+    (r"\.(to_qkv|qkv)$", "attention query, key, value"),
+    (r"\.(to_out\.\d+|out_proj|to_add_out)$", "attention output"),
+    (r"\.(net\.0\.proj|fc1|linear_1|w1)$", "feed-forward in"),
+    (r"\.(net\.2|fc2|linear_2|w2)$", "feed-forward out"),
+    (r"\.conv1$", "residual conv 1"),
+    (r"\.conv2$", "residual conv 2"),
+    (r"\.(conv_shortcut|skip\w*)$", "skip"),
+    (r"downsamplers\.\d+\.conv$", "downsampling"),
+    (r"upsamplers\.\d+\.conv$", "upsampling"),
+    (r"(^|\.)(conv_in|pos_embed\.proj|patch_embed\.proj|x_embedder\.\w+|proj_in)$", "input"),
+    (r"(^|\.)(conv_out|proj_out\w*|final_layer\.\w+)$", "output"),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One eligible weight. `name` is the module's path; its weight is the tensor `name`.weight."""
+
+    name: str
+    role: str
+    block: str  # "transformer_blocks.0", "mid_block", or "" outside of blocks
+    kind: str
+    shape: tuple[int, ...]  # (out, in / groups, *taps)
+    groups: int = 1
+
+    @property
+    def n_weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def n_in(self) -> int:
+        """Columns of the flattened weight."""
+        return math.prod(self.shape[1:])
+
+
+def role_of(path: str) -> str:
+    for pattern, role in ROLES:
+        if re.search(pattern, path):
+            return role
+    return re.sub(r"\.?\b\d+\b", "", path) or path
+
+
+def block_of(path: str) -> str:
+    found = re.match(r"([A-Za-z_]\w*\.\d+)\.", path) or re.match(r"(\w*block\w*)\.", path)
+    return found[1] if found else ""
+
+
+def find_layers(denoiser: nn.Module, exclude: Sequence[str] = ()) -> list[Layer]:
+    """All Linear and Conv layers in module order, less those whose path matches a glob of `exclude`.
+
+    Raises InputError for NaN or infinite weights and for a glob that matches nothing.
+    """
+    layers, unused = [], set(exclude)
+    for path, module in denoiser.named_modules():
+        kind = next((kind for type_, kind in KINDS.items() if isinstance(module, type_)), None)
+        if kind is None:
+            continue
+        matching = {glob for glob in exclude if fnmatch.fnmatchcase(path, glob)}
+        unused -= matching
+        if matching:
+            continue
+        weight = module.weight
+        if not torch.isfinite(weight).all():
+            raise InputError(f"layer {path}: its weight holds NaN or infinity; repair the model, or leave the layer out with --exclude {path}")
+        layers.append(Layer(path, role_of(path), block_of(path), kind, tuple(weight.shape), getattr(module, "groups", 1)))
+    if unused:
+        raise InputError(f"--exclude {sorted(unused)[0]}: no Linear or Conv layer has such a path; `sedaq inspect` lists them")
+    if not layers:
+        raise InputError("the denoiser has no Linear or Conv layer that is not excluded; nothing can be quantized")
+    return layers

@@ -1,0 +1,1 @@
+"""Small diffusion models that come with sedaq, and the scripts that trained them."""

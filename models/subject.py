@@ -1,0 +1,105 @@
+"""A Subject: a denoiser, how to sample it, and what is known about its files."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..storage import fingerprint, tensor_fingerprint
+from .layers import Layer, find_layers
+from .sampling import Condition, Sampler
+
+
+class Subject:
+    """What is to be quantized.
+
+    Args:
+        denoiser: any module; its Linear and Conv layers are the eligible ones.
+        sample: sample(*, seed, start, n_images, steps=None, **settings) → images (n, C, H, W) in [0, 1]; must call `denoiser`, and image
+            i's noise must depend on (seed, i) alone.
+        conditions: labels or prompts; image i has conditions[i mod len].
+        name: how plans and reports call it.
+        exclude: globs of layer paths to leave alone.
+        folder: the diffusers folder that it came from, if any.
+        component: the denoiser's name in the pipeline of `folder`, "" where the folder is a bare denoiser.
+        stored_dtypes: dtype on disk of each tensor of the denoiser's state dict, where it differs from the one in memory.
+        extractor: name of the feature extractor to use when none is asked for.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        *,
+        sample: Sampler,
+        conditions: Sequence[Condition] | None = None,
+        name: str,
+        exclude: Sequence[str] = (),
+        folder: Path | None = None,
+        component: str = "",
+        stored_dtypes: dict[str, torch.dtype] | None = None,
+        extractor: str | None = None,
+    ) -> None:
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.sampler, self.conditions, self.name = sample, list(conditions) if conditions else None, name
+        self.folder, self.component, self.extractor = folder, component, extractor
+        self.exclude = tuple(exclude)
+        self.stored_dtypes = stored_dtypes or {}
+
+    def sample(self, *, seed: int, start: int = 0, n_images: int, steps: int | None = None, **settings: Any) -> torch.Tensor:
+        """Images (n, C, H, W) in [0, 1], images start … start + n_images − 1 of `seed`. Raises InputError if the sampler returns others."""
+        images = self.sampler(seed=seed, start=start, n_images=n_images, steps=steps, **settings)
+        if images.ndim != 4 or len(images) != n_images:
+            raise InputError(f"subject {self.name}: its sample function gave shape {tuple(images.shape)}; it must give ({n_images}, C, H, W)")
+        return images
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """The eligible layers, in module order."""
+        return find_layers(self.denoiser, self.exclude)
+
+    @cached_property
+    def tensor_specs(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Stored dtype and shape of every tensor in the denoiser's state dict."""
+        return {name: (self.stored_dtypes.get(name, tensor.dtype), tuple(tensor.shape)) for name, tensor in self.denoiser.state_dict().items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over configuration, conditions and the weights as they were when this was first read."""
+        config = json.loads(json.dumps(dict(getattr(self.denoiser, "config", {})), default=str))
+        weights = tensor_fingerprint(sorted(self.denoiser.state_dict().items()))
+        return fingerprint([type(self.denoiser).__name__, config, self.conditions, list(self.exclude), weights])
+
+    @cached_property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W), found out by sampling one image for one step where the sampler does not say it."""
+        return getattr(self.sampler, "image_shape", None) or tuple(self.sample(seed=0, n_images=1, steps=1).shape[1:])
+
+    def layer(self, name: str) -> Layer:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise InputError(f"subject {self.name} has no layer {name!r}; `sedaq inspect` lists them")
+
+    def weight(self, name: str) -> torch.Tensor:
+        """The full-precision weight of layer `name`, float32."""
+        return self.denoiser.get_submodule(name).weight.detach().float()  # type: ignore[operator, union-attr]
+
+    @contextmanager
+    def weights_replaced(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Run the block with other dense weights in the layers named, and put the old ones back."""
+        parameters = {name: self.denoiser.get_submodule(name).weight for name in weights}
+        originals = {name: parameter.data for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = weights[name].to(parameter)  # type: ignore[union-attr]
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = originals[name]  # type: ignore[union-attr]

@@ -1,0 +1,83 @@
+"""Progress of long work as one stream of records, whoever shows them.
+
+Library code wraps its loops in `track`; a command line shows the records with `shown`. Without a listener nothing is printed.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Record:
+    """How far one piece of work is."""
+
+    description: str
+    done: float
+    total: float
+    elapsed: float  # seconds
+    remaining: float | None  # seconds, None until it can be told
+
+
+_listeners: list[Callable[[Record], None]] = []
+
+
+def report(record: Record) -> None:
+    for listener in _listeners:
+        listener(record)
+
+
+def track(items: Iterable[T], description: str, total: float | None = None, *, done: float = 0, cost: Callable[[T], float] = lambda _: 1) -> Iterator[T]:
+    """Yield `items`, sending a record before the first and after each.
+
+    Args:
+        total: sum of all costs, those already done included; len(items) + done when None.
+        done: cost of what an earlier run has finished.
+        cost: weight of one item, for items of unequal length.
+    """
+    if total is None:
+        items = list(items)
+        total = done + sum(cost(item) for item in items)
+    start, first = time.monotonic(), done
+    report(Record(description, done, total, 0.0, None))
+    for item in items:
+        yield item
+        done += cost(item)
+        elapsed = time.monotonic() - start
+        report(Record(description, done, total, elapsed, elapsed * (total - done) / (done - first) if done > first else None))
+
+
+@contextmanager
+def listening(listener: Callable[[Record], None]) -> Iterator[None]:
+    """Send records to `listener` while the block runs."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Show records as bars with time left on stderr while the block runs."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, int] = {}
+
+        def listener(record: Record) -> None:
+            if record.done == 0 or record.description not in tasks:
+                if record.description in tasks:
+                    bars.remove_task(tasks[record.description])  # type: ignore[arg-type]
+                tasks[record.description] = bars.add_task(record.description, total=record.total, completed=record.done)
+            bars.update(tasks[record.description], completed=record.done)  # type: ignore[arg-type]
+
+        with listening(listener):
+            yield

@@ -1,0 +1,184 @@
+"""What a run folder holds, read and checked, for figures and page to draw from."""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ..aq.plan import Plan
+from ..errors import InputError
+from ..storage import load_tensors, read_json, read_records, save_tensors
+from .numbers import as_float
+
+_TEXT_COLUMNS = ("layer", "role", "block", "kind", "format")
+_NUMBER_COLUMNS = ("n_weights", "rate", "bits_per_weight", "size_bytes", "error", "cost", "cost_low", "cost_high", "contribution")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything that a report shows. What the run does not have yet is None or empty."""
+
+    run: dict[str, Any]
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    fit: dict[str, Any] | None = None
+    sensitivity: pd.DataFrame | None = None  # one row per layer and menu entry, in module order
+    front: list[dict[str, Any]] | None = None
+    plan: Plan | None = None
+    plan_name: str = ""  # where the plan comes from, for people
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # the last record of each name
+    grids: dict[str, torch.Tensor] = field(default_factory=dict)  # (n, C, H, W) in [0, 1], by variant
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.run.get("settings") or {}
+
+    @property
+    def metric(self) -> str:
+        """The fidelity that was predicted and searched for."""
+        return self.fit["metric"] if self.fit else "fid"
+
+    @cached_property
+    def cheapest(self) -> pd.DataFrame:
+        """The row of every layer's lowest rate, in module order. Needs `sensitivity`."""
+        assert self.sensitivity is not None
+        rows = self.sensitivity.reset_index(drop=True)
+        return rows.loc[sorted(rows.groupby("layer", sort=False)["rate"].idxmin())]
+
+
+@contextmanager
+def complaints(where: object, remedy: str) -> Iterator[None]:
+    """Turn a field that is missing or of the wrong type into the one line that says where, and the remedy."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"{where}: field {error} is missing; {remedy}") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"{where}: a field is of the wrong type ({str(error).splitlines()[0]}); {remedy}") from error
+
+
+def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None) -> RunData:
+    """Read a run folder; only run.json must be there.
+
+    Args:
+        grids: images by variant, (n, C, H, W) in [0, 1]; those of an earlier report where None.
+
+    Raises:
+        InputError: a file is damaged, lacks a field, or belongs to another model.
+    """
+    folder = Path(folder)
+    if not (folder / "run.json").exists():
+        raise InputError(f"{folder}: holds no run.json; pass a run folder, which `sedaq probe SUBJECT --run DIR` makes")
+    run = read_json(folder / "run.json", "run")
+    with complaints(folder / "run.json", "make the run again with `sedaq probe`"):
+        fingerprint = run["subject"]["fingerprint"]
+        run["subject"]["name"], dict(run.get("settings") or {})
+    front = _read_front(folder / "plans" / "front.json")
+    plan, plan_name = _read_plan(folder / "plans", front)
+    if plan is not None and plan.subject_fingerprint != fingerprint:
+        raise InputError(
+            f"{folder / plan_name}: field 'fingerprint' is {plan.subject_fingerprint}, the run's is {fingerprint}; the plan is of another model, move it away"
+        )
+    latest = {record.get("name", "unnamed"): record for record in read_records(folder / "evaluations.jsonl", "evaluation")}
+    return RunData(
+        run=run,
+        probes=read_records(folder / "probes.jsonl", "probe"),
+        fit=_read_fit(folder / "predictor" / "fit.json"),
+        sensitivity=read_sensitivity(folder / "predictor" / "sensitivity.csv"),
+        front=front,
+        plan=plan,
+        plan_name=plan_name,
+        evaluations=list(latest.values()),
+        grids=_stored_grids(folder / "figures" / "grids.safetensors") if grids is None else checked_grids(grids),
+    )
+
+
+def read_sensitivity(path: Path) -> pd.DataFrame | None:
+    """The table that `sedaq fit` writes, None where there is none. Raises InputError for a column that is missing or not numeric."""
+    if not path.exists():
+        return None
+    remedy = "write it again with `sedaq fit`"
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, str), keep_default_na=False, na_values={name: ["", "nan", "NaN"] for name in _NUMBER_COLUMNS})
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"{path}: not a readable CSV table ({str(error).splitlines()[0]}); {remedy}") from error
+    for column in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS):
+        if column not in table:
+            raise InputError(f"{path}: column '{column}' is missing; {remedy}")
+    for column in _NUMBER_COLUMNS:
+        try:
+            table[column] = pd.to_numeric(table[column]).astype(float)
+        except ValueError as error:
+            raise InputError(f"{path}: column '{column}' holds what is not a number ({error}); {remedy}") from error
+    if table.empty or table["rate"].isna().any():
+        raise InputError(f"{path}: {'holds no layer' if table.empty else 'a rate is missing'}; {remedy}")
+    return table
+
+
+def _read_fit(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    fit = read_json(path, "fit")
+    with complaints(path, "write it again with `sedaq fit`"):
+        str(fit["metric"]), as_float(fit["spearman"]), as_float(fit["ceiling"]), dict(fit["baselines"])
+        for row in fit["predictions"]:
+            as_float(row["measured"]), as_float(row["predicted"]), as_float(row["bits_per_weight"])
+    return fit
+
+
+def _read_front(path: Path) -> list[dict[str, Any]] | None:
+    if not path.exists():
+        return None
+    plans = read_json(path, "front").get("plans")
+    with complaints(path, "write it again with `sedaq search --front`"):
+        return sorted(plans, key=lambda plan: float(plan["bits_per_weight"])) or None  # type: ignore[type-var, arg-type]
+
+
+def _read_plan(folder: Path, front: list[dict[str, Any]] | None) -> tuple[Plan | None, str]:
+    """The plan that was searched last; where only a front was searched, the one in its middle."""
+    files = sorted((path for path in folder.glob("*.json") if path.name != "front.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    if files:
+        return Plan.load(files[-1]), f"plans/{files[-1].name}"
+    if front:
+        content = front[len(front) // 2].get("plan")
+        return (Plan.from_json(content, str(folder / "front.json")), "plans/front.json") if content else (None, "")
+    return None, ""
+
+
+def checked_grids(grids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The grids as float32. Raises InputError unless all are (n, C, H, W) of one shape with 1 or 3 channels."""
+    shapes = {name: tuple(images.shape) for name, images in grids.items()}
+    first = next(iter(shapes.values()), ())
+    for name, shape in shapes.items():
+        if len(shape) != 4 or 0 in shape or shape[1] not in (1, 3):
+            raise InputError(f"image grid {name!r} has shape {shape}; pass images of shape (n, 1 or 3, height, width)")
+        if shape != first:
+            raise InputError(f"image grid {name!r} has shape {shape}, another one {first}; pass equally many images of one size, made from the same noise")
+    return {name: images.detach().to("cpu", torch.float32) for name, images in grids.items()}
+
+
+def save_grids(path: Path, grids: Mapping[str, torch.Tensor]) -> None:
+    """Keep the grids, 8 bits a channel, so that a later report can show them again."""
+    images = {name: (images.nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8) for name, images in grids.items()}
+    save_tensors(path, "grids", images, {"order": list(images)})
+
+
+def _stored_grids(path: Path) -> dict[str, torch.Tensor]:
+    if not path.exists():
+        return {}
+    images, metadata = load_tensors(path, "grids")
+    return checked_grids({name: images[name].float() / 255 for name in metadata["order"]})
+
+
+def text_of(value: Any) -> str:
+    """A setting as people read it."""
+    if isinstance(value, (dict, list)):
+        return re.sub(r'[{}"\[\]]', "", json.dumps(value, ensure_ascii=False)) or "none"
+    return {None: "none", True: "yes", False: "no"}.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,146 @@
+"""The one visual language of all figures.
+
+Colours are Okabe and Ito's, which people with any common colour blindness can tell apart ("Color Universal Design", 2008). A figure has
+its own light ground, so that it reads the same on a light page, on a dark page and on paper.
+"""
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import math
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from ..storage import write_atomically
+from .numbers import number
+
+P = ParamSpec("P")
+
+GROUND, INK, MUTED, LINES, PALE = "#fcfcfa", "#1d2127", "#5b626c", "#e4e6e9", "#c9cdd2"
+FULL_PRECISION, UNIFORM, SEARCHED, TUNED, OTHER = "#3d434b", "#d55e00", "#0072b2", "#009e73", "#8a8f96"
+WIDTH = 7.0  # inches
+DPI = 160
+
+# Colour by what a layer does; roles are more than a reader can tell apart by colour, their families are not.
+FAMILIES: tuple[tuple[str, str, str], ...] = (
+    (r"attention", "attention", "#0072b2"),
+    (r"feed-forward", "feed-forward", "#e69f00"),
+    (r"residual", "residual convolution", "#009e73"),
+    (r"time|modulation|embed", "time and conditioning", "#cc79a7"),
+    (r"^(input|output)", "input and output", "#d55e00"),
+    (r"sampling|skip", "resampling and skip", "#56b4e9"),
+)
+SEQUENTIAL = LinearSegmentedColormap.from_list("sedaq", ["#f1f5f9", "#b9d5ea", "#6aaed6", "#2478b5", "#0b3c6b"])
+
+_RC = {
+    "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
+    "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
+    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.edgecolor": PALE, "axes.facecolor": GROUND, "figure.facecolor": GROUND,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": LINES, "grid.linewidth": 0.8,
+    "axes.axisbelow": True, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "lines.linewidth": 2.0, "text.parse_math": False, "axes.unicode_minus": True,
+}  # fmt: skip
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Run a drawing function under the common settings and leave the caller's settings alone."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(_RC):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure, in inches."""
+    return Figure(figsize=(width, height), layout="constrained", facecolor=GROUND)
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as PNG. Equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_RC):
+        figure.savefig(buffer, format="png", dpi=DPI, facecolor=GROUND, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save_png(figure: Figure, path: Path) -> str:
+    """Write the figure to `path` and return the same bytes in base64, for embedding."""
+    data = png_bytes(figure)
+    write_atomically(path, data)
+    return base64.b64encode(data).decode()
+
+
+def family(role: str) -> tuple[str, str]:
+    """Name and colour of the family that a role belongs to."""
+    return next(((name, colour) for pattern, name, colour in FAMILIES if re.search(pattern, role)), ("other", OTHER))
+
+
+def variant_colour(name: str) -> str:
+    """Colour of a compared model: the same in every figure."""
+    lowered = name.lower()
+    for part, colour in (("full", FULL_PRECISION), ("uniform", UNIFORM), ("tuned", TUNED), ("search", SEARCHED)):
+        if part in lowered:
+            return colour
+    return OTHER
+
+
+def rate_colour(bits_per_weight: float) -> tuple[float, float, float]:
+    """Colour of a rate, from pale at one bit to dark at sixteen, logarithmic; the same in every figure."""
+    if not math.isfinite(bits_per_weight):
+        return to_rgb(PALE)
+    place = min(max(math.log2(max(bits_per_weight, 1.0)) / 4, 0.0), 1.0)
+    return to_rgb(SEQUENTIAL(0.08 + 0.92 * place))
+
+
+def ink_on(colour: tuple[float, float, float]) -> str:
+    """Dark or white text, whichever stands out more from `colour`."""
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in colour]
+    luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return INK if luminance > 0.22 else "white"
+
+
+def shorten(name: str, width: int = 36) -> str:
+    """A long path with its middle left out: the beginning names the block, the end the layer."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 2
+    return f"{name[:head]}…{name[-(width - 1 - head):]}"
+
+
+def spread(values: Iterable[float]) -> float:
+    """Greatest over least of the finite values; 1 where one of them is not positive."""
+    finite = [value for value in values if math.isfinite(value)]
+    return max(finite) / min(finite) if finite and min(finite) > 0 else 1.0
+
+
+def log_if_wide(axes: Axes, axis: str, values: Iterable[float], ratio: float = 20) -> bool:
+    """Make the "x" or "y" axis logarithmic, with plain numbers on it, where `values` span more than `ratio`."""
+    if spread(values) <= ratio:
+        return False
+    axes.set(**{f"{axis}scale": "log"})
+    plain_log(axes.xaxis if axis == "x" else axes.yaxis)
+    return True
+
+
+def plain_log(axis: Axis) -> None:
+    """Ticks at 1, 2 and 5 of each decade, written as plain numbers."""
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low) if low > 0 else 9
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1) if value < 1000 else number(value, 3)))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,41 @@
+"""Uniform plans: what a search has to beat at equal bytes."""
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import InputError
+from .problem import Choice, Problem
+
+N_ORDERS = 5
+
+
+def at_rate(problem: Problem, rate: float) -> Choice:
+    """Every unit at its highest option within `rate`; one that has none takes its cheapest."""
+    return np.array([max((k for k, r in enumerate(unit.rates) if r <= rate), default=0) for unit in problem.units])
+
+
+def uniform_choice(problem: Problem, *, seed: int = 0, order: int = 0) -> Choice:
+    """Every unit at the highest rate that fits; bytes left raise units to the next rate, in pseudo-random order, where they still fit.
+
+    Source: DESIGN's definition. Each of the N_ORDERS orders is a permutation that depends on (seed, order) alone, so under one budget more
+    bytes never give a uniform plan with fewer.
+    """
+    rates = sorted({rate for unit in problem.units for rate in unit.rates})
+    fitting = [index for index, rate in enumerate(rates) if problem.fits(at_rate(problem, rate))]
+    if not fitting:
+        raise InputError("no rate fits both budgets at once; raise the bits or the size")
+    choice = at_rate(problem, rates[fitting[-1]])
+    if fitting[-1] + 1 == len(rates):
+        return choice
+    target = at_rate(problem, rates[fitting[-1] + 1])
+    used, rows = problem.used(choice), np.arange(len(problem.units))
+    steps = problem.sizes[:, rows, target] - problem.sizes[:, rows, choice]
+    for unit in np.random.default_rng([seed, order]).permutation(len(problem.units)):
+        if (used + steps[:, unit] <= problem.limits).all():
+            used, choice[unit] = used + steps[:, unit], target[unit]
+    return choice
+
+
+def uniform_choices(problem: Problem, *, seed: int = 0) -> list[Choice]:
+    """The uniform plans of all orders."""
+    return [uniform_choice(problem, seed=seed, order=order) for order in range(N_ORDERS)]

@@ -1,0 +1,1 @@
+"""What each layer can stand: fidelity metrics, probing, the predictor and its attributions."""

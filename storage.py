@@ -1,0 +1,155 @@
+"""Files that are either whole or absent, and that a reader can trust.
+
+Every file carries its kind, a schema number and a sha256 of its content; it is written to a temporary name and renamed. A reader refuses
+what does not match and names the field. JSON and safetensors only, no pickle.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import InputError
+
+SCHEMA = 1
+_OWN_FIELDS = ("kind", "schema", "sha256")
+
+
+def canonical_json(value: Any) -> str:
+    """One text for equal values: sorted keys, no spaces, NaN and infinity refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(value: Any) -> str:
+    """First 16 hex digits of the sha256 of a JSON value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def tensor_fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """First 16 hex digits of a sha256 over names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary name beside `path`, flush to disk, rename."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left") from error
+    finally:
+        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+
+
+def _seal(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    body = {"kind": kind, "schema": SCHEMA, **content}
+    return {**body, "sha256": hashlib.sha256(canonical_json(body).encode()).hexdigest()}
+
+
+def _unseal(where: str, kind: str, body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise InputError(f"{where}: not a JSON object; write it again with sedaq")
+    expected: dict[str, Any] = {"kind": kind, "schema": SCHEMA}
+    for field, value in expected.items():
+        if body.get(field) != value:
+            raise InputError(f"{where}: field '{field}' is {body.get(field)!r} where {value!r} is expected; write the file again with this version of sedaq")
+    rest = {key: value for key, value in body.items() if key != "sha256"}
+    if _seal(kind, {key: value for key, value in rest.items() if key not in _OWN_FIELDS})["sha256"] != body.get("sha256"):
+        raise InputError(f"{where}: field 'sha256' does not match the content; the file was changed or damaged, write it again with sedaq")
+    return {key: value for key, value in rest.items() if key not in _OWN_FIELDS}
+
+
+def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(_seal(kind, content), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """Content that write_json wrote. Raises InputError for a missing, damaged or foreign file."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); the file is damaged, write it again with sedaq") from error
+    return _unseal(str(path), kind, body)
+
+
+def append_record(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Append one sealed line and flush it to disk. A line that a crash cut short is first removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = canonical_json(_seal(kind, content)).encode() + b"\n"
+    try:
+        with open(path, "ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left") from error
+
+
+def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
+    """All sealed lines of `path`, none if it does not exist; a last line without its line end is dropped, for a crash may leave one."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        where = f"{path} line {number}"
+        try:
+            body = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: not valid JSON ({error}); remove the line, its work will be done again") from error
+        records.append(_unseal(where, kind, body))
+    return records
+
+
+def save_tensors(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+    """A safetensors file whose header carries `metadata` and a fingerprint of the tensors."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = {**metadata, "tensors": tensor_fingerprint(sorted(contiguous.items()))}
+    write_atomically(path, safetensors.torch.save(contiguous, {"sedaq": json.dumps(_seal(kind, content), allow_nan=False)}))
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata that save_tensors wrote. Raises InputError for a missing, damaged or foreign file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("sedaq")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); delete it, it will be made again") from error
+    if header is None:
+        raise InputError(f"{path}: has no field 'sedaq' in its header; it was not written by sedaq")
+    metadata = _unseal(str(path), kind, json.loads(header))
+    if metadata.pop("tensors") != tensor_fingerprint(sorted(tensors.items())):
+        raise InputError(f"{path}: field 'tensors' does not match the stored tensors; the file is damaged, delete it and it will be made again")
+    return tensors, metadata

@@ -1,0 +1,228 @@
+"""Distances against closed forms, brute force and simulation."""
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from sedaq.errors import InputError, SedaqError
+from sedaq.sensitivity.fidelity import (
+    MAX_PSNR,
+    Features,
+    Metric,
+    Reference,
+    Statistics,
+    agreement,
+    feature_distance,
+    frechet_difference,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    measure,
+    psnr,
+)
+from torch import Tensor
+
+
+def gaussian(mean: Tensor, covariance: Tensor) -> Statistics:
+    return Statistics(101, mean.double(), covariance.double() * 100)
+
+
+def samples(n: int, d: int, seed: int, *, mean: float = 0.0, scale: float = 1.0) -> Tensor:
+    return mean + scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def reference_of(features: Tensor) -> Reference:
+    return Reference(Statistics.of(features), features, None, "test", "0")
+
+
+def test_statistics_match_torch() -> None:
+    x = samples(50, 4, 0, mean=1000.0)
+    statistics = Statistics.of(x)
+    torch.testing.assert_close(statistics.mean, x.double().mean(0))
+    torch.testing.assert_close(statistics.covariance, torch.cov(x.double().T))
+
+
+@pytest.mark.parametrize("cut", [1, 7, 49])
+def test_merged_statistics_equal_all_at_once(cut: int) -> None:
+    x = samples(50, 4, 0, mean=1e4)  # a mean far from zero, where sums of squares would lose the covariance
+    merged, whole = Statistics.of(x[:cut]).merge(Statistics.of(x[cut:])), Statistics.of(x)
+    assert merged.n == whole.n
+    torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-14, atol=0)
+    torch.testing.assert_close(merged.scatter, whole.scatter, rtol=1e-8, atol=1e-8)
+
+
+def test_statistics_refuse_what_is_not_finite_and_what_is_too_few() -> None:
+    x = samples(6, 2, 0)
+    x[3, 1] = torch.nan
+    with pytest.raises(SedaqError, match="1 of 6 images"):
+        Statistics.of(x)
+    with pytest.raises(InputError, match="at least 2"):
+        _ = Statistics.of(x[:1]).covariance
+
+
+def test_frechet_in_one_dimension() -> None:
+    a, b = gaussian(torch.tensor([1.0]), torch.tensor([[4.0]])), gaussian(torch.tensor([-2.0]), torch.tensor([[9.0]]))
+    assert frechet_distance(a, b) == pytest.approx(3**2 + (3 - 2) ** 2)
+
+
+def test_frechet_of_commuting_covariances() -> None:
+    mean, u, v = torch.tensor([1.0, 0.0, -2.0]), torch.tensor([1.0, 4.0, 0.25]), torch.tensor([9.0, 1.0, 0.0])
+    expected = mean.square().sum() + (u.sqrt() - v.sqrt()).square().sum()
+    assert frechet_distance(gaussian(mean, u.diag()), gaussian(torch.zeros(3), v.diag())) == pytest.approx(expected.item())
+
+
+def test_frechet_of_general_gaussians_in_the_plane() -> None:
+    # For 2×2 matrices tr √M = √(tr M + 2 √det M), so the cross term has a closed form without eigenvectors.
+    a, b = torch.tensor([[2.0, 0.7], [0.7, 1.0]]), torch.tensor([[1.0, -0.4], [-0.4, 3.0]])
+    cross = math.sqrt((a @ b).trace() + 2 * math.sqrt((a @ b).det()))
+    expected = (a.trace() + b.trace()).item() - 2 * cross
+    assert frechet_distance(gaussian(torch.zeros(2), a), gaussian(torch.zeros(2), b)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_is_zero_symmetric_and_invariant_to_rotation() -> None:
+    x, y = samples(80, 6, 0), samples(60, 6, 1, mean=0.5, scale=2.0)
+    rotation = torch.linalg.qr(samples(6, 6, 2).double()).Q
+    a, b = Statistics.of(x), Statistics.of(y)
+    turned = frechet_distance(Statistics.of(x.double() @ rotation), Statistics.of(y.double() @ rotation))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(turned, rel=1e-9)
+
+
+def test_frechet_with_fewer_images_than_features() -> None:
+    x, y = samples(5, 12, 0), samples(40, 12, 1)
+    value, again = measure(Features(x), torch.zeros(5, 1, 2, 2), reference=reference_of(y), seed=0)["fid"].value, frechet_distance(
+        Statistics.of(x), Statistics.of(y)
+    )
+    assert value == pytest.approx(again, rel=1e-6)
+
+
+def test_bootstrap_error_is_the_spread_over_fresh_samples() -> None:
+    # A pure shift m: the distance is about |m|², its standard deviation 2 |m| / √n.
+    n, reference = 400, reference_of(samples(4000, 2, 99))
+    runs = [
+        measure(Features(samples(n, 2, seed, mean=1.0)), torch.zeros(n, 1, 1, 1), reference=reference, seed=seed, n_bootstrap=50)["fid"]
+        for seed in range(40)
+    ]
+    mean_se = sum(run.se for run in runs) / len(runs)
+    assert mean_se == pytest.approx(2 * math.sqrt(2) / math.sqrt(n), rel=0.15)
+    assert torch.tensor([run.value for run in runs]).std().item() == pytest.approx(mean_se, rel=0.4)
+
+
+def test_difference_intervals_cover_and_pairing_narrows_them() -> None:
+    reference = Statistics.of(samples(4000, 2, 99))
+    covered, paired, unpaired = 0, 0.0, 0.0
+    for seed in range(40):
+        x, y = samples(200, 2, seed), samples(200, 2, 1000 + seed)
+        difference, low, high = frechet_difference(1.1 * x + 1, x + 1, reference, n_bootstrap=100, seed=seed)
+        assert low <= difference <= high
+        covered += low <= 2 * 0.1**2 <= high
+        paired += high - low
+        _, low, high = frechet_difference(1.1 * y + 1, x + 1, reference, n_bootstrap=100, seed=seed)
+        unpaired += high - low
+    assert covered >= 33  # 38 expected; fewer than 33 has probability 0.1 %
+    assert paired < 0.5 * unpaired
+
+
+def test_difference_of_equal_features_is_zero_and_repeatable() -> None:
+    x, reference = samples(50, 3, 0), Statistics.of(samples(100, 3, 1))
+    assert frechet_difference(x, x, reference, n_bootstrap=10, seed=0) == (0.0, 0.0, 0.0)
+    y = x * 1.2
+    assert frechet_difference(x, y, reference, n_bootstrap=10, seed=3) == frechet_difference(x, y, reference, n_bootstrap=10, seed=3)
+    with pytest.raises(InputError, match="paired"):
+        frechet_difference(x, y[:40], reference)
+
+
+def test_kernel_distance_against_brute_force() -> None:
+    x, y = samples(6, 3, 0).double(), samples(6, 3, 1, mean=0.3).double()
+
+    def k(a: Tensor, b: Tensor) -> float:
+        return (torch.dot(a, b).item() / 3 + 1) ** 3
+
+    pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
+    within = sum(k(x[i], x[j]) + k(y[i], y[j]) for i, j in pairs) / 30
+    expected = within - 2 * sum(k(a, b) for a in x for b in y) / 36
+    value, se = kernel_distance(x, y, n_subsets=3, subset_size=6, seed=0)
+    assert value == pytest.approx(expected)
+    assert se == pytest.approx(0, abs=1e-12)  # every subset is the whole
+
+
+def test_kernel_distance_is_unbiased_for_equal_distributions() -> None:
+    values = torch.tensor(
+        [kernel_distance(samples(20, 4, s), samples(20, 4, 5000 + s), n_subsets=2, subset_size=20, seed=0)[0] for s in range(400)]
+    )
+    assert abs(values.mean().item()) < 3 * values.std().item() / 20
+    assert values.min() < 0
+
+
+def test_kernel_distance_refuses_subsets_that_are_too_large() -> None:
+    with pytest.raises(InputError, match="2 to 5"):
+        kernel_distance(samples(5, 2, 0), samples(9, 2, 0), n_subsets=2, subset_size=6, seed=0)
+
+
+def test_psnr_closed_form_and_cap() -> None:
+    images = torch.full((3, 1, 4, 4), 0.5)
+    changed = images + torch.tensor([0.0, 0.1, -0.01]).view(3, 1, 1, 1)
+    torch.testing.assert_close(psnr(changed, images), torch.tensor([MAX_PSNR, 20.0, 40.0]).double(), rtol=0, atol=1e-4)
+
+
+def test_feature_distance_has_no_unit() -> None:
+    reference = samples(9, 5, 0)
+    assert feature_distance(reference, reference).max() == 0
+    assert feature_distance(torch.zeros_like(reference), reference).mean().item() == pytest.approx(1)
+    torch.testing.assert_close(feature_distance(2 * reference + 2, 2 * reference), feature_distance(reference + 1, reference))
+
+
+def test_agreement_and_inception_score() -> None:
+    logits = 100 * torch.eye(4)
+    assert agreement(logits, torch.tensor([0, 1, 2, 0])).tolist() == [1, 1, 1, 0]
+    assert inception_score(logits) == pytest.approx(4)  # certain and diverse
+    assert inception_score(torch.zeros(4, 4)) == pytest.approx(1)  # uncertain
+    assert inception_score(logits[:1].repeat(4, 1)) == pytest.approx(1)  # always the same
+
+
+def test_measure_names_halves_and_repeatability() -> None:
+    n = 40
+    features = Features(samples(n, 3, 0), samples(n, 5, 1), samples(n, 10, 2))
+    images, requested = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(n) % 10
+    reference = Reference(Statistics.of(samples(90, 3, 3)), samples(30, 3, 4), Statistics.of(samples(90, 5, 5)), "test", "0")
+    metrics = measure(
+        features, images, reference=reference, requested=requested, full_precision=(images * 0.9, features[torch.arange(n)]), seed=7
+    )
+    assert set(metrics) == {"fid", "sfid", "kid", "agreement", "psnr", "feature_distance"}
+    assert metrics["fid"].value == pytest.approx(frechet_distance(Statistics.of(features.pooled), reference.statistics))
+    assert metrics["fid"].halves[1] == pytest.approx(frechet_distance(Statistics.of(features.pooled[1::2]), reference.statistics))
+    right = (features.logits.argmax(1) == requested).double() if features.logits is not None else torch.zeros(n)
+    assert metrics["agreement"].value == pytest.approx(right.mean().item())
+    assert metrics["agreement"].halves == pytest.approx((right[::2].mean().item(), right[1::2].mean().item()))
+    assert metrics["agreement"].se == pytest.approx(right.std().item() / n**0.5)
+    again = measure(features, images, reference=reference, seed=7)
+    assert set(again) == {"fid", "sfid", "kid"} and all(again[name] == metrics[name] for name in again)
+
+
+def test_measure_gives_the_inception_score_in_place_of_agreement() -> None:
+    features = Features(samples(8, 2, 0), None, samples(8, 1008, 1))
+    metrics = measure(features, torch.zeros(8, 3, 2, 2), reference=reference_of(samples(9, 2, 2)), requested=torch.arange(8), seed=0)
+    assert "inception_score" in metrics and "agreement" not in metrics
+
+
+def test_measure_refuses_too_few_images_and_broken_features() -> None:
+    reference = reference_of(samples(9, 2, 2))
+    with pytest.raises(InputError, match="at least 4"):
+        measure(Features(samples(3, 2, 0)), torch.zeros(3, 1, 2, 2), reference=reference, seed=0)
+    with pytest.raises(SedaqError, match="not finite"):
+        measure(Features(torch.full((4, 2), torch.inf)), torch.zeros(4, 1, 2, 2), reference=reference, seed=0)
+
+
+def test_metric_survives_json() -> None:
+    metric = Metric(1.5, 0.25, (1.0, 2.0))
+    assert Metric.from_json(json.loads(json.dumps(metric.to_json()))) == metric
+
+
+def test_features_slice_and_join() -> None:
+    features = Features(samples(6, 2, 0), None, samples(6, 3, 1))
+    joined = Features.cat([features[:2], features[2:]])
+    assert len(joined) == 6 and joined.spatial is None and joined.logits is not None and features.logits is not None
+    assert joined.pooled.equal(features.pooled) and joined.logits.equal(features.logits)
