@@ -37,7 +37,7 @@ class EncodingStore:
     @property
     def identity(self) -> dict[str, Any]:
         """What plan.json's `encoding` field holds."""
-        return {"effort": self.effort, "seed": self.seed, "calibration": self.calibration_fingerprint}
+        return {"effort": self.effort, "seed": self.seed, "calibration": self.calibration_fingerprint, "calibration_settings": self.calibration}
 
     # -- calibration -----------------------------------------------------------------------------------------------------------------
 

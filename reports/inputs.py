@@ -1,4 +1,5 @@
 """What a run folder holds, read and checked, for figures and page to draw from."""
+
 from __future__ import annotations
 
 import json
@@ -84,7 +85,8 @@ def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None) -> R
     plan, plan_name = _read_plan(folder / "plans", front)
     if plan is not None and plan.subject_fingerprint != fingerprint:
         raise InputError(
-            f"{folder / plan_name}: field 'fingerprint' is {plan.subject_fingerprint}, the run's is {fingerprint}; the plan is of another model, move it away"
+            f"{folder / plan_name}: field 'fingerprint' is {plan.subject_fingerprint}, the run's is {fingerprint}; "
+            "the plan is of another model, move it away"
         )
     latest = {record.get("name", "unnamed"): record for record in read_records(folder / "evaluations.jsonl", "evaluation")}
     return RunData(
@@ -106,7 +108,12 @@ def read_sensitivity(path: Path) -> pd.DataFrame | None:
         return None
     remedy = "write it again with `sedaq fit`"
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, str), keep_default_na=False, na_values={name: ["", "nan", "NaN"] for name in _NUMBER_COLUMNS})
+        table = pd.read_csv(
+            path,
+            dtype=dict.fromkeys(_TEXT_COLUMNS, str),
+            keep_default_na=False,
+            na_values={name: ["", "nan", "NaN"] for name in _NUMBER_COLUMNS},
+        )
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise InputError(f"{path}: not a readable CSV table ({str(error).splitlines()[0]}); {remedy}") from error
     for column in (*_TEXT_COLUMNS, *_NUMBER_COLUMNS):
@@ -143,7 +150,9 @@ def _read_front(path: Path) -> list[dict[str, Any]] | None:
 
 def _read_plan(folder: Path, front: list[dict[str, Any]] | None) -> tuple[Plan | None, str]:
     """The plan that was searched last; where only a front was searched, the one in its middle."""
-    files = sorted((path for path in folder.glob("*.json") if path.name != "front.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    files = sorted(
+        (path for path in folder.glob("*.json") if path.name != "front.json"), key=lambda path: (path.stat().st_mtime_ns, path.name)
+    )
     if files:
         return Plan.load(files[-1]), f"plans/{files[-1].name}"
     if front:
@@ -160,7 +169,9 @@ def checked_grids(grids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if len(shape) != 4 or 0 in shape or shape[1] not in (1, 3):
             raise InputError(f"image grid {name!r} has shape {shape}; pass images of shape (n, 1 or 3, height, width)")
         if shape != first:
-            raise InputError(f"image grid {name!r} has shape {shape}, another one {first}; pass equally many images of one size, made from the same noise")
+            raise InputError(
+                f"image grid {name!r} has shape {shape}, another one {first}; pass equally many images of one size, from the same noise"
+            )
     return {name: images.detach().to("cpu", torch.float32) for name, images in grids.items()}
 
 
@@ -181,4 +192,6 @@ def text_of(value: Any) -> str:
     """A setting as people read it."""
     if isinstance(value, (dict, list)):
         return re.sub(r'[{}"\[\]]', "", json.dumps(value, ensure_ascii=False)) or "none"
-    return {None: "none", True: "yes", False: "no"}.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return "none" if value is None else "yes" if value else "no"
+    return str(value)

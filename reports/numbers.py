@@ -1,4 +1,5 @@
 """How numbers are written, in figures, on the terminal and on the page alike."""
+
 from __future__ import annotations
 
 import math
@@ -11,8 +12,8 @@ METRIC_LABELS = {
     "fid": "Fréchet distance",
     "kid": "KID",
     "agreement": "Classifier agreement",
-    "psnr": "PSNR to full precision, dB",
-    "feature_distance": "Feature distance to full precision",
+    "psnr": "PSNR, dB",
+    "feature_distance": "Feature distance",
 }
 HIGHER_IS_BETTER = frozenset({"agreement", "psnr"})
 

@@ -1,4 +1,5 @@
 """Figures of plans and of the models made from them. Each is a function of RunData that returns a Figure."""
+
 from __future__ import annotations
 
 import math
@@ -14,8 +15,23 @@ from matplotlib.patches import Patch, Rectangle
 from ..aq.formats import Format
 from ..models.layers import block_of, role_of
 from .inputs import RunData
-from .numbers import HIGHER_IS_BETTER, METRIC_LABELS, as_float, bits, metric, number, percent
-from .style import FULL_PRECISION, GROUND, INK, MUTED, SEARCHED, UNIFORM, ink_on, log_if_wide, new_figure, rate_colour, shorten, styled, variant_colour
+from .numbers import HIGHER_IS_BETTER, METRIC_LABELS, as_float, bits, metric, number
+from .style import (
+    FULL_PRECISION,
+    GROUND,
+    MUTED,
+    SEARCHED,
+    UNIFORM,
+    WIDTH,
+    ink_on,
+    interval_line,
+    log_if_wide,
+    new_figure,
+    rate_colour,
+    shorten,
+    styled,
+    variant_colour,
+)
 
 OUTSIDE = "outside blocks"
 
@@ -24,7 +40,7 @@ def full_precision_fidelity(data: RunData) -> tuple[float, str] | None:
     """The search metric at full precision and where it was measured: among the probes if a probe left every layer as it is."""
     for probe in data.probes:
         if all(format == "asis" for format in probe["layers"].values()):
-            return as_float(probe["metrics"][data.metric]["value"]), "as the probes"
+            return as_float(probe["metrics"][data.metric]["value"]), "n as in the probes"
     for record in data.evaluations:
         if "full" in record["name"].lower() and data.metric in record["metrics"]:
             return as_float(record["metrics"][data.metric]["value"]), f"evaluated with n = {record['n_images']:,}"
@@ -52,20 +68,38 @@ def front(data: RunData) -> Figure:
     figure = new_figure(4.3)
     axes = figure.add_subplot()
     values: list[float] = []
-    for prefix, label, colour, marker in (("uniform_", "uniform", UNIFORM, "s"), ("", "searched", SEARCHED, "o")):
+    for prefix, label, colour, marker in (("", "searched", SEARCHED, "o"), ("uniform_", "uniform", UNIFORM, "s")):
         places = table[f"{prefix}bits_per_weight"].to_numpy()
         predicted, std = table[f"{prefix}predicted"].to_numpy(), table[f"{prefix}predicted_std"].fillna(0).to_numpy()
         measured, error = table[f"{prefix}measured"].to_numpy(), table[f"{prefix}measured_se"].fillna(0).to_numpy()
         known = np.isfinite(predicted)
         if known.any():
-            axes.fill_between(places[known], (predicted - std)[known], (predicted + std)[known], color=colour, alpha=0.14, linewidth=0)
-            axes.plot(places[known], predicted[known], color=colour, linewidth=1.8, linestyle="-" if not prefix else (0, (5, 2)), label=f"{label}, predicted ± 1 std")
+            axes.fill_between(
+                places[known], (predicted - 1.96 * std)[known], (predicted + 1.96 * std)[known], color=colour, alpha=0.14, linewidth=0
+            )
+            axes.plot(
+                places[known],
+                predicted[known],
+                color=colour,
+                linewidth=1.8,
+                linestyle="-" if not prefix else (0, (5, 2)),
+                label=f"{label}, predicted",
+            )
         known = np.isfinite(measured)
         if known.any():
             axes.errorbar(
-                places[known], measured[known], 1.96 * error[known], fmt=marker, color=colour, markersize=7, markeredgecolor=GROUND, markeredgewidth=1,
-                elinewidth=1.4, zorder=4, label=f"{label}, measured, 95 % interval",
-            )  # fmt: skip
+                places[known],
+                measured[known],
+                1.96 * error[known],
+                fmt=marker,
+                color=colour,
+                markersize=7,
+                markeredgecolor=GROUND,
+                markeredgewidth=1,
+                elinewidth=1.4,
+                zorder=4,
+                label=f"{label}, measured",
+            )
         values += [*predicted, *measured]
     reference = full_precision_fidelity(data)
     if reference is not None and math.isfinite(reference[0]):
@@ -73,7 +107,9 @@ def front(data: RunData) -> Figure:
         values.append(reference[0])
     log = log_if_wide(axes, "y", values)
     better = "higher is better" if data.metric in HIGHER_IS_BETTER else "lower is better"
-    axes.set(xlabel="Total bits per weight", ylabel=f"{METRIC_LABELS.get(data.metric, data.metric)} ({better}{', log scale' if log else ''})")
+    axes.set(
+        xlabel="Total bits per weight", ylabel=f"{METRIC_LABELS.get(data.metric, data.metric)} ({better}{', log scale' if log else ''})"
+    )
     if not log and data.metric not in HIGHER_IS_BETTER:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.legend(loc="best")
@@ -95,7 +131,17 @@ def rates_of(data: RunData) -> pd.DataFrame:
         counted = entry.bits_per_weight if entry is not None else _code_bits(format)
         rate = entry.rate if entry is not None else counted
         weights = entry.n_weights if entry is not None else math.nan
-        rows.append({"layer": name, "block": block_of(name) or OUTSIDE, "role": role_of(name), "n_weights": weights, "format": str(format), "rate": rate, "bits_per_weight": counted})
+        rows.append(
+            {
+                "layer": name,
+                "block": block_of(name) or OUTSIDE,
+                "role": role_of(name),
+                "n_weights": weights,
+                "format": str(format),
+                "rate": rate,
+                "bits_per_weight": counted,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -111,14 +157,15 @@ def plan_map(data: RunData) -> Figure:
     inside = [role for role in roles if (rows.loc[rows["role"] == role, "block"] != OUTSIDE).any()]
     roles = inside + [role for role in roles if role not in inside]
     blocks.sort(key=lambda block: block == OUTSIDE)
-    figure = new_figure(1.9 + 0.36 * len(blocks))
+    height = min(0.36, max(8.0 / len(blocks), 0.15))  # of a row, in inches
+    figure = new_figure(1.9 + height * len(blocks))
     axes = figure.add_subplot()
     for (block, role), cell in rows.groupby(["block", "role"], sort=False):
         width = 1 / len(cell)
         for place, rate in enumerate(cell["rate"]):
             colour, left, top = rate_colour(rate), roles.index(str(role)) + place * width, blocks.index(str(block))
             axes.add_patch(Rectangle((left, top), width, 1, facecolor=colour, edgecolor=GROUND, linewidth=1.5 if width > 0.2 else 0.4))
-            if width * 5.3 / len(roles) > 0.22:
+            if width * 5.3 / len(roles) > 0.22 and height > 0.2:
                 axes.text(left + width / 2, top + 0.5, f"{rate:.3g}", ha="center", va="center", fontsize=8.5, color=ink_on(colour))
     axes.set(xlim=(0, len(roles)), ylim=(len(blocks), 0))
     axes.set_xticks(np.arange(len(roles)) + 0.5, roles, rotation=35, ha="left", rotation_mode="anchor", fontsize=8.5)
@@ -134,8 +181,11 @@ def _rate_legend(figure: Figure, rows: pd.DataFrame) -> None:
     weights = rows["n_weights"].to_numpy()
     handles = []
     for rate, group in rows.groupby("rate"):
-        share = f", {percent(group['n_weights'].sum() / weights.sum())} of weights" if np.isfinite(weights).all() else ""
-        handles.append(Patch(color=rate_colour(float(rate)), label=f"{rate:.3g} bits: {len(group)} layer{'s' * (len(group) != 1)}{share}"))
+        share = f", {group['n_weights'].sum() / weights.sum():.1%} of weights" if np.isfinite(weights).all() else ""
+        as_is = ", as is" if set(group["format"]) == {"asis"} else ""
+        handles.append(
+            Patch(color=rate_colour(float(rate)), label=f"{rate:.3g} bits{as_is}: {len(group)} layer{'s' * (len(group) != 1)}{share}")
+        )
     if len(handles) > 9:  # formats outside the menu: name the ends of the scale only
         handles = [handles[0], handles[len(handles) // 2], handles[-1]]
     figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(handles) > 1 else 1)
@@ -148,15 +198,18 @@ def image_grids(data: RunData) -> Figure:
     n_images, _, height, width = first.shape
     columns = min(n_images, 12 if width <= 64 else 6 if width <= 256 else 4)
     bands = min(max(n_images // columns, 1), max(1, 8 // len(data.grids)))
-    side = 5.75 / columns
-    figure = new_figure(bands * (len(data.grids) * side * height / width + 0.16))
-    rows = figure.subplots(bands * len(data.grids), 1, squeeze=False)[:, 0]
-    figure.get_layout_engine().set(h_pad=0.015, w_pad=0.02, hspace=0)  # type: ignore[union-attr]
+    margin, gap, band_gap = 1.3, 0.03, 0.16  # inches
+    row = (WIDTH - margin) / columns * height / width + gap
+    total = bands * len(data.grids) * row + (bands - 1) * band_gap + gap
+    figure = Figure(figsize=(WIDTH, total), facecolor=GROUND)
+    top = total - gap
     for band in range(bands):
-        for place, (name, images) in enumerate(data.grids.items()):
-            axes = rows[band * len(data.grids) + place]
+        for name, images in data.grids.items():
+            axes = figure.add_axes((margin / WIDTH, (top - row + gap) / total, 1 - (margin + gap) / WIDTH, (row - gap) / total), anchor="W")
             _strip(axes, images[band * columns : (band + 1) * columns])
-            axes.set_ylabel(shorten(name, 18), rotation=0, ha="right", va="center", fontsize=8.5)
+            figure.text((margin - 0.1) / WIDTH, (top - row / 2) / total, shorten(name, 18), ha="right", va="center", fontsize=9)
+            top -= row
+        top -= band_gap
     return figure
 
 
@@ -164,7 +217,13 @@ def _strip(axes: Axes, images: torch.Tensor) -> None:
     gap = max(images.shape[-1] // 16, 1)
     padded = torch.nn.functional.pad(images.nan_to_num(0).clamp(0, 1), (0, gap), value=1.0)
     strip = padded.permute(2, 0, 3, 1).flatten(1, 2)[:, :-gap].numpy()
-    axes.imshow(strip[..., 0] if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest" if images.shape[-1] <= 64 else "antialiased")
+    axes.imshow(
+        strip[..., 0] if strip.shape[-1] == 1 else strip,
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest" if images.shape[-1] <= 64 else "antialiased",
+    )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
@@ -216,14 +275,14 @@ def _bars(axes: Axes, records: list[dict[str, Any]], panel: str) -> None:
         value, error = float(entry["value"]), np.nan_to_num(as_float(entry.get("se")))
         axes.barh(place, value, height=0.62, color=variant_colour(record["name"]))
         if error:
-            axes.plot([value - 1.96 * error, value + 1.96 * error], [place, place], color=INK, linewidth=1.2)
+            interval_line(axes, value - 1.96 * error, value + 1.96 * error, place)
         text = f"{number(value)} MB, {bits(record['bits_per_weight'])} bits" if panel == "size" else metric(panel, entry)
         axes.annotate(text, (max(value + 1.96 * error, 0), place), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
     top = axes.dataLim.x1 or 1.0
     axes.set_xlim(min(0.0, axes.dataLim.x0), top * 1.75)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     arrow = "" if panel == "size" else ", higher is better" if panel in HIGHER_IS_BETTER else ", lower is better"
-    axes.set_title(("Size of the denoiser" if panel == "size" else METRIC_LABELS[panel]) + arrow, fontsize=9.5)
+    axes.set_title(("Size of the denoiser" if panel == "size" else METRIC_LABELS[panel]) + arrow, fontsize=9)
     axes.set_xticks([])
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)

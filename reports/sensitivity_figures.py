@@ -1,4 +1,5 @@
 """Figures of what each layer can stand, and of how well that is known. Each is a function of RunData that returns a Figure."""
+
 from __future__ import annotations
 
 import math
@@ -14,11 +15,27 @@ from matplotlib.patches import Patch
 from .inputs import RunData
 from .numbers import METRIC_LABELS, as_float, number
 from .style import (
-    FULL_PRECISION, GROUND, INK, MUTED, OTHER, PALE, SEARCHED, SEQUENTIAL, family, log_if_wide, new_figure, plain_log, shorten, spread, styled,
-)  # fmt: skip
+    FULL_PRECISION,
+    GROUND,
+    INK,
+    MUTED,
+    OTHER,
+    PALE,
+    SEARCHED,
+    SEQUENTIAL,
+    family,
+    interval_line,
+    log_if_wide,
+    new_figure,
+    plain_log,
+    shorten,
+    spread,
+    styled,
+)
 
 MAX_BARS = 30
 MAX_LABELLED_ROWS = 60
+LOG_RATIO = 6  # of measurements, above which predictions are shown on logarithmic axes
 
 
 def label_of(metric: str) -> str:
@@ -45,20 +62,23 @@ def sensitivity_per_layer(data: RunData) -> Figure:
     places = np.arange(len(shown))
     families = [family(role) for role in shown["role"]]
     axes.barh(places, shown["cost"], height=0.68, color=[colour for _, colour in families])
-    for place, (cost, low, high) in zip(places, shown[["cost", "cost_low", "cost_high"]].to_numpy(), strict=True):
+    for place, (cost, low, high) in enumerate(shown[["cost", "cost_low", "cost_high"]].to_numpy()):
         if math.isnan(cost):
             axes.text(0, place, " not measured", va="center", color=MUTED, fontsize=8.5)
         elif np.isfinite((low, high)).all():
-            axes.plot([low, high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
+            interval_line(axes, low, high, place)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yticks(places, [shorten(name) for name in shown["layer"]], fontsize=8.5)
-    axes.set(ylim=(-0.6, len(shown) - 0.4), xlabel=f"Increase of {label_of(data.metric)} with this layer alone at its lowest rate ({_lowest_rate(rows)})")
+    axes.set(ylim=(-0.6, len(shown) - 0.4), xlabel=f"Increase of {label_of(data.metric)} at the lowest rate ({_lowest_rate(rows)})")
     axes.grid(axis="y", visible=False)
-    handles = [Patch(color=colour, label=name) for name, colour in sorted(set(families), key=lambda item: -sum(item == other for other in families))]
+    handles = [
+        Patch(color=colour, label=name)
+        for name, colour in sorted(set(families), key=lambda item: -sum(item == other for other in families))
+    ]
     axes.legend(handles=handles, loc="lower right", title="Line: 95 % interval", title_fontsize=9, alignment="left")
     if len(rest):
-        most = number(rest["cost"].max(), 2)
-        axes.set_title(f"The {len(shown)} most sensitive of {len(rows)} layers; each of the other {len(rest)} costs {most} or less", fontsize=9.5)
+        title = f"The {len(shown)} most sensitive of {len(rows)} layers; the rest cost {number(rest['cost'].max(), 2)} or less each"
+        figure.suptitle(title, x=0.008, ha="left", fontsize=10, fontweight="bold")
     return figure
 
 
@@ -77,13 +97,15 @@ def sensitivity_per_role(data: RunData) -> Figure:
             axes.fill_betweenx([place - 0.32, place + 0.32], low, high, color=colour, alpha=0.16, linewidth=0)
         offsets = random.uniform(-0.16, 0.16, len(costs)) if len(costs) > 1 else np.zeros(1)
         axes.scatter(costs, place + offsets, s=34, color=colour, edgecolor=GROUND, linewidth=0.8, zorder=3, clip_on=False)
-        axes.plot([median, median], [place - 0.34, place + 0.34], color=INK, linewidth=1.6, zorder=4)
+        if len(costs) >= 3:
+            axes.plot([median, median], [place - 0.34, place + 0.34], color=INK, linewidth=1.6, zorder=4)
     counts = rows["role"].value_counts()
     axes.set_yticks(range(len(medians)), [f"{role} ({counts[role]})" for role in medians.index])
-    axes.set(ylim=(-0.6, len(medians) - 0.4), xlabel=f"Increase of {label_of(data.metric)}, one layer alone at its lowest rate ({_lowest_rate(data.cheapest)})")
+    axes.set(
+        ylim=(-0.6, len(medians) - 0.4), xlabel=f"Increase of {label_of(data.metric)} at the lowest rate ({_lowest_rate(data.cheapest)})"
+    )
     if not log_if_wide(axes, "x", rows["cost"]):
         axes.axvline(0, color=MUTED, linewidth=0.8)
-    axes.grid(axis="y", visible=False)
     return figure
 
 
@@ -108,7 +130,13 @@ def cost_map(data: RunData) -> Figure:
     axes = figure.add_subplot()
     colours = SEQUENTIAL.with_extremes(under=SEQUENTIAL(0.0), bad="#ffffff")
     norm = LogNorm(floor, top if top > floor else floor * 10)
-    mesh = axes.pcolormesh(np.where(np.isfinite(costs), np.maximum(costs, floor), np.nan), cmap=colours, norm=norm, edgecolor=GROUND, linewidth=1.2 if labelled else 0)
+    mesh = axes.pcolormesh(
+        np.where(np.isfinite(costs), np.maximum(costs, floor), np.nan),
+        cmap=colours,
+        norm=norm,
+        edgecolor=GROUND,
+        linewidth=1.2 if labelled else 0,
+    )
     for row, column in np.argwhere(~np.isfinite(costs)) if labelled else ():
         axes.text(column + 0.5, row + 0.5, "not on its menu", ha="center", va="center", color=MUTED, fontsize=7.5)
     axes.invert_yaxis()
@@ -145,48 +173,61 @@ def predicted_against_measured(data: RunData) -> Figure:
 
 
 def _predictions(axes: Axes, fit: dict[str, Any]) -> None:
-    rows = np.array([[as_float(row[key]) for key in ("measured", "predicted", "bits_per_weight")] for row in fit["predictions"]]).reshape(-1, 3)
+    rows = np.array([[as_float(row[key]) for key in ("measured", "predicted", "bits_per_weight")] for row in fit["predictions"]]).reshape(
+        -1, 3
+    )
     rows = rows[np.isfinite(rows[:, :2]).all(axis=1)]
-    axes.set_title("Each dot a plan that was not fitted on")
+    axes.set_title("Plans not fitted on")
     axes.set(xlabel=f"Measured {label_of(fit['metric'])}", ylabel="Predicted")
     if not len(rows):
         axes.text(0.5, 0.5, "no prediction stored", transform=axes.transAxes, ha="center", color=MUTED)
         return
     points = axes.scatter(rows[:, 0], rows[:, 1], c=rows[:, 2], cmap=SEQUENTIAL, s=26, edgecolor=FULL_PRECISION, linewidth=0.5, zorder=3)
     both = rows[:, :2].ravel()
-    if spread(both) > 20:
-        for axis in "xy":
-            log_if_wide(axes, axis, both)
+    if spread(both) > LOG_RATIO:
+        axes.set(xscale="log", yscale="log")
         low, high = both.min() / 1.2, both.max() * 1.2
     else:
         margin = 0.06 * (np.ptp(both) or 1.0)
         low, high = both.min() - margin, both.max() + margin
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    if spread(both) > 20:
-        plain_log(axes.xaxis), plain_log(axes.yaxis)
-    axes.set_box_aspect(1)
-    bar = axes.figure.colorbar(points, ax=axes, orientation="horizontal", aspect=30, shrink=0.75, pad=0.02, label="Bits per weight of the plan")
+    if spread(both) > LOG_RATIO:
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
+    bar = axes.figure.colorbar(
+        points, ax=axes, orientation="horizontal", aspect=30, shrink=0.75, pad=0.02, label="Bits per weight of the plan"
+    )
     bar.outline.set_visible(False)  # type: ignore[operator]
 
 
 def correlations(fit: dict[str, Any]) -> list[tuple[str, float, Any]]:
     """Rank correlation by predictor, the fitted one first, then the baselines from best to worst."""
-    baselines = sorted(((name, as_float(value)) for name, value in fit["baselines"].items()), key=lambda item: -np.nan_to_num(item[1], nan=-2))
+    baselines = sorted(
+        ((name, as_float(value)) for name, value in fit["baselines"].items()), key=lambda item: -np.nan_to_num(item[1], nan=-2)
+    )
     return [("this predictor", as_float(fit["spearman"]), fit.get("spearman_ci")), *((name, value, None) for name, value in baselines)]
 
 
 def _correlations(axes: Axes, fit: dict[str, Any]) -> None:
     rows = correlations(fit)
-    for place, (name, value, bounds) in enumerate(rows):
+    for place, (_, value, bounds) in enumerate(rows):
         colour = SEARCHED if place == 0 else OTHER
         axes.barh(place, value, height=0.6, color=colour)
         end = value
         if bounds is not None:
-            axes.plot([as_float(bound) for bound in bounds], [place, place], color=INK, linewidth=1.4)
+            interval_line(axes, as_float(bounds[0]), as_float(bounds[1]), place)
             end = np.nanmax([value, as_float(bounds[1])])
         inside = np.nan_to_num(end) > 0.3
-        axes.text(0.02 if inside else np.nan_to_num(max(end, 0)) + 0.02, place, number(value), va="center", color="white" if inside else INK, fontsize=9, fontweight="bold")
+        axes.text(
+            0.02 if inside else np.nan_to_num(max(end, 0)) + 0.02,
+            place,
+            number(value),
+            va="center",
+            color="white" if inside else INK,
+            fontsize=9,
+            fontweight="bold",
+        )
     ceiling, bounds = as_float(fit["ceiling"]), fit.get("ceiling_ci")
     bottom = -0.95
     if bounds is not None:

@@ -3,6 +3,7 @@
 Colours are Okabe and Ito's, which people with any common colour blindness can tell apart ("Color Universal Design", 2008). A figure has
 its own light ground, so that it reads the same on a light page, on a dark page and on paper.
 """
+
 from __future__ import annotations
 
 import base64
@@ -12,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -20,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..storage import write_atomically
@@ -43,15 +45,41 @@ FAMILIES: tuple[tuple[str, str, str], ...] = (
 )
 SEQUENTIAL = LinearSegmentedColormap.from_list("sedaq", ["#f1f5f9", "#b9d5ea", "#6aaed6", "#2478b5", "#0b3c6b"])
 
-_RC = {
-    "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
-    "text.color": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.edgecolor": PALE, "axes.facecolor": GROUND, "figure.facecolor": GROUND,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": LINES, "grid.linewidth": 0.8,
-    "axes.axisbelow": True, "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "ytick.minor.size": 0,
-    "lines.linewidth": 2.0, "text.parse_math": False, "axes.unicode_minus": True,
-}  # fmt: skip
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.edgecolor": PALE,
+    "axes.facecolor": GROUND,
+    "figure.facecolor": GROUND,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": LINES,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "lines.linewidth": 2.0,
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+}
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -67,7 +95,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
     """An empty figure, in inches."""
-    return Figure(figsize=(width, height), layout="constrained", facecolor=GROUND)
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08), facecolor=GROUND)
 
 
 def png_bytes(figure: Figure) -> bytes:
@@ -119,13 +147,19 @@ def shorten(name: str, width: int = 36) -> str:
     if len(name) <= width:
         return name
     head = (width - 1) // 2
-    return f"{name[:head]}…{name[-(width - 1 - head):]}"
+    return f"{name[:head]}…{name[-(width - 1 - head) :]}"
 
 
 def spread(values: Iterable[float]) -> float:
     """Greatest over least of the finite values; 1 where one of them is not positive."""
     finite = [value for value in values if math.isfinite(value)]
     return max(finite) / min(finite) if finite and min(finite) > 0 else 1.0
+
+
+def interval_line(axes: Axes, low: float, high: float, place: float) -> None:
+    """A horizontal interval with a light rim, so that it shows on a dark bar too."""
+    for width, colour in ((3.0, GROUND), (1.3, INK)):
+        axes.plot([low, high], [place, place], color=colour, linewidth=width, solid_capstyle="butt")
 
 
 def log_if_wide(axes: Axes, axis: str, values: Iterable[float], ratio: float = 20) -> bool:

@@ -67,7 +67,7 @@ def _within_rates(name: str, menu: Sequence[Entry], n_weights: int, constraints:
     left = tuple(item for item in menu if item.rate <= high and max(item.rate, 8 * item.size_bytes / n_weights) >= low)
     if not left:
         rates = ", ".join(f"{item.rate:g}" for item in menu)
-        raise InputError(f"layer {name}: none of its rates {rates} lies between {low:g} and {high:g}; widen --min-rate or --max-rate, or pin it")
+        raise InputError(f"layer {name}: none of its rates {rates} is within {low:g} to {high:g}; change these or pin it")
     return left
 
 

@@ -20,8 +20,8 @@ _REL_GAP = 1e-7
 def solve_exact(problem: Problem, *, seconds: float = SECONDS) -> tuple[Choice, float | None]:
     """The choice of least additive cost, and its optimality gap.
 
-    Costs enter as the excess over each unit's cheapest, divided by the largest, and sizes as the excess over each unit's least: rows stay
-    comparable whatever the model's size. Rounding to whole options may exceed a limit by HiGHS' tolerance; then it is solved again with
+    Costs enter as the excess over each unit's cheapest and sizes as the excess over each unit's least, both divided by the largest, so
+    that HiGHS' absolute tolerances mean the same whatever the model's size. Rounding to whole options may exceed a limit by HiGHS' tolerance; then it is solved again with
     the limit lowered by that much.
 
     Returns:
@@ -39,7 +39,7 @@ def solve_exact(problem: Problem, *, seconds: float = SECONDS) -> tuple[Choice, 
         if problem.fits(choice):
             return choice, None if result.mip_gap is None else max(0.0, float(result.mip_gap))
         limits = limits - (problem.used(choice) - problem.limits).clip(min=0)
-    return repair(problem, choice, fallback=problem.sizes[0].argmin(axis=1)), None
+    return _without_solution(problem, result)
 
 
 def _milp(problem: Problem, limits: np.ndarray, seconds: float) -> OptimizeResult:
@@ -48,12 +48,13 @@ def _milp(problem: Problem, limits: np.ndarray, seconds: float) -> OptimizeResul
     costs = (problem.costs - least_cost[:, None])[rows, columns]
     sizes = (problem.sizes - least[:, :, None])[:, rows, columns].astype(float)
     room = (limits - least.sum(axis=1)).astype(float)
+    scale = np.maximum(sizes.max(axis=1), 1.0)
     one_each = sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(problem.units), len(rows)))
     return milp(
         costs / (costs.max() or 1.0),
         integrality=np.ones(len(rows)),
         bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes, -np.inf, room)],
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes / scale[:, None], -np.inf, room / scale)],
         options={"mip_rel_gap": _REL_GAP, "time_limit": seconds},
     )
 
@@ -67,7 +68,8 @@ def _rounded(problem: Problem, x: np.ndarray) -> Choice:
 def _without_solution(problem: Problem, result: OptimizeResult) -> tuple[Choice, float | None]:
     if result.status == 2:
         raise InputError(
-            f"the budgets of {problem.max_weight_bytes} weight bytes and {problem.max_file_bytes} file bytes cannot be met together; raise one"
+            f"the budgets of {8 * (problem.max_weight_bytes or 0) / problem.n_weights:.6g} bits and {problem.max_file_bytes} bytes "
+            "cannot be met together; raise one"
         )
     choice = problem.sizes[0].argmin(axis=1)
     repaired = repair(problem, choice, fallback=choice)

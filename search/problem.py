@@ -60,7 +60,7 @@ class Problem:
         if max_weight_bytes is not None and max_weight_bytes < self.least_weight_bytes:
             bits = 8 * max_weight_bytes / self.n_weights
             raise InputError(
-                f"the budget of {bits:.6g} bits per weight cannot be met; the least reachable is {self.least_bits:.6g} bits, "
+                f"the budget of {bits:.4g} bits per weight cannot be met; the least reachable is {self.least_bits_text} bits, "
                 "allow that or loosen pins and rates"
             )
         if max_file_bytes is not None and max_file_bytes < self.least_file_bytes:
@@ -69,6 +69,13 @@ class Problem:
                 "allow that or loosen pins and rates"
             )
         return replace(self, max_weight_bytes=max_weight_bytes, max_file_bytes=max_file_bytes)
+
+    def bounded(self, *, bits: float | None = None, size_bytes: int | None = None) -> Problem:
+        """The same decisions with at most that many bits per weight and bytes of the file. Raises InputError as `within` does."""
+        if bits is not None and not (math.isfinite(bits) and bits > 0):
+            raise InputError(f"the budget of {bits} bits per weight is no budget; the least reachable is {self.least_bits_text} bits")
+        weight_bytes = None if bits is None else math.floor(bits * self.n_weights / 8 * (1 + 1e-12))  # 2.1 bits of 80 weights are 21 bytes
+        return self.within(max_weight_bytes=weight_bytes, max_file_bytes=size_bytes)
 
     @cached_property
     def n_options(self) -> Choice:
@@ -120,6 +127,11 @@ class Problem:
     @property
     def least_bits(self) -> float:
         return 8 * self.least_weight_bytes / self.n_weights
+
+    @property
+    def least_bits_text(self) -> str:
+        """Rounded up, so that a budget of what it says can be met."""
+        return f"{math.ceil(self.least_bits * 1e4) / 1e4:.4f}"
 
     @property
     def greatest_bits(self) -> float:
@@ -204,6 +216,4 @@ def build_problem(
     units = tuple(_unit(group, menus, cost) for group in groups)
     n_weights = sum(layer.n_weights for layer in subject.layers)
     problem = Problem(units, n_weights, _fixed_file_bytes(subject, menus))
-    if bits is not None and not (math.isfinite(bits) and bits > 0):
-        raise InputError(f"the budget of {bits} bits per weight is no budget; the least reachable is {problem.least_bits:.6g} bits")
-    return problem.within(max_weight_bytes=None if bits is None else math.floor(bits * n_weights / 8), max_file_bytes=size_bytes)
+    return problem.bounded(bits=bits, size_bytes=size_bytes)

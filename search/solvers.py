@@ -50,23 +50,19 @@ def _begin(problem: Problem, predictor: Predictor, *, seed: int, starts: Sequenc
     given = [start for start in starts if problem.fits(start)]
     uniform = uniform_choices(problem, seed=seed)
     evaluator = Evaluator(problem, predictor)
-    for choices, name in (([choice], "exact"), (uniform, "uniform"), (given, "smaller budget")):
+    for choices, name in (([choice], "exact"), (uniform, "uniform"), (given, "front")):
         evaluator(choices, name)
     return evaluator, [choice, *given, *uniform], gap
 
 
-def exact(
-    problem: Problem, predictor: Predictor, *, seed: int = 0, n_trials: int = 0, starts: Sequence[Choice] = ()
-) -> Solution:
+def exact(problem: Problem, predictor: Predictor, *, seed: int = 0, n_trials: int = 0, starts: Sequence[Choice] = ()) -> Solution:
     """Least sum of additive costs (exact.py); seed, trials and starts change nothing."""
     choice, gap = solve_exact(problem)
     evaluator = Evaluator(problem, predictor)
     return _solution(evaluator, evaluator([choice], "exact")[0], gap=gap)
 
 
-def optuna(
-    problem: Problem, predictor: Predictor, *, seed: int = 0, n_trials: int = N_TRIALS, starts: Sequence[Choice] = ()
-) -> Solution:
+def optuna(problem: Problem, predictor: Predictor, *, seed: int = 0, n_trials: int = N_TRIALS, starts: Sequence[Choice] = ()) -> Solution:
     """The best predicted of Optuna's trials and of the exact and uniform plans enqueued; above MAX_UNITS units swaps take its place."""
     if len(problem.units) > optuna_solver.MAX_UNITS:
         return auto(problem, predictor, seed=seed, n_trials=n_trials, starts=starts)
@@ -75,9 +71,7 @@ def optuna(
     return _solution(evaluator, best, gap=gap, n_trials=n_trials)
 
 
-def auto(
-    problem: Problem, predictor: Predictor, *, seed: int = 0, n_trials: int = N_TRIALS, starts: Sequence[Choice] = ()
-) -> Solution:
+def auto(problem: Problem, predictor: Predictor, *, seed: int = 0, n_trials: int = N_TRIALS, starts: Sequence[Choice] = ()) -> Solution:
     """The best predicted of exact, Optuna (up to MAX_UNITS units) and uniform plans, and of swaps from the exact and the best one."""
     evaluator, enqueued, gap = _begin(problem, predictor, seed=seed, starts=starts)
     first, suffix = evaluator([enqueued[0]], "exact")[0], ""

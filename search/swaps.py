@@ -37,16 +37,17 @@ def _neighbours(problem: Problem, choice: Choice, n: int) -> list[Choice]:
     return found
 
 
-def improve(evaluator: Evaluator, start: Candidate, *, n_neighbours: int = 512, n_rounds: int = 30) -> Candidate:
+def improve(evaluator: Evaluator, start: Candidate, *, n_neighbours: int = 512, n_predictions: int | None = None) -> Candidate:
     """The candidate that swaps reach from `start`; never one that is predicted worse.
 
     In each round neighbours are predicted in batches, by ascending additive cost; the best of the first batch that holds a better one is
-    the start of the next round.
+    the start of the next round. It ends at a local optimum, or after `n_predictions` (None: as many as hold a million layers, some seconds).
     """
-    best = start
-    for _ in range(n_rounds):
+    best, left = start, n_predictions or max(_BATCH, 1_000_000 // len(evaluator.problem.units))
+    while left > 0:
         neighbours = _neighbours(evaluator.problem, np.array(best.choice), n_neighbours)
         for first in range(0, len(neighbours), _BATCH):
+            left -= _BATCH
             batch = evaluator(neighbours[first : first + _BATCH], f"{start.found_by}+swaps")
             better = min(batch, key=lambda candidate: candidate.mean)
             if better.mean < best.mean:

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import InputError
+from .exact import solve_exact
 from .problem import Choice, Problem
+from .repair import repair
 
 N_ORDERS = 5
 
@@ -18,12 +19,13 @@ def uniform_choice(problem: Problem, *, seed: int = 0, order: int = 0) -> Choice
     """Every unit at the highest rate that fits; bytes left raise units to the next rate, in pseudo-random order, where they still fit.
 
     Source: DESIGN's definition. Each of the N_ORDERS orders is a permutation that depends on (seed, order) alone, so under one budget more
-    bytes never give a uniform plan with fewer.
+    bytes never give a uniform plan with fewer. Where a budget is so tight that not even the lowest rate fits (header entries can make a
+    small layer's weight as it is the cheapest), layers step down as in `repair`.
     """
     rates = sorted({rate for unit in problem.units for rate in unit.rates})
     fitting = [index for index, rate in enumerate(rates) if problem.fits(at_rate(problem, rate))]
     if not fitting:
-        raise InputError("no rate fits both budgets at once; raise the bits or the size")
+        return repair(problem, at_rate(problem, rates[0]), fallback=solve_exact(problem)[0])
     choice = at_rate(problem, rates[fitting[-1]])
     if fitting[-1] + 1 == len(rates):
         return choice

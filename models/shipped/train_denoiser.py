@@ -33,9 +33,10 @@ def load_mnist(path: Path, split: str = "train") -> tuple[torch.Tensor, torch.Te
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to zero."""
+    """Linear warm-up, a cosine, and the recipe's cool-down."""
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
-    return recipe.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    cooldown = min(1.0, (recipe.steps - step) / (recipe.steps - recipe.cooldown))
+    return recipe.learning_rate * warmup * cooldown * 0.5 * (1 + math.cos(math.pi * step / recipe.horizon))
 
 
 def draw_batch(

@@ -1,0 +1,4 @@
+"""`python -m sedaq`."""
+from .cli.main import run
+
+run()

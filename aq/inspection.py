@@ -1,0 +1,45 @@
+"""What a subject consists of and what each layer could weigh."""
+from __future__ import annotations
+
+from typing import Any
+
+from ..models.subject import Subject
+from .formats import AS_IS
+from .menu import menus
+from .plan import Plan, file_bytes, weight_bits
+
+
+def inspect(subject: Subject, plan: Plan | None = None) -> dict[str, Any]:
+    """Sizes of the subject as it is, the menu of every layer, and what `plan` would make of it.
+
+    Returns:
+        {n_layers, n_weights, size_bytes, bits_per_weight, least_bits, greatest_bits, layers: [{name, role, block, kind, shape, n_weights,
+        formats: [{format, bits_per_weight, size_bytes}]}]}; with a plan each layer has its `planned` format, and `plan` its totals.
+    """
+    if plan is not None:
+        plan.validate(subject)
+    menu = menus(subject)
+    as_is = {layer.name: AS_IS for layer in subject.layers}
+    layers: list[dict[str, Any]] = []
+    for layer in subject.layers:
+        formats = [
+            {"format": str(e.format), "bits_per_weight": 8 * e.size_bytes / layer.n_weights, "size_bytes": e.size_bytes} for e in menu[layer.name]
+        ]
+        row = {
+            "name": layer.name, "role": layer.role, "block": layer.block, "kind": layer.kind, "shape": list(layer.shape),
+            "n_weights": layer.n_weights, "formats": formats,
+        }  # fmt: skip
+        layers.append({**row, "planned": str(plan.formats[layer.name])} if plan else row)
+    result = {
+        "name": subject.name,
+        "n_layers": len(layers),
+        "n_weights": sum(layer.n_weights for layer in subject.layers),
+        "size_bytes": file_bytes(subject.tensor_specs),
+        "bits_per_weight": weight_bits(subject, as_is),
+        "least_bits": weight_bits(subject, {name: entries[0].format for name, entries in menu.items()}),
+        "greatest_bits": weight_bits(subject, {name: entries[-1].format for name, entries in menu.items()}),
+        "layers": layers,
+    }
+    if plan is not None:
+        result["plan"] = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "budget": plan.budget, "hash": plan.hash}
+    return result

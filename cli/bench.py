@@ -1,0 +1,82 @@
+"""sedaq bench (distortion | encode | kernels | model)"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from . import options
+
+
+@click.group(help="Measure distortion, encoding, kernels or a whole model.")
+def command() -> None:
+    pass
+
+
+def _print(rows: Callable[[], list[dict[str, Any]]], as_json: bool) -> None:
+    from ..progress import shown
+    from ..reports.tables import rows_table, show
+
+    with shown():
+        measured = rows()
+    if as_json:
+        options.print_json(measured)
+    else:
+        show(rows_table(measured))
+
+
+def _formats(default: tuple[str, ...]) -> Any:
+    return click.option("--formats", default=",".join(default), show_default=True, help="Formats, separated by commas.")
+
+
+@command.command(help="Mean squared error on a Gaussian source, beside the limit of any quantizer.")
+@_formats(("3x8g16", "2x8g8", "4x8g16", "3x8g8", "4x8g8"))
+@click.option("--size", type=click.IntRange(64), default=512, show_default=True, help="Rows and columns.")
+@click.option("--effort", default="fast", show_default=True)
+@options.seed
+@options.as_json
+def distortion(formats: str, size: int, effort: str, seed: int, as_json: bool) -> None:
+    from ..aq import bench
+
+    _print(lambda: bench.distortion(formats.split(","), size=size, effort=effort, seed=seed), as_json)
+
+
+@command.command(help="Output error and seconds on correlated, heavy-tailed layers.")
+@_formats(("2x8g8", "1x8g4", "1x6g3"))
+@click.option("--sizes", default="384", show_default=True, help="Widths of square layers, separated by commas.")
+@options.seed
+@options.as_json
+def encode(formats: str, sizes: str, seed: int, as_json: bool) -> None:
+    from ..aq import bench
+    from ..errors import InputError
+
+    try:
+        shapes = [(int(size), int(size)) for size in sizes.split(",")]
+    except ValueError as error:
+        raise InputError(f"--sizes {sizes!r}: give whole numbers separated by commas") from error
+    _print(lambda: bench.encoding(shapes, formats.split(","), seed=seed), as_json)
+
+
+@command.command(help="Milliseconds of every kernel, and ratios to torch's own products (above 1: ours is faster).")
+@_formats(("1x8g8", "2x8g8", "4x8g8"))
+@click.option("--tokens", default="1,16,256", show_default=True, help="Token counts, separated by commas.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@options.as_json
+def kernels(formats: str, tokens: str, repeats: int, as_json: bool) -> None:
+    from ..aq.formats import Format
+    from ..kernels import bench
+
+    cases = [(text, f.n_codebooks, f.n_entries, f.group_size) for text in formats.split(",") if (f := Format.parse(text)).kind == "additive"]
+    _print(lambda: bench.compare(cases, tokens=[int(t) for t in tokens.split(",")], repeats=repeats), as_json)
+
+
+@command.command(help=f"Seconds a sampling step of one or several models, quantized folders among them.\n\n{options.SUBJECT_HELP}")
+@click.argument("subjects", nargs=-1, required=True)
+@click.option("--images", type=click.IntRange(1), default=64, show_default=True)
+@options.as_json
+def model(subjects: tuple[str, ...], images: int, as_json: bool) -> None:
+    from ..aq.bench import model_step
+    from ..models.loading import load
+
+    _print(lambda: [{"subject": name, **model_step(load(name, quantized=True), n_images=images)} for name in subjects], as_json)

@@ -1,0 +1,33 @@
+"""sedaq evaluate SUBJECT|DIR"""
+from __future__ import annotations
+
+import click
+
+from . import options
+
+
+@click.command(help=f"Measure the images of a model, or of a folder that `sedaq apply` wrote.\n\n{options.SUBJECT_HELP}")
+@click.argument("subject")
+@click.option("--against", default=None, metavar="SUBJECT", help="Full-precision model, for paired measures on the same noise.")
+@click.option("--images", type=click.IntRange(8), default=2000, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=None, help="Sampling steps; the subject's own by default.")
+@options.seed
+@options.together(options.reference, options.extractor, options.guidance, options.prompts, options.device)
+@options.as_json
+def command(
+    subject: str, against: str | None, images: int, steps: int | None, seed: int, reference: str | None, extractor: str | None,
+    guidance: float | None, prompts: str | None, device: str, as_json: bool,
+) -> None:  # fmt: skip
+    from ..progress import shown
+    from ..reports.tables import metrics_table, show
+    from ..sensitivity.evaluation import evaluate
+
+    with shown():
+        result = evaluate(
+            subject, against=against, n_images=images, steps=steps, seed=seed, extractor=extractor, reference=reference, guidance=guidance,
+            prompts=prompts, device=device,
+        )  # fmt: skip
+    if as_json:
+        options.print_json(result)
+    else:
+        show(metrics_table(result))

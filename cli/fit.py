@@ -1,0 +1,27 @@
+"""sedaq fit --run DIR"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import options
+
+
+@click.command(help="Fit the predictor to a run's probes, cross-validate it and write sensitivity.csv.")
+@options.run_folder
+@options.as_json
+@options.device
+def command(run_folder: Path, as_json: bool, device: str) -> None:
+    from ..progress import shown
+    from ..reports.tables import fit_table, show
+    from ..sensitivity.fitting import fit
+    from ..sensitivity.run import Run
+
+    with shown():
+        fitted = fit(Run.open(run_folder, device=device))
+    if as_json:
+        options.print_json(fitted.summary)
+    else:
+        show(fit_table(fitted.summary))
+        click.echo(f"next: sedaq search --run {run_folder} --bits 2 --out plan.json")

@@ -1,0 +1,92 @@
+"""`sedaq`: finds the verb, and turns what goes wrong into one line and an exit code."""
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+
+import click
+
+from ..errors import SedaqError
+
+VERBS = {
+    "inspect": "Layers, roles, shapes, menu of formats, exact bytes.",
+    "probe": "Measure what images lose when layers get few bits.",
+    "fit": "Fit the predictor to the probes of a run and explain it.",
+    "search": "Choose formats for a budget, or the whole front.",
+    "apply": "Write the quantized model of a plan, tuned if asked.",
+    "evaluate": "Measure the images of a model.",
+    "bench": "Measure distortion, encoding, kernels or a whole model.",
+    "report": "Write the report of a run.",
+    "demo": "All of it on a shipped model.",
+}
+
+
+class _Verbs(click.Group):
+    """Imports a verb's file when the verb is called, so that --help is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f".{name}", __package__).command
+        command.name, command.short_help = name, VERBS[name]
+        return command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sedaq")
+@click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
+def cli(debug: bool) -> None:
+    """Fit a diffusion model into a given size: measure what each layer can stand, choose bits, quantize, tune, and show the evidence."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
+    for noisy in ("diffusers", "matplotlib", "PIL", "urllib3", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 done, 1 the work failed, 2 the input is wrong."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    # --debug may stand behind the verb as well.
+    given = (["--debug"] if debug else []) + [word for word in given if word != "--debug"]
+    try:
+        cli(given, prog_name="sedaq", standalone_mode=False)
+        return 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.UsageError as error:
+        verb = f" {error.ctx.info_name}" if error.ctx is not None and error.ctx.parent is not None else ""
+        return _fail(f"sedaq{verb}: {error.format_message()} See `sedaq{verb} --help`.", 2)
+    except click.ClickException as error:
+        return _fail(f"sedaq: {error.format_message()}", 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("sedaq: stopped; run the same command again to go on", 130)
+    except SedaqError as error:
+        if debug:
+            raise
+        return _fail(f"sedaq: {error}", error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(f"sedaq: failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(" ".join(message.split()), err=True)
+    return code
+
+
+def run() -> None:
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,38 @@
+"""Options that several verbs share, and how a result is printed."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SUBJECT_HELP = "SUBJECT is a shipped name (mnist-dit, mnist-unet), a diffusers folder, a hub id, or FILE.py:FUNCTION."
+
+run_folder = click.option("--run", "run_folder", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+device = click.option("--device", default="cpu", show_default=True, help="torch device.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers alone whose path matches; may be repeated.")
+guidance = click.option("--guidance", type=float, default=None, help="Weight of classifier-free guidance.")
+prompts = click.option("--prompts", type=click.Path(), default=None, metavar="FILE", help="One prompt a line, for pipelines that take prompts.")
+extractor = click.option("--extractor", default=None, help="embedded, inception[:FILE] or transformers:FOLDER; the subject's own by default.")
+reference = click.option("--reference", type=click.Path(), default=None, help="Folder of images, .npz, or statistics file to compare with.")
+
+
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Apply several options as one decorator."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,33 @@
+"""sedaq probe SUBJECT --run DIR"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import options
+
+
+@click.command(help=f"Encode every layer's menu and measure random plans. Run again, it goes on.\n\n{options.SUBJECT_HELP}")
+@click.argument("subject")
+@options.run_folder
+@click.option("--configs", type=click.IntRange(1), default=64, show_default=True, help="Plans to measure.")
+@click.option("--images", type=click.IntRange(8), default=512, show_default=True, help="Images a plan.")
+@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Sampling steps.")
+@options.seed
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the work.")
+@options.together(options.reference, options.extractor, options.guidance, options.prompts, options.exclude, options.device)
+def command(
+    subject: str, run_folder: Path, configs: int, images: int, steps: int, seed: int, workers: int, reference: str | None, extractor: str | None,
+    guidance: float | None, prompts: str | None, exclude: tuple[str, ...], device: str,
+) -> None:  # fmt: skip
+    from ..progress import shown
+    from ..sensitivity.probe import probe
+    from ..sensitivity.run import Settings
+
+    settings = Settings(
+        seed=seed, n_images=images, steps=steps, extractor=extractor, reference=reference, guidance=guidance, prompts=prompts, exclude=exclude
+    )
+    with shown():
+        probe(subject, run_folder, n_configs=configs, settings=settings, workers=workers, device=device)
+    click.echo(f"{configs} probes in {run_folder}; next: sedaq fit --run {run_folder}")

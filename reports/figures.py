@@ -1,0 +1,231 @@
+"""The table of figures: what each one is called, needs, says, and how it is drawn. A report goes through it from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from . import plan_figures as plans
+from . import sensitivity_figures as layers
+from .inputs import RunData, text_of
+from .numbers import METRIC_LABELS, bits, count, interval, megabytes, number
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One figure of the report. `name` is also its file's name and its anchor on the page."""
+
+    name: str
+    title: str
+    source: str  # file of the run folder that it is drawn from
+    verb: str  # the command that writes that file
+    available: Callable[[RunData], bool]
+    draw: Callable[[RunData], Figure]
+    caption: Callable[[RunData], str]
+    table: Callable[[RunData], pd.DataFrame] | None = None  # the numbers behind it
+
+
+def conditions(data: RunData) -> str:
+    """How the probes were measured, in one sentence."""
+    settings = data.settings
+    known = {key: settings[key] for key in ("n_images", "steps", "seed", "extractor", "reference") if settings.get(key) is not None}
+    parts = [f"n = {count(known['n_images'])} images"] if isinstance(known.get("n_images"), (int, float)) else []
+    parts += [f"{known['steps']} steps"] if "steps" in known else []
+    parts += [f"seed {known['seed']}"] if "seed" in known else []
+    parts += [f"{key} {text_of(known[key])}" for key in ("extractor", "reference") if key in known]
+    return (
+        f"Measured with {', '.join(parts)}; every configuration starts from the same noise."
+        if parts
+        else "Every configuration starts from the same noise."
+    )
+
+
+def evaluation_conditions(data: RunData) -> str:
+    """How the final figures were measured; names the rows apart where they differ."""
+    ways: dict[str, list[str]] = {}
+    for record in data.evaluations:
+        reference = f", reference {text_of(record['reference'])}" if record.get("reference") is not None else ""
+        ways.setdefault(f"n = {count(record['n_images'])} images, {count(record['steps'])} steps{reference}", []).append(record["name"])
+    if len(ways) == 1:
+        return f"{next(iter(ways))}, the same noise for all."
+    return (
+        "; ".join(f"{', '.join(names)}: {way}" for way, names in ways.items())
+        + ". A Fréchet distance depends on n: compare only rows of equal n."
+    )
+
+
+def _per_layer(data: RunData) -> str:
+    return (
+        f"Estimated by the predictor from {_n_probes(data)}, not measured one layer at a time; "
+        f"an interval that crosses zero means that no effect was seen. {conditions(data)}"
+    )
+
+
+def _n_probes(data: RunData) -> str:
+    return f"{count(data.fit['n_probes'])} probes" if data.fit else "the run's probes"
+
+
+def _per_role(data: RunData) -> str:
+    return (
+        "One dot a layer, at its lowest rate; the number of layers in brackets. The dark bar is the median where there are three or more, "
+        f"the shade its quartiles where there are five. {conditions(data)}"
+    )
+
+
+def _cost_map(data: RunData) -> str:
+    return (
+        "Layers in the model's order. Darker costs more; the palest shade also stands for no cost or less. "
+        "The weight left as it is costs nothing and has no column."
+    )
+
+
+def _predictions(data: RunData) -> str:
+    assert data.fit is not None
+    return (
+        f"Cross-validated over {_n_probes(data)}: Spearman {number(data.fit['spearman'])}, "
+        f"95 % interval {interval(data.fit.get('spearman_ci'))}. "
+        f"The noise ceiling {number(data.fit['ceiling'])} {interval(data.fit.get('ceiling_ci'))} is what a perfect predictor would reach "
+        "against labels as noisy as these. "
+        f"{conditions(data)}"
+    )
+
+
+def _front(data: RunData) -> str:
+    measured = sum(bool(plan.get("measured")) for plan in data.front or ())
+    reference = plans.full_precision_fidelity(data)
+    apart = (
+        " Full precision was measured apart from the probes, so that its line is a guide, not a comparison of equal n."
+        if reference and reference[1].startswith("eval")
+        else ""
+    )
+    return (
+        f"{len(data.front or ())} budgets, {measured} of them measured after the search: "
+        "searched and uniform plans of the same bytes on the same noise. "
+        "Bands and bars are 95 % intervals. "
+        f"Probes: {conditions(data)[0].lower()}{conditions(data)[1:]}{apart}"
+    )
+
+
+def _plan(data: RunData) -> str:
+    assert data.plan is not None
+    estimate = "" if data.sensitivity is not None else " Rates are code bits only, since the run has no table of layers yet."
+    size = f"{bits(data.plan.bits_per_weight)} bits per weight, {megabytes(data.plan.size_bytes)} on disk"
+    return f"{data.plan_name}: {size}. Numbers are each layer's rate in total bits.{estimate}"
+
+
+def _grids(data: RunData) -> str:
+    broken = sum(int((~images.isfinite()).flatten(1).any(dim=1).sum()) for images in data.grids.values())
+    note = f" {count(broken)} images hold NaN or infinity, drawn black." if broken else ""
+    return (
+        "Each column starts from one noise and one condition; only the weights differ between its rows. "
+        f"Images are in the order in which they were sampled, none left out.{note}"
+    )
+
+
+def _evaluation(data: RunData) -> str:
+    return f"Lines are 95 % intervals. {evaluation_conditions(data)}"
+
+
+def _evaluation_table(data: RunData) -> pd.DataFrame:
+    rows = []
+    for record in data.evaluations:
+        row = {key: record.get(key) for key in ("name", "size_bytes", "bits_per_weight", "n_images", "steps", "seconds")}
+        for name in METRIC_LABELS:
+            entry = record["metrics"].get(name) or {}
+            row |= {name: entry.get("value"), f"{name}_se": entry.get("se")}
+        rows.append(row)
+    return pd.DataFrame(rows).dropna(axis=1, how="all")
+
+
+def _role_table(data: RunData) -> pd.DataFrame:
+    rows = data.cheapest.groupby("role")
+    table = rows["cost"].describe(percentiles=[0.25, 0.5, 0.75])[["count", "min", "25%", "50%", "75%", "max"]]
+    table.columns = pd.Index(["n_layers", "cost_min", "cost_quartile_1", "cost_median", "cost_quartile_3", "cost_max"])
+    return table.assign(n_weights=rows["n_weights"].sum()).sort_values("cost_median", ascending=False).reset_index()
+
+
+def _layer_table(data: RunData) -> pd.DataFrame:
+    return layers.ranked(data).reset_index(drop=True)
+
+
+_FIT, _SENSITIVITY = ("predictor/fit.json", "sedaq fit"), ("predictor/sensitivity.csv", "sedaq fit")
+
+
+def _has_sensitivity(data: RunData) -> bool:
+    return data.sensitivity is not None
+
+
+FIGURES: tuple[FigureSpec, ...] = (
+    FigureSpec(
+        "evaluation",
+        "Quality and size",
+        "evaluations.jsonl",
+        "sedaq evaluate",
+        lambda data: bool(data.evaluations),
+        plans.evaluation_bars,
+        _evaluation,
+        _evaluation_table,
+    ),
+    FigureSpec(
+        "images",
+        "Images from the same noise",
+        "figures/grids.safetensors",
+        "sedaq demo",
+        lambda data: bool(data.grids),
+        plans.image_grids,
+        _grids,
+    ),
+    FigureSpec(
+        "front",
+        "Bits against fidelity",
+        "plans/front.json",
+        "sedaq search --front",
+        lambda data: bool(data.front),
+        plans.front,
+        _front,
+        plans.front_table,
+    ),
+    FigureSpec(
+        "plan",
+        "The chosen plan",
+        "plans/*.json",
+        "sedaq search --bits B",
+        lambda data: data.plan is not None,
+        plans.plan_map,
+        _plan,
+        plans.rates_of,
+    ),
+    FigureSpec(
+        "sensitivity_layers",
+        "Sensitivity by layer",
+        *_SENSITIVITY,
+        _has_sensitivity,
+        layers.sensitivity_per_layer,
+        _per_layer,
+        _layer_table,
+    ),
+    FigureSpec(
+        "sensitivity_roles", "Sensitivity by role", *_SENSITIVITY, _has_sensitivity, layers.sensitivity_per_role, _per_role, _role_table
+    ),
+    FigureSpec(
+        "sensitivity_rates",
+        "Cost by layer and rate",
+        *_SENSITIVITY,
+        _has_sensitivity,
+        layers.cost_map,
+        _cost_map,
+        lambda data: layers.cost_by_rate(data).reset_index(),
+    ),
+    FigureSpec(
+        "predictor",
+        "Predicted against measured",
+        *_FIT,
+        lambda data: data.fit is not None,
+        layers.predicted_against_measured,
+        _predictions,
+        lambda data: pd.DataFrame((data.fit or {})["predictions"]),
+    ),
+)

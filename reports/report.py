@@ -1,0 +1,199 @@
+"""The page of a run: one self-contained HTML file, and its figures as PNG and CSV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import torch
+
+from ..storage import write_atomically
+from . import numbers
+from .figures import FIGURES, FigureSpec, conditions, evaluation_conditions
+from .inputs import RunData, checked_grids, complaints, read_run, save_grids, text_of
+from .plan_figures import grid_image, rates_of
+from .style import save_png
+from .tables import evaluation_columns
+
+MAX_ROWS_SHOWN = 40  # of the numbers behind a figure; longer tables are in the CSV only
+
+
+def write_report(run_folder: Path, out: Path | None = None, *, grids: dict[str, torch.Tensor] | None = None) -> Path:
+    """Draw all that a run folder has to show.
+
+    Writes figures/*.png and figures/*.csv in the run folder and one page with the figures embedded. A section whose input is not there yet
+    is left out, with a line that says which command makes it.
+
+    Args:
+        run_folder: holds at least run.json.
+        out: the page; run_folder/report.html where None.
+        grids: images by variant, (n, C, H, W) in [0, 1], made from the same noise; those of the last report where None.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        InputError: a file of the run is damaged, or a place cannot be written.
+    """
+    run_folder = Path(run_folder)
+    page = run_folder / "report.html" if out is None else Path(out)
+    data = read_run(run_folder, grids)
+    folder = run_folder / "figures"
+    sections = [_section(spec, data, folder) for spec in FIGURES]
+    if data.grids:
+        _write_grids(folder, data.grids, fresh=grids is not None)
+    write_atomically(page, _render(run_folder, data, sections).encode())
+    return page
+
+
+def _section(spec: FigureSpec, data: RunData, folder: Path) -> dict[str, Any]:
+    section: dict[str, Any] = {"name": spec.name, "title": spec.title, "source": spec.source, "verb": spec.verb, "image": None, "csv": None}
+    if not spec.available(data):
+        for suffix in (".png", ".csv"):  # of an earlier state of the run
+            (folder / f"{spec.name}{suffix}").unlink(missing_ok=True)
+        return section
+    with complaints(folder.parent / spec.source, f"write it again with `{spec.verb}`"):
+        figure, caption = spec.draw(data), spec.caption(data)
+        width, height = figure.get_size_inches()
+        table = spec.table(data) if spec.table else None
+        section |= {
+            "image": save_png(figure, folder / f"{spec.name}.png"),
+            "width": round(width * 160),
+            "height": round(height * 160),
+            "caption": caption,
+        }
+    if table is not None:
+        write_atomically(folder / f"{spec.name}.csv", table.to_csv(index=False).encode())
+        section |= {
+            "csv": f"figures/{spec.name}.csv",
+            "n_rows": len(table),
+            "rows": _html_rows(table) if len(table) <= MAX_ROWS_SHOWN else None,
+        }
+    return section
+
+
+def _html_rows(table: pd.DataFrame) -> dict[str, Any]:
+    kept = table.dropna(axis=1, how="all")
+    columns = [str(column) for column in kept.columns]
+    headings = [
+        f"{column} bits" if isinstance(column, float) else name.replace("_", " ")
+        for column, name in zip(kept.columns, columns, strict=True)
+    ]
+    body = [[_text(column, value) for column, value in zip(columns, row, strict=True)] for row in kept.itertuples(index=False, name=None)]
+    return {"headings": headings, "body": body, "numeric": [pd.api.types.is_numeric_dtype(kept[column]) for column in kept.columns]}
+
+
+def _text(column: str, value: Any) -> str:
+    if isinstance(value, str) or value is None:
+        return value or numbers.ABSENT
+    value = value.item() if hasattr(value, "item") else value
+    return numbers.cell(column, value)
+
+
+def _write_grids(folder: Path, grids: Mapping[str, torch.Tensor], *, fresh: bool) -> None:
+    for name, images in checked_grids(grids).items():
+        save_png(grid_image(images), folder / f"images-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'unnamed'}.png")
+    if fresh:
+        save_grids(folder / "grids.safetensors", grids)
+
+
+def _render(run_folder: Path, data: RunData, sections: list[dict[str, Any]]) -> str:
+    template = files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    with complaints(run_folder, "write the named file again"):
+        context = {
+            "subject": data.run["subject"]["name"],
+            "conditions": conditions(data),
+            "settings": {key.replace("_", " "): text_of(value) for key, value in data.settings.items()},
+            "n_probes": len(data.probes),
+            "sections": sections,
+            "tiles": _tiles(data),
+            "verdict": _verdict(data),
+            "evaluation": _evaluation(data),
+            "layers": _layers(data),
+        }
+    return environment.from_string(template).render(context)
+
+
+def _evaluation(data: RunData) -> dict[str, Any] | None:
+    if not data.evaluations:
+        return None
+    columns = evaluation_columns(data.evaluations)
+    rows = [
+        [record["name"], numbers.count(record["size_bytes"]), numbers.bits(record["bits_per_weight"])]
+        + [numbers.metric(name, record["metrics"].get(name)) for name in columns]
+        for record in data.evaluations
+    ]
+    return {"headings": ["", "bytes", "bits per weight", *columns.values()], "rows": rows, "conditions": evaluation_conditions(data)}
+
+
+def _find(data: RunData, part: str) -> dict[str, Any] | None:
+    return next((record for record in reversed(data.evaluations) if part in record["name"].lower()), None)
+
+
+def _tiles(data: RunData) -> list[dict[str, str]]:
+    """The few numbers that a reader came for: the searched model beside full precision and uniform."""
+    best, full, uniform = _find(data, "search"), _find(data, "full"), _find(data, "uniform")
+    if best is None:
+        return []
+    others = [(name, record) for name, record in (("full precision", full), ("uniform", uniform)) if record is not None]
+    share = (
+        f"{numbers.percent(best['size_bytes'] / full['size_bytes'])} of full precision's {numbers.megabytes(full['size_bytes'])}"
+        if full
+        else "of the denoiser"
+    )
+    tiles = [
+        {"label": "Size", "value": numbers.megabytes(best["size_bytes"]), "note": share},
+        {
+            "label": "Bits per weight",
+            "value": numbers.bits(best["bits_per_weight"]),
+            "note": f"{best['name']}, codebooks and scales included",
+        },
+    ]
+    for name in ("fid", "agreement"):
+        if best["metrics"].get(name) is not None:
+            note = " · ".join(f"{other} {numbers.metric(name, record['metrics'].get(name))}" for other, record in others)
+            tiles.append({"label": numbers.METRIC_LABELS[name], "value": numbers.metric(name, best["metrics"][name]), "note": note})
+    return tiles
+
+
+def _verdict(data: RunData) -> str:
+    """Does the searched plan beat uniform? From the paired interval of the measured plan nearest to the chosen one."""
+    measured = [plan for plan in data.front or () if plan.get("difference_ci")]
+    if not measured:
+        return ""
+    wanted = data.plan.bits_per_weight if data.plan else measured[0]["bits_per_weight"]
+    plan = min(measured, key=lambda plan: abs(plan["bits_per_weight"] - wanted))
+    low, high = (numbers.as_float(bound) for bound in plan["difference_ci"])
+    label = numbers.METRIC_LABELS.get(data.metric, data.metric)
+    where = f"At {numbers.bits(plan['bits_per_weight'])} bits, before tuning, the searched plan's {label} minus the uniform plan's is"
+    said = "the searched plan is better" if high < 0 else "the uniform plan is better" if low > 0 else "no difference is shown"
+    return f"{where} within {numbers.interval((low, high))} (95 %, same noise, same bytes): {said}."
+
+
+def _layers(data: RunData) -> list[list[str]] | None:
+    """One row a layer: what it is, what it costs at its lowest rate, what the plan gives it."""
+    if data.sensitivity is None:
+        return None
+    chosen = {row["layer"]: row for row in rates_of(data).to_dict("records")} if data.plan else {}
+    rows = []
+    for layer in data.cheapest.itertuples():
+        given = chosen.get(layer.layer, {})
+        cost = f"{numbers.number(layer.cost)} {numbers.interval((layer.cost_low, layer.cost_high))}"
+        rows.append(
+            [
+                str(layer.layer),
+                str(layer.role),
+                numbers.count(layer.n_weights),
+                numbers.bits(layer.rate),
+                cost,
+                numbers.number(layer.contribution),
+            ]
+            + [str(given.get("format", numbers.ABSENT)), numbers.bits(given.get("bits_per_weight"))]
+        )
+    return rows

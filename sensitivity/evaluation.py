@@ -1,0 +1,85 @@
+"""Measure the images of one subject, full-precision or quantized: the verb `evaluate`."""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..aq.layers import densify
+from ..errors import InputError
+from ..models.loading import load
+from ..models.noise import purpose_seed
+from ..models.sampling import conditions_of, sample_in_chunks
+from ..models.subject import Subject
+from .extractors import load_extractor
+from .fidelity import Features, measure
+from .reference import load_reference, shipped_reference
+from .run import read_prompts
+
+
+def evaluate(
+    subject: str | Path | Subject,
+    *,
+    against: str | Path | Subject | None = None,
+    n_images: int = 2000,
+    steps: int | None = None,
+    seed: int = 0,
+    extractor: str | None = None,
+    reference: str | None = None,
+    guidance: float | None = None,
+    prompts: str | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Metrics of `n_images` images on noise that no plan was chosen by.
+
+    Args:
+        subject: whatever sedaq.load takes, or a folder that `sedaq apply` wrote; its layers are de-quantized once, for speed.
+        against: the full-precision subject, for paired measures (PSNR, feature distance) on the same noise.
+        reference: images or statistics; for shipped subjects and what was made from them the test set's statistics by default, else the
+            images of `against`.
+
+    Returns:
+        {metrics: {name: {value, se, halves}}, n_images, steps, seed, extractor, reference, seconds}
+
+    Raises:
+        InputError: where no extractor or reference is known, or an argument is unusable.
+    """
+    if n_images < 8:
+        raise InputError(f"--images {n_images}: a Fréchet distance needs at least 8 images, and says little below 500")
+    start = time.perf_counter()
+    lines = read_prompts(prompts)
+    measured = load(subject, prompts=lines, device=device, quantized=True)
+    densify(measured.denoiser)
+    name = extractor or measured.extractor
+    if name is None:
+        raise InputError(f"subject {measured.name} has no extractor of its own; choose one with --extractor (inception[:FILE] or transformers:FOLDER)")
+    extract = load_extractor(name, image_shape=measured.image_shape, device=device)
+    settings = {} if guidance is None else {"guidance": guidance}
+
+    def sampled(of: Subject, description: str) -> tuple[torch.Tensor, Features]:
+        images = sample_in_chunks(of.sample, description, seed=purpose_seed(seed, "evaluate"), n_images=n_images, steps=steps, **settings)
+        return images, extract(images)
+
+    images, features = sampled(measured, "sampling")
+    paired = sampled(load(against, prompts=lines, device=device), "sampling in full precision") if against is not None else None
+
+    def default() -> Any:
+        if measured.extractor == "embedded" and extract.name == "embedded":
+            return shipped_reference("test", extract)
+        raise InputError("no reference to compare with; give real images or statistics by --reference")
+
+    target = load_reference(reference, extract, image_shape=measured.image_shape, default=default)
+    conditions = conditions_of(measured.conditions, 0, n_images)
+    requested = torch.tensor(conditions) if conditions and isinstance(conditions[0], int) else None
+    metrics = measure(features, images, reference=target, requested=requested, full_precision=paired, seed=seed)
+    return {
+        "metrics": {key: metric.to_json() for key, metric in metrics.items()},
+        "n_images": n_images,
+        "steps": steps,
+        "seed": seed,
+        "extractor": f"{extract.name}:{extract.fingerprint}",
+        "reference": f"{target.description}:{target.fingerprint}",
+        "seconds": round(time.perf_counter() - start, 1),
+    }

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sedaq.aq.formats import Format
+from sedaq.aq.plan import Plan
+from sedaq.errors import InputError
+from sedaq.search.find import find_front, find_plan
+
+from .conftest import FakeProber
+
+INT8 = Format.parse("int8")
+KEYS = {"bits_per_weight", "size_bytes", "predicted", "measured", "uniform_measured", "difference_ci", "solver", "plan"}
+
+
+
+@pytest.mark.parametrize("budget", [{"bits": 2.3}, {"size_bytes": 25_000}, {"bits": 3.1, "size_bytes": 24_000}, {"size_bytes": 10**9}])
+@pytest.mark.parametrize("solver", ["exact", "auto"])
+def test_a_plan_is_within_its_budgets_and_no_larger_than_uniform(subject, menu, predictor, budget, solver) -> None:
+    found = find_plan(subject, menu, predictor, **budget, solver=solver, n_trials=24)
+    assert found.plan.bits_per_weight <= budget.get("bits", 32)
+    if "size_bytes" in budget:
+        assert found.plan.size_bytes <= found.uniform.size_bytes <= budget["size_bytes"]
+    if list(budget) == ["bits"]:
+        assert found.plan.bits_per_weight <= found.uniform.bits_per_weight
+    found.plan.validate(subject)
+    assert found.to_json().keys() >= KEYS
+    assert found.plan.budget == {"bits_per_weight" if key == "bits" else key: value for key, value in budget.items()}
+    assert Plan.from_json(json.loads(json.dumps(found.to_json()["plan"], allow_nan=False))) == found.plan
+    assert found.plan.provenance.keys() >= {"solver", "gap", "seed", "trials", "notes"}
+
+
+def test_the_same_seed_gives_the_same_plan(subject, menu, predictor) -> None:
+    first, second = (find_plan(subject, menu, predictor, bits=2.2, n_trials=24, seed=5) for _ in range(2))
+    assert first == second
+
+
+def test_all_tight_sizes_are_kept(subject, menu, predictor) -> None:
+    for size in range(19_500, 21_000, 97):
+        found = find_plan(subject, menu, predictor, size_bytes=size, solver="exact")
+        assert found.plan.size_bytes <= found.uniform.size_bytes <= size
+
+
+def test_layers_without_a_format_within_the_rate_are_noted(subject, menu, predictor) -> None:
+    found = find_plan(subject, menu, predictor, bits=1.8, solver="exact")
+    small = subject.layers[-1].name
+    if 8 * menu[small][0].size_bytes / subject.layers[-1].n_weights > 1.5 and found.plan.formats[small] == menu[small][0].format:
+        assert any(note.startswith(f"{small}: no format within 1.5 bits") for note in found.plan.provenance["notes"])
+
+
+def test_pins_keeps_ties_and_rates_are_respected(subject, menu, predictor) -> None:
+    found = find_plan(
+        subject, menu, predictor, bits=5.0, pins={"0": INT8}, keep=["5"], ties=["[23]"], min_rate=2.0, max_rate=4.0, n_trials=24
+    )  # fmt: skip
+    formats = found.plan.formats
+    assert (formats["0"], str(formats["5"]), formats["2"] == formats["3"]) == (INT8, "asis", True)
+    rates = {entry.format: entry.rate for name in "1234" for entry in menu[name]}
+    assert all(2.0 <= rates[formats[name]] <= 4.0 for name in "1234")
+    notes = found.plan.provenance["notes"]
+    assert {"0: pinned to int8", "5: pinned to asis", "tied: 2, 3", "--min-rate 2", "--max-rate 4"} <= set(notes)
+
+
+def test_a_pin_holds_for_the_whole_tie_and_overlapping_ties_are_one(subject, menu, predictor) -> None:
+    found = find_plan(subject, menu, predictor, bits=7.0, pins={"1": INT8}, ties=["[12]", "[23]"], solver="exact")
+    assert [found.plan.formats[name] for name in "123"] == [INT8] * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pins": {"nothing*": INT8}}, r"--pin nothing\*: no layer has such a path"),
+        ({"keep": ["x"]}, "--keep x: no layer"),
+        ({"ties": ["y"]}, "--tie y: no layer"),
+        ({"pins": {"0": INT8, "[01]": Format.parse("1x4g4")}}, r"layer 0: --pin 0=int8 and --pin \[01\]=1x4g4 contradict each other"),
+        ({"pins": {"0": INT8}, "keep": ["0"]}, "layer 0: --pin 0=int8 and --keep 0 contradict"),
+        ({"pins": {"2": INT8}, "keep": ["3"], "ties": ["[23]"]}, "contradict"),
+        ({"pins": {"0": Format.parse("1x4g9t")}}, "layer 0: format 1x4g9t cannot fit"),
+        ({"min_rate": 3.0, "max_rate": 2.0}, "--min-rate 3 is above --max-rate 2"),
+        ({"min_rate": 5.0, "max_rate": 6.0}, "none of its rates .* is within 5 to 6"),
+        ({"keep": ["*"]}, "cannot be met; the least reachable is 16.0000 bits"),
+        ({"bits": 0.5}, "cannot be met; the least reachable"),
+        ({"bits": None}, "no budget is given"),
+        ({"solver": "magic"}, "solver 'magic' is unknown"),
+        ({"verify": 1}, "--verify 1"),
+        ({"verify": 3}, "nothing to measure with"),
+    ],
+)
+def test_contradictions_are_explained(subject, menu, predictor, settings, message) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        find_plan(subject, menu, predictor, **{"bits": 3.0, **settings})
+    assert "\n" not in str(caught.value)
+
+
+def test_identical_pins_are_no_contradiction(subject, menu, predictor) -> None:
+    assert find_plan(subject, menu, predictor, bits=9.0, pins={"0": INT8, "[0]": INT8}, solver="exact").plan.formats["0"] == INT8
+
+
+def test_verification_hands_out_the_best_measured_candidate(subject, menu, predictor) -> None:
+    plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
+    prober = FakeProber(lambda formats: 1.0 if formats == plain.plan.formats else 2.0 if formats != plain.uniform.formats else 3.0)
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verify=4, prober=prober, n_images=64, steps=5)
+    assert found.plan.formats == plain.plan.formats and found.solver == plain.solver
+    assert len(prober.measured) == 4 == len({str(formats) for formats in prober.measured})
+    assert found.difference_ci == pytest.approx((-2.1, -1.9))
+    assert found.measured == {"metrics": {"fid": {"value": 1.0, "se": 0.1}}, "n_images": 64, "steps": 5} == found.plan.measured
+    assert found.uniform_measured is not None and found.uniform_measured["metrics"]["fid"]["value"] == 3.0
+
+
+def test_verification_prefers_another_candidate_where_it_measures_better(subject, menu, predictor) -> None:
+    plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
+    prober = FakeProber(lambda formats: 3.0 if formats in (plain.plan.formats, plain.uniform.formats) else 1.0)
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verify=3, prober=prober)
+    assert found.plan.formats not in (plain.plan.formats, plain.uniform.formats)
+    assert found.predicted["value"] >= plain.predicted["value"]
+
+
+def test_uniform_is_handed_out_where_nothing_beats_it(subject, menu, predictor) -> None:
+    plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
+    prober = FakeProber(lambda formats: 1.0 if formats == plain.uniform.formats else 2.0)
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verify=3, prober=prober)
+    assert found.solver == "uniform" == found.plan.provenance["solver"]
+    assert found.plan.formats == found.uniform.formats and found.measured == found.uniform_measured
+    assert found.difference_ci == (0.0, 0.0)
+    assert any("no searched plan is better than uniform" in note and "+1 (" in note for note in found.plan.provenance["notes"])
+
+
+def test_a_front_is_ascending_within_its_budgets_and_never_predicted_worse(subject, menu, predictor) -> None:
+    front = find_front(subject, menu, predictor, n_trials=16)
+    assert [found.plan.budget["bits_per_weight"] for found in front] == [1.5, 1.75, 2, 2.25, 2.5, 3, 3.5, 4]
+    for found in front:
+        assert found.plan.bits_per_weight <= found.plan.budget["bits_per_weight"]
+        assert found.predicted["value"] <= found.uniform_predicted["value"]
+    values = [found.predicted["value"] for found in front]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_front_leaves_out_what_cannot_be_reached(subject, menu, predictor) -> None:
+    front = find_front(subject, menu, predictor, max_rate=2.0, solver="exact")
+    assert max(found.plan.budget["bits_per_weight"] for found in front) <= 2.25
+    with pytest.raises(InputError, match=r"none of the budgets of 0\.5, 1 bits can be met"):
+        find_front(subject, menu, predictor, bits=[0.5, 1.0])
