@@ -16,14 +16,15 @@ def command() -> None:
 
 def _print(rows: Callable[[], list[dict[str, Any]]], as_json: bool) -> None:
     from ..progress import shown
-    from ..reports.tables import rows_table, show
+    from ..reports.summaries import show
+    from ..reports.tables import rows_table
 
     with shown():
         measured = rows()
     if as_json:
         options.print_json(measured)
     else:
-        show(rows_table(measured))
+        show(rows_table(measured, list(measured[0])))
 
 
 def _formats(default: tuple[str, ...]) -> Any:

@@ -19,7 +19,7 @@ def command(
     guidance: float | None, prompts: str | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     from ..progress import shown
-    from ..reports.tables import metrics_table, show
+    from ..reports.summaries import metrics_table, show
     from ..sensitivity.evaluation import evaluate
 
     with shown():

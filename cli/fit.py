@@ -14,7 +14,7 @@ from . import options
 @options.device
 def command(run_folder: Path, as_json: bool, device: str) -> None:
     from ..progress import shown
-    from ..reports.tables import fit_table, show
+    from ..reports.summaries import fit_table, show
     from ..sensitivity.fitting import fit
     from ..sensitivity.run import Run
 

@@ -17,7 +17,8 @@ def command(subject: str, plan: Path | None, exclude: tuple[str, ...], as_json: 
     from ..aq.inspection import inspect
     from ..aq.plan import Plan
     from ..models.loading import load
-    from ..reports.tables import inspect_table, show
+    from ..reports.summaries import show
+    from ..reports.tables import inspect_table
 
     loaded = load(subject, exclude=exclude)
     result = inspect(loaded, Plan.load(plan) if plan else None)

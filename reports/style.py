@@ -18,7 +18,7 @@ from typing import Any, ParamSpec
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -143,11 +143,18 @@ def ink_on(colour: tuple[float, float, float]) -> str:
 
 
 def shorten(name: str, width: int = 36) -> str:
-    """A long path with its middle left out: the beginning names the block, the end the layer."""
-    if len(name) <= width:
-        return name
-    head = (width - 1) // 2
-    return f"{name[:head]}…{name[-(width - 1 - head) :]}"
+    """A path with its longest words cut to three letters until it fits; numbers and the last word stay, so that layers stay apart.
+
+    >>> shorten("transformer_blocks.0.norm1.emb.timestep_embedder.linear_1")
+    'tra….0.norm1.emb.tim….linear_1'
+    """
+    words = name.split(".")
+    while len(".".join(words)) > width:
+        longest = max(range(len(words) - 1), key=lambda place: len(words[place]), default=0)
+        if len(words[longest]) <= 4 or len(words) == 1:
+            return f"{name[: width // 2]}…{name[-(width - 1 - width // 2) :]}"
+        words[longest] = words[longest][:3] + "…"
+    return ".".join(words)
 
 
 def spread(values: Iterable[float]) -> float:
@@ -157,9 +164,8 @@ def spread(values: Iterable[float]) -> float:
 
 
 def interval_line(axes: Axes, low: float, high: float, place: float) -> None:
-    """A horizontal interval with a light rim, so that it shows on a dark bar too."""
-    for width, colour in ((3.0, GROUND), (1.3, INK)):
-        axes.plot([low, high], [place, place], color=colour, linewidth=width, solid_capstyle="butt")
+    """A horizontal interval at the height `place`."""
+    axes.plot([low, high], [place, place], color=INK, linewidth=1.3, solid_capstyle="butt")
 
 
 def log_if_wide(axes: Axes, axis: str, values: Iterable[float], ratio: float = 20) -> bool:
@@ -171,10 +177,26 @@ def log_if_wide(axes: Axes, axis: str, values: Iterable[float], ratio: float = 2
     return True
 
 
+def widen_if_skewed(axes: Axes, values: Iterable[float], ratio: float = 20) -> str:
+    """Make the x axis linear near zero and logarithmic beyond where the greatest of `values` dwarfs the middle one; say so for the label.
+
+    Unlike a logarithmic axis it has room for zero, which many layers' costs are.
+    """
+    positive = [value for value in values if math.isfinite(value) and value > 0]
+    if not positive or max(positive) <= ratio * float(np.median(positive)):
+        return ""
+    threshold = 10.0 ** math.floor(math.log10(max(float(np.median(positive)), max(positive) / 1000)))
+    axes.set_xscale("symlog", linthresh=threshold, linscale=0.6)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
+    if axes.dataLim.x0 >= 0:
+        axes.set_xlim(left=-0.1 * threshold)
+    return f"\nlog scale above {number(threshold, 1)}"
+
+
 def plain_log(axis: Axis) -> None:
     """Ticks at 1, 2 and 5 of each decade, written as plain numbers."""
     low, high = sorted(axis.get_view_interval())
     decades = math.log10(high / low) if low > 0 else 9
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < (1.6 if isinstance(axis, XAxis) else 2.5) else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1) if value < 1000 else number(value, 3)))
     axis.set_minor_formatter(NullFormatter())

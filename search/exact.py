@@ -21,8 +21,8 @@ def solve_exact(problem: Problem, *, seconds: float = SECONDS) -> tuple[Choice, 
     """The choice of least additive cost, and its optimality gap.
 
     Costs enter as the excess over each unit's cheapest and sizes as the excess over each unit's least, both divided by the largest, so
-    that HiGHS' absolute tolerances mean the same whatever the model's size. Rounding to whole options may exceed a limit by HiGHS' tolerance; then it is solved again with
-    the limit lowered by that much.
+    that HiGHS' absolute tolerances mean the same whatever the model's size. (On rows in bytes HiGHS also prints debug lines to stdout.)
+    Rounding to whole options may exceed a limit by a tolerance; then it is solved again with the limit lowered by that much.
 
     Returns:
         choice, within every budget; gap = (cost − bound) / cost, both counted above the sum of the units' least costs, None where the time

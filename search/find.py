@@ -43,6 +43,7 @@ class FoundPlan:
             "size_bytes": self.plan.size_bytes,
             "predicted": self.predicted,
             "uniform_predicted": self.uniform_predicted,
+            "uniform_bits_per_weight": self.uniform.bits_per_weight,
             "measured": self.measured,
             "uniform_measured": self.uniform_measured,
             "difference_ci": None if self.difference_ci is None else list(self.difference_ci),
@@ -122,6 +123,8 @@ class _Search:
         if self.prober is not None and self.verify:
             rivals = self.rivals(problem, uniform, solution)
             choice, solver, measured, uniform_measured, interval = self._verified(problem, uniform, rivals, notes)
+            if solver != "uniform" and np.array_equal(choice, solution.choice):
+                solver = solution.solver
         predicted = self.predicted(evaluator([choice], solver))
         found = self.plan(
             problem, choice, budget=budget, predicted=predicted, measured=measured,

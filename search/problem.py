@@ -40,10 +40,6 @@ class Unit:
     options: tuple[tuple[Entry, ...], ...]  # by ascending weight bytes; options[k][i] is what names[i] gets
     costs: tuple[float, ...]  # additive expected increase of the target, one an option
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        return tuple(option[0].rate for option in self.options)
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -83,7 +79,7 @@ class Problem:
         return np.array([len(unit.options) for unit in self.units])
 
     def _table(self, value: Callable[[Unit, int], float], fill: float, dtype: type) -> NDArray[np.generic]:
-        table = np.full((len(self.units), int(self.n_options.max())), fill, dtype)
+        table: NDArray[np.generic] = np.full((len(self.units), int(self.n_options.max())), fill, dtype)
         for row, unit in enumerate(self.units):
             table[row, : len(unit.options)] = [value(unit, k) for k in range(len(unit.options))]
         return table
@@ -92,6 +88,11 @@ class Problem:
     def costs(self) -> NDArray[np.float64]:
         """(n_units, K) additive costs; infinite where a unit has fewer options."""
         return self._table(lambda unit, k: unit.costs[k], math.inf, np.float64).astype(np.float64)
+
+    @cached_property
+    def rates(self) -> NDArray[np.float64]:
+        """(n_units, K); infinite where a unit has fewer options."""
+        return self._table(lambda unit, k: unit.options[k][0].rate, math.inf, np.float64).astype(np.float64)
 
     @cached_property
     def weight_bytes(self) -> NDArray[np.int64]:

@@ -41,7 +41,7 @@ def improve(evaluator: Evaluator, start: Candidate, *, n_neighbours: int = 512, 
     """The candidate that swaps reach from `start`; never one that is predicted worse.
 
     In each round neighbours are predicted in batches, by ascending additive cost; the best of the first batch that holds a better one is
-    the start of the next round. It ends at a local optimum, or after `n_predictions` (None: as many as hold a million layers, some seconds).
+    the start of the next round. It ends at a local optimum, or after `n_predictions` (None: as many as hold a million layers, seconds).
     """
     best, left = start, n_predictions or max(_BATCH, 1_000_000 // len(evaluator.problem.units))
     while left > 0:

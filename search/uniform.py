@@ -12,7 +12,7 @@ N_ORDERS = 5
 
 def at_rate(problem: Problem, rate: float) -> Choice:
     """Every unit at its highest option within `rate`; one that has none takes its cheapest."""
-    return np.array([max((k for k, r in enumerate(unit.rates) if r <= rate), default=0) for unit in problem.units])
+    return np.where(problem.rates <= rate, np.arange(problem.rates.shape[1]), 0).max(axis=1)
 
 
 def uniform_choice(problem: Problem, *, seed: int = 0, order: int = 0) -> Choice:
@@ -22,7 +22,7 @@ def uniform_choice(problem: Problem, *, seed: int = 0, order: int = 0) -> Choice
     bytes never give a uniform plan with fewer. Where a budget is so tight that not even the lowest rate fits (header entries can make a
     small layer's weight as it is the cheapest), layers step down as in `repair`.
     """
-    rates = sorted({rate for unit in problem.units for rate in unit.rates})
+    rates = np.unique(problem.rates[np.isfinite(problem.rates)])
     fitting = [index for index, rate in enumerate(rates) if problem.fits(at_rate(problem, rate))]
     if not fitting:
         return repair(problem, at_rate(problem, rates[0]), fallback=solve_exact(problem)[0])

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..aq.formats import Format
 from ..errors import InputError
+from ..progress import track
 
 PURPOSE = "verify"
 
@@ -64,8 +65,7 @@ def verify_candidates(
     def content(measurement: Any) -> dict[str, Any]:
         return {"metrics": {name: metric.to_json() for name, metric in measurement.metrics.items()}, "n_images": n_images, "steps": steps}
 
-    reference = measure(uniform)
-    measurements = [measure(formats) for formats in candidates]
+    reference, *measurements = [measure(formats) for formats in track([uniform, *candidates], "verify")]
     differences = [prober.difference(measurement, reference) for measurement in measurements]
     best = min(range(len(candidates)), key=lambda index: differences[index][0])
     better = differences[best][0] < 0

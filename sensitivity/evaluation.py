@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 
+from ..aq.apply import apply
+from ..aq.formats import AS_IS
 from ..aq.layers import densify
+from ..aq.plan import Plan, file_bytes, weight_bits
 from ..errors import InputError
 from ..models.loading import load
 from ..models.noise import purpose_seed
 from ..models.sampling import conditions_of, sample_in_chunks
 from ..models.subject import Subject
+from ..storage import append_record, fingerprint, read_records, write_json
 from .extractors import load_extractor
 from .fidelity import Features, measure
 from .reference import load_reference, shipped_reference
-from .run import read_prompts
+from .run import Run, read_prompts
 
 
 def evaluate(
@@ -83,3 +87,32 @@ def evaluate(
         "reference": f"{target.description}:{target.fingerprint}",
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def evaluate_plan(run: Run, name: str, plan: Plan | None, *, tune_steps: int = 0, n_images: int = 2000, steps: int | None = None) -> dict[str, Any]:
+    """Apply a plan of a run to a folder beside it, evaluate that folder against full precision, and keep the row in evaluations.jsonl.
+
+    Args:
+        name: of the row and of the folder models/NAME; plan None evaluates the subject itself. A row that is there is read back.
+    """
+    path = run.folder / "evaluations.jsonl"
+    key = fingerprint([run.subject.fingerprint, plan.hash if plan else None, tune_steps, n_images, steps])
+    for record in read_records(path, "evaluation"):
+        if record["key"] == key:
+            return record
+    subject: Any = run.subject_argument or run.subject
+    folder = run.folder / "models" / name.replace(" ", "")
+    if plan is not None:
+        tuned = apply(run.subject, plan, run.store, folder, tune_steps=tune_steps, **run.settings.sampling)
+        write_json(folder / "tuning.json", "tuning", {"held_out_losses": [list(pair) for pair in tuned.losses]})
+    settings = run.settings
+    result = evaluate(
+        subject if plan is None else folder, against=None if plan is None else subject, n_images=n_images, steps=steps, seed=settings.seed,
+        extractor=settings.extractor, reference=settings.reference, guidance=settings.guidance, prompts=settings.prompts, device=run.device,
+    )  # fmt: skip
+    as_is = {layer.name: AS_IS for layer in run.subject.layers}
+    size = plan.size_bytes if plan else file_bytes(run.subject.tensor_specs)
+    bits = plan.bits_per_weight if plan else weight_bits(run.subject, as_is)
+    record = {"key": key, "name": name, "size_bytes": size, "bits_per_weight": bits, "tune_steps": tune_steps, **result}
+    append_record(path, "evaluation", record)
+    return record

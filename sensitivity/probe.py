@@ -173,15 +173,15 @@ class Prober:
 
 
 def stratified_plans(menus: Mapping[str, Sequence[Entry]], *, n_plans: int, seed: int) -> Iterator[dict[str, Format]]:
-    """Uniform plans first, one for each rate; then random ones.
+    """Uniform plans first, one for each rate, full precision among them; then random ones.
 
     A random plan first draws the share of layers that get few bits, stratified over 0 … 1 by a van der Corput sequence, then for each layer
     an entry from the lower or the upper half of its menu (Qua²SeDiMo's two-stage draw).
     """
     rates = sorted({e.rate for menu in menus.values() for e in menu})
-    for rate in rates[: min(n_plans, len(rates) - 1)]:
+    for rate in rates[:n_plans]:
         yield {name: max((e for e in menu if e.rate <= rate), key=lambda e: e.rate, default=menu[0]).format for name, menu in menus.items()}
-    for index in range(max(0, n_plans - len(rates) + 1)):
+    for index in range(max(0, n_plans - len(rates))):
         rng = np.random.default_rng([seed, index])
         low_share = _van_der_corput(index + 1)
         plan = {}

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
 from sedaq.models.layers import block_of, role_of
 from sedaq.storage import append_record, write_json
 
@@ -89,10 +88,12 @@ def front_content(names: list[str]) -> dict[str, Any]:
                 "size_bytes": int(280_000 * bits),
                 "solver": "exact",
                 "plan": plan_content(names, bits=bits, size=int(280_000 * bits)),
-                "predicted": {"fid": {"value": searched, "std": 0.08 * searched}},
-                "measured": {"fid": {"value": searched * 1.03, "se": 0.02 * searched}} if measured else None,
-                "uniform_predicted": {"fid": {"value": uniform, "std": 0.05 * uniform}},
-                "uniform_measured": {"fid": {"value": uniform * 0.98, "se": 0.02 * uniform}} if measured else None,
+                "predicted": {"metric": "fid", "value": searched, "std": 0.08 * searched},
+                "measured": {"metrics": {"fid": {"value": searched * 1.03, "se": 0.02 * searched}}, "n_images": 1024} if measured else None,
+                "uniform_predicted": {"metric": "fid", "value": uniform, "std": 0.05 * uniform},
+                "uniform_measured": {"metrics": {"fid": {"value": uniform * 0.98, "se": 0.02 * uniform}}, "n_images": 1024}
+                if measured
+                else None,
                 "uniform_bits_per_weight": bits,
                 "difference_ci": [searched - uniform - 0.2, searched - uniform + 0.2] if measured else None,
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -13,10 +14,11 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.image import imread
-
 from sedaq.errors import InputError
-from sedaq.reports.figures import FIGURES
+from sedaq.reports.figures import FIGURES, FigureSpec
+from sedaq.reports.inputs import fidelity_of
 from sedaq.reports.report import write_report
+from sedaq.storage import read_json
 
 from .conftest import EVALUATIONS, damage, sensitivity_frame, toy_grids, write_run
 
@@ -72,7 +74,7 @@ def test_page_is_one_file_without_network(full_run: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.name)
-def test_figure_file_is_not_blank(full_run: Path, spec) -> None:
+def test_figure_file_is_not_blank(full_run: Path, spec: FigureSpec) -> None:
     pixels = imread(full_run / "figures" / f"{spec.name}.png")[..., :3]
     assert pixels.shape[0] > 300 and pixels.shape[1] > 900
     assert pixels.std() > 0.05
@@ -98,7 +100,9 @@ def test_layer_table_and_csv_equal_the_inputs(full_run: Path) -> None:
     lowest = source[source["rate"] == 1.5]
     written = pd.read_csv(full_run / "figures" / "sensitivity_layers.csv")
     assert written["cost"].is_monotonic_decreasing
-    pd.testing.assert_frame_equal(written.sort_values("layer", ignore_index=True), lowest.sort_values("layer", ignore_index=True))
+    pd.testing.assert_frame_equal(
+        written.sort_values("layer", ignore_index=True), lowest.sort_values("layer", ignore_index=True), check_dtype=False
+    )
     names = [row[0] for row in Page((full_run / "report.html").read_text()).rows if len(row) == 8 and row[0] != "layer"]
     assert names[-len(lowest) :] == list(lowest["layer"])
 
@@ -109,6 +113,38 @@ def test_captions_state_conditions_and_verdict(full_run: Path) -> None:
     assert "n = 5,000 images, 20 steps" in text
     assert "the searched plan is better" in text
     assert "Spearman 0.941, 95 % interval [0.905, 0.963]" in text and "noise ceiling 0.978" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"metric": "fid", "value": 3.0, "std": 0.5}, (3.0, 0.5)),
+        ({"metrics": {"fid": {"value": 3.0, "se": 0.2}}, "n_images": 512}, (3.0, 0.2)),
+        ({"fid": {"value": 3.0, "se": 0.2}}, (3.0, 0.2)),
+        ({"metric": "kid", "value": 3.0, "std": 0.5}, (math.nan, math.nan)),
+        (None, (math.nan, math.nan)),
+    ],
+)
+def test_fidelity_of(content: object, expected: tuple[float, float]) -> None:
+    assert fidelity_of(content, "fid") == pytest.approx(expected, nan_ok=True)
+
+
+def test_front_numbers_equal_the_inputs(full_run: Path) -> None:
+    plans = read_json(full_run / "plans" / "front.json", "front")["plans"]
+    written = pd.read_csv(full_run / "figures" / "front.csv")
+    assert list(written["predicted"]) == pytest.approx([plan["predicted"]["value"] for plan in plans])
+    assert written["uniform_measured"].iloc[0] == pytest.approx(plans[0]["uniform_measured"]["metrics"]["fid"]["value"])
+    assert math.isnan(written["measured"].iloc[1])
+    assert "on the same noise, n = 1,024 images." in (full_run / "report.html").read_text()
+
+
+def test_a_uniform_plan_that_won_is_said_and_uniform_json_is_not_the_choice(copied: Path) -> None:
+    plans = read_json(copied / "plans" / "front.json", "front")["plans"]
+    damage(copied / "plans" / "front.json", "plans", [{**plans[2], "difference_ci": [0, 0]}], "front")
+    shutil.copy(copied / "plans" / "two.json", copied / "plans" / "uniform.json")
+    text = write_report(copied).read_text()
+    assert "the search found no better plan" in text
+    assert "plans/two.json: " in text and "plans/uniform.json" not in text
 
 
 def test_missing_inputs_are_stated(tmp_path: Path) -> None:
@@ -146,8 +182,8 @@ def test_nan_and_none_are_survived(copied: Path) -> None:
     grids = toy_grids(5, channels=3)
     grids["uniform"][0, 0, 0, 0] = float("nan")
     text = write_report(copied, grids=grids).read_text()
-    assert "1 images hold NaN" in text
-    assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower().replace("hold nan", "")
+    assert "1 image holds NaN" in text
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower().replace("holds nan", "")
 
 
 def test_markup_and_formulas_in_names_are_harmless(tmp_path: Path) -> None:

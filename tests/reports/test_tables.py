@@ -8,7 +8,6 @@ import io
 import matplotlib
 import pytest
 from rich.console import Console
-
 from sedaq.reports import numbers, style
 from sedaq.reports.tables import evaluation_table, inspect_table, print_table
 
@@ -20,8 +19,9 @@ def rendered(table: object) -> str:
 
 
 def test_examples_in_the_docstrings() -> None:
-    failed, tried = doctest.testmod(numbers)
-    assert failed == 0 and tried >= 6
+    for module, least in ((numbers, 6), (style, 1)):
+        failed, tried = doctest.testmod(module)
+        assert failed == 0 and tried >= least
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,10 @@ def test_families_and_variants_have_distinct_colours() -> None:
     assert len(set(colours)) == len(colours)
     variants = [style.variant_colour(name) for name in ("full precision", "uniform", "searched", "searched + tuned")]
     assert len(set(variants)) == 4
-    assert len(style.shorten("down_blocks.2.attentions.1.transformer_blocks.9.ff.net.0.proj")) == 36
+
+
+def test_short_names_keep_what_tells_layers_apart() -> None:
+    paths = [f"down_blocks.{a}.attentions.{b}.transformer_blocks.{c}.ff.net.0.proj" for a in range(3) for b in range(2) for c in range(10)]
+    short = {style.shorten(path) for path in paths}
+    assert len(short) == len(paths) and max(map(len, short)) <= 36
+    assert len(style.shorten("x" * 50)) == 36 and style.shorten("proj_out") == "proj_out"

@@ -1,0 +1,22 @@
+"""sedaq report --run DIR"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from . import options
+
+
+@click.command(help="Write report.html, its figures and their numbers.")
+@options.run_folder
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Page to write; report.html in the run by default.")
+@options.device
+def command(run_folder: Path, out: Path | None, device: str) -> None:
+    from ..progress import shown
+    from ..reports.run_report import write_run_report
+    from ..sensitivity.run import Run
+
+    with shown():
+        page = write_run_report(Run.open(run_folder, device=device), out)
+    click.echo(f"{page}")

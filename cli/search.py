@@ -1,0 +1,56 @@
+"""sedaq search --run DIR (--front | --bits B | --size S | --pipeline-size S)"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import options
+
+
+@click.command(help="Choose a format for every layer within a budget. What is found is never above it.")
+@options.run_folder
+@click.option("--front", is_flag=True, help="Plans from 1.5 to 4 bits at once.")
+@click.option("--bits", type=float, default=None, help="Total bits per weight, at most.")
+@click.option("--size", default=None, metavar="SIZE", help="Bytes of the denoiser's file, at most: 2MB, 2MiB or a number.")
+@click.option("--pipeline-size", default=None, metavar="SIZE", help="Bytes of the whole pipeline's folder, at most.")
+@click.option("--pin", multiple=True, metavar="GLOB=FORMAT", help="Give layers this format; may be repeated.")
+@click.option("--keep", multiple=True, metavar="GLOB", help="Leave layers as they are; may be repeated.")
+@click.option("--tie", multiple=True, metavar="GLOB", help="Layers that must share a rate; may be repeated.")
+@click.option("--min-rate", type=float, default=None, help="No layer below this rate.")
+@click.option("--max-rate", type=float, default=None, help="No layer above this rate.")
+@click.option("--solver", default="auto", show_default=True, help="exact, optuna or auto.")
+@click.option("--verify", type=click.IntRange(0), default=0, show_default=True, help="Samplings at most, to measure the best plans beside uniform.")
+@click.option("--images", type=click.IntRange(8), default=None, help="Images of each of them; as many as a probe by default.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Plan file to write.")
+@options.together(options.seed, options.device, options.as_json)
+def command(
+    run_folder: Path, front: bool, bits: float | None, size: str | None, pipeline_size: str | None, pin: tuple[str, ...], keep: tuple[str, ...],
+    tie: tuple[str, ...], min_rate: float | None, max_rate: float | None, solver: str, verify: int, images: int | None, out: Path | None, seed: int,
+    device: str, as_json: bool,
+) -> None:  # fmt: skip
+    from ..progress import shown
+    from ..reports.summaries import front_table, show
+    from ..search.verb import parse_pins, search_front, search_run
+    from ..sensitivity.run import Run
+
+    if front and (bits or size or pipeline_size or out):
+        raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size and --out.")
+    settings: dict[str, Any] = {
+        "pins": parse_pins(pin), "keep": keep, "ties": tie, "min_rate": min_rate, "max_rate": max_rate, "solver": solver, "verify": verify,
+        "n_images": images, "seed": seed,
+    }  # fmt: skip
+    run = Run.open(run_folder, device=device)
+    with shown():
+        if front:
+            found = search_front(run, **settings)
+        else:
+            found = [search_run(run, bits=bits, size=size, pipeline_size=pipeline_size, out=out, **settings)]
+    if as_json:
+        rows = [plan.to_json() for plan in found]
+        options.print_json(rows if front else rows[0])
+        return
+    show(front_table(found))
+    for note in found[0].plan.provenance["notes"] if not front else ():
+        click.echo(note)

@@ -1,0 +1,54 @@
+"""What verbs print: short tables of a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .numbers import interval, metric, number
+from .tables import rows_table
+
+if TYPE_CHECKING:
+    from ..search.find import FoundPlan
+
+
+def show(table: Table) -> None:
+    """Print a table on stdout, as wide as it needs to be where that is not a terminal."""
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 200)
+
+
+def fit_table(summary: Mapping[str, Any]) -> Table:
+    """Rank correlation of the predictor with held-out probes, beside simpler predictors and the noise ceiling."""
+    rows: list[dict[str, Any]] = [{"predictor": "sedaq", "spearman": summary["spearman"], "95 %": interval(summary["spearman_ci"])}]
+    rows += [{"predictor": name, "spearman": value, "95 %": ""} for name, value in summary["baselines"].items()]
+    rows.append({"predictor": "noise ceiling", "spearman": summary["ceiling"], "95 %": interval(summary["ceiling_ci"])})
+    return rows_table(rows, ["predictor", "spearman", "95 %"], title=f"{summary['metric']} of {summary['n_probes']} probes, out of fold")
+
+
+def front_table(found: Sequence[FoundPlan]) -> Table:
+    """One row a plan: sizes, what is predicted, and what was measured beside the uniform plan of the same size."""
+    rows = []
+    for plan in found:
+        predicted = plan.predicted
+        row: dict[str, Any] = {
+            "bits_per_weight": plan.plan.bits_per_weight, "size_bytes": plan.plan.size_bytes,
+            f"predicted {predicted['metric']}": f"{number(predicted['value'])} ± {number(predicted['std'])}",
+            "uniform predicted": number(plan.uniform_predicted["value"]), "solver": plan.solver,
+        }  # fmt: skip
+        if plan.measured and plan.uniform_measured and plan.difference_ci:
+            name = predicted["metric"]
+            row["measured"] = metric(name, plan.measured["metrics"][name])
+            row["uniform measured"] = metric(name, plan.uniform_measured["metrics"][name])
+            row["difference, 95 %"] = interval(plan.difference_ci)
+        rows.append(row)
+    return rows_table(rows, list(dict.fromkeys(column for row in rows for column in row)))
+
+
+def metrics_table(result: Mapping[str, Any]) -> Table:
+    """One row a metric of an evaluation."""
+    rows = [{"metric": name, "value": metric(name, value)} for name, value in result["metrics"].items()]
+    return rows_table(rows, ["metric", "value"], title=f"{result['n_images']} images against {result['reference']}")

@@ -1,0 +1,78 @@
+"""The verb `search` on a run folder: what find_plan and find_front need comes from the run, what they find goes into it."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..aq.formats import Format
+from ..errors import InputError
+from ..sensitivity.fitting import load_predictor
+from ..sensitivity.probe import Prober
+from ..sensitivity.run import Run
+from ..storage import write_json
+from .find import FRONT_BITS, FoundPlan, find_front, find_plan
+from .problem import parse_size
+
+
+def parse_pins(texts: Sequence[str]) -> dict[str, Format]:
+    """'GLOB=FORMAT' texts as a mapping."""
+    pins = {}
+    for text in texts:
+        glob, equals, format = text.rpartition("=")
+        if not equals or not glob:
+            raise InputError(f"--pin {text!r}: use GLOB=FORMAT, such as '*.to_q=2x8g8'")
+        pins[glob] = Format.parse(format)
+    return pins
+
+
+def other_pipeline_bytes(run: Run) -> int:
+    """Bytes of everything in the subject's pipeline folder but the denoiser's weights."""
+    if run.subject.folder is None or not run.subject.component:
+        raise InputError(f"--pipeline-size: {run.subject.name} is not a pipeline's folder; use --size for the denoiser's file")
+    weights = {path for path in (run.subject.folder / run.subject.component).glob("*.safetensors*")}
+    return sum(path.stat().st_size for path in run.subject.folder.rglob("*") if path.is_file() and path not in weights)
+
+
+def search_run(
+    run: Run,
+    *,
+    bits: float | None = None,
+    size: str | None = None,
+    pipeline_size: str | None = None,
+    verify: int = 0,
+    n_images: int | None = None,
+    out: Path | None = None,
+    **constraints: Any,
+) -> FoundPlan:
+    """Find a plan for the budgets given and save it to `out` (plans/BITS.json in the run by default).
+
+    Args:
+        bits: total bits per weight; size, pipeline_size: text such as "2MB", "2MiB" or a number of bytes.
+        verify, n_images: samplings at most, and images in each (the run's own number by default).
+        constraints: passed to find_plan.
+    """
+    limits = [parse_size(size)] if size else []
+    if pipeline_size:
+        limits.append(parse_size(pipeline_size) - other_pipeline_bytes(run))
+    found = find_plan(
+        run.subject, run.menus, load_predictor(run), bits=bits, size_bytes=min(limits) if limits else None,
+        **_verification(run, verify, n_images), **constraints,
+    )  # fmt: skip
+    path = out or run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json"
+    found.plan.save(path)
+    return found
+
+
+def search_front(run: Run, *, bits: Sequence[float] = FRONT_BITS, verify: int = 0, n_images: int | None = None, **constraints: Any) -> list[FoundPlan]:
+    """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
+    found = find_front(run.subject, run.menus, load_predictor(run), bits=bits, **_verification(run, verify, n_images), **constraints)
+    write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_json() for plan in found]})
+    return found
+
+
+def _verification(run: Run, verify: int, n_images: int | None) -> Mapping[str, Any]:
+    return {
+        "verify": verify, "prober": Prober(run) if verify else None, "n_images": n_images or run.settings.n_images,
+        "steps": run.settings.steps, "encoding": run.store.identity,
+    }  # fmt: skip
