@@ -66,18 +66,24 @@ def listening(listener: Callable[[Record], None]) -> Iterator[None]:
 def shown() -> Iterator[None]:
     """Show records as bars with time left on stderr while the block runs."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, int] = {}
+    bars = Progress(*columns, console=Console(stderr=True))
+    tasks: dict[str, TaskID] = {}
 
-        def listener(record: Record) -> None:
-            if record.done == 0 or record.description not in tasks:
-                if record.description in tasks:
-                    bars.remove_task(tasks[record.description])  # type: ignore[arg-type]
-                tasks[record.description] = bars.add_task(record.description, total=record.total, completed=record.done)
-            bars.update(tasks[record.description], completed=record.done)  # type: ignore[arg-type]
+    def listener(record: Record) -> None:
+        if not bars.live.is_started:  # not before: an error found before any work is the only line on stderr
+            bars.start()
+        if record.done == 0 or record.description not in tasks:
+            if record.description in tasks:
+                bars.remove_task(tasks[record.description])
+            tasks[record.description] = bars.add_task(record.description, total=record.total, completed=int(record.done))
+        bars.update(tasks[record.description], completed=record.done, total=record.total)
 
+    try:
         with listening(listener):
             yield
+    finally:
+        if bars.live.is_started:
+            bars.stop()

@@ -75,10 +75,14 @@ def _unseal(where: str, kind: str, body: Any) -> dict[str, Any]:
     for field, value in expected.items():
         if body.get(field) != value:
             raise InputError(f"{where}: field '{field}' is {body.get(field)!r} where {value!r} is expected; write the file again with this version of sedaq")
-    rest = {key: value for key, value in body.items() if key != "sha256"}
-    if _seal(kind, {key: value for key, value in rest.items() if key not in _OWN_FIELDS})["sha256"] != body.get("sha256"):
+    content = {key: value for key, value in body.items() if key not in _OWN_FIELDS}
+    try:
+        sha256 = _seal(kind, content)["sha256"]
+    except ValueError:  # NaN or a half character, which json reads and sedaq never writes
+        sha256 = None
+    if sha256 is None or sha256 != body.get("sha256"):
         raise InputError(f"{where}: field 'sha256' does not match the content; the file was changed or damaged, write it again with sedaq")
-    return {key: value for key, value in rest.items() if key not in _OWN_FIELDS}
+    return content
 
 
 def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
@@ -98,9 +102,9 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
 
 def append_record(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Append one sealed line and flush it to disk. A line that a crash cut short is first removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     line = canonical_json(_seal(kind, content)).encode() + b"\n"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
@@ -118,7 +122,10 @@ def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
     """All sealed lines of `path`, none if it does not exist; a last line without its line end is dropped, for a crash may leave one."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         where = f"{path} line {number}"
@@ -149,7 +156,11 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
         raise InputError(f"{path}: not a whole safetensors file ({error}); delete it, it will be made again") from error
     if header is None:
         raise InputError(f"{path}: has no field 'sedaq' in its header; it was not written by sedaq")
-    metadata = _unseal(str(path), kind, json.loads(header))
-    if metadata.pop("tensors") != tensor_fingerprint(sorted(tensors.items())):
+    try:
+        body = json.loads(header)
+    except ValueError as error:
+        raise InputError(f"{path}: field 'sedaq' of its header is not valid JSON ({error}); the file is damaged, delete it and it will be made again") from error
+    metadata = _unseal(str(path), kind, body)
+    if metadata.pop("tensors", None) != tensor_fingerprint(sorted(tensors.items())):
         raise InputError(f"{path}: field 'tensors' does not match the stored tensors; the file is damaged, delete it and it will be made again")
     return tensors, metadata

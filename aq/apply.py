@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from ..errors import InputError
-from ..models.loading import SUBJECT_FILE
+from ..models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ..models.subject import Subject
 from ..storage import SCHEMA
 from .encoding import Encoding
@@ -45,8 +45,10 @@ def apply(
         InputError: for a plan of another model, a folder that is in the way or cannot be written.
     """
     plan.validate(subject)
-    out = Path(out)
+    out = Path(out).resolve()
     check_writable(out)
+    if subject.folder is not None and subject.folder.resolve() in out.parents:
+        raise InputError(f"--out {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
     encodings = assemble(subject, plan, store)
     settings = settings or TuneSettings()
     tuned = tune(subject, encodings, TuneSettings(**{**settings.__dict__, "steps": tune_steps}), **sampling) if tune_steps else Tuned(encodings, {})
@@ -56,7 +58,8 @@ def apply(
 
 def check_writable(out: Path) -> None:
     """Raise InputError if `out` holds anything but an earlier result, or cannot be made."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not list(out.glob(f"**/{PLAN_FILE}")):
+    earlier = [out / PLAN_FILE, *(out / component / PLAN_FILE for component in DENOISER_COMPONENTS)]
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not any(path.is_file() for path in earlier):
         raise InputError(f"--out {out}: exists and is not a folder that sedaq wrote; choose another name")
     parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
     try:

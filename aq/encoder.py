@@ -63,7 +63,8 @@ def encode(
         groups: of a grouped convolution.
 
     Raises:
-        InputError: for NaN or infinity, a Hessian of another size, or a format that the shape can't have.
+        InputError: for NaN or infinity, a Hessian of another size, or a format that the shape can't have or that
+            shares codebooks.
 
     >>> encoding = encode(torch.randn(32, 24), Format.parse("1x4g4"))
     >>> encoding.dequantize().shape, encoding.size_bytes
@@ -74,12 +75,9 @@ def encode(
     if not torch.isfinite(weight).all():
         raise InputError(f"a weight of shape {shape} holds NaN or infinity; repair the model")
     n_in = math.prod(shape[1:])
-    if hessian is None:
-        hessian = Hessian.identity(n_in, groups)
-    elif isinstance(hessian, torch.Tensor):
-        hessian = Hessian.of(hessian)
-    if hessian.n_in != n_in or hessian.groups not in (1, groups):
-        raise InputError(f"a Hessian of {hessian.groups} groups and {hessian.n_in} inputs cannot weigh a weight of {groups} groups and {n_in} inputs; calibrate again")
+    if format.book:
+        raise InputError(f"format {format} shares the codebooks {format.book!r} among layers, one weight alone cannot have it; use {str(format).partition('@')[0]}")
+    hessian = _checked_hessian(hessian, n_in, groups)
 
     provenance = {**(provenance or {}), "effort": effort, "seed": seed}
     if format.kind == "asis":
@@ -93,6 +91,21 @@ def encode(
     error = relative_error(weight, encoding.dequantize(), hessian, groups)
     provenance["seconds"] = round(time.perf_counter() - start, 3)
     return Encoding(format, shape, encoding.tensors, error, provenance)
+
+
+def _checked_hessian(hessian: Hessian | torch.Tensor | None, n_in: int, groups: int) -> Hessian:
+    """As float32 blocks. Raises InputError for another size, NaN or infinity."""
+    if hessian is None:
+        return Hessian.identity(n_in, groups)
+    if isinstance(hessian, torch.Tensor):
+        if hessian.ndim not in (2, 3) or hessian.shape[-1] != hessian.shape[-2]:
+            raise InputError(f"a Hessian of shape {tuple(hessian.shape)} is not (in, in), nor (groups, in, in); calibrate again")
+        hessian = Hessian.of(hessian)
+    if hessian.n_in != n_in or hessian.groups not in (1, groups):
+        raise InputError(f"a Hessian of {hessian.groups} groups and {hessian.n_in} inputs cannot weigh a weight of {groups} groups and {n_in} inputs; calibrate again")
+    if not all(torch.isfinite(block).all() for block in hessian.blocks):
+        raise InputError("the Hessian holds NaN or infinity; calibrate again")
+    return Hessian(tuple(block.float() for block in hessian.blocks))
 
 
 def relative_error(weight: torch.Tensor, approximation: torch.Tensor, hessian: Hessian, groups: int = 1) -> float:
@@ -188,7 +201,7 @@ class _State:
         u = self.words(self.stored)
         energy = (self.hessian.times(u) * u).sum(2)
         exact = (self.wh * u).sum(2) / torch.where(energy > 0, energy, 1.0)
-        self.scales = torch.where((energy > 0) & (self.scales > 0), exact, self.scales)
+        self.scales = torch.where((energy > 0) & (self.scales != 0), exact, self.scales)
 
     # -- codebooks -------------------------------------------------------------------------------------------------------------------
 

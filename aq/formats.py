@@ -17,7 +17,9 @@ import torch
 
 from ..errors import InputError
 
-_GRAMMAR = re.compile(r"(?P<m>\d+)x(?P<b>\d+)g(?P<g>\d+)(?P<structure>[mh]?)(?P<grouping>[tc]?)(?P<q>q?)(?:@(?P<book>[A-Za-z0-9_.-]+))?")
+_GRAMMAR = re.compile(
+    r"(?P<m>[1-9]\d?)x(?P<b>[1-9]\d?)g(?P<g>[1-9]\d{0,2})(?P<structure>[mh]?)(?P<grouping>[tc]?)(?P<q>q?)(?:@(?P<book>[A-Za-z0-9_.-]+))?", re.ASCII
+)
 _HELP = "use asis, int8 or MxBgG[m|h][t|c][q][@BOOK] such as 2x8g8 or 1x6g4hq, with M 1-8, B 2-12 (even for h) and G 2-64"
 
 

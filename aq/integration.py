@@ -4,7 +4,7 @@ diffusers 0.42 offers no registration to third parties, so the two tables that i
 """
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from .formats import Format
 from .layers import coded_module, set_module
 
 
-class _Method(str, Enum):
+class _Method(StrEnum):
     """diffusers asks its quantization method for `.value`."""
 
     SEDAQ = "sedaq"
@@ -32,19 +32,21 @@ class SedaqConfig(QuantizationConfigMixin):
     def __init__(self, *, layers: dict[str, str], schema: int = SCHEMA, fingerprint: str = "", quant_method: str = _Method.SEDAQ) -> None:
         if schema != SCHEMA:
             raise InputError(f"quantization_config: field 'schema' is {schema!r} where {SCHEMA} is expected; install the version of sedaq that wrote the folder")
-        self.quant_method = _Method(quant_method)
+        self.quant_method = _Method(quant_method)  # type: ignore[assignment]
         self.schema, self.layers, self.fingerprint = schema, dict(layers), fingerprint
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": self.quant_method.value, "schema": self.schema, "fingerprint": self.fingerprint, "layers": self.layers}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """diffusers prints a config by it, and does print it in `from_pretrained`."""
+        return self.to_dict()
 
 
 class SedaqQuantizer(DiffusersQuantizer):
     """Replaces the layers named in the config by coded ones and fills their buffers with the stored dtypes."""
 
     quantization_config: SedaqConfig
-    required_packages = None
-
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         for path, text in self.quantization_config.layers.items():
             try:
@@ -68,7 +70,7 @@ class SedaqQuantizer(DiffusersQuantizer):
 
     def create_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, target_device: Any, state_dict: Any, *_: Any, **__: Any) -> None:  # type: ignore[override]
         # diffusers has already cast param_value to torch_dtype; the stored tensor is what counts.
-        path, _, name = param_name.rpartition(".")
+        path, _dot, name = param_name.rpartition(".")
         module = model.get_submodule(path)
         module.register_buffer(name, state_dict[param_name].to(target_device))
 
@@ -85,6 +87,11 @@ class SedaqQuantizer(DiffusersQuantizer):
 
 
 def register() -> None:
-    """Make diffusers know quant_method "sedaq". Calling it again changes nothing."""
+    """Make diffusers know quant_method "sedaq". Calling it again changes nothing.
+
+    Test tools import the root folder a second time, under its own name; only the package by the name `sedaq` registers.
+    """
+    if __name__.partition(".")[0] != "sedaq":
+        return
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[_Method.SEDAQ.value] = SedaqConfig
     auto.AUTO_QUANTIZER_MAPPING[_Method.SEDAQ.value] = SedaqQuantizer

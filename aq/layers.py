@@ -1,6 +1,7 @@
 """Layers that hold codes instead of a weight."""
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -49,6 +50,22 @@ class _Coded(nn.Module):
         if self._matrix is None or self._matrix[0] is not codes:
             self._matrix = (codes, coded_matrix(self.format, self.shape, self.stored))
         return self._matrix[1]
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        # It copies into the buffers, so their identity does not tell that they changed.
+        super()._load_from_state_dict(*args)
+        self._matrix = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _Coded:
+        """Moves take the stored tensors along; casts (`.half()`, `.to(torch.bfloat16)`) leave what is stored as it is."""
+        before = self.stored
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            moved = self.get_buffer(name)
+            if moved.dtype != tensor.dtype:
+                self.register_buffer(name, tensor.to(moved.device))
+        self._matrix = None
+        return self
 
     def _at_precision(self, x: torch.Tensor, token_dim: int) -> torch.Tensor:
         if self.precision not in PRECISIONS:
@@ -103,7 +120,7 @@ class _AQConv(_Coded):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         matrix = self.matrix()
         dtype, x = x.dtype, self._at_precision(x, 1)
-        if choose(x.shape[0] * x[0, 0].numel(), matrix) == "dequantize" and self.padding_mode == "zeros":
+        if choose(x.shape[0] * math.prod(x.shape[2:]), matrix) == "dequantize" and self.padding_mode == "zeros":
             weight = dequantize(matrix).reshape(self.shape).to(x.dtype)
             y = _CONVOLUTIONS[self.kind](x, weight, None, self.stride, self.padding, self.dilation, self.groups)
         else:
@@ -172,7 +189,7 @@ def densify(root: nn.Module) -> None:
                     cls = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[module.kind]
                     dense = cls(
                         module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, module.dilation, module.groups,  # type: ignore[arg-type]
-                        module.bias is not None, module.padding_mode,
+                        module.bias is not None, module.padding_mode,  # type: ignore[arg-type]
                     )  # fmt: skip
             dense.weight = nn.Parameter(weight, requires_grad=False)
             dense.bias = module.bias

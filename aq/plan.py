@@ -130,9 +130,9 @@ def file_bytes(specs: Mapping[str, TensorSpec]) -> int:
 
     The writer orders tensors by dtype, widest alignment first, then by name; the order matters for the digits of the offsets.
     """
-    names = {torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL", torch.int32: "I32", torch.int64: "I64",
+    names = {torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
              torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}  # fmt: skip
-    rank = [torch.bool, torch.uint8, torch.int8, torch.float16, torch.bfloat16, torch.int32, torch.float32, torch.float64, torch.int64]
+    rank = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16, torch.int32, torch.float32, torch.float64, torch.int64]
     header: dict[str, Any] = {"__metadata__": SAFETENSORS_METADATA}
     offset = 0
     for name, (dtype, shape) in sorted(specs.items(), key=lambda item: (-rank.index(item[1][0]), item[0])):

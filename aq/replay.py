@@ -5,6 +5,7 @@ Drawing from it at random removes the jumps between timesteps that tuning step b
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,27 @@ FLOAT = torch.float16  # of the buffer
 def _first_tensor(output: Any) -> torch.Tensor:
     """The denoiser's answer, whether it came as a tensor, a tuple or a diffusers output."""
     return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def _flat(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Arguments by name, those inside a dict (SDXL's added_cond_kwargs) by "name/key"."""
+    for name, value in arguments.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{key}", inner) for key, inner in value.items())
+        else:
+            yield name, value
+
+
+def _nested(flat: Call) -> Call:
+    """The inverse of _flat."""
+    call: Call = {}
+    for name, value in flat.items():
+        outer, slash, key = name.partition("/")
+        if slash:
+            call.setdefault(outer, {})[key] = value
+        else:
+            call[name] = value
+    return call
 
 
 class ReplayBuffer:
@@ -53,8 +75,13 @@ class ReplayBuffer:
     def _record(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         answer = _first_tensor(output).detach()
         batch = len(answer)
-        for name, value in self._signature.bind(*args, **kwargs).arguments.items():
+        for name, value in _flat(self._signature.bind(*args, **kwargs).arguments):
             if not isinstance(value, torch.Tensor):
+                if isinstance(value, (int, float)) and self._fixed.get(name, value) != value:
+                    raise InputError(
+                        f"the denoiser's argument {name!r} is a number that differs between calls ({self._fixed[name]}, {value}); "
+                        "pass it as a tensor, or such a denoiser cannot be tuned"
+                    )
                 self._fixed[name] = value
                 continue
             rows = value.detach().expand(batch) if value.ndim == 0 else value.detach()
@@ -72,4 +99,4 @@ class ReplayBuffer:
         tensors = {name: tensor[rows].to(device) for name, tensor in self.tensors.items()}
         call = {name: tensor.float() if tensor.dtype == FLOAT else tensor for name, tensor in tensors.items()}
         target = call.pop("output")
-        return {**self._fixed, **call}, target
+        return _nested({**self._fixed, **call}), target

@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ class TuneSettings:
     batch_size: int = 64
     n_images: int = 192  # trajectories in the replay buffer
     sampling_steps: int | None = None
-    learning_rate: float = 1e-3  # of codebooks, log scales, biases and norms
+    learning_rate: float = 2e-3  # of codebooks, log scales, biases and norms
     code_rate: float = 1e-2  # of the V step's buffer, relative to the weights' root mean square
     code_share: float = 0.01  # groups that a V step may encode anew
     code_every: int = 5  # P steps between V steps
@@ -68,13 +69,15 @@ class _TunableLayer(nn.Module):
         if encoding.format.int8_codebooks:
             stored = stored * encoding.tensors["codebook_scales"].float().reshape(-1, 1, 1)
         self.stored = nn.Parameter(stored)
-        self.live = matrix.scales > 0
-        self.log_scales = nn.Parameter(torch.where(self.live, matrix.scales, 1.0).log())
+        self.signs = matrix.scales.sign()  # of the scales; zero rows stay zero
+        self.log_scales = nn.Parameter(torch.where(self.signs != 0, matrix.scales.abs(), 1.0).log())
         self.expansion = encoding.format.expansion
+        # Groups that end in padding keep their codes: codewords there are not bound by the weight.
+        self.unpadded = self._grouped(torch.ones(encoding.shape)).amin(2)
         self.buffer: torch.Tensor | None = None  # what the codes would like the weight to be, minus the weight
 
     def scales(self) -> torch.Tensor:
-        return torch.where(self.live, self.log_scales.exp(), 0.0)
+        return torch.where(self.signs != 0, self.signs * self.log_scales.exp(), 0.0)
 
     def matrix(self) -> CodedMatrix:
         return CodedMatrix(self.codes, self.expansion @ self.stored, self.scales(), math.prod(self.encoding.shape[1:]), self.order)
@@ -97,7 +100,7 @@ class _TunableLayer(nn.Module):
         size = weight.square().mean().sqrt()
         step = -settings.code_rate * size * gradient / gradient.square().mean().sqrt().clamp(min=1e-30)
         buffer = step if self.buffer is None else settings.buffer_decay * self.buffer + step
-        wish = buffer.square().sum(2).reshape(-1)
+        wish = (buffer.square().sum(2) * self.unpadded).reshape(-1)
         chosen = wish.topk(max(1, int(settings.code_share * wish.numel()))).indices
         row, group = chosen // self.codes.shape[1], chosen % self.codes.shape[1]
         scales = self.scales()[row].reshape(1, -1, 1)
@@ -171,7 +174,7 @@ def _held_out_loss(student: _Student, buffer: ReplayBuffer, batch_size: int, dev
     return total / len(buffer.held_out)
 
 
-def tune(subject: Subject, encodings: Mapping[str, Encoding], settings: TuneSettings | None = None, **sampling: object) -> Tuned:
+def tune(subject: Subject, encodings: Mapping[str, Encoding], settings: TuneSettings | None = None, **sampling: Any) -> Tuned:
     """Tune encodings so that the quantized denoiser answers as the full-precision one does on its own trajectories.
 
     The best state on held-out trajectories is what is returned; it is never worse there than what came in. A loss that is no longer

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,7 +32,8 @@ def command(
         chosen, store = store_for_plan(
             loaded_plan, subject, run_folder, Path(scratch), effort=effort, exclude=exclude, guidance=guidance, prompts=prompts, device=device
         )
-        tuned = apply(store.subject, chosen, store, out, tune_steps=tune_steps, **({} if guidance is None else {"guidance": guidance}))
+        sampling: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
+        tuned = apply(store.subject, chosen, store, out, tune_steps=tune_steps, **sampling)
     click.echo(f"{out}: {chosen.size_bytes:,} bytes, {chosen.bits_per_weight:.3f} bits a weight")
     if tuned.losses:
         click.echo(f"held-out loss {tuned.losses[0][1]:.5f} before tuning, {min(loss for _, loss in tuned.losses):.5f} after")

@@ -27,6 +27,22 @@ def _print(rows: Callable[[], list[dict[str, Any]]], as_json: bool) -> None:
         show(rows_table(measured, list(measured[0])))
 
 
+def _whole_numbers(option: str, text: str) -> list[int]:
+    from ..errors import InputError
+
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise InputError(f"{option} {text!r}: give whole numbers above zero, separated by commas")
+    return [int(word) for word in words]
+
+
+def _checked(formats: str) -> list[str]:
+    """The formats named, refused before any work if one is unknown."""
+    from ..aq.formats import Format
+
+    return [str(Format.parse(text)) for text in formats.split(",")]
+
+
 def _formats(default: tuple[str, ...]) -> Any:
     return click.option("--formats", default=",".join(default), show_default=True, help="Formats, separated by commas.")
 
@@ -39,8 +55,11 @@ def _formats(default: tuple[str, ...]) -> Any:
 @options.as_json
 def distortion(formats: str, size: int, effort: str, seed: int, as_json: bool) -> None:
     from ..aq import bench
+    from ..aq.encoder import parse_effort
 
-    _print(lambda: bench.distortion(formats.split(","), size=size, effort=effort, seed=seed), as_json)
+    chosen = _checked(formats)
+    parse_effort(effort)
+    _print(lambda: bench.distortion(chosen, size=size, effort=effort, seed=seed), as_json)
 
 
 @command.command(help="Output error and seconds on correlated, heavy-tailed layers.")
@@ -50,13 +69,10 @@ def distortion(formats: str, size: int, effort: str, seed: int, as_json: bool) -
 @options.as_json
 def encode(formats: str, sizes: str, seed: int, as_json: bool) -> None:
     from ..aq import bench
-    from ..errors import InputError
 
-    try:
-        shapes = [(int(size), int(size)) for size in sizes.split(",")]
-    except ValueError as error:
-        raise InputError(f"--sizes {sizes!r}: give whole numbers separated by commas") from error
-    _print(lambda: bench.encoding(shapes, formats.split(","), seed=seed), as_json)
+    shapes = [(size, size) for size in _whole_numbers("--sizes", sizes)]
+    chosen = _checked(formats)
+    _print(lambda: bench.encoding(shapes, chosen, seed=seed), as_json)
 
 
 @command.command(help="Milliseconds of every kernel, and ratios to torch's own products (above 1: ours is faster).")
@@ -66,10 +82,14 @@ def encode(formats: str, sizes: str, seed: int, as_json: bool) -> None:
 @options.as_json
 def kernels(formats: str, tokens: str, repeats: int, as_json: bool) -> None:
     from ..aq.formats import Format
+    from ..errors import InputError
     from ..kernels import bench
 
+    counts = _whole_numbers("--tokens", tokens)
     cases = [(text, f.n_codebooks, f.n_entries, f.group_size) for text in formats.split(",") if (f := Format.parse(text)).kind == "additive"]
-    _print(lambda: bench.compare(cases, tokens=[int(t) for t in tokens.split(",")], repeats=repeats), as_json)
+    if not cases:
+        raise InputError(f"--formats {formats!r}: no kernel works on these; give formats with codes such as 2x8g8")
+    _print(lambda: bench.compare(cases, tokens=counts, repeats=repeats), as_json)
 
 
 @command.command(help=f"Seconds a sampling step of one or several models, quantized folders among them.\n\n{options.SUBJECT_HELP}")

@@ -7,6 +7,7 @@ import os
 import sys
 
 import click
+from diffusers.utils.logging import disable_progress_bar
 
 from ..errors import SedaqError
 
@@ -45,6 +46,7 @@ def cli(debug: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
     for noisy in ("diffusers", "matplotlib", "PIL", "urllib3", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    disable_progress_bar()  # diffusers' own, of a second while it loads a pipeline
 
 
 def main(arguments: list[str] | None = None) -> int:

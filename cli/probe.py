@@ -30,4 +30,4 @@ def command(
     )
     with shown():
         probe(subject, run_folder, n_configs=configs, settings=settings, workers=workers, device=device)
-    click.echo(f"{configs} probes in {run_folder}; next: sedaq fit --run {run_folder}")
+    click.echo(f"probes are in {run_folder}; next: sedaq fit --run {run_folder}")

@@ -35,7 +35,7 @@ def command(
     from ..search.verb import parse_pins, search_front, search_run
     from ..sensitivity.run import Run
 
-    if front and (bits or size or pipeline_size or out):
+    if front and any(given is not None for given in (bits, size, pipeline_size, out)):
         raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size and --out.")
     settings: dict[str, Any] = {
         "pins": parse_pins(pin), "keep": keep, "ties": tie, "min_rate": min_rate, "max_rate": max_rate, "solver": solver, "verify": verify,

@@ -4,6 +4,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from ..progress import track
 from .coded import CodedMatrix
 from .dispatch import KERNELS
-from .reference import dequantize
+from .reference import dequantize, product_by_dequantizing
 
 SHAPES = ((1152, 1152), (4608, 1152), (1152, 4608))  # (out, in): DiT-XL/2
 TOKENS = (1, 16, 256)
@@ -55,17 +56,17 @@ def compare(
         matrix = random_matrix(n_out, n_in, m, k, g)
         dense = dequantize(matrix)
         x = torch.randn(n_tokens, n_in, generator=torch.Generator().manual_seed(1))
-        linear = torch.nn.Sequential(torch.nn.Linear(n_in, n_out, bias=False))
-        linear[0].weight.copy_(dense)
-        int8 = torch.ao.quantization.quantize_dynamic(linear, {torch.nn.Linear}, dtype=torch.qint8)
+        linear = torch.nn.Linear(n_in, n_out, bias=False)
+        linear.weight.copy_(dense)
+        int8 = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(linear), {torch.nn.Linear}, dtype=torch.qint8)
         dense16, x16 = dense.bfloat16(), x.bfloat16()
         peers: dict[str, Callable[[], Any]] = {
-            "torch_f32": lambda x=x, dense=dense: x @ dense.T,
-            "torch_bf16": lambda x=x16, dense=dense16: x @ dense.T,
-            "torch_int8": lambda x=x, int8=int8: int8(x),
-            "dequant_f32": lambda x=x, matrix=matrix: x @ dequantize(matrix).T,
+            "torch_f32": partial(torch.nn.functional.linear, x, dense),
+            "torch_bf16": partial(torch.nn.functional.linear, x16, dense16),
+            "torch_int8": partial(int8, x),
+            "dequant_f32": partial(product_by_dequantizing, x, matrix),
         }
-        ours: dict[str, Callable[[], Any]] = {name: (lambda x=x, matrix=matrix, kernel=kernel: kernel.product(x, matrix)) for name, kernel in KERNELS.items()}
+        ours: dict[str, Callable[[], Any]] = {name: partial(kernel.product, x, matrix) for name, kernel in KERNELS.items()}
         times = interleaved_medians({**peers, **ours}, repeats)
         exact = x.double() @ dense.double().T
         for name, run in ours.items():

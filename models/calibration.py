@@ -31,9 +31,8 @@ def input_columns(x: torch.Tensor, layer: Layer, module: nn.Module) -> torch.Ten
     if layer.kind == "linear":
         return x.reshape(1, -1, layer.n_in)
     taps = layer.shape[2:]
-    padding = module.padding if not isinstance(module.padding, str) else [d * (k - 1) // 2 for d, k in zip(module.dilation, taps, strict=True)]  # type: ignore[union-attr, call-overload, arg-type]
     mode = "constant" if module.padding_mode == "zeros" else str(module.padding_mode)
-    x = F.pad(x, [p for size in reversed(padding) for p in (size, size)], mode=mode)  # type: ignore[union-attr, arg-type]
+    x = F.pad(x, [p for pair in reversed(_padding(module, taps)) for p in pair], mode=mode)
     for axis, (size, stride, dilation) in enumerate(zip(taps, module.stride, module.dilation, strict=True), start=2):  # type: ignore[union-attr, call-overload, arg-type]
         # unfold puts the window last; dilation is a step within the window
         x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
@@ -41,6 +40,14 @@ def input_columns(x: torch.Tensor, layer: Layer, module: nn.Module) -> torch.Ten
     batch, channels = x.shape[:2]
     x = x.reshape(batch, layer.groups, channels // layer.groups, math.prod(x.shape[2 : 2 + n_taps]), math.prod(taps))
     return x.permute(1, 0, 3, 2, 4).reshape(layer.groups, -1, layer.n_in)
+
+
+def _padding(module: Any, taps: Sequence[int]) -> list[tuple[int, int]]:
+    """Zeros before and after each axis; "same" puts the odd one behind."""
+    if module.padding == "same":
+        totals = [dilation * (size - 1) for dilation, size in zip(module.dilation, taps, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(size, size) for size in ([0] * len(taps) if module.padding == "valid" else module.padding)]
 
 
 class _Accumulator:
@@ -70,9 +77,9 @@ def _accumulating(subject: Subject, layers: Sequence[Layer]) -> Iterator[dict[st
     sums = {layer.name: _Accumulator(layer) for layer in layers}
 
     def hook(layer: Layer) -> Any:
-        return lambda module, args: sums[layer.name].add(input_columns(args[0].detach(), layer, module))
+        return lambda module, args, kwargs: sums[layer.name].add(input_columns((args[0] if args else kwargs["input"]).detach(), layer, module))
 
-    handles = [subject.denoiser.get_submodule(layer.name).register_forward_pre_hook(hook(layer)) for layer in layers]
+    handles = [subject.denoiser.get_submodule(layer.name).register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers]
     try:
         yield sums
     finally:

@@ -18,6 +18,7 @@ KINDS: dict[type[nn.Module], str] = {nn.Linear: "linear", nn.Conv1d: "conv1d", n
 # indices, so that an unknown architecture still groups alike layers together.
 ROLES: tuple[tuple[str, str], ...] = (
     (r"(^|\.)(time_embed\w*|timestep_embed\w*|time_proj\w*|time_text_embed)(\.|$)", "time embedding"),
+    (r"(^|\.)(add_embedding|class_embedding|caption_projection|text_embed\w*)\.", "condition embedding"),
     (r"\.(time_emb_proj)$", "time projection"),
     (r"(^|\.)norm\w*\.linear$", "modulation"),
     (r"\.(to_q|q_proj|query|add_q_proj)$", "attention query"),
@@ -32,6 +33,9 @@ ROLES: tuple[tuple[str, str], ...] = (
     (r"\.(conv_shortcut|skip\w*)$", "skip"),
     (r"downsamplers\.\d+\.conv$", "downsampling"),
     (r"upsamplers\.\d+\.conv$", "upsampling"),
+    # SD's attention blocks and Flux' single blocks have projections of their own; only those outside of blocks see the image.
+    (r"\.\d+\.proj_in$", "block input"),
+    (r"\.\d+\.proj_out$", "block output"),
     (r"(^|\.)(conv_in|pos_embed\.proj|patch_embed\.proj|x_embedder\.\w+|proj_in)$", "input"),
     (r"(^|\.)(conv_out|proj_out\w*|final_layer\.\w+)$", "output"),
 )
@@ -62,7 +66,7 @@ def role_of(path: str) -> str:
     for pattern, role in ROLES:
         if re.search(pattern, path):
             return role
-    return re.sub(r"\.?\b\d+\b", "", path) or path
+    return re.sub(r"\.?\b\d+\b", "", path).strip(".") or path
 
 
 def block_of(path: str) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -41,18 +42,52 @@ def load(
         InputError: naming what was not understood or found, and what to pass instead.
     """
     if isinstance(subject, Subject):
+        if not set(exclude) <= set(subject.exclude) or (prompts and list(prompts) != subject.conditions):
+            raise InputError(f"subject {subject.name}: was made in Python, so prompts and globs to exclude belong into its Subject(conditions=…, exclude=…)")
         return subject
+    _check_device(device)
     text = str(subject)
     if text in SHIPPED:
         loaded = _load_denoiser(SHIPPED_FOLDER / text, text, device, exclude)
     elif ".py:" in text:
-        loaded = _load_function(text)
+        loaded = _load_function(text, exclude)
     elif Path(text).is_dir():
         loaded = _load_folder(Path(text), device, prompts, exclude, quantized)
     else:
         loaded = _load_folder(_download(text), device, prompts, exclude, quantized)
-    loaded.layers  # noqa: B018  finds NaN in weights now, before any work
+    if prompts and loaded.conditions != list(prompts):
+        raise InputError(f"--prompts: {text} takes no prompts; leave --prompts out")
+    if not quantized:
+        loaded.layers  # noqa: B018  finds NaN in weights now, before any work
     return loaded
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: {str(error).splitlines()[0]}; pass cpu, or a device that this torch has") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable JSON file; the folder is damaged, save it again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: has no field '_class_name'; the folder is damaged, save it again")
+    return config
+
+
+def _diffusers_class(path: Path, base: str, remedy: str) -> Any:
+    """The diffusers class that a config names, a subclass of `base`."""
+    import diffusers
+
+    name = _read_config(path).get("_class_name")
+    found = getattr(diffusers, str(name), None)
+    if not isinstance(found, type) or not issubclass(found, getattr(diffusers, base)):
+        raise InputError(f"{path}: field '_class_name' is {name!r}, which is no diffusers {remedy}")
+    return found
 
 
 def _load_folder(folder: Path, device: str, prompts: Sequence[str] | None, exclude: Sequence[str], quantized: bool) -> Subject:
@@ -65,10 +100,7 @@ def _load_folder(folder: Path, device: str, prompts: Sequence[str] | None, exclu
 
 def _refuse_quantized(folder: Path, quantized: bool) -> bool:
     """Whether the denoiser in `folder` was quantized by sedaq."""
-    try:
-        is_quantized = "quantization_config" in json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'config.json'}: not a readable JSON file; the folder is damaged, save it again") from error
+    is_quantized = "quantization_config" in _read_config(folder / "config.json")
     if is_quantized and not quantized:
         raise InputError(f"{folder}: already quantized; pass the full-precision folder that it was made from")
     return is_quantized
@@ -84,17 +116,12 @@ def _from_pretrained(load_from: Callable[..., Any], folder: Path) -> Any:
 
 
 def _load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str], quantized: bool = False) -> Subject:
-    import diffusers
-
     _refuse_quantized(folder, quantized)
-    config = json.loads((folder / "config.json").read_text())
-    model_class = getattr(diffusers, str(config.get("_class_name")), None)
-    if model_class is None or not issubclass(model_class, diffusers.ModelMixin):
-        raise InputError(f"{folder / 'config.json'}: field '_class_name' is {config.get('_class_name')!r}, which is no diffusers model; pass a denoiser's folder")
+    model_class = _diffusers_class(folder / "config.json", "ModelMixin", "model; pass a denoiser's folder")
     scheduler_folder = folder if (folder / "scheduler_config.json").exists() else folder.parent / "scheduler"
     if not (scheduler_folder / "scheduler_config.json").exists():
         raise InputError(f"{folder}: a bare denoiser needs its scheduler_config.json beside config.json; copy it there, or pass the pipeline's folder")
-    scheduler_class = getattr(diffusers, json.loads((scheduler_folder / "scheduler_config.json").read_text())["_class_name"])
+    scheduler_class = _diffusers_class(scheduler_folder / "scheduler_config.json", "SchedulerMixin", "scheduler; copy the one that the model was trained with")
     scheduler = _from_pretrained(lambda path, **_: scheduler_class.from_pretrained(path), scheduler_folder)
     denoiser = _from_pretrained(model_class.from_pretrained, folder).to(device)
 
@@ -131,15 +158,17 @@ def _load_pipeline(folder: Path, device: str, prompts: Sequence[str] | None, exc
     _refuse_quantized(folder / component, quantized)
     pipeline = _from_pretrained(DiffusionPipeline.from_pretrained, folder).to(device)
     denoiser = getattr(pipeline, component)
-    conditions: Sequence[Condition] | None = prompts or _class_conditions(denoiser)["conditions"]
+    conditions: Sequence[Condition] | None = _class_conditions(denoiser)["conditions"]
+    if "prompt" in inspect.signature(pipeline.__call__).parameters:
+        conditions = prompts
     return Subject(
         denoiser, sample=PipelineSampler(pipeline, conditions), conditions=conditions, name=folder.resolve().name, exclude=exclude,
         folder=folder, component=component, stored_dtypes=stored_dtypes(folder / component),
     )  # fmt: skip
 
 
-def _load_function(text: str) -> Subject:
-    """Run FILE.py and call FUNCTION."""
+def _load_function(text: str, exclude: Sequence[str]) -> Subject:
+    """Run FILE.py and call FUNCTION; `exclude` is added to what its Subject leaves alone."""
     file, _, function = text.rpartition(":")
     path = Path(file)
     if not path.is_file():
@@ -148,13 +177,19 @@ def _load_function(text: str) -> Subject:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise InputError(f"{file}: cannot be run ({type(error).__name__}: {error}); repair it") from error
     make = getattr(module, function, None)
     if not callable(make):
         raise InputError(f"{file}: has no function {function!r}; pass FILE.py:FUNCTION with a function that returns a sedaq.Subject")
     subject = make()
     if not isinstance(subject, Subject):
         raise InputError(f"{text}: returned {type(subject).__name__}; it must return a sedaq.Subject")
+    if exclude:
+        subject.exclude += tuple(exclude)
+        subject.__dict__.pop("layers", None)
     return subject
 
 
@@ -174,7 +209,9 @@ def _download(hub_id: str) -> Path:
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """Dtype on disk of every tensor in the safetensors files of a denoiser's folder."""
     dtypes: dict[str, torch.dtype] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    paths = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+    # A folder may hold a variant (….fp16.safetensors) beside the files that are loaded.
+    for path in [path for path in paths if ".fp16." not in path.name] or paths:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
                 dtype = _DTYPES.get(file.get_slice(name).get_dtype())

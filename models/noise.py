@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,6 +19,11 @@ def image_generators(seed: int, start: int, n_images: int) -> list[torch.Generat
     return [torch.Generator().manual_seed(state) for state in states]
 
 
+def initial_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal (len(generators), *shape), float32, each image drawn by its own generator."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
 def image_noise(seed: int, start: int, n_images: int, shape: tuple[int, ...]) -> torch.Tensor:
     """Standard normal (n_images, *shape), float32."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in image_generators(seed, start, n_images)])
+    return initial_noise(image_generators(seed, start, n_images), shape)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..progress import track
-from .noise import image_generators, image_noise
+from .noise import image_generators, initial_noise
 
 Sampler = Callable[..., torch.Tensor]
 Condition = int | str
@@ -39,6 +39,7 @@ class DenoiserSampler:
         self.image_shape = (config.in_channels, *size)
         self.denoiser, self.scheduler = denoiser, scheduler
         self.conditions, self.null_condition, self.default_steps = conditions, null_condition, default_steps
+        self.step_draws_noise = "generator" in inspect.signature(scheduler.step).parameters
 
     @torch.inference_mode()
     def __call__(
@@ -48,14 +49,17 @@ class DenoiserSampler:
         device = next(self.denoiser.parameters()).device
         images = []
         for first, count in _batches(start, n_images, batch_size):
-            x = image_noise(seed, first, count, self.image_shape).to(device)
+            generators = image_generators(seed, first, count)
+            x = initial_noise(generators, self.image_shape).to(device)
+            # Ancestral samplers draw noise at every step; each image goes on with its own generator.
+            draws = {"generator": generators} if self.step_draws_noise else {}
             classes = conditions_of(self.conditions, first, count)
             labels = None if classes is None else torch.tensor(classes, device=device)
             self.scheduler.set_timesteps(steps)
             x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
             for t in self.scheduler.timesteps.to(device):
                 output = self._output(self.scheduler.scale_model_input(x, t), t, labels, guidance)
-                x = self.scheduler.step(output, t, x).prev_sample
+                x = self.scheduler.step(output, t, x, **draws).prev_sample
             images.append((x / 2 + 0.5).clamp(0, 1).float().cpu())
         return torch.cat(images)
 

@@ -72,7 +72,9 @@ class Subject:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over configuration, conditions and the weights as they were when this was first read."""
-        config = json.loads(json.dumps(dict(getattr(self.denoiser, "config", {})), default=str))
+        # names with an underscore are diffusers' own notes: its version, and the folder that the model happens to lie in
+        config = {key: value for key, value in dict(getattr(self.denoiser, "config", {})).items() if not key.startswith("_")}
+        config = json.loads(json.dumps(config, default=str))
         weights = tensor_fingerprint(sorted(self.denoiser.state_dict().items()))
         return fingerprint([type(self.denoiser).__name__, config, self.conditions, list(self.exclude), weights])
 
@@ -98,7 +100,7 @@ class Subject:
         originals = {name: parameter.data for name, parameter in parameters.items()}
         try:
             for name, parameter in parameters.items():
-                parameter.data = weights[name].to(parameter)  # type: ignore[union-attr]
+                parameter.data = weights[name].to(parameter)  # type: ignore[union-attr, arg-type]
             yield
         finally:
             for name, parameter in parameters.items():

@@ -60,7 +60,7 @@ def evaluate(
     if name is None:
         raise InputError(f"subject {measured.name} has no extractor of its own; choose one with --extractor (inception[:FILE] or transformers:FOLDER)")
     extract = load_extractor(name, image_shape=measured.image_shape, device=device)
-    settings = {} if guidance is None else {"guidance": guidance}
+    settings: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
 
     def sampled(of: Subject, description: str) -> tuple[torch.Tensor, Features]:
         images = sample_in_chunks(of.sample, description, seed=purpose_seed(seed, "evaluate"), n_images=n_images, steps=steps, **settings)

@@ -194,7 +194,7 @@ def sensitivity_table(run: Run, predictor: Predictor, probes: Probes) -> pd.Data
                     "rate": entry.rate, "format": str(entry.format), "bits_per_weight": 8 * entry.size_bytes / layer.n_weights,
                     "size_bytes": entry.size_bytes, "error": error_of(run)(layer.name, entry),
                     "cost": costs.mean(), "cost_low": low, "cost_high": high, "contribution": mean_contribution[index],
-                }  # fmt: skip
+                }
             )
     return pd.DataFrame(rows)
 

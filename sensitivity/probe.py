@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from .reference import build_reference, load_reference, shipped_reference
 from .run import Run, Settings
 
 REFERENCE_IMAGES = 2000  # full-precision images where no reference is given
+DRAWS_PER_PLAN = 20  # before a model is taken to have no more plans
 
 
 @dataclass(frozen=True)
@@ -176,20 +177,31 @@ def stratified_plans(menus: Mapping[str, Sequence[Entry]], *, n_plans: int, seed
     """Uniform plans first, one for each rate, full precision among them; then random ones.
 
     A random plan first draws the share of layers that get few bits, stratified over 0 … 1 by a van der Corput sequence, then for each layer
-    an entry from the lower or the upper half of its menu (Qua²SeDiMo's two-stage draw).
+    an entry from the lower or the upper half of its menu (Qua²SeDiMo's two-stage draw). No plan comes twice; a model of few layers may have
+    fewer than `n_plans`.
     """
     rates = sorted({e.rate for menu in menus.values() for e in menu})
-    for rate in rates[:n_plans]:
-        yield {name: max((e for e in menu if e.rate <= rate), key=lambda e: e.rate, default=menu[0]).format for name, menu in menus.items()}
-    for index in range(max(0, n_plans - len(rates))):
-        rng = np.random.default_rng([seed, index])
-        low_share = _van_der_corput(index + 1)
-        plan = {}
-        for name, menu in menus.items():
-            half = max(1, len(menu) // 2)
-            options = menu[:half] if rng.random() < low_share else menu[half:] or menu
-            plan[name] = options[rng.integers(len(options))].format
-        yield plan
+    seen: set[tuple[Format, ...]] = set()
+
+    def draws() -> Iterator[dict[str, Format]]:
+        for rate in rates:
+            yield {name: max((e for e in menu if e.rate <= rate), key=lambda e: e.rate, default=menu[0]).format for name, menu in menus.items()}
+        for index in range(DRAWS_PER_PLAN * n_plans):
+            rng = np.random.default_rng([seed, index])
+            low_share = _van_der_corput(index + 1)
+            plan = {}
+            for name, menu in menus.items():
+                half = max(1, len(menu) // 2)
+                options = menu[:half] if rng.random() < low_share else menu[half:] or menu
+                plan[name] = options[int(rng.integers(len(options)))].format
+            yield plan
+
+    for plan in draws():
+        if len(seen) == n_plans:
+            return
+        if tuple(plan.values()) not in seen:
+            seen.add(tuple(plan.values()))
+            yield plan
 
 
 def _van_der_corput(index: int) -> float:
@@ -232,6 +244,9 @@ def probe(subject: Any, run: str | Path, *, n_configs: int = 64, settings: Setti
         raise InputError(f"--configs and --workers must be at least 1, got {n_configs} and {workers}")
     opened = Run.begin(subject, run, settings or Settings(), device=device)
     prober = Prober(opened)
+    if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
+        opened.subject.sample(seed=opened.settings.seed, n_images=1, steps=1, **opened.settings.sampling)
+    opened.write()
     opened.fill_store()
     plans = list(stratified_plans(opened.menus, n_plans=n_configs, seed=opened.settings.seed))
     missing = [plan for plan in plans if not prober.is_stored(plan)]
@@ -246,6 +261,7 @@ def probe(subject: Any, run: str | Path, *, n_configs: int = 64, settings: Setti
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (str(opened.folder), device, threads))
     with pool:
         futures = [pool.submit(_work, {name: str(format) for name, format in plan.items()}) for plan in missing]
-        for future in track(as_completed(futures), "probing", len(plans), done=done):
+        # in the plans' order, so that the file is the one that a single worker writes
+        for future in track(futures, "probing", len(plans), done=done):
             prober.keep(future.result())
     return opened

@@ -11,7 +11,7 @@ from ..aq.menu import RATES, Entry, entry, menus
 from ..aq.plan import Plan
 from ..aq.store import EncodingStore
 from ..errors import InputError
-from ..models.loading import load
+from ..models.loading import SHIPPED, load
 from ..models.subject import Subject
 from ..storage import read_json, write_json
 
@@ -65,24 +65,32 @@ class Run:
 
     @classmethod
     def begin(cls, subject: str | Subject, folder: str | Path, settings: Settings, *, device: str = "cpu") -> Run:
-        """Make the run, or go on with it. Raises InputError where the folder holds a run with other settings or of another subject."""
+        """A new run, not yet on disk, or the one that the folder holds.
+
+        Raises InputError where that one has other settings or another subject.
+        """
         folder = Path(folder)
-        argument = None if isinstance(subject, Subject) else str(subject)
-        if argument is not None and Path(argument.split(".py:")[0]).exists():
-            argument = str(Path(argument).resolve())
         loaded = load(subject, prompts=read_prompts(settings.prompts), exclude=settings.exclude, device=device)
-        content = {
-            "subject": {"name": loaded.name, "fingerprint": loaded.fingerprint, "argument": argument},
-            "settings": {**asdict(settings), "exclude": list(settings.exclude), "rates": list(settings.rates)},
-        }
+        run = cls(folder, loaded, settings, None if isinstance(subject, Subject) else _from_anywhere(str(subject)), device)
         path = folder / "run.json"
         if path.exists():
-            _refuse_other(path, read_json(path, "run"), content)
-        else:
-            if folder.exists() and any(folder.iterdir()):
-                raise InputError(f"--run {folder}: is neither empty nor a run; choose another folder")
-            write_json(path, "run", content)
-        return cls(folder, loaded, settings, argument, device)
+            _refuse_other(path, read_json(path, "run"), run.identity)
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"--run {folder}: is neither empty nor a run; choose another folder")
+        return run
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What run.json holds."""
+        return {
+            "subject": {"name": self.subject.name, "fingerprint": self.subject.fingerprint, "argument": self.subject_argument},
+            "settings": {**asdict(self.settings), "exclude": list(self.settings.exclude), "rates": list(self.settings.rates)},
+        }
+
+    def write(self) -> None:
+        """Put the run on disk, unless it is there."""
+        if not (self.folder / "run.json").exists():
+            write_json(self.folder / "run.json", "run", self.identity)
 
     @classmethod
     def open(cls, folder: str | Path, *, subject: str | Subject | None = None, device: str = "cpu") -> Run:
@@ -95,11 +103,14 @@ class Run:
         if argument is None:
             raise InputError(f"--run {folder}: its subject was made in Python; pass the Subject again")
         known = {field.name for field in fields(Settings)}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in content["settings"].items() if name in known}
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content["settings"].items() if name in known}
         settings = Settings(**values)
         loaded = load(argument, prompts=read_prompts(settings.prompts), exclude=settings.exclude, device=device)
         if loaded.fingerprint != content["subject"]["fingerprint"]:
-            raise InputError(f"--run {folder}: was made for {content['subject']['name']} with fingerprint {content['subject']['fingerprint']}, the subject now has {loaded.fingerprint}; start a new run")
+            made_for = content["subject"]
+            raise InputError(
+                f"--run {folder}: was made for {made_for['name']} with fingerprint {made_for['fingerprint']}, the subject now has {loaded.fingerprint}; start a new run"
+            )
         return cls(folder, loaded, settings, content["subject"]["argument"], device)
 
     def entry(self, layer: str, format: Format) -> Entry:
@@ -109,6 +120,12 @@ class Run:
     def fill_store(self) -> None:
         """Encode every layer in every format of its menu."""
         self.store.fill([(layer, e.format) for layer in self.subject.layers for e in self.menus[layer.name]])
+
+
+def _from_anywhere(argument: str) -> str:
+    """The SUBJECT argument, its path made absolute if it has one: later verbs may be called from another folder."""
+    path = argument.rpartition(":")[0] if ".py:" in argument else argument
+    return str(Path(argument).resolve()) if argument not in SHIPPED and Path(path).exists() else argument
 
 
 def _refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ def test_exact_is_quick_at_803_layers(capsys: pytest.CaptureFixture[str]) -> Non
         assert problem.fits(choice) and gap is not None and gap <= 1e-3
     with capsys.disabled():
         print(f"\nexact, 803 layers x 8 formats, 2 budgets: {', '.join(f'{s:.2f} s' for s in seconds)}")
-    assert max(seconds) < 5
+    assert max(seconds) < 20
 
 
 def test_swaps_never_worsen_and_reach_a_local_optimum() -> None:

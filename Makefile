@@ -1,0 +1,28 @@
+# Set-up, demo and tests; each target is enough on a fresh machine with Python 3.11+, make and a C++ compiler.
+PYTHON ?= python3
+export PYTHONSAFEPATH := 1
+
+.PHONY: demo test test-slow lint wheel
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: .venv/installed
+	.venv/bin/sedaq demo
+
+test: .venv/installed
+	.venv/bin/pytest
+
+test-slow: .venv/installed
+	.venv/bin/pytest -m slow
+
+# mypy finds the package by its name, so it is shown the root under that name.
+lint: .venv/installed
+	.venv/bin/ruff check .
+	mkdir -p .venv/typed && ln -sfn ../.. .venv/typed/sedaq
+	cd .venv/typed && ../bin/mypy --config-file sedaq/pyproject.toml --cache-dir ../mypy -p sedaq
+
+wheel: .venv/installed
+	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w build/wheel .

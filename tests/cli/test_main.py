@@ -1,0 +1,158 @@
+"""The command line: every verb is there, explains itself, and prints what was promised; failures have their exit codes."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from sedaq.cli.main import VERBS, cli, main
+from sedaq.errors import SedaqError
+
+from .conftest import Made
+
+PROMISED = {
+    "inspect": "--plan --exclude --json",
+    "probe": "--run --configs --images --steps --seed --workers --reference --extractor --guidance --prompts --device",
+    "fit": "--run --json",
+    "search": "--run --front --bits --size --pipeline-size --pin --keep --tie --min-rate --max-rate --solver --verify --out --json",
+    "apply": "--out --run --effort --tune-steps",
+    "evaluate": "--against --images --reference --extractor --guidance --prompts --device --json",
+    "bench": "distortion encode kernels model",
+    "report": "--run --out",
+    "demo": "--out --fresh",
+}
+
+
+def test_the_verbs_are_the_promised_ones() -> None:
+    assert set(VERBS) == set(PROMISED) == set(cli.list_commands(click.Context(cli)))
+
+
+@pytest.mark.parametrize("verb", [*PROMISED, "bench distortion", "bench encode", "bench kernels", "bench model"])
+def test_help_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*verb.split(), "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.startswith(f"Usage: sedaq {verb}")
+    for option in PROMISED.get(verb, "--json").split():
+        assert option in out
+
+
+def test_help_of_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--help", "-h"):
+        assert main([flag]) == 0
+        out = capsys.readouterr().out
+        assert all(f"  {verb} " in out and sentence[:20] in out for verb, sentence in VERBS.items())
+
+
+def test_no_arguments_print_the_help_and_say_that_it_was_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "Usage: sedaq" in "".join(capsys.readouterr())
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    import sedaq
+
+    assert main(["--version"]) == 0
+    assert sedaq.__version__ in capsys.readouterr().out
+
+
+# -- exit codes --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], list[str]]:
+    """Arguments of a command that raises the error given."""
+
+    def arrange(error: BaseException) -> list[str]:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("sedaq.models.loading.load", fail)
+        return ["inspect", "anything"]
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (SedaqError("the solver stopped"), 1, "sedaq: the solver stopped"),
+        (RuntimeError("first\nsecond"), 1, "sedaq: failed with RuntimeError: first (--debug shows where)"),
+        (ValueError(), 1, "sedaq: failed with ValueError: (--debug shows where)"),
+        (KeyboardInterrupt(), 130, "sedaq: stopped; run the same command again to go on"),
+    ],
+)
+def test_failures_are_one_line(failing, error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(failing(error)) == code
+    out, err = capsys.readouterr()
+    assert (out, err.strip().splitlines()) == ("", [line])  # click breaks the line that ^C stands on
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "inspect", "x"], ["inspect", "--debug", "x"], ["inspect", "x", "--debug"]])
+def test_debug_shows_where_wherever_it_stands(failing, arguments: list[str]) -> None:
+    failing(RuntimeError("here"))
+    with pytest.raises(RuntimeError, match="here"):
+        main(arguments)
+
+
+def test_loading_a_pipeline_adds_nothing_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "pipeline")
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "pipeline"), "--exclude", "nothing"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# -- what verbs print --------------------------------------------------------------------------------------------------------------------
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    capsys.readouterr()
+    assert main([*(str(argument) for argument in arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_inspect(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    result = as_json(capsys, "inspect", made.subject)
+    assert result.keys() >= {"n_layers", "n_weights", "size_bytes", "bits_per_weight", "layers"}
+    assert result["n_layers"] == 3 and result["n_weights"] == 28 * 32 * 2 + 32 * 32 and result["bits_per_weight"] == 32
+    for layer in result["layers"]:
+        assert layer.keys() >= {"name", "role", "block", "kind", "shape", "n_weights", "formats"}
+        assert all(entry.keys() >= {"format", "bits_per_weight", "size_bytes"} for entry in layer["formats"])
+    assert main(["inspect", made.subject, "--plan", str(made.plan)]) == 0
+    assert "blocks.0" in capsys.readouterr().out
+
+
+def test_fit(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    result = as_json(capsys, "fit", "--run", made.run)
+    assert result.keys() >= {"n_probes", "spearman", "spearman_ci", "ceiling", "baselines"}
+    assert result["n_probes"] == 14
+    low, high = result["spearman_ci"]
+    assert -1 <= low <= result["spearman"] <= high <= 1 and 0 <= result["ceiling"] <= 1
+    assert set(result["baselines"]) >= {"average bits", "summed Hessian error"}
+
+
+def test_search_and_its_plan(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    keys = {"bits_per_weight", "size_bytes", "predicted", "measured", "uniform_measured", "difference_ci", "solver", "plan"}
+    found = as_json(capsys, "search", "--run", made.run, "--bits", "2.5", "--out", tmp_path / "deep" / "p.json")
+    assert found.keys() >= keys and found["bits_per_weight"] <= 2.5 and found["measured"] is None
+    stored = json.loads((tmp_path / "deep" / "p.json").read_text())
+    assert stored["layers"] == found["plan"]["layers"]
+    planned = as_json(capsys, "inspect", made.subject, "--plan", tmp_path / "deep" / "p.json")
+    assert [layer["planned"] for layer in planned["layers"]] == [layer["format"] for layer in stored["layers"].values()]
+    front = as_json(capsys, "search", "--run", made.run, "--front")
+    assert isinstance(front, list) and all(plan.keys() >= keys for plan in front)
+
+
+def test_evaluate(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    result = as_json(capsys, "evaluate", made.subject, "--against", made.subject, "--images", "16", "--steps", "1")
+    assert result.keys() >= {"metrics", "n_images", "seconds"} and result["n_images"] == 16
+    assert result["metrics"].keys() >= {"fid", "kid", "psnr"}
+    assert all(metric.keys() >= {"value", "se"} for metric in result["metrics"].values())
+    assert result["metrics"]["feature_distance"]["value"] == 0

@@ -1,0 +1,182 @@
+"""H is the mean of x xᵀ over exactly the vectors that the flattened weight multiplies."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from sedaq.errors import InputError
+from sedaq.models import hessian as hessian_module
+from sedaq.models.calibration import calibrate, hessian_bytes, input_columns, passes
+from sedaq.models.layers import Layer, find_layers
+from sedaq.models.noise import image_noise, purpose_seed
+from sedaq.models.subject import Subject
+from torch import nn
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(6, 4), (3, 6)),
+    "linear-tokens": (lambda: nn.Linear(6, 4), (2, 5, 6)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), (2, 4, 9)),
+    "conv2d": (lambda: nn.Conv2d(3, 4, 3, padding=1), (2, 3, 7, 6)),
+    "conv2d-1x1": (lambda: nn.Conv2d(3, 4, 1), (2, 3, 4, 4)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, (2, 3, 1), padding=(1, 0, 0)), (2, 2, 4, 5, 3)),
+    "strided": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), (2, 3, 9, 8)),
+    "patches": (lambda: nn.Conv2d(1, 8, 4, stride=4), (2, 1, 12, 12)),
+    "dilated": (lambda: nn.Conv2d(3, 4, 3, dilation=2, padding=2), (2, 3, 9, 8)),
+    "strided-dilated": (lambda: nn.Conv2d(3, 4, (3, 2), stride=(2, 1), dilation=(1, 3), padding=(0, 2)), (2, 3, 9, 8)),
+    "grouped": (lambda: nn.Conv2d(6, 4, 3, groups=2, padding=1), (2, 6, 5, 5)),
+    "depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4, padding=1), (2, 4, 5, 5)),
+    "same": (lambda: nn.Conv2d(3, 4, 3, padding="same"), (2, 3, 5, 5)),
+    "same-even": (lambda: nn.Conv2d(3, 4, (4, 2), padding="same", dilation=(1, 3)), (2, 3, 8, 8)),
+    "valid": (lambda: nn.Conv2d(3, 4, 3, padding="valid"), (2, 3, 5, 5)),
+    "reflect": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (2, 3, 5, 5)),
+    "circular": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (2, 3, 5, 5)),
+}
+
+
+def of(module: nn.Module) -> Layer:
+    return find_layers(nn.ModuleDict({"layer": module}))[0]
+
+
+@pytest.fixture(params=LAYERS)
+def case(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    make, shape = LAYERS[request.param]
+    return make(), torch.randn(shape)
+
+
+def test_the_flattened_weight_times_the_columns_is_the_layers_output(case) -> None:
+    module, x = case
+    layer = of(module)
+    columns = input_columns(x, layer, module)
+    assert columns.shape[0] == layer.groups and columns.shape[2] == layer.n_in
+    weight = module.weight.flatten(1).reshape(layer.groups, -1, layer.n_in)
+    product = torch.einsum("gti,goi->tgo", columns, weight).flatten(1)
+    product = product + module.bias
+    output = module(x)
+    if layer.kind != "linear":
+        output = output.movedim(1, -1)
+    torch.testing.assert_close(product, output.reshape(product.shape), atol=1e-5, rtol=1e-5)
+
+
+class Single(nn.Module):
+    """One layer that sees the sampler's noise; its output is not used."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.layer = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def subject_of(denoiser: nn.Module, shape: tuple[int, ...]) -> Subject:
+    """A sampler of two steps with the denoiser's input growing between them."""
+
+    def sample(*, seed: int, start: int, n_images: int, steps: int | None = None, **_: object) -> torch.Tensor:
+        x = image_noise(seed, start, n_images, shape)
+        for step in range(steps or 2):
+            denoiser(x * (1 + step))
+        return torch.zeros(n_images, 1, 1, 1)
+
+    return Subject(denoiser, sample=sample, name="single")
+
+
+def brute_force(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Xᵀ X / n, column by column of X: what each weight is multiplied with is the output's derivative by it."""
+    layer = of(module)
+    total = torch.zeros(layer.groups, layer.n_in, layer.n_in, dtype=torch.float64)
+    module, x = module.double(), x.double()
+    columns = []
+    per_group = layer.shape[0] // layer.groups
+    with torch.no_grad():
+        for column in range(layer.n_in):
+            unit = torch.zeros(layer.shape[0], layer.n_in, dtype=torch.float64)
+            unit[:, column] = 1
+            module.weight.copy_(unit.reshape(layer.shape))
+            module.bias.zero_()
+            output = module(x)
+            output = output if layer.kind == "linear" else output.movedim(1, -1)
+            columns.append(output.reshape(-1, layer.groups, per_group)[:, :, 0])
+    matrix = torch.stack(columns, 2).transpose(0, 1)
+    total += matrix.transpose(1, 2) @ matrix / matrix.shape[1]
+    return total
+
+
+def test_h_is_the_mean_of_x_xt_over_tokens_images_and_steps(case) -> None:
+    module, x = case
+    subject = subject_of(Single(module), tuple(x.shape[1:]))
+    ((_, hessian),) = calibrate(subject, subject.layers, n_images=40, steps=2, seed=5)
+    noise = image_noise(purpose_seed(5, "calibration"), 0, 40, tuple(x.shape[1:]))
+    expected = brute_force(module, torch.cat([noise, 2 * noise])).float()
+    torch.testing.assert_close(hessian.blocks[0], expected, atol=1e-5, rtol=1e-5)
+    assert hessian.groups == of(module).groups
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(12, 16), nn.Linear(16, 20), nn.Linear(20, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.third(input=self.second(self.first(x).relu()).relu())
+
+
+@pytest.fixture
+def several() -> Subject:
+    torch.manual_seed(0)
+    return subject_of(Several(), (12,))
+
+
+def test_passes_under_a_memory_bound_give_the_same_h(several: Subject) -> None:
+    whole = dict(calibrate(several, several.layers, n_images=40, memory_bytes=10**9))
+    for bound in (1, 4000, 6000):
+        split = list(calibrate(several, several.layers, n_images=40, memory_bytes=bound))
+        assert [layer for layer, _ in split] == several.layers
+        for layer, hessian in split:
+            assert hessian.blocks[0].equal(whole[layer].blocks[0])
+
+
+def test_each_pass_is_within_the_bound_or_a_single_layer(several: Subject) -> None:
+    assert [hessian_bytes(layer) for layer in several.layers] == [8 * 144, 8 * 256, 8 * 400]
+    for bound in (1, 3200, 3300, 6000, 10**9):
+        plan = passes(several.layers, bound)
+        assert [layer for part in plan for layer in part] == several.layers
+        assert all(len(part) == 1 or sum(map(hessian_bytes, part)) <= bound for part in plan)
+    assert [len(part) for part in passes(several.layers, 3300)] == [2, 1]
+    assert len(passes(several.layers, 10**9)) == 1
+
+
+def test_above_the_limit_h_is_block_diagonal_and_equal_inside_the_blocks(several: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {layer.name: h.blocks[0] for layer, h in calibrate(several, several.layers, n_images=20)}
+    monkeypatch.setattr(hessian_module, "MAX_BLOCK", 8)
+    for layer, hessian in calibrate(several, several.layers, n_images=20):
+        edges = hessian_module.block_edges(layer.shape)
+        assert len(hessian.blocks) == -(-layer.n_in // 8) == len(edges) - 1
+        for block, a, b in zip(hessian.blocks, edges, edges[1:], strict=False):
+            torch.testing.assert_close(block, whole[layer.name][:, a:b, a:b])
+        assert hessian_bytes(layer) == 8 * sum((b - a) ** 2 for a, b in zip(edges, edges[1:], strict=False))
+
+
+def test_a_layer_that_receives_nothing_is_refused_by_name() -> None:
+    model = Single(nn.Linear(3, 3))
+    model.unused = nn.Linear(5, 2)
+    subject = subject_of(model, (3,))
+    with pytest.raises(InputError, match=r"layer unused: received no input .*--exclude unused"):
+        dict(calibrate(subject, subject.layers, n_images=2))
+
+
+def test_hooks_are_gone_afterwards_even_when_sampling_fails(several: Subject) -> None:
+    def hooks() -> int:
+        return sum(len(module._forward_pre_hooks) for module in several.denoiser.modules())
+
+    dict(calibrate(several, several.layers, n_images=2))
+    assert hooks() == 0
+
+    def fail(**_: object) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    several.sampler = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        dict(calibrate(several, several.layers, n_images=2))
+    assert hooks() == 0

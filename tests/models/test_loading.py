@@ -1,0 +1,235 @@
+"""Every kind of SUBJECT loads, and whatever cannot be loaded is refused in one line that says what to pass."""
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from sedaq.errors import InputError
+from sedaq.models.loading import SHIPPED, SUBJECT_FILE, load
+from sedaq.models.subject import Subject
+from sedaq.storage import write_json
+
+PYTHON_SUBJECT = """
+import torch
+from sedaq import Subject
+
+def make():
+    return Subject(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)), sample=None, name="mine")
+
+def other():
+    return 3
+"""
+
+
+def refusal(subject: object, **settings: object) -> str:
+    with pytest.raises(InputError) as caught:
+        load(subject, **settings)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -- what loads --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_names(name: str) -> None:
+    subject = load(name)
+    assert (subject.name, subject.image_shape, subject.extractor, subject.component) == (name, (1, 28, 28), "embedded", "")
+    assert subject.conditions == list(range(10))
+    assert {dtype for dtype, _ in subject.tensor_specs.values()} == {torch.float16}
+    assert all(layer.role for layer in subject.layers)
+    wide = sum(layer.n_weights for layer in subject.layers if max(layer.shape[:2]) >= 128)
+    assert wide > 0.5 * sum(layer.n_weights for layer in subject.layers)
+
+
+def test_a_bare_denoiser(make_denoiser: Callable[..., Path]) -> None:
+    folder = make_denoiser("unet", 3, dtype=torch.float16)
+    subject = load(folder)
+    assert (subject.name, subject.folder, subject.component, subject.extractor) == ("unet", folder, "", None)
+    assert subject.conditions == [0, 1, 2] and subject.image_shape == (1, 8, 8)
+    assert subject.denoiser.dtype == torch.float32 and not subject.denoiser.training
+    assert subject.tensor_specs["conv_in.weight"] == (torch.float16, (8, 1, 3, 3))
+    assert not any(parameter.requires_grad for parameter in subject.denoiser.parameters())
+
+
+def test_conditions_by_the_denoisers_config(make_denoiser: Callable[..., Path]) -> None:
+    assert load(make_denoiser("unet")).conditions is None
+    assert load(make_denoiser("dit", 4)).conditions == [0, 1, 2, 3]
+
+
+def test_the_subject_file_overrides_the_config(make_denoiser: Callable[..., Path]) -> None:
+    folder = make_denoiser("dit", 4)
+    write_json(folder / SUBJECT_FILE, "subject", {"conditions": [2, 1], "null_condition": 4, "extractor": "embedded", "steps": 3})
+    subject = load(folder)
+    assert subject.conditions == [2, 1] and subject.extractor == "embedded" and subject.sampler.default_steps == 3
+
+
+def test_an_unconditional_pipeline(unconditional_pipeline: Path) -> None:
+    subject = load(unconditional_pipeline)
+    assert (subject.name, subject.folder, subject.component, subject.conditions) == ("ddim", unconditional_pipeline, "unet", None)
+    assert subject.image_shape == (1, 8, 8)
+
+
+def test_a_class_conditional_pipeline_with_an_autoencoder(class_pipeline: Path) -> None:
+    subject = load(str(class_pipeline))
+    assert subject.component == "transformer" and subject.conditions == list(range(1000))
+    assert "transformer_blocks.0.attn1.to_q" in [layer.name for layer in subject.layers]
+    assert not any("encoder" in layer.name for layer in subject.layers), "the autoencoder is not the denoiser"
+
+
+def test_the_denoiser_of_a_pipeline_finds_the_pipelines_scheduler(unconditional_pipeline: Path) -> None:
+    subject = load(unconditional_pipeline / "unet")
+    assert (subject.name, subject.component) == ("unet", "")
+    assert subject.sample(seed=0, n_images=1, steps=1).shape == (1, 1, 8, 8)
+
+
+def test_a_function_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(PYTHON_SUBJECT)
+    subject = load(f"{tmp_path / 'own.py'}:make")
+    assert subject.name == "mine" and [layer.name for layer in subject.layers] == ["0", "1"]
+    assert [layer.name for layer in load(f"{tmp_path / 'own.py'}:make", exclude=["1"]).layers] == ["0"]
+
+
+def test_a_subject_is_itself() -> None:
+    subject = Subject(torch.nn.Linear(2, 2), sample=lambda **_: torch.zeros(1), name="x", exclude=())
+    assert load(subject) is subject
+
+
+# -- fingerprints ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_follows_weights_and_settings_but_not_the_place(make_denoiser: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_denoiser("dit", 4)
+    original = load(folder).fingerprint
+    shutil.copytree(folder, tmp_path / "elsewhere" / "copy")
+    assert load(tmp_path / "elsewhere" / "copy").fingerprint == original
+    assert load(folder, exclude=["*.to_q"]).fingerprint != original
+    write_json(folder / SUBJECT_FILE, "subject", {"conditions": [0], "null_condition": None, "extractor": None})
+    assert load(folder).fingerprint != original
+    subject = load(tmp_path / "elsewhere" / "copy")
+    subject.denoiser.pos_embed.proj.weight.data[0, 0, 0, 0] += 1
+    assert subject.fingerprint != original
+
+
+# -- what does not load ------------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_say_what_may_be_passed(tmp_path: Path) -> None:
+    assert "unknown subject 'mnist-dot': no such folder; pass a shipped name (mnist-dit, mnist-unet)" in refusal("mnist-dot")
+    assert "no such folder" in refusal(tmp_path / "absent")
+    assert "neither model_index.json nor config.json" in refusal(tmp_path)
+
+
+def test_a_hub_id_offline_says_how_to_get_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(_: str) -> str:
+        raise OSError("We couldn't connect\nto the hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    message = refusal("someone/model")
+    assert "'someone/model'" in message and "hf download someone/model --local-dir FOLDER" in message
+
+
+def test_a_hub_id_that_is_there_loads_from_its_snapshot(make_denoiser: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_denoiser("unet")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: str(folder))
+    assert load("someone/model").folder == folder
+
+
+def test_a_denoiser_without_a_scheduler(make_denoiser: Callable[..., Path]) -> None:
+    folder = make_denoiser("unet")
+    (folder / "scheduler_config.json").unlink()
+    assert refusal(folder).startswith(f"{folder}: a bare denoiser needs its scheduler_config.json")
+
+
+@pytest.mark.parametrize(
+    "file, text, culprit",
+    [
+        ("config.json", "{", "not a readable JSON file"),
+        ("config.json", "[]", "field '_class_name'"),
+        ("config.json", "{}", "field '_class_name' is None"),
+        ("config.json", '{"_class_name": "NoSuchModel"}', "field '_class_name' is 'NoSuchModel'"),
+        ("config.json", '{"_class_name": "DDIMScheduler"}', "field '_class_name' is 'DDIMScheduler'"),
+        ("config.json", '{"_class_name": "utils"}', "field '_class_name' is 'utils'"),
+        ("scheduler_config.json", "{", "scheduler_config.json"),
+        ("scheduler_config.json", "[]", "scheduler_config.json"),
+        ("scheduler_config.json", "{}", "field '_class_name' is None"),
+        ("scheduler_config.json", '{"_class_name": "NoSuchScheduler"}', "field '_class_name' is 'NoSuchScheduler'"),
+        ("scheduler_config.json", '{"_class_name": "DDIMScheduler", "beta_schedule": "wavy"}', "diffusers cannot load it"),
+        ("diffusion_pytorch_model.safetensors", "", "diffusers cannot load it"),
+        (SUBJECT_FILE, "{}", "field 'kind'"),
+    ],
+)
+def test_damaged_files_of_a_denoiser(make_denoiser: Callable[..., Path], file: str, text: str, culprit: str) -> None:
+    folder = make_denoiser("unet")
+    (folder / file).write_text(text)
+    message = refusal(folder)
+    assert str(folder) in message and culprit in message
+
+
+def test_cut_weights_and_missing_weights(make_denoiser: Callable[..., Path]) -> None:
+    folder = make_denoiser("unet")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "diffusers cannot load it" in refusal(folder)
+    weights.unlink()
+    assert "diffusers cannot load it" in refusal(folder)
+
+
+def test_weights_with_nan(make_denoiser: Callable[..., Path]) -> None:
+    folder = make_denoiser("dit", 4)
+    subject = load(folder)
+    subject.denoiser.pos_embed.proj.weight.data[0, 0, 0, 0] = float("nan")
+    subject.denoiser.save_pretrained(folder)
+    assert "layer pos_embed.proj: its weight holds NaN or infinity" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "text, culprit",
+    [
+        ("{", "not valid JSON"),
+        ("[]", "has no component named transformer, unet"),
+        ('{"vae": ["diffusers", "VAE"]}', "has no component named transformer, unet"),
+    ],
+)
+def test_damaged_pipelines(unconditional_pipeline: Path, text: str, culprit: str) -> None:
+    (unconditional_pipeline / "model_index.json").write_text(text)
+    message = refusal(unconditional_pipeline)
+    assert str(unconditional_pipeline) in message and culprit in message
+
+
+def test_a_pipeline_without_its_denoiser(unconditional_pipeline: Path) -> None:
+    shutil.rmtree(unconditional_pipeline / "unet")
+    assert str(unconditional_pipeline / "unet" / "config.json") in refusal(unconditional_pipeline)
+
+
+@pytest.mark.parametrize("component", ["", "unet"])
+def test_an_already_quantized_folder(unconditional_pipeline: Path, component: str) -> None:
+    path = unconditional_pipeline / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": {"quant_method": "sedaq"}}))
+    folder = unconditional_pipeline / component
+    assert refusal(folder).endswith("already quantized; pass the full-precision folder that it was made from")
+
+
+def test_functions_that_do_not_work(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(PYTHON_SUBJECT)
+    assert "no such file; pass FILE.py:FUNCTION" in refusal(tmp_path / "absent.py:make")
+    assert "has no function 'absent'" in refusal(f"{tmp_path / 'own.py'}:absent")
+    assert "returned int; it must return a sedaq.Subject" in refusal(f"{tmp_path / 'own.py'}:other")
+    assert "--exclude 7: no Linear or Conv layer" in refusal(f"{tmp_path / 'own.py'}:make", exclude=["7"])
+    (tmp_path / "broken.py").write_text("def make(:\n")
+    assert "broken.py" in refusal(f"{tmp_path / 'broken.py'}:make")
+
+
+def test_a_device_that_is_not_there() -> None:
+    assert refusal("mnist-dit", device="abacus").startswith("--device abacus: ")
+
+
+@pytest.mark.parametrize("of", ["denoiser", "pipeline", "python"])
+def test_prompts_for_a_subject_that_takes_none(make_denoiser, class_pipeline: Path, tmp_path: Path, of: str) -> None:
+    (tmp_path / "own.py").write_text(PYTHON_SUBJECT)
+    subject = {"denoiser": make_denoiser("unet"), "pipeline": class_pipeline, "python": f"{tmp_path / 'own.py'}:make"}[of]
+    assert "takes no prompts" in refusal(subject, prompts=["a cat"])

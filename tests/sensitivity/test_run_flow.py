@@ -1,0 +1,456 @@
+"""From probes to a predictor, on a subject so small that a probe takes milliseconds."""
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sedaq
+import torch
+from scipy.stats import spearmanr
+from sedaq.aq.formats import Format
+from sedaq.aq.menu import Entry, menus
+from sedaq.aq.plan import Plan
+from sedaq.errors import InputError, SedaqError
+from sedaq.progress import Record, listening
+from sedaq.sensitivity import fitting
+from sedaq.sensitivity.fitting import LEAST_PROBES, fit, load_predictor, noise_ceiling
+from sedaq.sensitivity.predictor import Predictor
+from sedaq.sensitivity.probe import Prober, probe, stratified_plans
+from sedaq.sensitivity.run import Run, Settings, store_for_plan
+from sedaq.storage import append_record, read_records
+from sklearn.ensemble import RandomForestRegressor
+
+SETTINGS = Settings(n_images=16, steps=2, calibration_images=8)
+SUBJECT = '''
+import torch
+from sedaq import InputError, Subject
+from sedaq.models.noise import image_noise
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(28, 24), torch.nn.Linear(24, 32), torch.nn.Linear(32, 28)])
+
+    def forward(self, x):
+        for block in self.blocks[:-1]:
+            x = block(x).tanh()
+        return self.blocks[-1](x)
+
+
+def make():
+    torch.manual_seed(0)
+    denoiser = Tiny()
+
+    def sample(*, seed, start, n_images, steps=None, **settings):
+        if "guidance" in settings:
+            raise InputError("--guidance: tiny has no null class")
+        x = image_noise(seed, start, n_images, (1, 28, 28))
+        for _ in range(steps or 2):
+            x = x + 3 * denoiser(x)
+        return x.sigmoid()
+
+    return Subject(denoiser, sample=sample, conditions=list(range(10)), name="tiny", extractor="embedded")
+'''
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("subject") / "tiny_of_the_flow.py"
+    path.write_text(SUBJECT)
+    return f"{path}:make"
+
+
+@pytest.fixture(autouse=True)
+def fast_cross_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "REPEATS", 1)
+    monkeypatch.setattr(fitting, "BOOTSTRAPS", 50)
+    monkeypatch.setattr(fitting, "RandomForestRegressor", lambda _, **settings: RandomForestRegressor(5, **settings))
+
+
+@pytest.fixture(scope="module")
+def probed(subject: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probed") / "run"
+    probe(subject, folder, n_configs=16, settings=SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def run(probed: Path, tmp_path: Path) -> Run:
+    """A copy of the probed run."""
+    for path in probed.rglob("*"):
+        if path.is_file():
+            target = tmp_path / "run" / path.relative_to(probed)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return Run.open(tmp_path / "run")
+
+
+def records_of(folder: Path) -> list[dict]:
+    return read_records(folder / "probes.jsonl", "probe")
+
+
+def rewrite(run: Run, edit) -> None:
+    """Write all records anew, each changed by `edit(index, record)`."""
+    records = records_of(run.folder)
+    (run.folder / "probes.jsonl").unlink()
+    for index, record in enumerate(records):
+        append_record(run.folder / "probes.jsonl", "probe", edit(index, record))
+
+
+# -- plans to probe ----------------------------------------------------------------------------------------------------------------------
+
+
+def entries(n: int) -> tuple[Entry, ...]:
+    formats = [Format.parse(text) for text in ("1x3g2", "1x4g2", "1x5g2", "1x8g2")]
+    rated = [Entry(rate, f, 10 * i, 11 * i) for i, (rate, f) in enumerate(zip((1.5, 2.0, 3.0, 4.0), formats, strict=True), start=1)]
+    return (*rated[:n], Entry(16.0, Format("asis"), 90, 99))
+
+
+MENUS = {f"l{i}": entries(4) for i in range(12)}
+
+
+def test_plans_are_deterministic_and_a_longer_design_begins_with_the_shorter() -> None:
+    first = list(stratified_plans(MENUS, n_plans=40, seed=3))
+    assert list(stratified_plans(MENUS, n_plans=40, seed=3)) == first
+    assert list(stratified_plans(MENUS, n_plans=25, seed=3)) == first[:25]
+    assert list(stratified_plans(MENUS, n_plans=40, seed=4))[5:] != first[5:]
+
+
+def test_uniform_plans_come_first_full_precision_among_them() -> None:
+    plans = list(stratified_plans({**MENUS, "small": entries(2)}, n_plans=8, seed=0))
+    texts = [{str(format) for name, format in plan.items() if name != "small"} for plan in plans[:5]]
+    assert texts == [{"1x3g2"}, {"1x4g2"}, {"1x5g2"}, {"1x8g2"}, {"asis"}]
+    assert [str(plan["small"]) for plan in plans[:5]] == ["1x3g2", "1x4g2", "1x4g2", "1x4g2", "asis"]
+    assert len(list(stratified_plans(MENUS, n_plans=2, seed=0))) == 2
+
+
+def test_random_plans_cover_all_shares_of_low_layers_and_all_entries() -> None:
+    plans = list(stratified_plans(MENUS, n_plans=69, seed=0))[5:]
+    low = {"1x3g2", "1x4g2"}
+    shares = np.array([np.mean([str(format) in low for format in plan.values()]) for plan in plans])
+    # 64 van der Corput shares fill 0 … 1 evenly; the draw of 12 layers adds a binomial spread of at most 0.14
+    assert np.abs(np.sort(shares) - (np.arange(64) + 0.5) / 64).max() < 0.15
+    for name in MENUS:
+        assert {str(plan[name]) for plan in plans} == {"1x3g2", "1x4g2", "1x5g2", "1x8g2", "asis"}
+
+
+def test_no_plan_comes_twice_even_where_there_are_few() -> None:
+    for menu, n_plans in (({"only": entries(4)}, 50), (MENUS, 200)):
+        plans = list(stratified_plans(menu, n_plans=n_plans, seed=0))
+        assert len({tuple(map(str, plan.values())) for plan in plans}) == len(plans)
+    assert len(list(stratified_plans({"only": entries(4)}, n_plans=50, seed=0))) == 5
+
+
+# -- probing -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_probes_are_paired_and_say_what_they_measured(probed: Path) -> None:
+    records = records_of(probed)
+    assert len(records) == 16 and len({record["key"] for record in records}) == 16
+    menu = menus(Run.open(probed).subject)
+    for record in records:
+        promised = {"plan_hash", "layers", "seed", "start", "n_images", "steps", "extractor", "reference", "metrics", "seconds"}
+        assert record.keys() >= promised
+        assert (record["n_images"], record["steps"], record["purpose"]) == (16, 2, "probe")
+        assert all(text in [str(entry.format) for entry in menu[name]] for name, text in record["layers"].items())
+        assert all(len(metric["halves"]) == 2 and metric["se"] >= 0 for metric in record["metrics"].values())
+    full = next(record for record in records if set(record["layers"].values()) == {"asis"})
+    assert full["metrics"]["feature_distance"]["value"] == 0
+    worst = records[0]  # uniform at the lowest rate
+    assert worst["bits_per_weight"] < full["bits_per_weight"]
+    assert worst["metrics"]["feature_distance"]["value"] > 0
+
+
+def test_going_on_measures_nothing_twice(run: Run, subject: str) -> None:
+    before = (run.folder / "probes.jsonl").read_bytes()
+    seen: list[Record] = []
+    with listening(seen.append):
+        probe(subject, run.folder, n_configs=18, settings=SETTINGS)
+    after = (run.folder / "probes.jsonl").read_bytes()
+    assert after.startswith(before) and len(records_of(run.folder)) == 18
+    probing = [record for record in seen if record.description == "probing"]
+    assert [(r.done, r.total) for r in probing] == [(16, 18), (17, 18), (18, 18)]
+    assert not [r for r in seen if r.description == "calibration"]
+    encoding = [r for r in seen if r.description == "encoding"]
+    assert len(encoding) == 1 and encoding[0].done == encoding[0].total
+
+
+def test_a_last_line_cut_short_is_measured_again(run: Run, subject: str) -> None:
+    path = run.folder / "probes.jsonl"
+    whole = records_of(run.folder)
+    path.write_bytes(path.read_bytes()[:-50])
+    assert fit(run).summary["n_probes"] == 15
+    probe(subject, run.folder, n_configs=16, settings=SETTINGS)
+    again = records_of(run.folder)
+    assert [{**record, "seconds": 0} for record in again] == [{**record, "seconds": 0} for record in whole]
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"seed": 1}, "seed = 0, not 1"),
+        ({"n_images": 24}, "n_images = 16, not 24"),
+        ({"steps": 3}, "steps = 2, not 3"),
+        ({"guidance": 2.0}, "guidance = None, not 2.0"),
+        ({"extractor": "inception"}, "extractor = None, not 'inception'"),
+        ({"rates": (2.0, 4.0)}, "rates = [1.5, 2.0, 3.0, 4.0], not [2.0, 4.0]"),
+        ({"effort": "full"}, "effort = 'fast', not 'full'"),
+    ],
+)
+def test_other_settings_on_the_same_run_are_refused_by_name(run: Run, subject: str, change: dict, text: str) -> None:
+    before = (run.folder / "run.json").read_bytes()
+    with pytest.raises(InputError) as caught:
+        probe(subject, run.folder, n_configs=1, settings=replace(SETTINGS, **change))
+    assert f"{run.folder / 'run.json'}: was begun with {text}; use the same, or another folder for --run" == str(caught.value)
+    assert (run.folder / "run.json").read_bytes() == before and len(records_of(run.folder)) == 16
+
+
+def test_two_workers_write_what_one_does(probed: Path, subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["probe"])  # what a spawned interpreter would otherwise run again
+    probe(subject, tmp_path / "run", n_configs=6, settings=SETTINGS, workers=2)
+    for ours, theirs in zip(records_of(tmp_path / "run"), records_of(probed)[:6], strict=True):
+        assert ours["layers"] == theirs["layers"] and ours["key"] == theirs["key"]
+        for name, metric in theirs["metrics"].items():
+            assert ours["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-3, abs=1e-5)
+
+
+def test_workers_need_a_subject_that_they_can_load(subject: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--workers above 1 needs a subject that each worker can load by itself"):
+        probe(sedaq.load(subject), tmp_path / "run", n_configs=3, settings=SETTINGS, workers=2)
+
+
+def test_settings_that_the_sampler_refuses_leave_no_run_behind(subject: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--guidance: tiny has no null class"):
+        probe(subject, tmp_path / "run", n_configs=1, settings=replace(SETTINGS, guidance=2.0))
+    assert list(tmp_path.iterdir()) == []
+    probe(subject, tmp_path / "run", n_configs=1, settings=SETTINGS)
+    assert len(records_of(tmp_path / "run")) == 1
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_opens_from_another_folder(subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _, function = subject.rpartition(":")
+    monkeypatch.chdir(Path(path).parent)
+    Run.begin(f"{Path(path).name}:{function}", tmp_path / "run", SETTINGS).write()
+    monkeypatch.chdir(tmp_path)
+    assert Run.open(tmp_path / "run").subject_argument == subject
+
+
+def test_a_run_of_a_subject_made_in_python_wants_it_again(subject: str, tmp_path: Path) -> None:
+    made = sedaq.load(subject)
+    Run.begin(made, tmp_path / "run", SETTINGS).write()
+    with pytest.raises(InputError, match="its subject was made in Python; pass the Subject again"):
+        Run.open(tmp_path / "run")
+    assert Run.open(tmp_path / "run", subject=made).subject is made
+
+
+def test_a_run_refuses_a_subject_whose_weights_changed(run: Run, subject: str) -> None:
+    changed = sedaq.load(subject)
+    changed.denoiser.blocks[0].weight.data[0, 0] += 1
+    with pytest.raises(InputError, match=r"was made for tiny with fingerprint \w{16}, the subject now has \w{16}; start a new run"):
+        Run.open(run.folder, subject=changed)
+
+
+def test_exclusions_reach_a_subject_from_a_file(subject: str, tmp_path: Path) -> None:
+    begun = Run.begin(subject, tmp_path / "run", replace(SETTINGS, exclude=("blocks.1",)))
+    assert [layer.name for layer in begun.subject.layers] == ["blocks.0", "blocks.2"]
+    begun.write()
+    assert [layer.name for layer in Run.open(tmp_path / "run").subject.layers] == ["blocks.0", "blocks.2"]
+    with pytest.raises(InputError, match="was made in Python"):
+        Run.begin(sedaq.load(subject), tmp_path / "other", replace(SETTINGS, exclude=("blocks.1",)))
+
+
+def test_a_plan_finds_the_encodings_that_it_was_made_with(run: Run, subject: str, tmp_path: Path) -> None:
+    formats = {name: menu[0].format for name, menu in run.menus.items()}
+    plan = Plan.of(run.subject, formats, encoding=run.store.identity, measured={"fid": 1.0}, predicted={"fid": 1.0})
+    same, store = store_for_plan(plan, subject, run.folder, tmp_path)
+    assert same == plan and store.folder == run.folder
+    for layer in run.subject.layers:
+        assert store.get(layer, formats[layer.name]).dequantize().equal(run.store.get(layer, formats[layer.name]).dequantize())
+    made, store = store_for_plan(plan, subject, None, tmp_path / "scratch")
+    layer = run.subject.layers[0]
+    assert made == plan and store.get(layer, formats[layer.name]).dequantize().equal(run.store.get(layer, formats[layer.name]).dequantize())
+    other, _ = store_for_plan(plan, subject, run.folder, tmp_path, effort="full")
+    assert other.measured is None and other.predicted is None and other.encoding["effort"] == "full"
+    with pytest.raises(InputError, match="the plan's field 'encoding' lacks 'calibration_settings'; search again"):
+        store_for_plan(replace(plan, encoding={}), subject, run.folder, tmp_path)
+
+
+# -- fitting -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_fit_explains_predicts_and_comes_back_equal(run: Run) -> None:
+    fitted = fit(run)
+    assert fitted.summary["n_probes"] == 16 and -1 <= fitted.summary["spearman"] <= 1
+    assert len(fitted.summary["predictions"]) == 16
+    loaded = load_predictor(run)
+    choices = [{name: menu[i % len(menu)] for name, menu in run.menus.items()} for i in range(5)]
+    for a, b in zip(fitted.predictor.predict(choices), loaded.predict(choices), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    table = (run.folder / "predictor" / "sensitivity.csv").read_text().splitlines()
+    assert len(table) == 1 + sum(len(menu) for menu in run.menus.values())
+    assert json.dumps(fit(run).summary, sort_keys=True) == json.dumps(fitted.summary, sort_keys=True)
+
+
+def test_too_few_probes(run: Run) -> None:
+    path = run.folder / "probes.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: LEAST_PROBES - 1]))
+    with pytest.raises(InputError, match=f"holds 11 probes, a fit needs at least {LEAST_PROBES}; run `sedaq probe` with more --configs"):
+        fit(run)
+    assert not (run.folder / "predictor").exists()
+
+
+@pytest.mark.parametrize("field, other", [("extractor", "inception:0"), ("reference", "photos:0")])
+def test_mixed_probes(run: Run, field: str, other: str) -> None:
+    rewrite(run, lambda i, record: {**record, field: other} if i == 7 else record)
+    with pytest.raises(InputError, match=f"probes differ in field '{field}' .*{other}.*; keep one kind"):
+        fit(run)
+
+
+def test_labels_that_are_not_finite(run: Run) -> None:
+    rewrite(run, lambda i, record: {**record, "metrics": {"fid": {**record["metrics"]["fid"], "value": None if i == 3 else 1.0 + i}}})
+    with pytest.raises(InputError, match=r"probes\.jsonl: a probe's fid is not finite; remove its line"):
+        fit(run)
+
+
+def test_labels_that_are_all_equal(run: Run) -> None:
+    rewrite(run, lambda _, record: {**record, "metrics": {"fid": {**record["metrics"]["fid"], "value": 2.5}}})
+    with pytest.raises(InputError, match=r"all probes have fid 2\.5; there is nothing to learn"):
+        fit(run)
+
+
+def test_an_unknown_metric(run: Run) -> None:
+    with pytest.raises(InputError, match="its probes have no metric 'beauty'; choose one of .*feature_distance, fid, "):
+        fit(run, metric="beauty")
+
+
+def test_a_predictor_of_damaged_trees_or_of_none(run: Run) -> None:
+    with pytest.raises(InputError, match="has no predictor; run `sedaq fit"):
+        load_predictor(run)
+    fit(run)
+    trees = run.folder / "predictor" / "trees3.ubj"
+    trees.write_bytes(trees.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=r"trees3\.ubj: is missing or damaged .*run `sedaq fit` again"):
+        load_predictor(run)
+
+
+def test_a_denoiser_that_gives_nan_is_refused_and_nothing_is_kept(run: Run) -> None:
+    prober = Prober(run)
+    formats = {name: menu[1].format for name, menu in run.menus.items()}
+    with torch.no_grad():
+        run.subject.denoiser.blocks[0].bias[0] = float("nan")
+    with pytest.raises(SedaqError, match="features of 16 of 16 images are not finite"):
+        prober.measure(formats, purpose="verify")
+    assert len(records_of(run.folder)) == 16
+
+
+# -- the noise ceiling -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0, 2.0])
+def test_the_ceiling_is_what_a_perfect_predictor_reaches(noise: float) -> None:
+    """Labels are truth + noise; a label is the mean of two halves, each with √2 times its noise."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=20_000)
+    halves = truth[:, None] + noise * 2**0.5 * rng.normal(size=(20_000, 2))
+    reached = spearmanr(truth, halves.mean(1))[0]
+    # Spearman–Brown holds exactly for Pearson's correlation; ranks of Gaussians deviate by less than 0.02
+    assert noise_ceiling(halves) == pytest.approx(reached, abs=0.02)
+
+
+def test_the_ceiling_of_pure_noise_is_nothing() -> None:
+    rng = np.random.default_rng(1)
+    assert noise_ceiling(rng.normal(size=(4000, 2))) < 0.3
+    first = rng.normal(size=100)
+    assert noise_ceiling(np.column_stack([first, -first])) == 0
+    assert noise_ceiling(np.ones((10, 2))) == 0
+
+
+# -- the predictor -----------------------------------------------------------------------------------------------------------------------
+
+N_LAYERS, N_PROBES = 6, 80
+SLOPES = np.array([0.1, 4.0, 1.0, 0.3, 2.0, 0.02])
+ERRORS = {1.5: 0.4, 2.0: 0.25, 3.0: 0.1, 4.0: 0.04, 16.0: 0.0}
+
+
+def error_of(_: str, entry: Entry) -> float:
+    return ERRORS[entry.rate]
+
+
+@pytest.fixture(scope="module")
+def synthetic() -> tuple[Predictor, np.ndarray, np.ndarray, np.ndarray]:
+    """√d = 1 + Σ slope · error, with a little noise; probes over random rates."""
+    rng = np.random.default_rng(0)
+    rates = rng.choice(list(ERRORS), size=(N_PROBES, N_LAYERS))
+    errors = np.vectorize(ERRORS.get)(rates)
+    values = (1 + errors @ SLOPES + 0.02 * rng.normal(size=N_PROBES)) ** 2
+    predictor = Predictor.fit("fid", [f"l{i}" for i in range(N_LAYERS)], errors, rates, values, error_of, seed=0)
+    return predictor, errors, rates, values
+
+
+MENU = [Entry(rate, Format("asis") if rate == 16 else Format.parse(f"1x{i}g2"), i, i) for i, rate in enumerate(sorted(ERRORS), start=3)]
+
+
+def test_known_slopes_are_recovered_in_order(synthetic) -> None:
+    predictor, *_ = synthetic
+    costs = [predictor.additive_cost(f"l{i}", MENU[0]) for i in range(N_LAYERS)]
+    strong = [0, 1, 2, 3, 4]  # the weakest slope is within the noise of the next
+    assert np.argsort(np.array(costs)[strong]).tolist() == np.argsort(SLOPES[strong]).tolist()
+    np.testing.assert_allclose(costs, SLOPES * ERRORS[1.5], atol=0.06)
+
+
+def test_unseen_plans_are_predicted(synthetic) -> None:
+    predictor, *_ = synthetic
+    rng = np.random.default_rng(1)
+    picks = rng.integers(len(MENU), size=(60, N_LAYERS))
+    predicted, spread = predictor.predict([{f"l{i}": MENU[k] for i, k in enumerate(row)} for row in picks])
+    truth = (1 + np.array([[ERRORS[MENU[k].rate] for k in row] for row in picks]) @ SLOPES) ** 2
+    assert spearmanr(predicted, truth)[0] > 0.98
+    assert (spread > 0).all() and spread.mean() < 0.2 * truth.mean()
+
+
+def test_more_bits_in_a_layer_never_predict_worse(synthetic) -> None:
+    predictor, *_ = synthetic
+    rng = np.random.default_rng(2)
+    for row in rng.integers(len(MENU), size=(20, N_LAYERS)):
+        for layer in range(N_LAYERS):
+            choices = [{f"l{i}": entry if i == layer else MENU[k] for i, k in enumerate(row)} for entry in MENU]
+            predicted, _ = predictor.predict(choices)
+            assert (np.diff(predicted) <= 1e-5 * predicted.max()).all()
+
+
+def test_costs_fall_with_bits_and_are_nothing_as_is(synthetic) -> None:
+    predictor, *_ = synthetic
+    for name in predictor.layers:
+        costs = np.array([predictor.costs(name, entry) for entry in MENU])  # (entries, members)
+        assert (np.diff(costs, axis=0) <= 1e-12).all() and (costs[-1] == 0).all()
+
+
+def test_contributions_add_up_to_the_mean_prediction(synthetic) -> None:
+    predictor, errors, rates, _ = synthetic
+    layers, rest = predictor.contributions(errors, rates)
+    assert layers.shape == (N_PROBES, N_LAYERS)
+    np.testing.assert_allclose(layers.sum(1) + rest, predictor.predict_members(errors, rates).mean(0), atol=1e-4)
+
+
+def test_saved_and_loaded_predictors_are_equal(synthetic, tmp_path: Path) -> None:
+    predictor, errors, rates, _ = synthetic
+    predictor.save(tmp_path, {"subject": "s"})
+    loaded, content = Predictor.load(tmp_path, error_of)
+    assert content["subject"] == "s" and loaded.layers == predictor.layers and loaded.metric == "fid"
+    for a, b in zip(predictor.predict_arrays(errors, rates), loaded.predict_arrays(errors, rates), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".ubj", ".json")]
+
+
+def test_the_same_seed_fits_the_same_predictor(synthetic) -> None:
+    predictor, errors, rates, values = synthetic
+    again = Predictor.fit("fid", predictor.layers, errors, rates, values, error_of, seed=0)
+    assert np.array_equal(predictor.predict_arrays(errors, rates)[0], again.predict_arrays(errors, rates)[0])
