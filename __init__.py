@@ -2,6 +2,7 @@
 
 Importing it makes diffusers able to load folders that sedaq wrote; everything else is imported when it is first used.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -12,14 +13,26 @@ from .aq.integration import register as _register
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load": "models.loading", "Subject": "models.subject",
-    "Format": "aq.formats", "encode": "aq.encoder", "Encoding": "aq.encoding", "AQLinear": "aq.layers", "AQConv2d": "aq.layers",
-    "EncodingStore": "aq.store", "Plan": "aq.plan", "apply": "aq.apply", "tune": "aq.tuning",
-    "probe": "sensitivity.probe", "fit": "sensitivity.fitting", "evaluate": "sensitivity.evaluation",
-    "find_plan": "search.find", "find_front": "search.find",
+    "load": "models.loading",
+    "Subject": "models.subject",
+    "Format": "aq.formats",
+    "encode": "aq.encoder",
+    "Encoding": "aq.encoding",
+    "AQLinear": "aq.layers",
+    "AQConv2d": "aq.layers",
+    "EncodingStore": "aq.store",
+    "Plan": "aq.plan",
+    "apply": "aq.apply",
+    "tune": "aq.tuning",
+    "probe": "sensitivity.probe",
+    "fit": "sensitivity.fitting",
+    "evaluate": "sensitivity.evaluation",
+    "find_plan": "search.find",
+    "find_front": "search.find",
     "write_report": "reports.report",
-    "InputError": "errors", "SedaqError": "errors",
-}  # fmt: skip
+    "InputError": "errors",
+    "SedaqError": "errors",
+}
 __all__ = ["__version__", *_PUBLIC]
 
 _register()

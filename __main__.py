@@ -1,4 +1,5 @@
 """`python -m sedaq`."""
+
 from .cli.main import run
 
 run()

@@ -1,4 +1,5 @@
 """What sedaq raises on purpose. The message is one line that names what is wrong, where, and the remedy."""
+
 from __future__ import annotations
 
 

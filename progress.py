@@ -2,6 +2,7 @@
 
 Library code wraps its loops in `track`; a command line shows the records with `shown`. Without a listener nothing is printed.
 """
+
 from __future__ import annotations
 
 import time
@@ -32,7 +33,9 @@ def report(record: Record) -> None:
         listener(record)
 
 
-def track(items: Iterable[T], description: str, total: float | None = None, *, done: float = 0, cost: Callable[[T], float] = lambda _: 1) -> Iterator[T]:
+def track(
+    items: Iterable[T], description: str, total: float | None = None, *, done: float = 0, cost: Callable[[T], float] = lambda _: 1
+) -> Iterator[T]:
     """Yield `items`, sending a record before the first and after each.
 
     Args:
@@ -68,7 +71,14 @@ def shown() -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     bars = Progress(*columns, console=Console(stderr=True))
     tasks: dict[str, TaskID] = {}
 

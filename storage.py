@@ -3,6 +3,7 @@
 Every file carries its kind, a schema number and a sha256 of its content; it is written to a temporary name and renamed. A reader refuses
 what does not match and names the field. JSON and safetensors only, no pickle.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -74,7 +75,9 @@ def _unseal(where: str, kind: str, body: Any) -> dict[str, Any]:
     expected: dict[str, Any] = {"kind": kind, "schema": SCHEMA}
     for field, value in expected.items():
         if body.get(field) != value:
-            raise InputError(f"{where}: field '{field}' is {body.get(field)!r} where {value!r} is expected; write the file again with this version of sedaq")
+            raise InputError(
+                f"{where}: field '{field}' is {body.get(field)!r} where {value!r} is expected; write the file again with this version of sedaq"
+            )
     content = {key: value for key, value in body.items() if key not in _OWN_FIELDS}
     try:
         sha256 = _seal(kind, content)["sha256"]
@@ -159,8 +162,12 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
     try:
         body = json.loads(header)
     except ValueError as error:
-        raise InputError(f"{path}: field 'sedaq' of its header is not valid JSON ({error}); the file is damaged, delete it and it will be made again") from error
+        raise InputError(
+            f"{path}: field 'sedaq' of its header is not valid JSON ({error}); the file is damaged, delete it and it will be made again"
+        ) from error
     metadata = _unseal(str(path), kind, body)
     if metadata.pop("tensors", None) != tensor_fingerprint(sorted(tensors.items())):
-        raise InputError(f"{path}: field 'tensors' does not match the stored tensors; the file is damaged, delete it and it will be made again")
+        raise InputError(
+            f"{path}: field 'tensors' does not match the stored tensors; the file is damaged, delete it and it will be made again"
+        )
     return tensors, metadata

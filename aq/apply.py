@@ -1,4 +1,5 @@
 """From a plan to a folder that diffusers loads."""
+
 from __future__ import annotations
 
 import json
@@ -32,7 +33,14 @@ def assemble(subject: Subject, plan: Plan, store: EncodingStore) -> dict[str, En
 
 
 def apply(
-    subject: Subject, plan: Plan, store: EncodingStore, out: str | Path, *, tune_steps: int = 0, settings: TuneSettings | None = None, **sampling: Any
+    subject: Subject,
+    plan: Plan,
+    store: EncodingStore,
+    out: str | Path,
+    *,
+    tune_steps: int = 0,
+    settings: TuneSettings | None = None,
+    **sampling: Any,
 ) -> Tuned:
     """Write `subject`, quantized by `plan` and tuned, to the folder `out`: a pipeline if it came from one, else a bare denoiser.
 
@@ -47,11 +55,16 @@ def apply(
     plan.validate(subject)
     out = Path(out).resolve()
     check_writable(out)
+    check_is_diffusers(subject)
     if subject.folder is not None and subject.folder.resolve() in out.parents:
         raise InputError(f"--out {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
     encodings = assemble(subject, plan, store)
     settings = settings or TuneSettings()
-    tuned = tune(subject, encodings, TuneSettings(**{**settings.__dict__, "steps": tune_steps}), **sampling) if tune_steps else Tuned(encodings, {})
+    tuned = (
+        tune(subject, encodings, TuneSettings(**{**settings.__dict__, "steps": tune_steps}), **sampling)
+        if tune_steps
+        else Tuned(encodings, {})
+    )
     save_folder(subject, plan, tuned, out)
     return tuned
 
@@ -70,6 +83,13 @@ def check_writable(out: Path) -> None:
         raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose a folder that you may write to") from error
 
 
+def check_is_diffusers(subject: Subject) -> None:
+    if not hasattr(subject.denoiser, "save_config"):
+        raise InputError(
+            f"subject {subject.name}: its denoiser is no diffusers model, so no diffusers folder can hold it; use sedaq.tune and Encoding.save"
+        )
+
+
 def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
     """Every tensor of the quantized denoiser's file, in its stored dtype."""
     names = set(tuned.encodings)
@@ -85,14 +105,18 @@ def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
 
 def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
     """Write the folder beside `out` and rename it, so that `out` is whole or absent."""
-    if not hasattr(subject.denoiser, "save_config"):
-        raise InputError(f"subject {subject.name}: its denoiser is no diffusers model, so no diffusers folder can hold it; use sedaq.tune and Encoding.save")
+    check_is_diffusers(subject)
 
     def fill(folder: Path) -> None:
         target = folder
         if subject.component:
             assert subject.folder is not None
-            shutil.copytree(subject.folder, folder, dirs_exist_ok=True, ignore=lambda path, names: [subject.component] if Path(path) == subject.folder else [])
+            shutil.copytree(
+                subject.folder,
+                folder,
+                dirs_exist_ok=True,
+                ignore=lambda path, names: [subject.component] if Path(path) == subject.folder else [],
+            )
             target = folder / subject.component
             target.mkdir()
         elif subject.folder is not None:
@@ -113,7 +137,9 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(out)
         temporary.rename(out)
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left") from error
+        raise InputError(
+            f"--out {out}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -123,8 +149,11 @@ def _write_denoiser(subject: Subject, plan: Plan, tuned: Tuned, folder: Path) ->
     config = json.loads(denoiser.to_json_string())
     config.pop("_name_or_path", None)
     config["quantization_config"] = {
-        "quant_method": "sedaq", "schema": SCHEMA, "fingerprint": subject.fingerprint, "layers": coded_layers(plan.formats),
-    }  # fmt: skip
+        "quant_method": "sedaq",
+        "schema": SCHEMA,
+        "fingerprint": subject.fingerprint,
+        "layers": coded_layers(plan.formats),
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(quantized_state(subject, tuned), SAFETENSORS_METADATA))
     plan.save(folder / PLAN_FILE)

@@ -1,4 +1,5 @@
 """Measurements of the quantizer itself: distortion on a Gaussian source, and error and time on real and fixed layers."""
+
 from __future__ import annotations
 
 import time
@@ -15,7 +16,9 @@ from .formats import Format
 DISTORTION_FORMATS = ("3x8g16", "2x8g8", "4x8g16", "3x8g8", "4x8g8")
 
 
-def distortion(formats: Sequence[str] = DISTORTION_FORMATS, *, size: int = 2048, effort: str = "fast", seed: int = 0) -> list[dict[str, Any]]:
+def distortion(
+    formats: Sequence[str] = DISTORTION_FORMATS, *, size: int = 2048, effort: str = "fast", seed: int = 0
+) -> list[dict[str, Any]]:
     """Mean squared error per unit variance on an i.i.d. N(0, 1) matrix (size, size) under the identity Hessian.
 
     `limit` is the rate–distortion bound 2^(−2R) of a Gaussian source at the format's code bits R.
@@ -30,9 +33,14 @@ def distortion(formats: Sequence[str] = DISTORTION_FORMATS, *, size: int = 2048,
         rate = format.n_codebooks * format.code_bits / format.group_size
         rows.append(
             {
-                "format": text, "effort": effort, "size": size, "bits_per_weight": format.bits_per_weight((size, size)),
-                "mse": (encoding.dequantize() - weight).square().mean().item(), "limit": 2.0 ** (-2 * rate), "seconds": round(seconds, 2),
-            }  # fmt: skip
+                "format": text,
+                "effort": effort,
+                "size": size,
+                "bits_per_weight": format.bits_per_weight((size, size)),
+                "mse": (encoding.dequantize() - weight).square().mean().item(),
+                "limit": 2.0 ** (-2 * rate),
+                "seconds": round(seconds, 2),
+            }
         )
     return rows
 
@@ -48,7 +56,9 @@ def correlated_layer(n_out: int, n_in: int, *, seed: int = 0, n_tokens: int = 40
     return weight, x.T @ x / n_tokens
 
 
-def encoding(shapes: Sequence[tuple[int, int]], formats: Sequence[str], *, efforts: Sequence[str] = ("fast", "full"), seed: int = 0) -> list[dict[str, Any]]:
+def encoding(
+    shapes: Sequence[tuple[int, int]], formats: Sequence[str], *, efforts: Sequence[str] = ("fast", "full"), seed: int = 0
+) -> list[dict[str, Any]]:
     """Relative output error and seconds of each shape, format and effort on `correlated_layer`."""
     rows = []
     cases = [(shape, text, effort) for shape in shapes for text in formats for effort in efforts]
@@ -58,9 +68,13 @@ def encoding(shapes: Sequence[tuple[int, int]], formats: Sequence[str], *, effor
         made = encode(weight, Format.parse(text), hessian, effort=effort, seed=seed)
         rows.append(
             {
-                "shape": list(shape), "format": text, "effort": effort, "bits_per_weight": made.format.bits_per_weight(shape),
-                "rel_err_out": made.error, "seconds": round(time.perf_counter() - start, 2),
-            }  # fmt: skip
+                "shape": list(shape),
+                "format": text,
+                "effort": effort,
+                "bits_per_weight": made.format.bits_per_weight(shape),
+                "rel_err_out": made.error,
+                "seconds": round(time.perf_counter() - start, 2),
+            }
         )
     return rows
 

@@ -10,6 +10,7 @@ Mirrored and hierarchical codebooks are linear in their stored vectors, so one c
 
 Shapes: S conv groups (1 for most layers), R = out / S rows each, n coded columns (padded), g = n / G. W (S, R, n), codes (S, R, G, M).
 """
+
 from __future__ import annotations
 
 import math
@@ -51,7 +52,13 @@ def parse_effort(text: str) -> Effort:
 
 
 def encode(
-    weight: torch.Tensor, format: Format, hessian: Hessian | torch.Tensor | None = None, *, effort: str = "fast", seed: int = 0, groups: int = 1,
+    weight: torch.Tensor,
+    format: Format,
+    hessian: Hessian | torch.Tensor | None = None,
+    *,
+    effort: str = "fast",
+    seed: int = 0,
+    groups: int = 1,
     provenance: dict[str, str | int | float] | None = None,
 ) -> Encoding:
     """Encode one weight.
@@ -76,7 +83,9 @@ def encode(
         raise InputError(f"a weight of shape {shape} holds NaN or infinity; repair the model")
     n_in = math.prod(shape[1:])
     if format.book:
-        raise InputError(f"format {format} shares the codebooks {format.book!r} among layers, one weight alone cannot have it; use {str(format).partition('@')[0]}")
+        raise InputError(
+            f"format {format} shares the codebooks {format.book!r} among layers, one weight alone cannot have it; use {str(format).partition('@')[0]}"
+        )
     hessian = _checked_hessian(hessian, n_in, groups)
 
     provenance = {**(provenance or {}), "effort": effort, "seed": seed}
@@ -102,7 +111,9 @@ def _checked_hessian(hessian: Hessian | torch.Tensor | None, n_in: int, groups: 
             raise InputError(f"a Hessian of shape {tuple(hessian.shape)} is not (in, in), nor (groups, in, in); calibrate again")
         hessian = Hessian.of(hessian)
     if hessian.n_in != n_in or hessian.groups not in (1, groups):
-        raise InputError(f"a Hessian of {hessian.groups} groups and {hessian.n_in} inputs cannot weigh a weight of {groups} groups and {n_in} inputs; calibrate again")
+        raise InputError(
+            f"a Hessian of {hessian.groups} groups and {hessian.n_in} inputs cannot weigh a weight of {groups} groups and {n_in} inputs; calibrate again"
+        )
     if not all(torch.isfinite(block).all() for block in hessian.blocks):
         raise InputError("the Hessian holds NaN or infinity; calibrate again")
     return Hessian(tuple(block.float() for block in hessian.blocks))
@@ -276,7 +287,9 @@ def _energy(x: torch.Tensor, linear: torch.Tensor, block: torch.Tensor) -> torch
     return ((2 * linear + x @ block) * x).sum(2)
 
 
-def best_codes(linear: torch.Tensor, block: torch.Tensor, scales: torch.Tensor, books: torch.Tensor, beam: int) -> tuple[torch.Tensor, torch.Tensor]:
+def best_codes(
+    linear: torch.Tensor, block: torch.Tensor, scales: torch.Tensor, books: torch.Tensor, beam: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Beam search over the M codebooks of one group; exact for M = 1.
 
     Minimises 2 s u·linear + s² u block uᵀ over u = Σ_m c_m.

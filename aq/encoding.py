@@ -1,4 +1,5 @@
 """One weight in one format: its stored tensors, and back to a dense weight."""
+
 from __future__ import annotations
 
 import math
@@ -81,7 +82,9 @@ class Encoding:
         expected = self.format.tensor_specs(self.shape, stored)
         found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()}
         if found != expected:
-            raise InputError(f"encoding {self.format} of shape {self.shape}: stored tensors are {found}, expected {expected}; encode the layer again")
+            raise InputError(
+                f"encoding {self.format} of shape {self.shape}: stored tensors are {found}, expected {expected}; encode the layer again"
+            )
 
     @property
     def size_bytes(self) -> int:
@@ -105,7 +108,13 @@ class Encoding:
 
     @classmethod
     def of_codes(
-        cls, format: Format, shape: tuple[int, ...], codes: torch.Tensor, stored: dict[str, torch.Tensor], scales: torch.Tensor, error: float = math.nan,
+        cls,
+        format: Format,
+        shape: tuple[int, ...],
+        codes: torch.Tensor,
+        stored: dict[str, torch.Tensor],
+        scales: torch.Tensor,
+        error: float = math.nan,
         provenance: dict[str, str | int | float] | None = None,
     ) -> Encoding:
         """From codes (out, G, M), codebooks as `stored_codebooks` gives them, and scales (out,)."""

@@ -6,6 +6,7 @@
 high and low halves pick from two books of 2^(B/2) and the codeword is their sum. t / c: a convolution's groups run over the taps of one
 channel / over channels at one tap (default c). q: codebooks int8 with one fp16 scale each, else fp16. @BOOK: named, shared codebooks.
 """
+
 from __future__ import annotations
 
 import math
@@ -18,7 +19,8 @@ import torch
 from ..errors import InputError
 
 _GRAMMAR = re.compile(
-    r"(?P<m>[1-9]\d?)x(?P<b>[1-9]\d?)g(?P<g>[1-9]\d{0,2})(?P<structure>[mh]?)(?P<grouping>[tc]?)(?P<q>q?)(?:@(?P<book>[A-Za-z0-9_.-]+))?", re.ASCII
+    r"(?P<m>[1-9]\d?)x(?P<b>[1-9]\d?)g(?P<g>[1-9]\d{0,2})(?P<structure>[mh]?)(?P<grouping>[tc]?)(?P<q>q?)(?:@(?P<book>[A-Za-z0-9_.-]+))?",
+    re.ASCII,
 )
 _HELP = "use asis, int8 or MxBgG[m|h][t|c][q][@BOOK] such as 2x8g8 or 1x6g4hq, with M 1-8, B 2-12 (even for h) and G 2-64"
 
@@ -102,7 +104,9 @@ class Format:
         if self.kind == "int8":
             return {"codes": (torch.uint8, (math.prod(shape),)), "scales": (torch.float16, (out,))}
         if not self.fits(shape):
-            raise InputError(f"format {self} cannot fit a weight of shape {tuple(shape)}; tap groups (t) need a convolution with {self.group_size} taps")
+            raise InputError(
+                f"format {self} cannot fit a weight of shape {tuple(shape)}; tap groups (t) need a convolution with {self.group_size} taps"
+            )
         code_bytes = math.ceil(out * self.n_groups(shape) * self.n_codebooks * self.code_bits / 8)
         specs = {
             "codes": (torch.uint8, (code_bytes,)),

@@ -1,4 +1,5 @@
 """What a subject consists of and what each layer could weigh."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -23,12 +24,18 @@ def inspect(subject: Subject, plan: Plan | None = None) -> dict[str, Any]:
     layers: list[dict[str, Any]] = []
     for layer in subject.layers:
         formats = [
-            {"format": str(e.format), "bits_per_weight": 8 * e.size_bytes / layer.n_weights, "size_bytes": e.size_bytes} for e in menu[layer.name]
+            {"format": str(e.format), "bits_per_weight": 8 * e.size_bytes / layer.n_weights, "size_bytes": e.size_bytes}
+            for e in menu[layer.name]
         ]
         row = {
-            "name": layer.name, "role": layer.role, "block": layer.block, "kind": layer.kind, "shape": list(layer.shape),
-            "n_weights": layer.n_weights, "formats": formats,
-        }  # fmt: skip
+            "name": layer.name,
+            "role": layer.role,
+            "block": layer.block,
+            "kind": layer.kind,
+            "shape": list(layer.shape),
+            "n_weights": layer.n_weights,
+            "formats": formats,
+        }
         layers.append({**row, "planned": str(plan.formats[layer.name])} if plan else row)
     result = {
         "name": subject.name,

@@ -2,6 +2,7 @@
 
 diffusers 0.42 offers no registration to third parties, so the two tables that it looks quantizers up in are written to.
 """
+
 from __future__ import annotations
 
 from enum import StrEnum
@@ -31,7 +32,9 @@ class SedaqConfig(QuantizationConfigMixin):
 
     def __init__(self, *, layers: dict[str, str], schema: int = SCHEMA, fingerprint: str = "", quant_method: str = _Method.SEDAQ) -> None:
         if schema != SCHEMA:
-            raise InputError(f"quantization_config: field 'schema' is {schema!r} where {SCHEMA} is expected; install the version of sedaq that wrote the folder")
+            raise InputError(
+                f"quantization_config: field 'schema' is {schema!r} where {SCHEMA} is expected; install the version of sedaq that wrote the folder"
+            )
         self.quant_method = _Method(quant_method)  # type: ignore[assignment]
         self.schema, self.layers, self.fingerprint = schema, dict(layers), fingerprint
 
@@ -47,12 +50,15 @@ class SedaqQuantizer(DiffusersQuantizer):
     """Replaces the layers named in the config by coded ones and fills their buffers with the stored dtypes."""
 
     quantization_config: SedaqConfig
+
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         for path, text in self.quantization_config.layers.items():
             try:
                 module = model.get_submodule(path)
             except AttributeError as error:
-                raise InputError(f"quantization_config names layer {path!r}, which {type(model).__name__} does not have; the folder is damaged") from error
+                raise InputError(
+                    f"quantization_config names layer {path!r}, which {type(model).__name__} does not have; the folder is damaged"
+                ) from error
             format = Format.parse(text)
             shape = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
             tensors = {name: torch.empty(size, dtype=dtype, device="meta") for name, (dtype, size) in format.tensor_specs(shape).items()}
@@ -62,20 +68,26 @@ class SedaqQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for name, buffer in model.named_buffers():
             if buffer.is_meta:
-                raise InputError(f"the folder's weights lack tensor {name!r}; the file is damaged or not of this config, apply the plan again")
+                raise InputError(
+                    f"the folder's weights lack tensor {name!r}; the file is damaged or not of this config, apply the plan again"
+                )
         return model
 
     def check_if_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any) -> bool:
         return param_name.rpartition(".")[0] in self.quantization_config.layers and not param_name.endswith(".bias")
 
-    def create_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, target_device: Any, state_dict: Any, *_: Any, **__: Any) -> None:  # type: ignore[override]
+    def create_quantized_param(
+        self, model: nn.Module, param_value: Any, param_name: str, target_device: Any, state_dict: Any, *_: Any, **__: Any
+    ) -> None:  # type: ignore[override]
         # diffusers has already cast param_value to torch_dtype; the stored tensor is what counts.
         path, _dot, name = param_name.rpartition(".")
         module = model.get_submodule(path)
         module.register_buffer(name, state_dict[param_name].to(target_device))
 
     def check_quantized_param_shape(self, param_name: str, current: torch.Tensor, loaded: torch.Tensor) -> bool:  # type: ignore[override]
-        raise InputError(f"tensor {param_name!r} has shape {tuple(loaded.shape)}, its format takes {tuple(current.shape)}; the folder is damaged")
+        raise InputError(
+            f"tensor {param_name!r} has shape {tuple(loaded.shape)}, its format takes {tuple(current.shape)}; the folder is damaged"
+        )
 
     @property
     def is_serializable(self) -> bool:

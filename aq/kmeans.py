@@ -1,4 +1,5 @@
 """The start of an encoding: k-means on what the codebooks before have left, in the metric of the Hessian's diagonal."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Layers that hold codes instead of a weight."""
+
 from __future__ import annotations
 
 import math
@@ -108,12 +109,21 @@ class _AQConv(_Coded):
     kind: str
 
     def __init__(
-        self, encoding: Encoding, bias: torch.Tensor | None = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+        self,
+        encoding: Encoding,
+        bias: torch.Tensor | None = None,
+        *,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
         padding_mode: str = "zeros",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(encoding.format, encoding.shape, encoding.tensors, bias)
         n = len(self.shape) - 2
-        self.stride, self.padding, self.dilation = (value if isinstance(value, (tuple, str)) else (value,) * n for value in (stride, padding, dilation))
+        self.stride, self.padding, self.dilation = (
+            value if isinstance(value, (tuple, str)) else (value,) * n for value in (stride, padding, dilation)
+        )
         self.groups, self.padding_mode = groups, padding_mode
         self.out_channels, self.in_channels, self.kernel_size = self.shape[0], self.shape[1] * groups, self.shape[2:]
 
@@ -134,10 +144,14 @@ class _AQConv(_Coded):
         parts = []
         for i in range(self.groups):
             part = slice(i * rows, (i + 1) * rows)
-            parts.append(product(columns[i], CodedMatrix(matrix.codes[part], matrix.codebooks, matrix.scales[part], matrix.n_in, matrix.order)))
+            parts.append(
+                product(columns[i], CodedMatrix(matrix.codes[part], matrix.codebooks, matrix.scales[part], matrix.n_in, matrix.order))
+            )
         y = torch.cat(parts, 1)
         with torch.device("meta"):  # the output's size by torch's own rule
-            size = _CONVOLUTIONS[self.kind](torch.empty(x.shape), torch.empty(self.shape), None, self.stride, self.padding, self.dilation, self.groups).shape
+            size = _CONVOLUTIONS[self.kind](
+                torch.empty(x.shape), torch.empty(self.shape), None, self.stride, self.padding, self.dilation, self.groups
+            ).shape
         return y.reshape(x.shape[0], *size[2:], self.out_channels).movedim(-1, 1)
 
 
@@ -188,9 +202,16 @@ def densify(root: nn.Module) -> None:
                     assert isinstance(module, _AQConv)
                     cls = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[module.kind]
                     dense = cls(
-                        module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding, module.dilation, module.groups,  # type: ignore[arg-type]
-                        module.bias is not None, module.padding_mode,  # type: ignore[arg-type]
-                    )  # fmt: skip
+                        module.in_channels,
+                        module.out_channels,
+                        module.kernel_size,
+                        module.stride,
+                        module.padding,
+                        module.dilation,
+                        module.groups,  # type: ignore[arg-type]
+                        module.bias is not None,
+                        module.padding_mode,  # type: ignore[arg-type]
+                    )
             dense.weight = nn.Parameter(weight, requires_grad=False)
             dense.bias = module.bias
             set_module(root, path, dense)

@@ -5,6 +5,7 @@ layers cannot pay for large codebooks, so the format depends on the shape: it is
 heavy-tailed, correlated layers short groups with one book beat long groups at equal total bytes (docs/experiments.md); ties go to the
 shorter group, then to the freer codebook.
 """
+
 from __future__ import annotations
 
 import functools
@@ -64,8 +65,20 @@ def format_within(rate: float, shape: tuple[int, ...]) -> Format:
 def header_bytes(specs: Mapping[str, TensorSpec], total_bytes: int) -> int:
     """Bytes of tensor entries in a safetensors header, every offset counted with the digits of the largest."""
     digits = len(str(total_bytes))
-    names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int8: "I8", torch.uint8: "U8"}
-    entries = (json.dumps(name) + f':{{"dtype":"{names.get(dtype, "BOOL")}","shape":{json.dumps(list(shape), separators=(",", ":"))},"data_offsets":[,]}},' for name, (dtype, shape) in specs.items())
+    names = {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.int64: "I64",
+        torch.int8: "I8",
+        torch.uint8: "U8",
+    }
+    entries = (
+        json.dumps(name)
+        + f':{{"dtype":"{names.get(dtype, "BOOL")}","shape":{json.dumps(list(shape), separators=(",", ":"))},"data_offsets":[,]}},'
+        for name, (dtype, shape) in specs.items()
+    )
     return sum(len(entry.encode()) + 2 * digits for entry in entries)
 
 

@@ -1,4 +1,5 @@
 """Codes of B bits in exactly B bits each, least significant bit first, one stream for the whole weight."""
+
 from __future__ import annotations
 
 import numpy as np

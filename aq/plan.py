@@ -1,4 +1,5 @@
 """A plan: which format each layer gets, what that weighs, and what is known of its quality."""
+
 from __future__ import annotations
 
 import json
@@ -47,13 +48,18 @@ class Plan:
     @property
     def hash(self) -> str:
         """16 hex digits over the model, its formats and their encoding: equal for plans that give equal images."""
-        return fingerprint([self.subject_fingerprint, {name: str(format) for name, format in self.formats.items()}, self.activation_bits, self.encoding])
+        return fingerprint(
+            [self.subject_fingerprint, {name: str(format) for name, format in self.formats.items()}, self.activation_bits, self.encoding]
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
             "subject": {"name": self.subject_name, "fingerprint": self.subject_fingerprint},
             "budget": self.budget,
-            "layers": {name: {"format": str(format), "activation_bits": self.activation_bits.get(name, 16)} for name, format in self.formats.items()},
+            "layers": {
+                name: {"format": str(format), "activation_bits": self.activation_bits.get(name, 16)}
+                for name, format in self.formats.items()
+            },
             "encoding": self.encoding,
             "size_bytes": self.size_bytes,
             "bits_per_weight": self.bits_per_weight,
@@ -67,12 +73,18 @@ class Plan:
         try:
             layers = content["layers"]
             return cls(
-                content["subject"]["name"], content["subject"]["fingerprint"],
+                content["subject"]["name"],
+                content["subject"]["fingerprint"],
                 {name: Format.parse(layer["format"]) for name, layer in layers.items()},
-                content["size_bytes"], content["bits_per_weight"], content["budget"], content["encoding"],
+                content["size_bytes"],
+                content["bits_per_weight"],
+                content["budget"],
+                content["encoding"],
                 {name: layer["activation_bits"] for name, layer in layers.items() if layer["activation_bits"] != 16},
-                content["predicted"], content["measured"], content["provenance"],
-            )  # fmt: skip
+                content["predicted"],
+                content["measured"],
+                content["provenance"],
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{where}: field {error} is missing or of the wrong type; make the plan again with `sedaq search`") from error
 
@@ -130,9 +142,30 @@ def file_bytes(specs: Mapping[str, TensorSpec]) -> int:
 
     The writer orders tensors by dtype, widest alignment first, then by name; the order matters for the digits of the offsets.
     """
-    names = {torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
-             torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}  # fmt: skip
-    rank = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16, torch.int32, torch.float32, torch.float64, torch.int64]
+    names = {
+        torch.uint8: "U8",
+        torch.int8: "I8",
+        torch.bool: "BOOL",
+        torch.int16: "I16",
+        torch.int32: "I32",
+        torch.int64: "I64",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.float32: "F32",
+        torch.float64: "F64",
+    }
+    rank = [
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.float16,
+        torch.bfloat16,
+        torch.int32,
+        torch.float32,
+        torch.float64,
+        torch.int64,
+    ]
     header: dict[str, Any] = {"__metadata__": SAFETENSORS_METADATA}
     offset = 0
     for name, (dtype, shape) in sorted(specs.items(), key=lambda item: (-rank.index(item[1][0]), item[0])):

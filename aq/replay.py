@@ -2,6 +2,7 @@
 
 Drawing from it at random removes the jumps between timesteps that tuning step by step suffers from (EfficientDM, He et al. 2024).
 """
+
 from __future__ import annotations
 
 import inspect
@@ -60,7 +61,9 @@ class ReplayBuffer:
         self._fixed: Call = {}
         handle = subject.denoiser.register_forward_hook(self._record, with_kwargs=True)
         try:
-            sample_in_chunks(subject.sample, "replay buffer", seed=purpose_seed(seed, "tune"), n_images=n_images, chunk=64, steps=steps, **settings)
+            sample_in_chunks(
+                subject.sample, "replay buffer", seed=purpose_seed(seed, "tune"), n_images=n_images, chunk=64, steps=steps, **settings
+            )
         finally:
             handle.remove()
         if not self._rows:
@@ -86,7 +89,9 @@ class ReplayBuffer:
                 continue
             rows = value.detach().expand(batch) if value.ndim == 0 else value.detach()
             if len(rows) != batch:
-                raise InputError(f"the denoiser's argument {name!r} has {len(rows)} rows for {batch} images; such a denoiser cannot be tuned")
+                raise InputError(
+                    f"the denoiser's argument {name!r} has {len(rows)} rows for {batch} images; such a denoiser cannot be tuned"
+                )
             self._rows.setdefault(name, []).append(self._small(rows))
         self._rows.setdefault("output", []).append(self._small(answer))
 

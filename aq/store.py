@@ -1,8 +1,9 @@
 """Calibration matrices and encodings on disk: each is made once, by whoever asks first.
 
-    calibration/<layer>.safetensors                 H of one layer
-    encodings/<layer>.<format>.<key>.safetensors    key: weight, format, calibration, effort and seed
+calibration/<layer>.safetensors                 H of one layer
+encodings/<layer>.<format>.<key>.safetensors    key: weight, format, calibration, effort and seed
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,12 @@ class EncodingStore:
     @property
     def identity(self) -> dict[str, Any]:
         """What plan.json's `encoding` field holds."""
-        return {"effort": self.effort, "seed": self.seed, "calibration": self.calibration_fingerprint, "calibration_settings": self.calibration}
+        return {
+            "effort": self.effort,
+            "seed": self.seed,
+            "calibration": self.calibration_fingerprint,
+            "calibration_settings": self.calibration,
+        }
 
     # -- calibration -----------------------------------------------------------------------------------------------------------------
 
@@ -75,9 +81,14 @@ class EncodingStore:
         if path.exists():
             return Encoding.load(path)
         encoding = encode(
-            self.subject.weight(layer.name), format, self.hessian(layer), effort=self.effort, seed=self.seed, groups=layer.groups,
+            self.subject.weight(layer.name),
+            format,
+            self.hessian(layer),
+            effort=self.effort,
+            seed=self.seed,
+            groups=layer.groups,
             provenance={"layer": layer.name, "calibration": self.calibration_fingerprint},
-        )  # fmt: skip
+        )
         encoding.save(path)
         return encoding
 
@@ -86,5 +97,7 @@ class EncodingStore:
         self.calibrate()
         missing = [(layer, format) for layer, format in wanted if format.kind != "asis" and not self._path(layer, format).exists()]
         done = sum(layer.n_weights for layer, format in wanted if format.kind != "asis") - sum(layer.n_weights for layer, _ in missing)
-        for layer, format in track(missing, "encoding", done + sum(layer.n_weights for layer, _ in missing), done=done, cost=lambda item: item[0].n_weights):
+        for layer, format in track(
+            missing, "encoding", done + sum(layer.n_weights for layer, _ in missing), done=done, cost=lambda item: item[0].n_weights
+        ):
             self.get(layer, format)

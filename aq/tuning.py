@@ -7,6 +7,7 @@ V step: gradients of the dense weights accumulate in a buffer beside them; the 1
 Deviations: scales are tuned through their logarithm; the V step's buffer moves by gradients over their root mean square (Adam without
 momentum has the same effect with a state of twice the size) and decays towards the weights.
 """
+
 from __future__ import annotations
 
 import copy
@@ -120,9 +121,14 @@ class _TunableLayer(nn.Module):
     def encoded(self, provenance: dict[str, str | int | float]) -> Encoding:
         tensors = stored_codebooks(self.encoding.format, self.stored.detach())
         return Encoding.of_codes(
-            self.encoding.format, self.encoding.shape, self.codes, tensors, self.scales().detach(), self.encoding.error,
+            self.encoding.format,
+            self.encoding.shape,
+            self.codes,
+            tensors,
+            self.scales().detach(),
+            self.encoding.error,
             {**self.encoding.provenance, **provenance},
-        )  # fmt: skip
+        )
 
 
 class _Student:
@@ -138,13 +144,19 @@ class _Student:
                 self.denoiser.get_submodule(name).weight.data = encoding.dequantize()  # type: ignore[union-attr]
         # Embeddings look rows up: few of them are met in a short tuning, so they stay.
         fixed |= {f"{path}.weight" for path, module in self.denoiser.named_modules() if isinstance(module, nn.Embedding)}
-        self.others = {name: nn.Parameter(p.detach().clone()) for name, p in self.denoiser.named_parameters() if name not in fixed and p.is_floating_point()}
+        self.others = {
+            name: nn.Parameter(p.detach().clone())
+            for name, p in self.denoiser.named_parameters()
+            if name not in fixed and p.is_floating_point()
+        }
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for layer in self.layers.values() for p in layer.parameters()] + list(self.others.values())
 
     def output(self, call: Call, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return _first_tensor(functional_call(self.denoiser, {**self.others, **{f"{name}.weight": w for name, w in weights.items()}}, (), call))
+        return _first_tensor(
+            functional_call(self.denoiser, {**self.others, **{f"{name}.weight": w for name, w in weights.items()}}, (), call)
+        )
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: layer.weight() for name, layer in self.layers.items()}
@@ -152,7 +164,10 @@ class _Student:
     def state(self) -> dict[str, object]:
         return {
             "others": {name: p.detach().clone() for name, p in self.others.items()},
-            "layers": {name: (layer.codes.clone(), layer.stored.detach().clone(), layer.log_scales.detach().clone()) for name, layer in self.layers.items()},
+            "layers": {
+                name: (layer.codes.clone(), layer.stored.detach().clone(), layer.log_scales.detach().clone())
+                for name, layer in self.layers.items()
+            },
         }
 
     def restore(self, state: dict[str, object]) -> None:
@@ -213,7 +228,13 @@ def tune(subject: Subject, encodings: Mapping[str, Encoding], settings: TuneSett
 
 
 def _tune_step(
-    student: _Student, buffer: ReplayBuffer, optimizer: torch.optim.Optimizer, settings: TuneSettings, step: int, rng: torch.Generator, device: torch.device
+    student: _Student,
+    buffer: ReplayBuffer,
+    optimizer: torch.optim.Optimizer,
+    settings: TuneSettings,
+    step: int,
+    rng: torch.Generator,
+    device: torch.device,
 ) -> None:
     # Down to zero by a cosine: the last steps settle.
     for group in optimizer.param_groups:

@@ -1,4 +1,5 @@
 """Where benchmark scripts keep their results: benchmarks/results/NAME.json, with the machine and the date."""
+
 from __future__ import annotations
 
 import json
@@ -19,7 +20,13 @@ def machine() -> dict[str, Any]:
         cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     except (OSError, StopIteration):
         cpu = platform.processor()
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
 
 
 def keep(name: str, command: str, rows: Any) -> None:

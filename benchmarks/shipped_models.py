@@ -3,6 +3,7 @@
 For each: seconds of one probe (512 images, 10 steps), classifier agreement with the requested class and Fréchet distance to the test set's
 statistics of 5,000 samples at 20 steps, beside the same distance of 5,000 random training images; and the classifier's test accuracy.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -11,10 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import sedaq
 import torch
 from results import keep
-
-import sedaq
 from sedaq.models.loading import SHIPPED, SHIPPED_FOLDER
 from sedaq.models.shipped.classifier import DigitClassifier
 from sedaq.models.shipped.train_classifier import accuracy
@@ -68,13 +68,25 @@ def main() -> None:
         fid, agreement = result["metrics"]["fid"], result["metrics"]["agreement"]
         rows.append(
             {
-                "name": name, "probe_seconds": seconds, "n_weights": sum(layer.n_weights for layer in subject.layers),
-                "layers": len(subject.layers), "fid": fid["value"], "fid_se": fid["se"], "fid_over_training": fid["value"] / training["fid"],
-                "agreement": agreement["value"], "agreement_se": agreement["se"], "file_bytes": sum(p.stat().st_size for p in (SHIPPED_FOLDER / name).iterdir()),
-            }  # fmt: skip
+                "name": name,
+                "probe_seconds": seconds,
+                "n_weights": sum(layer.n_weights for layer in subject.layers),
+                "layers": len(subject.layers),
+                "fid": fid["value"],
+                "fid_se": fid["se"],
+                "fid_over_training": fid["value"] / training["fid"],
+                "agreement": agreement["value"],
+                "agreement_se": agreement["se"],
+                "file_bytes": sum(p.stat().st_size for p in (SHIPPED_FOLDER / name).iterdir()),
+            }
         )
         print(rows[-1], flush=True)
-    rows.append({"name": "all shipped files", "bytes": sum(p.stat().st_size for p in SHIPPED_FOLDER.glob("*/*") if p.suffix in (".json", ".safetensors"))})
+    rows.append(
+        {
+            "name": "all shipped files",
+            "bytes": sum(p.stat().st_size for p in SHIPPED_FOLDER.glob("*/*") if p.suffix in (".json", ".safetensors")),
+        }
+    )
     keep("shipped_models", "python benchmarks/shipped_models.py --data mnist.npz", rows)
 
 

@@ -1,4 +1,5 @@
 """Compute the statistics that ship with sedaq:  python benchmarks/shipped_reference.py --data mnist.npz"""
+
 from __future__ import annotations
 
 import argparse
@@ -39,8 +40,10 @@ def main() -> None:
     drawn = Statistics.of(extractor(images[chosen].float() / 255).pooled)
     if arguments.out == SHIPPED:
         train, test = shipped_reference("train", extractor).statistics, shipped_reference("test", extractor).statistics
-        print(f"Fréchet distance of {N_RANDOM:,} random training images: to test {frechet_distance(drawn, test):.4f}, "
-              f"to train {frechet_distance(drawn, train):.4f}; train to test {frechet_distance(train, test):.4f}")  # fmt: skip
+        print(
+            f"Fréchet distance of {N_RANDOM:,} random training images: to test {frechet_distance(drawn, test):.4f}, "
+            f"to train {frechet_distance(drawn, train):.4f}; train to test {frechet_distance(train, test):.4f}"
+        )
 
 
 if __name__ == "__main__":

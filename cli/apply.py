@@ -1,4 +1,5 @@
 """sedaq apply SUBJECT plan.json --out DIR"""
+
 from __future__ import annotations
 
 import tempfile
@@ -14,14 +15,31 @@ from . import options
 @click.argument("subject")
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Run whose encodings to use; made anew without it.")
-@click.option("--effort", default=None, metavar="fast|full|SECONDS", help="Encode with another effort than the plan's; its measured quality is dropped.")
-@click.option("--tune-steps", type=click.IntRange(0), default=0, show_default=True, help="Steps of PV-tuning against the full-precision model.")
+@click.option(
+    "--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Run whose encodings to use; made anew without it."
+)
+@click.option(
+    "--effort",
+    default=None,
+    metavar="fast|full|SECONDS",
+    help="Encode with another effort than the plan's; its measured quality is dropped.",
+)
+@click.option(
+    "--tune-steps", type=click.IntRange(0), default=0, show_default=True, help="Steps of PV-tuning against the full-precision model."
+)
 @options.together(options.exclude, options.guidance, options.prompts, options.device)
 def command(
-    subject: str, plan: Path, out: Path, run_folder: Path | None, effort: str | None, tune_steps: int, exclude: tuple[str, ...], guidance: float | None,
-    prompts: str | None, device: str,
-) -> None:  # fmt: skip
+    subject: str,
+    plan: Path,
+    out: Path,
+    run_folder: Path | None,
+    effort: str | None,
+    tune_steps: int,
+    exclude: tuple[str, ...],
+    guidance: float | None,
+    prompts: str | None,
+    device: str,
+) -> None:
     from ..aq.apply import apply
     from ..aq.plan import Plan
     from ..progress import shown
@@ -30,7 +48,15 @@ def command(
     loaded_plan = Plan.load(plan)
     with tempfile.TemporaryDirectory() as scratch, shown():
         chosen, store = store_for_plan(
-            loaded_plan, subject, run_folder, Path(scratch), effort=effort, exclude=exclude, guidance=guidance, prompts=prompts, device=device
+            loaded_plan,
+            subject,
+            run_folder,
+            Path(scratch),
+            effort=effort,
+            exclude=exclude,
+            guidance=guidance,
+            prompts=prompts,
+            device=device,
         )
         sampling: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
         tuned = apply(store.subject, chosen, store, out, tune_steps=tune_steps, **sampling)

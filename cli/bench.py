@@ -1,4 +1,5 @@
 """sedaq bench (distortion | encode | kernels | model)"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -86,7 +87,9 @@ def kernels(formats: str, tokens: str, repeats: int, as_json: bool) -> None:
     from ..kernels import bench
 
     counts = _whole_numbers("--tokens", tokens)
-    cases = [(text, f.n_codebooks, f.n_entries, f.group_size) for text in formats.split(",") if (f := Format.parse(text)).kind == "additive"]
+    cases = [
+        (text, f.n_codebooks, f.n_entries, f.group_size) for text in formats.split(",") if (f := Format.parse(text)).kind == "additive"
+    ]
     if not cases:
         raise InputError(f"--formats {formats!r}: no kernel works on these; give formats with codes such as 2x8g8")
     _print(lambda: bench.compare(cases, tokens=counts, repeats=repeats), as_json)

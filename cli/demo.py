@@ -1,4 +1,5 @@
 """sedaq demo: every verb, in order, on a shipped model."""
+
 from __future__ import annotations
 
 import shutil

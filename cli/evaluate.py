@@ -1,4 +1,5 @@
 """sedaq evaluate SUBJECT|DIR"""
+
 from __future__ import annotations
 
 import click
@@ -15,18 +16,35 @@ from . import options
 @options.together(options.reference, options.extractor, options.guidance, options.prompts, options.device)
 @options.as_json
 def command(
-    subject: str, against: str | None, images: int, steps: int | None, seed: int, reference: str | None, extractor: str | None,
-    guidance: float | None, prompts: str | None, device: str, as_json: bool,
-) -> None:  # fmt: skip
+    subject: str,
+    against: str | None,
+    images: int,
+    steps: int | None,
+    seed: int,
+    reference: str | None,
+    extractor: str | None,
+    guidance: float | None,
+    prompts: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
     from ..progress import shown
     from ..reports.summaries import metrics_table, show
     from ..sensitivity.evaluation import evaluate
 
     with shown():
         result = evaluate(
-            subject, against=against, n_images=images, steps=steps, seed=seed, extractor=extractor, reference=reference, guidance=guidance,
-            prompts=prompts, device=device,
-        )  # fmt: skip
+            subject,
+            against=against,
+            n_images=images,
+            steps=steps,
+            seed=seed,
+            extractor=extractor,
+            reference=reference,
+            guidance=guidance,
+            prompts=prompts,
+            device=device,
+        )
     if as_json:
         options.print_json(result)
     else:

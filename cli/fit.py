@@ -1,4 +1,5 @@
 """sedaq fit --run DIR"""
+
 from __future__ import annotations
 
 from pathlib import Path

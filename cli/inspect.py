@@ -1,4 +1,5 @@
 """sedaq inspect SUBJECT [--plan FILE]"""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """`sedaq`: finds the verb, and turns what goes wrong into one line and an exit code."""
+
 from __future__ import annotations
 
 import importlib
@@ -78,7 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        return _fail(f"sedaq: failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows where)", 1)
+        return _fail(
+            f"sedaq: failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows where)", 1
+        )
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,4 +1,5 @@
 """Options that several verbs share, and how a result is printed."""
+
 from __future__ import annotations
 
 import json
@@ -18,8 +19,12 @@ device = click.option("--device", default="cpu", show_default=True, help="torch 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers alone whose path matches; may be repeated.")
 guidance = click.option("--guidance", type=float, default=None, help="Weight of classifier-free guidance.")
-prompts = click.option("--prompts", type=click.Path(), default=None, metavar="FILE", help="One prompt a line, for pipelines that take prompts.")
-extractor = click.option("--extractor", default=None, help="embedded, inception[:FILE] or transformers:FOLDER; the subject's own by default.")
+prompts = click.option(
+    "--prompts", type=click.Path(), default=None, metavar="FILE", help="One prompt a line, for pipelines that take prompts."
+)
+extractor = click.option(
+    "--extractor", default=None, help="embedded, inception[:FILE] or transformers:FOLDER; the subject's own by default."
+)
 reference = click.option("--reference", type=click.Path(), default=None, help="Folder of images, .npz, or statistics file to compare with.")
 
 

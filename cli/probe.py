@@ -1,4 +1,5 @@
 """sedaq probe SUBJECT --run DIR"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -18,15 +19,35 @@ from . import options
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the work.")
 @options.together(options.reference, options.extractor, options.guidance, options.prompts, options.exclude, options.device)
 def command(
-    subject: str, run_folder: Path, configs: int, images: int, steps: int, seed: int, workers: int, reference: str | None, extractor: str | None,
-    guidance: float | None, prompts: str | None, exclude: tuple[str, ...], device: str,
-) -> None:  # fmt: skip
+    subject: str,
+    run_folder: Path,
+    configs: int,
+    images: int,
+    steps: int,
+    seed: int,
+    workers: int,
+    reference: str | None,
+    extractor: str | None,
+    guidance: float | None,
+    prompts: str | None,
+    exclude: tuple[str, ...],
+    device: str,
+) -> None:
     from ..progress import shown
     from ..sensitivity.probe import probe
     from ..sensitivity.run import Settings
 
+    # Later verbs may be called from another folder.
+    reference, prompts = (str(Path(path).resolve()) if path else None for path in (reference, prompts))
     settings = Settings(
-        seed=seed, n_images=images, steps=steps, extractor=extractor, reference=reference, guidance=guidance, prompts=prompts, exclude=exclude
+        seed=seed,
+        n_images=images,
+        steps=steps,
+        extractor=extractor,
+        reference=reference,
+        guidance=guidance,
+        prompts=prompts,
+        exclude=exclude,
     )
     with shown():
         probe(subject, run_folder, n_configs=configs, settings=settings, workers=workers, device=device)

@@ -1,4 +1,5 @@
 """sedaq search --run DIR (--front | --bits B | --size S | --pipeline-size S)"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -21,15 +22,31 @@ from . import options
 @click.option("--min-rate", type=float, default=None, help="No layer below this rate.")
 @click.option("--max-rate", type=float, default=None, help="No layer above this rate.")
 @click.option("--solver", default="auto", show_default=True, help="exact, optuna or auto.")
-@click.option("--verify", type=click.IntRange(0), default=0, show_default=True, help="Samplings at most, to measure the best plans beside uniform.")
+@click.option(
+    "--verify", type=click.IntRange(0), default=0, show_default=True, help="Samplings at most, to measure the best plans beside uniform."
+)
 @click.option("--images", type=click.IntRange(8), default=None, help="Images of each of them; as many as a probe by default.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Plan file to write.")
 @options.together(options.seed, options.device, options.as_json)
 def command(
-    run_folder: Path, front: bool, bits: float | None, size: str | None, pipeline_size: str | None, pin: tuple[str, ...], keep: tuple[str, ...],
-    tie: tuple[str, ...], min_rate: float | None, max_rate: float | None, solver: str, verify: int, images: int | None, out: Path | None, seed: int,
-    device: str, as_json: bool,
-) -> None:  # fmt: skip
+    run_folder: Path,
+    front: bool,
+    bits: float | None,
+    size: str | None,
+    pipeline_size: str | None,
+    pin: tuple[str, ...],
+    keep: tuple[str, ...],
+    tie: tuple[str, ...],
+    min_rate: float | None,
+    max_rate: float | None,
+    solver: str,
+    verify: int,
+    images: int | None,
+    out: Path | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
     from ..progress import shown
     from ..reports.summaries import front_table, show
     from ..search.verb import parse_pins, search_front, search_run
@@ -38,9 +55,16 @@ def command(
     if front and any(given is not None for given in (bits, size, pipeline_size, out)):
         raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size and --out.")
     settings: dict[str, Any] = {
-        "pins": parse_pins(pin), "keep": keep, "ties": tie, "min_rate": min_rate, "max_rate": max_rate, "solver": solver, "verify": verify,
-        "n_images": images, "seed": seed,
-    }  # fmt: skip
+        "pins": parse_pins(pin),
+        "keep": keep,
+        "ties": tie,
+        "min_rate": min_rate,
+        "max_rate": max_rate,
+        "solver": solver,
+        "verify": verify,
+        "n_images": images,
+        "seed": seed,
+    }
     run = Run.open(run_folder, device=device)
     with shown():
         if front:

@@ -1,4 +1,5 @@
 """Time of every kernel against torch's own products: medians of interleaved repetitions, ratios within one run."""
+
 from __future__ import annotations
 
 import statistics
@@ -40,7 +41,11 @@ def interleaved_medians(functions: dict[str, Callable[[], Any]], repeats: int) -
 
 @torch.inference_mode()
 def compare(
-    cases: Sequence[tuple[str, int, int, int]], *, shapes: Sequence[tuple[int, int]] = SHAPES, tokens: Sequence[int] = TOKENS, repeats: int = 5
+    cases: Sequence[tuple[str, int, int, int]],
+    *,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    tokens: Sequence[int] = TOKENS,
+    repeats: int = 5,
 ) -> list[dict[str, Any]]:
     """Rows of `sedaq bench kernels`.
 
@@ -73,8 +78,15 @@ def compare(
             error = ((run().double() - exact).norm() / exact.norm()).item()
             rows.append(
                 {
-                    "layer": f"{n_in}->{n_out}", "tokens": n_tokens, "format": text, "kernel": name, "precision": "exact",
-                    "threads": torch.get_num_threads(), "ms": times[name], "rel_err": error, "ratio": {peer: times[peer] / times[name] for peer in peers},
-                }  # fmt: skip
+                    "layer": f"{n_in}->{n_out}",
+                    "tokens": n_tokens,
+                    "format": text,
+                    "kernel": name,
+                    "precision": "exact",
+                    "threads": torch.get_num_threads(),
+                    "ms": times[name],
+                    "rel_err": error,
+                    "ratio": {peer: times[peer] / times[name] for peer in peers},
+                }
             )
     return rows

@@ -1,4 +1,5 @@
 """The one form in which kernels see a quantized weight."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -2,6 +2,7 @@
 
 SEDAQ_KERNEL=reference fixes the lookup product of `reference.py`, for results that must repeat bit by bit.
 """
+
 from __future__ import annotations
 
 import logging

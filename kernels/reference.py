@@ -1,4 +1,5 @@
 """The definition of correct: what every other kernel is compared with. Plain torch, differentiable in codebooks and scales."""
+
 from __future__ import annotations
 
 import torch

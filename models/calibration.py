@@ -3,6 +3,7 @@
 Source: the Hessian of a layer's squared output error, H = E[x xᵀ] (Frantar et al. 2023, GPTQ), taken over all tokens, timesteps and images
 of a sampling. Timesteps weigh equally.
 """
+
 from __future__ import annotations
 
 import math
@@ -68,7 +69,9 @@ class _Accumulator:
 
     def hessian(self) -> Hessian:
         if self.n_tokens == 0:
-            raise InputError(f"layer {self.layer.name}: received no input while sampling, so it cannot be calibrated; leave it out with --exclude {self.layer.name}")
+            raise InputError(
+                f"layer {self.layer.name}: received no input while sampling, so it cannot be calibrated; leave it out with --exclude {self.layer.name}"
+            )
         return Hessian(tuple((total / self.n_tokens).float() for total in self.sums))
 
 
@@ -77,7 +80,9 @@ def _accumulating(subject: Subject, layers: Sequence[Layer]) -> Iterator[dict[st
     sums = {layer.name: _Accumulator(layer) for layer in layers}
 
     def hook(layer: Layer) -> Any:
-        return lambda module, args, kwargs: sums[layer.name].add(input_columns((args[0] if args else kwargs["input"]).detach(), layer, module))
+        return lambda module, args, kwargs: sums[layer.name].add(
+            input_columns((args[0] if args else kwargs["input"]).detach(), layer, module)
+        )
 
     handles = [subject.denoiser.get_submodule(layer.name).register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers]
     try:
@@ -108,7 +113,14 @@ def passes(layers: Sequence[Layer], memory_bytes: int) -> list[list[Layer]]:
 
 
 def calibrate(
-    subject: Subject, layers: Sequence[Layer], *, n_images: int = 64, steps: int | None = None, seed: int = 0, memory_bytes: int | None = None, **settings: Any
+    subject: Subject,
+    layers: Sequence[Layer],
+    *,
+    n_images: int = 64,
+    steps: int | None = None,
+    seed: int = 0,
+    memory_bytes: int | None = None,
+    **settings: Any,
 ) -> Iterator[tuple[Layer, Hessian]]:
     """H of each layer, as passes finish.
 
@@ -121,6 +133,8 @@ def calibrate(
     for number, chosen in enumerate(plan, start=1):
         with _accumulating(subject, chosen) as sums:
             description = "calibration" if len(plan) == 1 else f"calibration {number}/{len(plan)}"
-            sample_in_chunks(subject.sample, description, seed=purpose_seed(seed, "calibration"), n_images=n_images, chunk=32, steps=steps, **settings)
+            sample_in_chunks(
+                subject.sample, description, seed=purpose_seed(seed, "calibration"), n_images=n_images, chunk=32, steps=steps, **settings
+            )
         for layer in chosen:
             yield layer, sums[layer.name].hessian()

@@ -1,4 +1,5 @@
 """The second moment of a layer's inputs, whole or block-diagonal."""
+
 from __future__ import annotations
 
 import math
@@ -77,7 +78,9 @@ class Hessian:
             width = block.shape[-1]
             diagonal = block.diagonal(dim1=1, dim2=2)
             if not torch.isfinite(block).all() or (diagonal < 0).any():
-                raise InputError("the calibration matrix is not positive semi-definite (NaN, infinity or a negative diagonal); calibrate again")
+                raise InputError(
+                    "the calibration matrix is not positive semi-definite (NaN, infinity or a negative diagonal); calibrate again"
+                )
             if order is not None:
                 chosen = order[first : first + width] - first
                 block = block[:, chosen][:, :, chosen]

@@ -1,4 +1,5 @@
 """Which layers a denoiser has, and what each one is for."""
+
 from __future__ import annotations
 
 import fnmatch
@@ -90,7 +91,9 @@ def find_layers(denoiser: nn.Module, exclude: Sequence[str] = ()) -> list[Layer]
             continue
         weight = module.weight
         if not torch.isfinite(weight).all():
-            raise InputError(f"layer {path}: its weight holds NaN or infinity; repair the model, or leave the layer out with --exclude {path}")
+            raise InputError(
+                f"layer {path}: its weight holds NaN or infinity; repair the model, or leave the layer out with --exclude {path}"
+            )
         layers.append(Layer(path, role_of(path), block_of(path), kind, tuple(weight.shape), getattr(module, "groups", 1)))
     if unused:
         raise InputError(f"--exclude {sorted(unused)[0]}: no Linear or Conv layer has such a path; `sedaq inspect` lists them")

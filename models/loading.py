@@ -1,4 +1,5 @@
 """From a SUBJECT argument to a Subject."""
+
 from __future__ import annotations
 
 import importlib
@@ -28,7 +29,12 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def load(
-    subject: str | Path | Subject, *, prompts: Sequence[str] | None = None, exclude: Sequence[str] = (), device: str = "cpu", quantized: bool = False
+    subject: str | Path | Subject,
+    *,
+    prompts: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    device: str = "cpu",
+    quantized: bool = False,
 ) -> Subject:
     """The subject that the argument names.
 
@@ -43,7 +49,9 @@ def load(
     """
     if isinstance(subject, Subject):
         if not set(exclude) <= set(subject.exclude) or (prompts and list(prompts) != subject.conditions):
-            raise InputError(f"subject {subject.name}: was made in Python, so prompts and globs to exclude belong into its Subject(conditions=…, exclude=…)")
+            raise InputError(
+                f"subject {subject.name}: was made in Python, so prompts and globs to exclude belong into its Subject(conditions=…, exclude=…)"
+            )
         return subject
     _check_device(device)
     text = str(subject)
@@ -95,7 +103,9 @@ def _load_folder(folder: Path, device: str, prompts: Sequence[str] | None, exclu
         return _load_pipeline(folder, device, prompts, exclude, quantized)
     if (folder / "config.json").exists():
         return _load_denoiser(folder, folder.resolve().name, device, exclude, quantized)
-    raise InputError(f"{folder}: not a diffusers folder (neither model_index.json nor config.json in it); pass the folder that save_pretrained wrote")
+    raise InputError(
+        f"{folder}: not a diffusers folder (neither model_index.json nor config.json in it); pass the folder that save_pretrained wrote"
+    )
 
 
 def _refuse_quantized(folder: Path, quantized: bool) -> bool:
@@ -120,17 +130,27 @@ def _load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str],
     model_class = _diffusers_class(folder / "config.json", "ModelMixin", "model; pass a denoiser's folder")
     scheduler_folder = folder if (folder / "scheduler_config.json").exists() else folder.parent / "scheduler"
     if not (scheduler_folder / "scheduler_config.json").exists():
-        raise InputError(f"{folder}: a bare denoiser needs its scheduler_config.json beside config.json; copy it there, or pass the pipeline's folder")
-    scheduler_class = _diffusers_class(scheduler_folder / "scheduler_config.json", "SchedulerMixin", "scheduler; copy the one that the model was trained with")
+        raise InputError(
+            f"{folder}: a bare denoiser needs its scheduler_config.json beside config.json; copy it there, or pass the pipeline's folder"
+        )
+    scheduler_class = _diffusers_class(
+        scheduler_folder / "scheduler_config.json", "SchedulerMixin", "scheduler; copy the one that the model was trained with"
+    )
     scheduler = _from_pretrained(lambda path, **_: scheduler_class.from_pretrained(path), scheduler_folder)
     denoiser = _from_pretrained(model_class.from_pretrained, folder).to(device)
 
     known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else _class_conditions(denoiser)
     sampler = DenoiserSampler(denoiser, scheduler, known["conditions"], known["null_condition"], known.get("steps", DEFAULT_STEPS))
     return Subject(
-        denoiser, sample=sampler, conditions=known["conditions"], name=name, exclude=exclude, folder=folder,
-        stored_dtypes=stored_dtypes(folder), extractor=known.get("extractor"),
-    )  # fmt: skip
+        denoiser,
+        sample=sampler,
+        conditions=known["conditions"],
+        name=name,
+        exclude=exclude,
+        folder=folder,
+        stored_dtypes=stored_dtypes(folder),
+        extractor=known.get("extractor"),
+    )
 
 
 def _class_conditions(denoiser: nn.Module) -> dict[str, Any]:
@@ -154,7 +174,9 @@ def _load_pipeline(folder: Path, device: str, prompts: Sequence[str] | None, exc
         raise InputError(f"{folder / 'model_index.json'}: not valid JSON; the folder is damaged, save it again") from error
     component = next((name for name in DENOISER_COMPONENTS if name in index), None)
     if component is None:
-        raise InputError(f"{folder}: has no component named {', '.join(DENOISER_COMPONENTS)}; wrap the pipeline in a sedaq.Subject and pass FILE.py:FUNCTION")
+        raise InputError(
+            f"{folder}: has no component named {', '.join(DENOISER_COMPONENTS)}; wrap the pipeline in a sedaq.Subject and pass FILE.py:FUNCTION"
+        )
     _refuse_quantized(folder / component, quantized)
     pipeline = _from_pretrained(DiffusionPipeline.from_pretrained, folder).to(device)
     denoiser = getattr(pipeline, component)
@@ -162,9 +184,15 @@ def _load_pipeline(folder: Path, device: str, prompts: Sequence[str] | None, exc
     if "prompt" in inspect.signature(pipeline.__call__).parameters:
         conditions = prompts
     return Subject(
-        denoiser, sample=PipelineSampler(pipeline, conditions), conditions=conditions, name=folder.resolve().name, exclude=exclude,
-        folder=folder, component=component, stored_dtypes=stored_dtypes(folder / component),
-    )  # fmt: skip
+        denoiser,
+        sample=PipelineSampler(pipeline, conditions),
+        conditions=conditions,
+        name=folder.resolve().name,
+        exclude=exclude,
+        folder=folder,
+        component=component,
+        stored_dtypes=stored_dtypes(folder / component),
+    )
 
 
 def _load_function(text: str, exclude: Sequence[str]) -> Subject:
@@ -203,7 +231,9 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id))
     except Exception as error:  # the hub client raises a dozen unrelated types when it is offline
-        raise InputError(f"subject {hub_id!r}: no such folder, and the hub cannot be reached; run `hf download {hub_id} --local-dir FOLDER` where it can and pass FOLDER") from error
+        raise InputError(
+            f"subject {hub_id!r}: no such folder, and the hub cannot be reached; run `hf download {hub_id} --local-dir FOLDER` where it can and pass FOLDER"
+        ) from error
 
 
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:

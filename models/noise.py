@@ -1,4 +1,5 @@
 """Noise that depends on (seed, image index) alone, so that any batching, order or worker gives the same images."""
+
 from __future__ import annotations
 
 import zlib

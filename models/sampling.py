@@ -1,4 +1,5 @@
 """Samplers: functions sample(*, seed, start, n_images, steps=None, **settings) → images (n, C, H, W) in [0, 1]."""
+
 from __future__ import annotations
 
 import inspect
@@ -33,7 +34,9 @@ class DenoiserSampler:
     `null_condition` as null + w·(class − null) (Ho & Salimans 2022).
     """
 
-    def __init__(self, denoiser: nn.Module, scheduler: Any, conditions: Sequence[int] | None, null_condition: int | None, default_steps: int) -> None:
+    def __init__(
+        self, denoiser: nn.Module, scheduler: Any, conditions: Sequence[int] | None, null_condition: int | None, default_steps: int
+    ) -> None:
         config: Any = denoiser.config
         size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else (config.sample_size, config.sample_size)
         self.image_shape = (config.in_channels, *size)
@@ -116,10 +119,19 @@ class PipelineSampler:
             return {"class_labels": conditions}
         if "batch_size" in self.parameters:
             return {"batch_size": count}
-        raise InputError(f"{type(self.pipeline).__name__} takes neither prompts, class labels nor a batch size; wrap it in a sedaq.Subject with your own sample function")
+        raise InputError(
+            f"{type(self.pipeline).__name__} takes neither prompts, class labels nor a batch size; wrap it in a sedaq.Subject with your own sample function"
+        )
 
 
-def sample_in_chunks(sample: Sampler, description: str, *, seed: int, n_images: int, start: int = 0, chunk: int = 256, **settings: Any) -> torch.Tensor:
+def sample_in_chunks(
+    sample: Sampler, description: str, *, seed: int, n_images: int, start: int = 0, chunk: int = 256, **settings: Any
+) -> torch.Tensor:
     """Images of one long sampling, with a progress record after every `chunk` of them."""
     chunks = _batches(start, n_images, chunk)
-    return torch.cat([sample(seed=seed, start=first, n_images=count, **settings) for first, count in track(chunks, description, cost=lambda item: item[1])])
+    return torch.cat(
+        [
+            sample(seed=seed, start=first, n_images=count, **settings)
+            for first, count in track(chunks, description, cost=lambda item: item[1])
+        ]
+    )

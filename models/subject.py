@@ -1,4 +1,5 @@
 """A Subject: a denoiser, how to sample it, and what is known about its files."""
+
 from __future__ import annotations
 
 import json
@@ -56,7 +57,9 @@ class Subject:
         """Images (n, C, H, W) in [0, 1], images start … start + n_images − 1 of `seed`. Raises InputError if the sampler returns others."""
         images = self.sampler(seed=seed, start=start, n_images=n_images, steps=steps, **settings)
         if images.ndim != 4 or len(images) != n_images:
-            raise InputError(f"subject {self.name}: its sample function gave shape {tuple(images.shape)}; it must give ({n_images}, C, H, W)")
+            raise InputError(
+                f"subject {self.name}: its sample function gave shape {tuple(images.shape)}; it must give ({n_images}, C, H, W)"
+            )
         return images
 
     @cached_property
@@ -67,7 +70,9 @@ class Subject:
     @cached_property
     def tensor_specs(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Stored dtype and shape of every tensor in the denoiser's state dict."""
-        return {name: (self.stored_dtypes.get(name, tensor.dtype), tuple(tensor.shape)) for name, tensor in self.denoiser.state_dict().items()}
+        return {
+            name: (self.stored_dtypes.get(name, tensor.dtype), tuple(tensor.shape)) for name, tensor in self.denoiser.state_dict().items()
+        }
 
     @cached_property
     def fingerprint(self) -> str:

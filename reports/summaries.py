@@ -35,10 +35,12 @@ def front_table(found: Sequence[FoundPlan]) -> Table:
     for plan in found:
         predicted = plan.predicted
         row: dict[str, Any] = {
-            "bits_per_weight": plan.plan.bits_per_weight, "size_bytes": plan.plan.size_bytes,
+            "bits_per_weight": plan.plan.bits_per_weight,
+            "size_bytes": plan.plan.size_bytes,
             f"predicted {predicted['metric']}": f"{number(predicted['value'])} ± {number(predicted['std'])}",
-            "uniform predicted": number(plan.uniform_predicted["value"]), "solver": plan.solver,
-        }  # fmt: skip
+            "uniform predicted": number(plan.uniform_predicted["value"]),
+            "solver": plan.solver,
+        }
         if plan.measured and plan.uniform_measured and plan.difference_ci:
             name = predicted["metric"]
             row["measured"] = metric(name, plan.measured["metrics"][name])

@@ -1,4 +1,5 @@
 """What the user fixes before a search: pins, layers kept as they are, ties, and the range of rates."""
+
 from __future__ import annotations
 
 import fnmatch

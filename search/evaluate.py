@@ -1,4 +1,5 @@
 """The predictor as solvers use it: batched, each choice once, the best remembered."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

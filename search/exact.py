@@ -3,6 +3,7 @@
 Sinha & Zoltners 1979: minimise Σ c[i,k] x[i,k] with Σ_k x[i,k] = 1 for every unit i, x binary, and Σ s[b,i,k] x[i,k] <= limit[b] for every
 budget b. HiGHS solves it through scipy.
 """
+
 from __future__ import annotations
 
 import numpy as np

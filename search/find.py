@@ -1,4 +1,5 @@
 """From a budget to a plan: the work of `sedaq search`."""
+
 from __future__ import annotations
 
 import math
@@ -127,9 +128,13 @@ class _Search:
                 solver = solution.solver
         predicted = self.predicted(evaluator([choice], solver))
         found = self.plan(
-            problem, choice, budget=budget, predicted=predicted, measured=measured,
+            problem,
+            choice,
+            budget=budget,
+            predicted=predicted,
+            measured=measured,
             provenance=self.provenance(problem, choice, solution, solver, notes),
-        )  # fmt: skip
+        )
         uniform_plan = self.plan(problem, uniform, budget=budget, measured=uniform_measured)
         return FoundPlan(found, uniform_plan, predicted, uniform_predicted, measured, uniform_measured, interval, solver), choice
 
@@ -155,9 +160,18 @@ class _Search:
 
 
 def _prepare(
-    subject: Subject, menus: Mapping[str, Sequence[Entry]], predictor: Predictor, *, pins: Mapping[str, Format], keep: Sequence[str],
-    ties: Sequence[str], min_rate: float | None, max_rate: float | None, encoding: Mapping[str, Any] | None, **settings: Any,
-) -> _Search:  # fmt: skip
+    subject: Subject,
+    menus: Mapping[str, Sequence[Entry]],
+    predictor: Predictor,
+    *,
+    pins: Mapping[str, Format],
+    keep: Sequence[str],
+    ties: Sequence[str],
+    min_rate: float | None,
+    max_rate: float | None,
+    encoding: Mapping[str, Any] | None,
+    **settings: Any,
+) -> _Search:
     check_verify(settings["verify"], settings["prober"])
     if settings["solver"] not in SOLVERS:
         raise InputError(f"solver {settings['solver']!r} is unknown; choose one of {', '.join(SOLVERS)}")
@@ -205,9 +219,23 @@ def find_plan(
     if bits is None and size_bytes is None:
         raise InputError("no budget is given; pass --bits, --size or both")
     search = _prepare(
-        subject, menus, predictor, pins=pins, keep=keep, ties=ties, min_rate=min_rate, max_rate=max_rate, encoding=encoding, solver=solver,
-        seed=seed, verify=verify, prober=prober, n_images=n_images, steps=steps, n_trials=n_trials,
-    )  # fmt: skip
+        subject,
+        menus,
+        predictor,
+        pins=pins,
+        keep=keep,
+        ties=ties,
+        min_rate=min_rate,
+        max_rate=max_rate,
+        encoding=encoding,
+        solver=solver,
+        seed=seed,
+        verify=verify,
+        prober=prober,
+        n_images=n_images,
+        steps=steps,
+        n_trials=n_trials,
+    )
     problem = search.problem.bounded(bits=bits, size_bytes=size_bytes)
     budget = {name: value for name, value in (("bits_per_weight", bits), ("size_bytes", size_bytes)) if value is not None}
     return search.find(problem, budget)[0]
@@ -241,9 +269,23 @@ def find_front(
         InputError: no budget can be reached; the message states the least reachable bits.
     """
     search = _prepare(
-        subject, menus, predictor, pins=pins, keep=keep, ties=ties, min_rate=min_rate, max_rate=max_rate, encoding=encoding, solver=solver,
-        seed=seed, verify=verify, prober=prober, n_images=n_images, steps=steps, n_trials=n_trials,
-    )  # fmt: skip
+        subject,
+        menus,
+        predictor,
+        pins=pins,
+        keep=keep,
+        ties=ties,
+        min_rate=min_rate,
+        max_rate=max_rate,
+        encoding=encoding,
+        solver=solver,
+        seed=seed,
+        verify=verify,
+        prober=prober,
+        n_images=n_images,
+        steps=steps,
+        n_trials=n_trials,
+    )
     least, whole = search.problem.least_bits * (1 - 1e-12), search.problem.greatest_bits
     reachable = [rate for rate in sorted(bits) if rate >= least and not any(whole <= other < rate for other in bits)]
     if not reachable:

@@ -1,4 +1,5 @@
 """Optuna on the full predictor: TPE over ordered integers, one a unit, decoded to within the budgets."""
+
 from __future__ import annotations
 
 import warnings

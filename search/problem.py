@@ -1,4 +1,5 @@
 """The decisions of a search, what each option weighs and costs, and the budgets that bound their sum."""
+
 from __future__ import annotations
 
 import math
@@ -180,9 +181,11 @@ def _unit(names: tuple[str, ...], menus: Mapping[str, Sequence[Entry]], cost: Ca
     """A decision over the rates that all of `names` offer."""
     by_rate = [{entry.rate: entry for entry in menus[name]} for name in names]
     alone = len(names) == 1 or all(len(menus[name]) == 1 for name in names)
-    rows = zip(*(menus[name] for name in names), strict=True) if alone else (
-        tuple(table[rate] for table in by_rate) for rate in by_rate[0] if all(rate in table for table in by_rate)
-    )  # fmt: skip
+    rows = (
+        zip(*(menus[name] for name in names), strict=True)
+        if alone
+        else (tuple(table[rate] for table in by_rate) for rate in by_rate[0] if all(rate in table for table in by_rate))
+    )
     options = tuple(sorted(rows, key=lambda row: sum(entry.size_bytes for entry in row)))
     if not options:
         raise InputError(f"tie {', '.join(names)}: the layers have no rate in common; tie layers of equal shape, or change pins and rates")

@@ -1,4 +1,5 @@
 """Bring any choice within the budgets, and spend what is left: the decoder of the black-box solvers."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """The table of solvers. All take a problem and a predictor and hand back a Solution."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

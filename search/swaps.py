@@ -1,4 +1,5 @@
 """Local improvement: change one unit, or two at once, while the predictor says that it helps and the budgets hold."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Uniform plans: what a search has to beat at equal bytes."""
+
 from __future__ import annotations
 
 import numpy as np

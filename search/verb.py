@@ -1,4 +1,5 @@
 """The verb `search` on a run folder: what find_plan and find_front need comes from the run, what they find goes into it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -56,15 +57,22 @@ def search_run(
     if pipeline_size:
         limits.append(parse_size(pipeline_size) - other_pipeline_bytes(run))
     found = find_plan(
-        run.subject, run.menus, load_predictor(run), bits=bits, size_bytes=min(limits) if limits else None,
-        **_verification(run, verify, n_images), **constraints,
-    )  # fmt: skip
+        run.subject,
+        run.menus,
+        load_predictor(run),
+        bits=bits,
+        size_bytes=min(limits) if limits else None,
+        **_verification(run, verify, n_images),
+        **constraints,
+    )
     path = out or run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json"
     found.plan.save(path)
     return found
 
 
-def search_front(run: Run, *, bits: Sequence[float] = FRONT_BITS, verify: int = 0, n_images: int | None = None, **constraints: Any) -> list[FoundPlan]:
+def search_front(
+    run: Run, *, bits: Sequence[float] = FRONT_BITS, verify: int = 0, n_images: int | None = None, **constraints: Any
+) -> list[FoundPlan]:
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
     found = find_front(run.subject, run.menus, load_predictor(run), bits=bits, **_verification(run, verify, n_images), **constraints)
     write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_json() for plan in found]})
@@ -73,6 +81,9 @@ def search_front(run: Run, *, bits: Sequence[float] = FRONT_BITS, verify: int = 
 
 def _verification(run: Run, verify: int, n_images: int | None) -> Mapping[str, Any]:
     return {
-        "verify": verify, "prober": Prober(run) if verify else None, "n_images": n_images or run.settings.n_images,
-        "steps": run.settings.steps, "encoding": run.store.identity,
-    }  # fmt: skip
+        "verify": verify,
+        "prober": Prober(run) if verify else None,
+        "n_images": n_images or run.settings.n_images,
+        "steps": run.settings.steps,
+        "encoding": run.store.identity,
+    }

@@ -1,4 +1,5 @@
 """Candidates against the uniform plan of the same bytes, measured on equal noise."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

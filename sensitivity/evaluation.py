@@ -1,4 +1,5 @@
 """Measure the images of one subject, full-precision or quantized: the verb `evaluate`."""
+
 from __future__ import annotations
 
 import time
@@ -58,7 +59,9 @@ def evaluate(
     densify(measured.denoiser)
     name = extractor or measured.extractor
     if name is None:
-        raise InputError(f"subject {measured.name} has no extractor of its own; choose one with --extractor (inception[:FILE] or transformers:FOLDER)")
+        raise InputError(
+            f"subject {measured.name} has no extractor of its own; choose one with --extractor (inception[:FILE] or transformers:FOLDER)"
+        )
     extract = load_extractor(name, image_shape=measured.image_shape, device=device)
     settings: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
 
@@ -89,14 +92,16 @@ def evaluate(
     }
 
 
-def evaluate_plan(run: Run, name: str, plan: Plan | None, *, tune_steps: int = 0, n_images: int = 2000, steps: int | None = None) -> dict[str, Any]:
+def evaluate_plan(
+    run: Run, name: str, plan: Plan | None, *, tune_steps: int = 0, n_images: int = 2000, steps: int | None = None
+) -> dict[str, Any]:
     """Apply a plan of a run to a folder beside it, evaluate that folder against full precision, and keep the row in evaluations.jsonl.
 
     Args:
         name: of the row and of the folder models/NAME; plan None evaluates the subject itself. A row that is there is read back.
     """
     path = run.folder / "evaluations.jsonl"
-    key = fingerprint([run.subject.fingerprint, plan.hash if plan else None, tune_steps, n_images, steps])
+    key = fingerprint([name, run.subject.fingerprint, plan.hash if plan else None, tune_steps, n_images, steps])
     for record in read_records(path, "evaluation"):
         if record["key"] == key:
             return record
@@ -107,9 +112,17 @@ def evaluate_plan(run: Run, name: str, plan: Plan | None, *, tune_steps: int = 0
         write_json(folder / "tuning.json", "tuning", {"held_out_losses": [list(pair) for pair in tuned.losses]})
     settings = run.settings
     result = evaluate(
-        subject if plan is None else folder, against=None if plan is None else subject, n_images=n_images, steps=steps, seed=settings.seed,
-        extractor=settings.extractor, reference=settings.reference, guidance=settings.guidance, prompts=settings.prompts, device=run.device,
-    )  # fmt: skip
+        subject if plan is None else folder,
+        against=None if plan is None else subject,
+        n_images=n_images,
+        steps=steps,
+        seed=settings.seed,
+        extractor=settings.extractor,
+        reference=settings.reference,
+        guidance=settings.guidance,
+        prompts=settings.prompts,
+        device=run.device,
+    )
     as_is = {layer.name: AS_IS for layer in run.subject.layers}
     size = plan.size_bytes if plan else file_bytes(run.subject.tensor_specs)
     bits = plan.bits_per_weight if plan else weight_bits(run.subject, as_is)

@@ -1,4 +1,5 @@
 """Feature extractors: images in, the features out in which Fréchet and kernel distances are taken."""
+
 from __future__ import annotations
 
 import json
@@ -97,9 +98,7 @@ def _embedded(argument: str, image_shape: Shape, device: str) -> Extractor:
         pooled, logits = network(images)
         return Features(pooled, None, logits)
 
-    return NetworkExtractor(
-        "embedded", _network_fingerprint("embedded", network), forward, in_channels=1, batch_size=256, device=device
-    )
+    return NetworkExtractor("embedded", _network_fingerprint("embedded", network), forward, in_channels=1, batch_size=256, device=device)
 
 
 def _inception_path(argument: str) -> Path:

@@ -3,6 +3,7 @@
 Letters: n images, d pooled features, k classes or reference samples. All sums are float64. Distances are lower-is-better; agreement,
 PSNR and the inception score are higher-is-better.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

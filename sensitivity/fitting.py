@@ -1,4 +1,5 @@
 """The verb `fit`: read a run's probes, fit the predictor, cross-validate it beside simpler ones, and explain it."""
+
 from __future__ import annotations
 
 import io
@@ -50,13 +51,21 @@ def error_of(run: Run) -> Callable[[str, Entry], float]:
 def read_probes(run: Run, metric: str) -> Probes:
     """Raises InputError for probes of another extractor or reference than the rest, for NaN labels and for too few."""
     settings = run.settings
-    records = [r for r in read_records(run.folder / "probes.jsonl", "probe") if r["purpose"] == "probe" and r["n_images"] == settings.n_images and r["steps"] == settings.steps]
+    records = [
+        r
+        for r in read_records(run.folder / "probes.jsonl", "probe")
+        if r["purpose"] == "probe" and r["n_images"] == settings.n_images and r["steps"] == settings.steps
+    ]
     for field in ("extractor", "reference"):
         found = {record[field] for record in records}
         if len(found) > 1:
-            raise InputError(f"{run.folder / 'probes.jsonl'}: probes differ in field '{field}' ({', '.join(sorted(found))}); keep one kind, or start a new run")
+            raise InputError(
+                f"{run.folder / 'probes.jsonl'}: probes differ in field '{field}' ({', '.join(sorted(found))}); keep one kind, or start a new run"
+            )
     if len(records) < LEAST_PROBES:
-        raise InputError(f"{run.folder}: holds {len(records)} probes, a fit needs at least {LEAST_PROBES}; run `sedaq probe` with more --configs")
+        raise InputError(
+            f"{run.folder}: holds {len(records)} probes, a fit needs at least {LEAST_PROBES}; run `sedaq probe` with more --configs"
+        )
     if metric not in records[0]["metrics"]:
         raise InputError(f"{run.folder}: its probes have no metric {metric!r}; choose one of {', '.join(records[0]['metrics'])}")
     look_up = error_of(run)
@@ -99,7 +108,9 @@ def _interval(statistic: Callable[[np.ndarray], float], n: int, seed: int) -> li
     return np.percentile([statistic(rng.integers(n, size=n)) for _ in range(BOOTSTRAPS)], [2.5, 97.5]).tolist()
 
 
-def _predictors(run: Run, metric: str, names: Sequence[str], seed: int) -> dict[str, Callable[[Probes, np.ndarray, np.ndarray], np.ndarray]]:
+def _predictors(
+    run: Run, metric: str, names: Sequence[str], seed: int
+) -> dict[str, Callable[[Probes, np.ndarray, np.ndarray], np.ndarray]]:
     """Every way to predict, as (probes, training rows, test rows) → values; the first is ours."""
 
     def ours(p: Probes, train: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -190,10 +201,20 @@ def sensitivity_table(run: Run, predictor: Predictor, probes: Probes) -> pd.Data
             low, high = np.percentile(costs, [2.5, 97.5])
             rows.append(
                 {
-                    "layer": layer.name, "role": layer.role, "block": layer.block, "kind": layer.kind, "n_weights": layer.n_weights,
-                    "rate": entry.rate, "format": str(entry.format), "bits_per_weight": 8 * entry.size_bytes / layer.n_weights,
-                    "size_bytes": entry.size_bytes, "error": error_of(run)(layer.name, entry),
-                    "cost": costs.mean(), "cost_low": low, "cost_high": high, "contribution": mean_contribution[index],
+                    "layer": layer.name,
+                    "role": layer.role,
+                    "block": layer.block,
+                    "kind": layer.kind,
+                    "n_weights": layer.n_weights,
+                    "rate": entry.rate,
+                    "format": str(entry.format),
+                    "bits_per_weight": 8 * entry.size_bytes / layer.n_weights,
+                    "size_bytes": entry.size_bytes,
+                    "error": error_of(run)(layer.name, entry),
+                    "cost": costs.mean(),
+                    "cost_low": low,
+                    "cost_high": high,
+                    "contribution": mean_contribution[index],
                 }
             )
     return pd.DataFrame(rows)
@@ -206,5 +227,7 @@ def load_predictor(run: Run) -> Predictor:
         raise InputError(f"{run.folder}: has no predictor; run `sedaq fit --run {run.folder}` first")
     predictor, identity = Predictor.load(folder, error_of(run))
     if identity["subject"] != run.subject.fingerprint:
-        raise InputError(f"{folder / 'additive.json'}: field 'subject' is {identity['subject']}, the run's is {run.subject.fingerprint}; run `sedaq fit` again")
+        raise InputError(
+            f"{folder / 'additive.json'}: field 'subject' is {identity['subject']}, the run's is {run.subject.fingerprint}; run `sedaq fit` again"
+        )
     return predictor

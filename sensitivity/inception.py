@@ -4,6 +4,7 @@ It is TensorFlow's network of 2015-12-05, which differs from later ones: average
 block pools with max, and there are 1008 classes. Module names are those of the published state dict
 pt_inception-2015-12-05-6726825d.pth, which therefore loads strictly.
 """
+
 from __future__ import annotations
 
 import torch

@@ -7,6 +7,7 @@ mnist-dit the square root predicted held-out probes best of d, √d, d^¼ and lo
 carries; xgboost starts from it (base_margin). Members of the ensemble see bootstrap samples of the probes; their spread is the uncertainty.
 Deviates from Qua²SeDiMo, whose predictor is a graph network over a hand-drawn graph.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,15 @@ ErrorOf = Callable[[str, Entry], float]  # layer name, entry → relative output
 Choice = Mapping[str, Entry]
 N_MEMBERS = 8
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-TREES = {"max_depth": 2, "learning_rate": 0.05, "n_estimators": 80, "subsample": 0.8, "colsample_bytree": 0.5, "reg_lambda": 5.0, "min_child_weight": 3}
+TREES = {
+    "max_depth": 2,
+    "learning_rate": 0.05,
+    "n_estimators": 80,
+    "subsample": 0.8,
+    "colsample_bytree": 0.5,
+    "reg_lambda": 5.0,
+    "min_child_weight": 3,
+}
 
 
 def transform(metric: np.ndarray) -> np.ndarray:
@@ -92,13 +101,23 @@ class Predictor:
         error_of: looks the error of an entry up.
     """
 
-    def __init__(self, metric: str, layers: Sequence[str], members: Sequence[tuple[Additive, xgboost.XGBRegressor]], error_of: ErrorOf) -> None:
+    def __init__(
+        self, metric: str, layers: Sequence[str], members: Sequence[tuple[Additive, xgboost.XGBRegressor]], error_of: ErrorOf
+    ) -> None:
         self.metric, self.layers, self.members, self.error_of = metric, list(layers), list(members), error_of
         self._errors: dict[tuple[str, str], float] = {}
 
     @classmethod
     def fit(
-        cls, metric: str, layers: Sequence[str], errors: np.ndarray, bits: np.ndarray, values: np.ndarray, error_of: ErrorOf, *, seed: int = 0,
+        cls,
+        metric: str,
+        layers: Sequence[str],
+        errors: np.ndarray,
+        bits: np.ndarray,
+        values: np.ndarray,
+        error_of: ErrorOf,
+        *,
+        seed: int = 0,
         n_members: int = N_MEMBERS,
     ) -> Predictor:
         """Fit to probes: errors and bits (probes, layers), values of the metric (probes,)."""
@@ -176,7 +195,10 @@ class Predictor:
             model.save_model(temporary)
             temporary.replace(path)
             hashes.append(file_sha256(path))
-        members = [{"intercept": additive.intercept, "slopes": additive.slopes.tolist(), "trees": sha} for (additive, _), sha in zip(self.members, hashes, strict=True)]
+        members = [
+            {"intercept": additive.intercept, "slopes": additive.slopes.tolist(), "trees": sha}
+            for (additive, _), sha in zip(self.members, hashes, strict=True)
+        ]
         write_json(folder / "additive.json", "predictor", {**identity, "metric": self.metric, "layers": self.layers, "members": members})
 
     @classmethod

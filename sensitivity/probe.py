@@ -4,6 +4,7 @@ A probe is one assignment of menu entries to layers, sampled with the noise and 
 paired. Source: Qua²SeDiMo (Mills et al. 2025) draws random per-layer bits and measures Fréchet distances; we draw over real encodings
 instead of simulated rounding, and keep paired measures and standard errors beside the distance.
 """
+
 from __future__ import annotations
 
 import multiprocessing
@@ -27,7 +28,7 @@ from ..progress import track
 from ..storage import append_record, fingerprint, load_tensors, read_records, save_tensors
 from .extractors import load_extractor
 from .fidelity import Features, Metric, Reference, frechet_difference, measure
-from .reference import build_reference, load_reference, shipped_reference
+from .reference import build_reference, load_reference, save_reference, shipped_reference
 from .run import Run, Settings
 
 REFERENCE_IMAGES = 2000  # full-precision images where no reference is given
@@ -57,7 +58,9 @@ class Prober:
         self.run, self.split = run, split
         name = run.settings.extractor or run.subject.extractor
         if name is None:
-            raise InputError(f"subject {run.subject.name} has no extractor of its own; choose one with --extractor (inception[:FILE] or transformers:FOLDER)")
+            raise InputError(
+                f"subject {run.subject.name} has no extractor of its own; choose one with --extractor (inception[:FILE] or transformers:FOLDER)"
+            )
         self.extractor = load_extractor(name, image_shape=run.subject.image_shape, device=run.device)
         self.reference = self._reference()
         self._full_precision: dict[tuple[str, int, int | None], tuple[torch.Tensor, Features]] = {}
@@ -72,6 +75,9 @@ class Prober:
         def default() -> Reference:
             if self.run.subject.extractor == "embedded" and self.extractor.name == "embedded":
                 return shipped_reference(self.split, self.extractor)  # type: ignore[arg-type]
+            stored = self.run.folder / "reference.safetensors"
+            if stored.exists():
+                return load_reference(stored, self.extractor, image_shape=self.run.subject.image_shape)
             settings = self.run.settings
             noise = purpose_seed(settings.seed, "reference")
             chunks = range(0, REFERENCE_IMAGES, 100)
@@ -79,8 +85,13 @@ class Prober:
                 self.run.subject.sample(seed=noise, start=i, n_images=100, steps=settings.steps, **settings.sampling)
                 for i in track(chunks, "reference: full-precision images with other noise")
             )
-            identity = fingerprint([self.run.subject.fingerprint, self.extractor.fingerprint, noise, settings.steps, settings.sampling, REFERENCE_IMAGES])
-            return build_reference(batches, self.extractor, description=f"{REFERENCE_IMAGES} full-precision images made with other noise", fingerprint=identity)
+            identity = fingerprint(
+                [self.run.subject.fingerprint, self.extractor.fingerprint, noise, settings.steps, settings.sampling, REFERENCE_IMAGES]
+            )
+            description = f"{REFERENCE_IMAGES} full-precision images made with other noise"
+            made = build_reference(batches, self.extractor, description=description, fingerprint=identity)
+            save_reference(stored, made, self.extractor)
+            return made
 
         return load_reference(self.run.settings.reference, self.extractor, image_shape=self.run.subject.image_shape, default=default)
 
@@ -110,14 +121,29 @@ class Prober:
 
     def _sample(self, purpose: str, n_images: int, steps: int | None) -> torch.Tensor:
         settings = self.run.settings
-        return self.run.subject.sample(seed=purpose_seed(settings.seed, purpose), start=0, n_images=n_images, steps=steps, **settings.sampling)
+        return self.run.subject.sample(
+            seed=purpose_seed(settings.seed, purpose), start=0, n_images=n_images, steps=steps, **settings.sampling
+        )
 
     def key(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> str:
         """Under which a measurement is stored: all that its numbers depend on."""
         layers = {name: str(format) for name, format in formats.items()}
-        return fingerprint([self.run.subject.fingerprint, layers, self.run.store.identity, purpose, n_images, steps, self.extractor.fingerprint, self.reference.fingerprint])
+        return fingerprint(
+            [
+                self.run.subject.fingerprint,
+                layers,
+                self.run.store.identity,
+                purpose,
+                n_images,
+                steps,
+                self.extractor.fingerprint,
+                self.reference.fingerprint,
+            ]
+        )
 
-    def measure(self, formats: Mapping[str, Format], *, purpose: str = "probe", n_images: int | None = None, steps: int | None = None) -> Measurement:
+    def measure(
+        self, formats: Mapping[str, Format], *, purpose: str = "probe", n_images: int | None = None, steps: int | None = None
+    ) -> Measurement:
         """Sample and measure one assignment; probes are kept in probes.jsonl, other purposes with their features beside it."""
         n_images = n_images or self.run.settings.n_images
         steps = self.run.settings.steps if steps is None else steps
@@ -146,19 +172,24 @@ class Prober:
         features = self.extractor(images)
         conditions = conditions_of(subject.conditions, 0, n_images)
         requested = torch.tensor(conditions) if conditions and isinstance(conditions[0], int) else None
-        metrics = measure(features, images, reference=self.reference, requested=requested, full_precision=full_precision, seed=self.run.settings.seed)
+        metrics = measure(
+            features, images, reference=self.reference, requested=requested, full_precision=full_precision, seed=self.run.settings.seed
+        )
         record = {
             "key": key,
             "plan_hash": fingerprint([subject.fingerprint, {name: str(f) for name, f in formats.items()}, {}, self.run.store.identity]),
             "purpose": purpose,
             "layers": {name: str(format) for name, format in formats.items()},
             "bits_per_weight": weight_bits(subject, formats),
-            "seed": self.run.settings.seed, "start": 0, "n_images": n_images, "steps": steps,
+            "seed": self.run.settings.seed,
+            "start": 0,
+            "n_images": n_images,
+            "steps": steps,
             "extractor": f"{self.extractor.name}:{self.extractor.fingerprint}",
             "reference": f"{self.reference.description}:{self.reference.fingerprint}",
             "metrics": {name: metric.to_json() for name, metric in metrics.items()},
             "seconds": round(time.perf_counter() - start, 3),
-        }  # fmt: skip
+        }
         return Measurement(record, features.pooled)
 
     def is_stored(self, formats: Mapping[str, Format]) -> bool:
@@ -185,7 +216,9 @@ def stratified_plans(menus: Mapping[str, Sequence[Entry]], *, n_plans: int, seed
 
     def draws() -> Iterator[dict[str, Format]]:
         for rate in rates:
-            yield {name: max((e for e in menu if e.rate <= rate), key=lambda e: e.rate, default=menu[0]).format for name, menu in menus.items()}
+            yield {
+                name: max((e for e in menu if e.rate <= rate), key=lambda e: e.rate, default=menu[0]).format for name, menu in menus.items()
+            }
         for index in range(DRAWS_PER_PLAN * n_plans):
             rng = np.random.default_rng([seed, index])
             low_share = _van_der_corput(index + 1)
@@ -232,7 +265,9 @@ def _work(formats: dict[str, str]) -> dict[str, Any]:
     return _worker._measure(parsed, key, "probe", settings.n_images, settings.steps).record
 
 
-def probe(subject: Any, run: str | Path, *, n_configs: int = 64, settings: Settings | None = None, workers: int = 1, device: str = "cpu") -> Run:
+def probe(
+    subject: Any, run: str | Path, *, n_configs: int = 64, settings: Settings | None = None, workers: int = 1, device: str = "cpu"
+) -> Run:
     """Encode the menu of every layer and measure `n_configs` plans; goes on where an earlier call stopped.
 
     Args:

@@ -1,4 +1,5 @@
 """What sampled images are compared with: real images from a folder or an array, stored statistics, or what ships with sedaq."""
+
 from __future__ import annotations
 
 import hashlib

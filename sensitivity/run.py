@@ -1,4 +1,5 @@
 """A run: one subject, the settings that its numbers depend on, and the folder that holds all that was measured."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -103,7 +104,9 @@ class Run:
         if argument is None:
             raise InputError(f"--run {folder}: its subject was made in Python; pass the Subject again")
         known = {field.name for field in fields(Settings)}
-        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in content["settings"].items() if name in known}
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content["settings"].items() if name in known
+        }
         settings = Settings(**values)
         loaded = load(argument, prompts=read_prompts(settings.prompts), exclude=settings.exclude, device=device)
         if loaded.fingerprint != content["subject"]["fingerprint"]:
@@ -130,16 +133,28 @@ def _from_anywhere(argument: str) -> str:
 
 def _refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     if found["subject"]["fingerprint"] != wanted["subject"]["fingerprint"]:
-        raise InputError(f"{path}: holds a run of {found['subject']['name']} with other weights or conditions; choose another folder for --run")
+        raise InputError(
+            f"{path}: holds a run of {found['subject']['name']} with other weights or conditions; choose another folder for --run"
+        )
     differing: Sequence[str] = [name for name, value in wanted["settings"].items() if found["settings"].get(name) != value]
     if differing:
         name = differing[0]
-        raise InputError(f"{path}: was begun with {name} = {found['settings'].get(name)!r}, not {wanted['settings'][name]!r}; use the same, or another folder for --run")
+        raise InputError(
+            f"{path}: was begun with {name} = {found['settings'].get(name)!r}, not {wanted['settings'][name]!r}; use the same, or another folder for --run"
+        )
 
 
 def store_for_plan(
-    plan: Plan, subject: str | Subject, run: Path | None, scratch: Path, *, effort: str | None = None, exclude: tuple[str, ...] = (),
-    guidance: float | None = None, prompts: str | None = None, device: str = "cpu",
+    plan: Plan,
+    subject: str | Subject,
+    run: Path | None,
+    scratch: Path,
+    *,
+    effort: str | None = None,
+    exclude: tuple[str, ...] = (),
+    guidance: float | None = None,
+    prompts: str | None = None,
+    device: str = "cpu",
 ) -> tuple[Plan, EncodingStore]:
     """The encodings that a plan was made with: those of its run, or made anew in `scratch` by what the plan's `encoding` field says.
 
@@ -153,7 +168,11 @@ def store_for_plan(
     plan.validate(loaded)
     try:
         made = EncodingStore(
-            loaded, folder, calibration=plan.encoding["calibration_settings"], effort=effort or plan.encoding["effort"], seed=plan.encoding["seed"]
+            loaded,
+            folder,
+            calibration=plan.encoding["calibration_settings"],
+            effort=effort or plan.encoding["effort"],
+            seed=plan.encoding["seed"],
         )
     except KeyError as error:
         raise InputError(f"the plan's field 'encoding' lacks {error}; search again") from error

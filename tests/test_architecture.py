@@ -1,4 +1,5 @@
 """The house from outside: floors, relative imports, names, and that no installed module answers to `kernels`."""
+
 from __future__ import annotations
 
 import ast

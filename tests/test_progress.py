@@ -1,4 +1,5 @@
 """Progress: records add up, the time left follows the work done, and nobody listening means nothing printed."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """Stored files: what was written comes back equal, and whatever was not written by sedaq is refused by name."""
+
 from __future__ import annotations
 
 import json

@@ -7,6 +7,7 @@ Sizes were chosen by measuring one probe (512 images, 10 steps) on two cores bef
 5 s; a U-Net with 24 and 48 channels at the two finer resolutions and 128 at the coarsest takes 10 s, while 32/64/128 takes 13 s and
 32/128/128 takes 23 s.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -55,9 +56,7 @@ def build_scheduler() -> DDIMScheduler:
 
     "trailing" spacing starts every sampling at t = 999, so that few steps begin where training did.
     """
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=True
-    )
+    return DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=True)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 """Train the digit classifier:  python -m sedaq.models.shipped.train_classifier --data mnist.npz"""
+
 from __future__ import annotations
 
 import argparse

@@ -2,6 +2,7 @@
 
 Every step draws from a generator seeded with (seed, step), so a run that was stopped continues from its checkpoint as if it had not been.
 """
+
 from __future__ import annotations
 
 import argparse

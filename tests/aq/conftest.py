@@ -1,4 +1,5 @@
 """A tiny diffusers model in a folder, and brute-force helpers."""
+
 from __future__ import annotations
 
 from pathlib import Path

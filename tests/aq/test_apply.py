@@ -1,4 +1,5 @@
 """From a plan to a folder that diffusers loads in a process of its own."""
+
 from __future__ import annotations
 
 import json

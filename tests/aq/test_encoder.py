@@ -1,4 +1,5 @@
 """The encoder's steps against exhaustive search and dense least squares, and what a user may give it."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,4 +1,5 @@
 """Encodings on disk: equal to the bit, refused when damaged, made once."""
+
 from __future__ import annotations
 
 import pytest

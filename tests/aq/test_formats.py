@@ -1,4 +1,5 @@
 """The grammar of formats, their codebook structures and their exact bytes."""
+
 from __future__ import annotations
 
 import math

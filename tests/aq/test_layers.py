@@ -1,4 +1,5 @@
 """Coded layers against torch's own with the de-quantized weight."""
+
 from __future__ import annotations
 
 import copy

@@ -1,4 +1,5 @@
 """Codes of B bits take exactly B bits and come back."""
+
 from __future__ import annotations
 
 import pytest

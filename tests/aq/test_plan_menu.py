@@ -1,4 +1,5 @@
 """Plans and menus: exact bytes, what fits, and files that are refused."""
+
 from __future__ import annotations
 
 import dataclasses

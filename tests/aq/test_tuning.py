@@ -1,4 +1,5 @@
 """Tuning: the replay buffer, the two steps, and that no result is worse than what came in."""
+
 from __future__ import annotations
 
 import dataclasses

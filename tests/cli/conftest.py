@@ -1,4 +1,5 @@
 """A tiny subject in a file, a run of it that was probed, fitted and searched, and a way to call the command line in process."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from sedaq.cli.main import main
 
-SUBJECT = '''
+SUBJECT = """
 import torch
 from sedaq import Subject
 from sedaq.models.noise import image_noise
@@ -48,7 +49,7 @@ def wider():
 
 def without_extractor():
     return subject(32, None, "blind")
-'''
+"""
 
 
 @dataclass(frozen=True)

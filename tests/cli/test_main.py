@@ -1,4 +1,5 @@
 """The command line: every verb is there, explains itself, and prints what was promised; failures have their exit codes."""
+
 from __future__ import annotations
 
 import json
@@ -100,9 +101,15 @@ def test_loading_a_pipeline_adds_nothing_to_stderr(tmp_path: Path, capsys: pytes
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
     unet = UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
     DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "pipeline")
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "pipeline"), "--exclude", "nothing"]) == 2

@@ -1,4 +1,5 @@
 """Wrong input: exit code 2, one line that names the culprit and the remedy, and nothing written."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """Which kernel is chosen, and that the choice does not change the result."""
+
 from __future__ import annotations
 
 import pytest

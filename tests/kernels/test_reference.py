@@ -1,4 +1,5 @@
 """The reference products against a triple loop, and their gradients against finite differences."""
+
 from __future__ import annotations
 
 import dataclasses

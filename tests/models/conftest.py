@@ -1,4 +1,5 @@
 """Tiny diffusers models, in seconds and without downloads."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,16 +12,30 @@ from diffusers import AutoencoderKL, DDIMPipeline, DDIMScheduler, DDPMScheduler,
 
 def unet(n_classes: int | None = None) -> UNet2DModel:
     return UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), num_class_embeds=n_classes,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        num_class_embeds=n_classes,
+    )
 
 
 def dit(n_classes: int, channels: int = 1) -> DiTTransformer2DModel:
     return DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=channels, out_channels=channels, num_layers=1, sample_size=8, patch_size=4,
-        num_embeds_ada_norm=n_classes, norm_num_groups=4,
-    )  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=channels,
+        out_channels=channels,
+        num_layers=1,
+        sample_size=8,
+        patch_size=4,
+        num_embeds_ada_norm=n_classes,
+        norm_num_groups=4,
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """H is the mean of x xᵀ over exactly the vectors that the flattened weight multiplies."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """The block-diagonal Hessian does what the dense matrix would do."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """Which layers are found, and what they are called for."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """Every kind of SUBJECT loads, and whatever cannot be loaded is refused in one line that says what to pass."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """Noise depends on the seed and the image's index, and on nothing else."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Paired sampling: image i is the same whatever is sampled beside it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

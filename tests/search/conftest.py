@@ -1,4 +1,5 @@
 """Small problems, a small subject, and stand-ins for predictor and prober."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

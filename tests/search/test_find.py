@@ -14,7 +14,6 @@ INT8 = Format.parse("int8")
 KEYS = {"bits_per_weight", "size_bytes", "predicted", "measured", "uniform_measured", "difference_ci", "solver", "plan"}
 
 
-
 @pytest.mark.parametrize("budget", [{"bits": 2.3}, {"size_bytes": 25_000}, {"bits": 3.1, "size_bytes": 24_000}, {"size_bytes": 10**9}])
 @pytest.mark.parametrize("solver", ["exact", "auto"])
 def test_a_plan_is_within_its_budgets_and_no_larger_than_uniform(subject, menu, predictor, budget, solver) -> None:
@@ -52,7 +51,7 @@ def test_layers_without_a_format_within_the_rate_are_noted(subject, menu, predic
 def test_pins_keeps_ties_and_rates_are_respected(subject, menu, predictor) -> None:
     found = find_plan(
         subject, menu, predictor, bits=5.0, pins={"0": INT8}, keep=["5"], ties=["[23]"], min_rate=2.0, max_rate=4.0, n_trials=24
-    )  # fmt: skip
+    )
     formats = found.plan.formats
     assert (formats["0"], str(formats["5"]), formats["2"] == formats["3"]) == (INT8, "asis", True)
     rates = {entry.format: entry.rate for name in "1234" for entry in menu[name]}

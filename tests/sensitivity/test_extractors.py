@@ -1,4 +1,5 @@
 """Extractors: what they serve, what they refuse, and Inception's anatomy."""
+
 from __future__ import annotations
 
 import json

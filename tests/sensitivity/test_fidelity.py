@@ -1,4 +1,5 @@
 """Distances against closed forms, brute force and simulation."""
+
 from __future__ import annotations
 
 import json
@@ -93,8 +94,9 @@ def test_frechet_is_zero_symmetric_and_invariant_to_rotation() -> None:
 
 def test_frechet_with_fewer_images_than_features() -> None:
     x, y = samples(5, 12, 0), samples(40, 12, 1)
-    value, again = measure(Features(x), torch.zeros(5, 1, 2, 2), reference=reference_of(y), seed=0)["fid"].value, frechet_distance(
-        Statistics.of(x), Statistics.of(y)
+    value, again = (
+        measure(Features(x), torch.zeros(5, 1, 2, 2), reference=reference_of(y), seed=0)["fid"].value,
+        frechet_distance(Statistics.of(x), Statistics.of(y)),
     )
     assert value == pytest.approx(again, rel=1e-6)
 

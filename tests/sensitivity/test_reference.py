@@ -1,4 +1,5 @@
 """References: the three forms agree, and each refuses what does not fit."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -97,10 +98,14 @@ def test_unreadable_inputs(tmp_path: Path, images: np.ndarray) -> None:
     np.savez(tmp_path / "floats.npz", images / 255)
     (tmp_path / "empty").mkdir()
     expected = {
-        "folder": "001.png", "damaged.npz": "damaged", "floats.npz": "needs one uint8 array.*float64", "empty": "no image",
+        "folder": "001.png",
+        "damaged.npz": "damaged",
+        "floats.npz": "needs one uint8 array.*float64",
+        "empty": "no image",
         "absent": "no ref",
-        "absent.npz": "cannot be read", "absent.safetensors": "cannot be read",
-    }  # fmt: skip
+        "absent.npz": "cannot be read",
+        "absent.safetensors": "cannot be read",
+    }
     for name, message in expected.items():
         with pytest.raises(InputError, match=message):
             load_reference(tmp_path / name, Pixels(), image_shape=(3, 6, 5))

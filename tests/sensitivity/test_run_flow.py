@@ -1,4 +1,5 @@
 """From probes to a predictor, on a subject so small that a probe takes milliseconds."""
+
 from __future__ import annotations
 
 import json
@@ -25,7 +26,7 @@ from sedaq.storage import append_record, read_records
 from sklearn.ensemble import RandomForestRegressor
 
 SETTINGS = Settings(n_images=16, steps=2, calibration_images=8)
-SUBJECT = '''
+SUBJECT = """
 import torch
 from sedaq import InputError, Subject
 from sedaq.models.noise import image_noise
@@ -55,7 +56,7 @@ def make():
         return x.sigmoid()
 
     return Subject(denoiser, sample=sample, conditions=list(range(10)), name="tiny", extractor="embedded")
-'''
+"""
 
 
 @pytest.fixture(scope="module")
