@@ -174,6 +174,8 @@ class AQConv3d(_AQConv):
 
 
 _CLASSES = {"conv1d": AQConv1d, "conv2d": AQConv2d, "conv3d": AQConv3d}
+_DENSE = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
 def coded_module(module: nn.Module, kind: str, encoding: Encoding) -> nn.Module:
@@ -181,7 +183,7 @@ def coded_module(module: nn.Module, kind: str, encoding: Encoding) -> nn.Module:
     bias: Any = module.bias
     if kind == "linear":
         return AQLinear(encoding, bias)
-    geometry: dict[str, Any] = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
+    geometry: dict[str, Any] = {name: getattr(module, name) for name in _GEOMETRY}
     return _CLASSES[kind](encoding, bias, **geometry)
 
 
@@ -196,22 +198,16 @@ def densify(root: nn.Module) -> None:
         if isinstance(module, _Coded):
             weight = dequantize(module.matrix()).reshape(module.shape)
             with torch.device("meta"):
-                if isinstance(module, AQLinear):
-                    dense: nn.Module = nn.Linear(module.in_features, module.out_features, module.bias is not None)
-                else:
-                    assert isinstance(module, _AQConv)
-                    cls = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[module.kind]
-                    dense = cls(
-                        module.in_channels,
-                        module.out_channels,
-                        module.kernel_size,
-                        module.stride,
-                        module.padding,
-                        module.dilation,
-                        module.groups,  # type: ignore[arg-type]
-                        module.bias is not None,
-                        module.padding_mode,  # type: ignore[arg-type]
-                    )
+                dense = _dense_twin(module)
             dense.weight = nn.Parameter(weight, requires_grad=False)
             dense.bias = module.bias
             set_module(root, path, dense)
+
+
+def _dense_twin(module: _Coded) -> Any:
+    if isinstance(module, AQLinear):
+        return nn.Linear(module.in_features, module.out_features, module.bias is not None)
+    assert isinstance(module, _AQConv)
+    geometry: dict[str, Any] = {name: getattr(module, name) for name in _GEOMETRY}
+    cls: Any = _DENSE[module.kind]
+    return cls(module.in_channels, module.out_channels, module.kernel_size, bias=module.bias is not None, **geometry)

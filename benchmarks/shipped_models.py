@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import sedaq
 import torch
 from results import keep
+
+import sedaq
 from sedaq.models.loading import SHIPPED, SHIPPED_FOLDER
 from sedaq.models.shipped.classifier import DigitClassifier
 from sedaq.models.shipped.train_classifier import accuracy

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch
+
 from sedaq.models.shipped.train_denoiser import load_mnist
 from sedaq.sensitivity.extractors import Extractor, load_extractor
 from sedaq.sensitivity.fidelity import Statistics, frechet_distance

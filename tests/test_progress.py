@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from sedaq import progress
 from sedaq.progress import Record, listening, shown, track
 

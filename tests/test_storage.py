@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sedaq.errors import InputError
 from sedaq.storage import (
     SCHEMA,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sedaq.aq.plan import Plan
 from sedaq.aq.store import EncodingStore
 from sedaq.models.loading import load

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
+
 from sedaq.aq import apply as apply_module
 from sedaq.aq.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble
 from sedaq.aq.formats import AS_IS, Format
@@ -21,7 +23,6 @@ from sedaq.aq.store import EncodingStore
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 from sedaq.models.sampling import PipelineSampler
-from torch import nn
 
 CALIBRATION = {"seed": 0, "n_images": 8, "steps": 2}
 LOAD = """

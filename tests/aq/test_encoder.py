@@ -7,12 +7,13 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from sedaq.aq import encoder
 from sedaq.aq.encoder import _State, best_codes, encode, parse_effort
 from sedaq.aq.formats import Format
 from sedaq.errors import InputError
 from sedaq.models.hessian import Hessian
-from torch.nn import functional as F
 
 STRUCTURES = ["1x4g4", "2x3g4", "1x4g4m", "2x4g4m", "1x4g4h", "2x4g4h", "1x4g4q"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sedaq.aq import store as store_module
 from sedaq.aq.encoder import encode
 from sedaq.aq.encoding import Encoding

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sedaq.aq.encoding import Encoding, stored_codebooks
 from sedaq.aq.formats import AS_IS, INT8, Format
 from sedaq.errors import InputError

@@ -6,12 +6,13 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from sedaq.aq.encoder import encode
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
 from sedaq.aq.layers import AQConv1d, AQConv2d, AQConv3d, AQLinear, coded_module, densify
 from sedaq.errors import InputError
-from torch import nn
 
 KERNELS = ("reference", "dequantize")
 CONVOLUTIONS = {1: (nn.Conv1d, AQConv1d), 2: (nn.Conv2d, AQConv2d), 3: (nn.Conv3d, AQConv3d)}

@@ -12,12 +12,13 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+
 from sedaq.aq.formats import AS_IS, INT8, Format
 from sedaq.aq.menu import RATES, entry, format_within, layer_menu, menus
 from sedaq.aq.plan import SAFETENSORS_METADATA, Plan, file_bytes, tensor_specs, weight_bits
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
-from torch import nn
 
 DTYPES = [
     torch.uint8,

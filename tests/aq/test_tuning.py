@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from sedaq.aq import tuning
 from sedaq.aq.apply import apply
 from sedaq.aq.encoder import encode
@@ -17,7 +19,6 @@ from sedaq.aq.replay import ReplayBuffer
 from sedaq.aq.tuning import TuneSettings, _TunableLayer, tune
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
-from torch import nn
 
 SMALL = TuneSettings(steps=30, batch_size=16, n_images=16, sampling_steps=4, learning_rate=2e-3, check_every=10)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from sedaq.cli.main import VERBS, cli, main
 from sedaq.errors import SedaqError
 

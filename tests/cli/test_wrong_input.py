@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from sedaq.cli.main import main
 
 from .conftest import Made

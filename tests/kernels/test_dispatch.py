@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sedaq.errors import InputError
 from sedaq.kernels import bench
 from sedaq.kernels.dispatch import KERNELS, choose, product

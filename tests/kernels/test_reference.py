@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sedaq.kernels.coded import CodedMatrix
 from sedaq.kernels.reference import dequantize, product_by_dequantizing, product_by_lookup
 

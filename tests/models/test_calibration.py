@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
+
 from sedaq.errors import InputError
 from sedaq.models import hessian as hessian_module
 from sedaq.models.calibration import calibrate, hessian_bytes, input_columns, passes
 from sedaq.models.layers import Layer, find_layers
 from sedaq.models.noise import image_noise, purpose_seed
 from sedaq.models.subject import Subject
-from torch import nn
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(6, 4), (3, 6)),

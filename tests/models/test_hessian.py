@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sedaq.errors import InputError
 from sedaq.models import hessian as module
 from sedaq.models.hessian import Hessian, block_edges

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from sedaq.errors import InputError
 from sedaq.models.layers import Layer, block_of, find_layers, role_of
-from torch import nn
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sedaq.errors import InputError
 from sedaq.models.loading import SHIPPED, SUBJECT_FILE, load
 from sedaq.models.subject import Subject

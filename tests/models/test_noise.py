@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from sedaq.models.noise import image_generators, image_noise, purpose_seed
 
 SHAPE = (2, 5, 3)

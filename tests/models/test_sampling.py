@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 from sedaq.models.sampling import DenoiserSampler, conditions_of, sample_in_chunks
 from sedaq.models.subject import Subject
 from sedaq.progress import Record, listening
-from torch import nn
 
 TOLERANCE = 1e-4  # promised: batch sizes change the order of sums
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from sedaq.models.layers import block_of, role_of
 from sedaq.storage import append_record, write_json
 

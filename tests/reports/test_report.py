@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.image import imread
+
 from sedaq.errors import InputError
 from sedaq.reports.figures import FIGURES, FigureSpec
 from sedaq.reports.inputs import fidelity_of

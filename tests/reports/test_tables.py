@@ -8,6 +8,7 @@ import io
 import matplotlib
 import pytest
 from rich.console import Console
+
 from sedaq.reports import numbers, style
 from sedaq.reports.tables import evaluation_table, inspect_table, print_table
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from sedaq.aq.formats import Format
 from sedaq.aq.menu import Entry, menus
 from sedaq.models.subject import Subject
 from sedaq.search.problem import Problem, Unit
-from torch import nn
 
 FORMATS = [Format.parse(f"1x{bits}g{group}") for group in (4, 3, 2) for bits in range(3, 9)]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from sedaq.aq.formats import Format
 from sedaq.aq.plan import Plan
 from sedaq.errors import InputError

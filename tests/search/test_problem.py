@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sedaq.aq.formats import Format
 from sedaq.aq.plan import SAFETENSORS_METADATA, tensor_specs
 from sedaq.errors import InputError

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+
 from sedaq.aq.menu import Entry
 from sedaq.errors import InputError
 from sedaq.search import swaps

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sedaq.errors import InputError
 from sedaq.sensitivity import extractors
 from sedaq.sensitivity.extractors import load_extractor

@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from sedaq.errors import InputError, SedaqError
 from sedaq.sensitivity.fidelity import (
     MAX_PSNR,
@@ -23,7 +25,6 @@ from sedaq.sensitivity.fidelity import (
     measure,
     psnr,
 )
-from torch import Tensor
 
 
 def gaussian(mean: Tensor, covariance: Tensor) -> Statistics:

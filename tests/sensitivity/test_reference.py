@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from sedaq.errors import InputError
 from sedaq.sensitivity import reference as module
 from sedaq.sensitivity.extractors import load_extractor
