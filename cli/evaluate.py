@@ -13,7 +13,7 @@ from . import options
 @click.option("--images", type=click.IntRange(8), default=2000, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=None, help="Sampling steps; the subject's own by default.")
 @options.seed
-@options.together(options.reference, options.extractor, options.guidance, options.prompts, options.device)
+@options.together(options.reference, options.extractor, options.guidance, options.prompts, options.batch_size, options.device)
 @options.as_json
 def command(
     subject: str,
@@ -25,6 +25,7 @@ def command(
     extractor: str | None,
     guidance: float | None,
     prompts: str | None,
+    batch_size: int | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -43,6 +44,7 @@ def command(
             reference=reference,
             guidance=guidance,
             prompts=prompts,
+            batch_size=batch_size,
             device=device,
         )
     if as_json:

@@ -19,6 +19,9 @@ device = click.option("--device", default="cpu", show_default=True, help="torch 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers alone whose path matches; may be repeated.")
 guidance = click.option("--guidance", type=float, default=None, help="Weight of classifier-free guidance.")
+batch_size = click.option(
+    "--batch-size", type=click.IntRange(1), default=None, help="Images sampled at once; the sampler's own by default."
+)
 prompts = click.option(
     "--prompts", type=click.Path(), default=None, metavar="FILE", help="One prompt a line, for pipelines that take prompts."
 )

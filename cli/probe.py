@@ -17,7 +17,9 @@ from . import options
 @click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Sampling steps.")
 @options.seed
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the work.")
-@options.together(options.reference, options.extractor, options.guidance, options.prompts, options.exclude, options.device)
+@options.together(options.reference, options.extractor, options.guidance, options.prompts, options.batch_size)
+@options.together(options.exclude, options.device)
+@click.option("--memory", default=None, metavar="SIZE", help="Of one calibration pass, such as 4GB; half of what is free by default.")
 def command(
     subject: str,
     run_folder: Path,
@@ -30,10 +32,13 @@ def command(
     extractor: str | None,
     guidance: float | None,
     prompts: str | None,
+    batch_size: int | None,
     exclude: tuple[str, ...],
     device: str,
+    memory: str | None,
 ) -> None:
     from ..progress import shown
+    from ..search.problem import parse_size
     from ..sensitivity.probe import probe
     from ..sensitivity.run import Settings
 
@@ -47,8 +52,10 @@ def command(
         reference=reference,
         guidance=guidance,
         prompts=prompts,
+        batch_size=batch_size,
         exclude=exclude,
     )
     with shown():
-        probe(subject, run_folder, n_configs=configs, settings=settings, workers=workers, device=device)
+        memory_bytes = parse_size(memory) if memory else None
+        probe(subject, run_folder, n_configs=configs, settings=settings, workers=workers, device=device, memory_bytes=memory_bytes)
     click.echo(f"probes are in {run_folder}; next: sedaq fit --run {run_folder}")

@@ -21,7 +21,7 @@ from ..storage import append_record, fingerprint, read_records, write_json
 from .extractors import load_extractor
 from .fidelity import Features, measure
 from .reference import load_reference, shipped_reference
-from .run import Run, read_prompts
+from .run import Run, read_prompts, sampling_settings
 
 
 def evaluate(
@@ -35,6 +35,7 @@ def evaluate(
     reference: str | None = None,
     guidance: float | None = None,
     prompts: str | None = None,
+    batch_size: int | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Metrics of `n_images` images on noise that no plan was chosen by.
@@ -63,7 +64,7 @@ def evaluate(
             f"subject {measured.name} has no extractor of its own; choose one with --extractor (inception[:FILE] or transformers:FOLDER)"
         )
     extract = load_extractor(name, image_shape=measured.image_shape, device=device)
-    settings: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
+    settings = sampling_settings(guidance, batch_size)
 
     def sampled(of: Subject, description: str) -> tuple[torch.Tensor, Features]:
         images = sample_in_chunks(of.sample, description, seed=purpose_seed(seed, "evaluate"), n_images=n_images, steps=steps, **settings)
@@ -121,6 +122,7 @@ def evaluate_plan(
         reference=settings.reference,
         guidance=settings.guidance,
         prompts=settings.prompts,
+        batch_size=settings.batch_size,
         device=run.device,
     )
     as_is = {layer.name: AS_IS for layer in run.subject.layers}

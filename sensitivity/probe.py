@@ -266,7 +266,14 @@ def _work(formats: dict[str, str]) -> dict[str, Any]:
 
 
 def probe(
-    subject: Any, run: str | Path, *, n_configs: int = 64, settings: Settings | None = None, workers: int = 1, device: str = "cpu"
+    subject: Any,
+    run: str | Path,
+    *,
+    n_configs: int = 64,
+    settings: Settings | None = None,
+    workers: int = 1,
+    device: str = "cpu",
+    memory_bytes: int | None = None,
 ) -> Run:
     """Encode the menu of every layer and measure `n_configs` plans; goes on where an earlier call stopped.
 
@@ -274,6 +281,7 @@ def probe(
         subject: whatever sedaq.load takes.
         run: folder of the run.
         workers: processes that share the work; each gets an equal part of the processor's cores.
+        memory_bytes: bound on a calibration pass; half of what is free when None.
     """
     if n_configs < 1 or workers < 1:
         raise InputError(f"--configs and --workers must be at least 1, got {n_configs} and {workers}")
@@ -282,7 +290,7 @@ def probe(
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
         opened.subject.sample(seed=opened.settings.seed, n_images=1, steps=1, **opened.settings.sampling)
     opened.write()
-    opened.fill_store()
+    opened.fill_store(memory_bytes)
     plans = list(stratified_plans(opened.menus, n_plans=n_configs, seed=opened.settings.seed))
     missing = [plan for plan in plans if not prober.is_stored(plan)]
     done = len(plans) - len(missing)

@@ -28,6 +28,7 @@ class Settings:
     reference: str | None = None  # None: the shipped training statistics, else full-precision images made with other noise
     guidance: float | None = None
     prompts: str | None = None  # file with one prompt a line
+    batch_size: int | None = None  # of sampling; None: the sampler's own
     exclude: tuple[str, ...] = ()
     rates: tuple[float, ...] = RATES
     effort: str = "fast"
@@ -36,7 +37,12 @@ class Settings:
     @property
     def sampling(self) -> dict[str, Any]:
         """Settings of the subject's sample function."""
-        return {} if self.guidance is None else {"guidance": self.guidance}
+        return sampling_settings(self.guidance, self.batch_size)
+
+
+def sampling_settings(guidance: float | None, batch_size: int | None) -> dict[str, Any]:
+    """Settings that were given, for samplers need not know those that were not."""
+    return {name: value for name, value in (("guidance", guidance), ("batch_size", batch_size)) if value is not None}
 
 
 def read_prompts(path: str | None) -> list[str] | None:
@@ -120,8 +126,9 @@ class Run:
         """The menu entry of a format, or a new one for a format that is not on the menu."""
         return next((e for e in self.menus[layer] if e.format == format), None) or entry(self.subject, self.subject.layer(layer), format)
 
-    def fill_store(self) -> None:
-        """Encode every layer in every format of its menu."""
+    def fill_store(self, memory_bytes: int | None = None) -> None:
+        """Encode every layer in every format of its menu; `memory_bytes` bounds a calibration pass."""
+        self.store.calibrate(memory_bytes)
         self.store.fill([(layer, e.format) for layer in self.subject.layers for e in self.menus[layer.name]])
 
 

@@ -34,13 +34,9 @@ def load_mnist(path: Path, split: str = "train") -> tuple[torch.Tensor, torch.Te
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """The recipe's two cycles, each with a linear warm-up."""
-    if step >= recipe.first_steps:
-        step, n_steps = step - recipe.first_steps, recipe.steps - recipe.first_steps
-        warmup = min(1.0, (step + 1) / WARMUP_STEPS)
-        return recipe.learning_rate * warmup * 0.25 * (1 + math.cos(math.pi * step / n_steps))
+    """Linear warm-up, a cosine, and the recipe's cool-down."""
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
-    cooldown = min(1.0, (recipe.first_steps - step) / (recipe.first_steps - recipe.cooldown))
+    cooldown = min(1.0, (recipe.steps - step) / (recipe.steps - recipe.cooldown))
     return recipe.learning_rate * warmup * cooldown * 0.5 * (1 + math.cos(math.pi * step / recipe.horizon))
 
 

@@ -93,7 +93,7 @@ def test_a_missing_extractor_leaves_no_run_behind(refused: Refused, made: Made) 
     [
         ("--extractor", "nose", "'nose'"),
         ("--reference", "absent.npz", "absent.npz"),
-        ("--prompts", "absent.txt", "--prompts absent.txt"),
+        ("--prompts", "absent.txt", "absent.txt: cannot be read"),
     ],
 )
 def test_unusable_settings_of_a_probe_leave_no_run_behind(refused: Refused, made: Made, option: str, value: str, culprit: str) -> None:
