@@ -202,6 +202,7 @@ def densify(root: nn.Module) -> None:
             dense.weight = nn.Parameter(weight, requires_grad=False)
             dense.bias = module.bias
             set_module(root, path, dense)
+    root.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _dense_twin(module: _Coded) -> Any:

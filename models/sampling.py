@@ -46,7 +46,7 @@ class DenoiserSampler:
 
     @torch.inference_mode()
     def __call__(
-        self, *, seed: int, start: int, n_images: int, steps: int | None = None, guidance: float | None = None, batch_size: int = 128
+        self, *, seed: int, start: int, n_images: int, steps: int | None = None, guidance: float | None = None, batch_size: int = 64
     ) -> torch.Tensor:
         steps = steps or self.default_steps
         device = next(self.denoiser.parameters()).device

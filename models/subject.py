@@ -105,7 +105,7 @@ class Subject:
         originals = {name: parameter.data for name, parameter in parameters.items()}
         try:
             for name, parameter in parameters.items():
-                parameter.data = weights[name].to(parameter)  # type: ignore[union-attr, arg-type]
+                parameter.data = torch.empty_like(parameter).copy_(weights[name])  # type: ignore[union-attr, arg-type]
             yield
         finally:
             for name, parameter in parameters.items():

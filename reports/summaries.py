@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 def show(table: Table) -> None:
     """Print a table on stdout, as wide as it needs to be where that is not a terminal."""
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 200)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def fit_table(summary: Mapping[str, Any]) -> Table:

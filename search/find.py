@@ -89,14 +89,14 @@ class _Search:
         difference (some tens of bytes: digits of offsets).
         """
         weight_bytes = None if problem.max_weight_bytes is None else problem.total_weight_bytes(uniform)
-        file_bytes = None if problem.max_file_bytes is None else problem.total_file_bytes(uniform)
+        file_bytes = problem.total_file_bytes(uniform)
         real = self.plan(problem, uniform).size_bytes
         while True:
             tight = problem.within(max_weight_bytes=weight_bytes, max_file_bytes=file_bytes)
             usable = [start for start in starts if tight.fits(start)]
             solution = solve(tight, self.predictor, solver=self.solver, seed=self.seed, n_trials=self.n_trials, starts=usable)
             excess = self.plan(problem, np.array(solution.choice)).size_bytes - real
-            if file_bytes is None or excess <= 0:
+            if excess <= 0:
                 return solution
             file_bytes -= excess
             if file_bytes < problem.least_file_bytes:
@@ -139,11 +139,10 @@ class _Search:
         return FoundPlan(found, uniform_plan, predicted, uniform_predicted, measured, uniform_measured, interval, solver), choice
 
     def rivals(self, problem: Problem, uniform: Choice, solution: Solution) -> list[Candidate]:
-        """The candidates to measure: distinct, other than uniform, no larger than its file where bytes of the file are bounded."""
+        """The candidates to measure: distinct, other than uniform, their files no larger than its file."""
         real = self.plan(problem, uniform).size_bytes
         others = [candidate for candidate in solution.candidates if not np.array_equal(candidate.choice, uniform)]
-        bounded = problem.max_file_bytes is not None
-        return [c for c in others if not bounded or self.plan(problem, np.array(c.choice)).size_bytes <= real][: self.verify - 1]
+        return [c for c in others if self.plan(problem, np.array(c.choice)).size_bytes <= real][: self.verify - 1]
 
     def _verified(self, problem: Problem, uniform: Choice, rivals: Sequence[Candidate], notes: list[str]) -> tuple[Any, ...]:
         """Choice, solver, measured, uniform_measured and interval of the difference, after measuring."""

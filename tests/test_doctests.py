@@ -1,0 +1,23 @@
+"""The examples in docstrings do what they say."""
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = [
+    "sedaq.aq.formats",
+    "sedaq.aq.encoder",
+    "sedaq.aq.layers",
+    "sedaq.sensitivity.fidelity",
+    "sedaq.search.problem",
+    "sedaq.reports.numbers",
+    "sedaq.reports.style",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0
