@@ -6,6 +6,11 @@ budget b. HiGHS solves it through scipy.
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
@@ -22,7 +27,7 @@ def solve_exact(problem: Problem, *, seconds: float = SECONDS) -> tuple[Choice, 
     """The choice of least additive cost, and its optimality gap.
 
     Costs enter as the excess over each unit's cheapest and sizes as the excess over each unit's least, both divided by the largest, so
-    that HiGHS' absolute tolerances mean the same whatever the model's size. (On rows in bytes HiGHS also prints debug lines to stdout.)
+    that HiGHS' absolute tolerances mean the same whatever the model's size.
     Rounding to whole options may exceed a limit by a tolerance; then it is solved again with the limit lowered by that much.
 
     Returns:
@@ -51,13 +56,28 @@ def _milp(problem: Problem, limits: np.ndarray, seconds: float) -> OptimizeResul
     room = (limits - least.sum(axis=1)).astype(float)
     scale = np.maximum(sizes.max(axis=1), 1.0)
     one_each = sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(problem.units), len(rows)))
-    return milp(
-        costs / (costs.max() or 1.0),
-        integrality=np.ones(len(rows)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes / scale[:, None], -np.inf, room / scale)],
-        options={"mip_rel_gap": _REL_GAP, "time_limit": seconds},
-    )
+    with _silent_stdout():
+        return milp(
+            costs / (costs.max() or 1.0),
+            integrality=np.ones(len(rows)),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes / scale[:, None], -np.inf, room / scale)],
+            options={"mip_rel_gap": _REL_GAP, "time_limit": seconds},
+        )
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """HiGHS now and then prints a debug line of its own to the process' stdout, which would spoil --json."""
+    sys.stdout.flush()
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
 
 
 def _rounded(problem: Problem, x: np.ndarray) -> Choice:

@@ -17,8 +17,8 @@ from ..aq.formats import Format
 from ..aq.menu import Entry
 from ..errors import InputError
 from ..progress import track
-from ..storage import fingerprint, read_records, write_atomically, write_json
-from .predictor import Predictor, choose_ridge, fit_additive, transform
+from ..storage import fingerprint, read_json, read_records, write_atomically, write_json
+from .predictor import Predictor, anchor, choose_ridge, fit_additive, transform
 from .run import Run
 
 LEAST_PROBES = 12
@@ -119,7 +119,8 @@ def _predictors(
 
     def additive(p: Probes, train: np.ndarray, test: np.ndarray) -> np.ndarray:
         target = transform(p.values[train])
-        return fit_additive(p.errors[train], target, choose_ridge(p.errors[train], target, seed))(p.errors[test])
+        ridge = choose_ridge(p.errors[train], target, seed)
+        return fit_additive(p.errors[train], target, ridge, anchor(p.errors[train], target))(p.errors[test])
 
     def ridge(p: Probes, train: np.ndarray, test: np.ndarray) -> np.ndarray:
         return RidgeCV(np.logspace(-2, 4, 13)).fit(p.rates[train], transform(p.values[train])).predict(p.rates[test])
@@ -152,13 +153,20 @@ def cross_validate(run: Run, probes: Probes, metric: str, names: Sequence[str], 
 
 
 def fit(run: Run, *, metric: str = "fid", seed: int | None = None) -> Fitted:
-    """Fit, cross-validate and explain; writes predictor/ (model, fit.json, sensitivity.csv) into the run.
+    """Fit, cross-validate and explain; writes predictor/ (model, fit.json, sensitivity.csv) into the run. A fit of the same probes is read back.
 
     Raises:
         InputError: for too few probes, labels that are all equal or not finite, and mixed kinds of probes.
     """
     seed = run.settings.seed if seed is None else seed
     probes = read_probes(run, metric)
+    identity = {"subject": run.subject.fingerprint, "probes": fingerprint([sorted(probes.hashes), metric, seed])}
+    folder = run.folder / "predictor"
+    if (folder / "fit.json").exists() and (folder / "additive.json").exists():
+        predictor, found = Predictor.load(folder, error_of(run))
+        summary = read_json(folder / "fit.json", "fit")
+        if all(found[name] == value for name, value in identity.items()) and summary["probes"] == identity["probes"]:
+            return Fitted(predictor, summary)
     names = [layer.name for layer in run.subject.layers]
     predicted = cross_validate(run, probes, metric, names, seed)
 
@@ -168,8 +176,9 @@ def fit(run: Run, *, metric: str = "fid", seed: int | None = None) -> Fitted:
     predictor = Predictor.fit(metric, names, probes.errors, probes.rates, probes.values, error_of(run), seed=seed)
     n = len(probes.values)
     first = predicted["sedaq"].mean(0)
-    summary: dict[str, Any] = {
+    summary = {
         "metric": metric,
+        "probes": identity["probes"],
         "n_probes": n,
         "spearman": spearman("sedaq"),
         "spearman_ci": _interval(lambda rows: spearman("sedaq", rows), n, seed),
@@ -181,8 +190,7 @@ def fit(run: Run, *, metric: str = "fid", seed: int | None = None) -> Fitted:
             for h, b, m, p in zip(probes.hashes, probes.bits, probes.values, first, strict=True)
         ],
     }
-    folder = run.folder / "predictor"
-    predictor.save(folder, {"subject": run.subject.fingerprint, "probes": fingerprint(sorted(probes.hashes))})
+    predictor.save(folder, identity)
     buffer = io.StringIO()
     sensitivity_table(run, predictor, probes).to_csv(buffer, index=False)
     write_atomically(folder / "sensitivity.csv", buffer.getvalue().encode())

@@ -54,34 +54,44 @@ class Additive:
         return self.intercept + errors @ self.slopes
 
 
-def fit_additive(errors: np.ndarray, target: np.ndarray, ridge: float) -> Additive:
+def anchor(errors: np.ndarray, target: np.ndarray) -> float | None:
+    """√d of full precision, where a probe measured it: the additive part then starts there instead of fitting where to start."""
+    whole = errors.sum(1) == 0
+    return float(target[whole].mean()) if whole.any() else None
+
+
+def fit_additive(errors: np.ndarray, target: np.ndarray, ridge: float, intercept: float | None = None) -> Additive:
     """Non-negative least squares, pulled towards one common slope: with more layers than probes most layers cannot be told apart.
 
     Residuals are relative to the target, so that good plans count as much as ruined ones.
 
     Args:
         errors: (probes, layers); target: √d, (probes,); ridge: strength of the pull.
+        intercept: c where it is known; fitted, and not negative, where None.
     """
+    free = 0.0 if intercept is not None else 1.0  # of the intercept's column
+    known = intercept or 0.0
     weight = 1 / np.maximum(target, 1e-6)
     weight = weight / weight.mean()
     scale = np.maximum(errors.max(0), 1e-12)
-    common = np.column_stack([errors.sum(1), np.ones(len(errors))])
-    slope, _ = nnls(common * weight[:, None], target * weight)
+    common = np.column_stack([errors.sum(1), np.full(len(errors), free)])
+    slope, _ = nnls(common * weight[:, None], (target - known) * weight)
     prior = slope[0] * scale
-    design = np.column_stack([errors / scale, np.ones(len(errors))]) * weight[:, None]
+    design = np.column_stack([errors / scale, np.full(len(errors), free)]) * weight[:, None]
     pull = np.sqrt(ridge) * np.eye(errors.shape[1], errors.shape[1] + 1)
-    solution, _ = nnls(np.vstack([design, pull]), np.concatenate([target * weight, np.sqrt(ridge) * prior]))
-    return Additive(float(solution[-1]), solution[:-1] / scale)
+    solution, _ = nnls(np.vstack([design, pull]), np.concatenate([(target - known) * weight, np.sqrt(ridge) * prior]))
+    return Additive(known + free * float(solution[-1]), solution[:-1] / scale)
 
 
 def choose_ridge(errors: np.ndarray, target: np.ndarray, seed: int) -> float:
     """The ridge with the least relative error on held-out fifths."""
     fold = np.random.default_rng(seed).permutation(len(target)) % 5
+    known = anchor(errors, target)
     losses = []
     for ridge in RIDGES:
         predicted = np.empty(len(target))
         for k in range(5):
-            predicted[fold == k] = fit_additive(errors[fold != k], target[fold != k], ridge)(errors[fold == k])
+            predicted[fold == k] = fit_additive(errors[fold != k], target[fold != k], ridge, known)(errors[fold == k])
         losses.append(np.mean(((predicted - target) / np.maximum(target, 1e-6)) ** 2))
     return RIDGES[int(np.argmin(losses))]
 
@@ -122,12 +132,12 @@ class Predictor:
     ) -> Predictor:
         """Fit to probes: errors and bits (probes, layers), values of the metric (probes,)."""
         target = transform(values)
-        ridge = choose_ridge(errors, target, seed)
+        ridge, known = choose_ridge(errors, target, seed), anchor(errors, target)
         members = []
         for member in range(n_members):
             # The first member sees every probe once, so that the ensemble of one is the plain fit.
             rows = np.arange(len(target)) if member == 0 else np.random.default_rng([seed, member]).integers(len(target), size=len(target))
-            additive = fit_additive(errors[rows], target[rows], ridge)
+            additive = fit_additive(errors[rows], target[rows], ridge, known)
             members.append((additive, fit_trees(bits[rows], target[rows], additive(errors[rows]), seed + member)))
         return cls(metric, layers, members, error_of)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from sedaq.aq.menu import Entry
 from sedaq.errors import InputError
 from sedaq.search import swaps
 from sedaq.search.evaluate import Evaluator
-from sedaq.search.exact import solve_exact
+from sedaq.search.exact import _silent_stdout, solve_exact
 from sedaq.search.problem import Problem, Unit, build_problem
 from sedaq.search.solvers import SOLVERS, solve
 from sedaq.search.uniform import uniform_choices
@@ -135,3 +136,10 @@ def test_above_64_units_swaps_take_the_place_of_optuna() -> None:
 def test_an_unknown_solver_is_named(subject, menu, predictor) -> None:
     with pytest.raises(InputError, match="solver 'greedy' is unknown; choose one of exact, optuna, auto"):
         solve(build_problem(subject, menu, predictor.additive_cost, bits=3), predictor, solver="greedy")
+
+
+def test_nothing_is_printed_by_the_solver(capfd: pytest.CaptureFixture[str]) -> None:
+    with _silent_stdout():
+        os.write(1, b"as HiGHS prints")
+    os.write(1, b"seen")
+    assert capfd.readouterr().out == "seen"
