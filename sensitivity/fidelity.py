@@ -113,7 +113,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Metric:
-    """A value, its standard error, and the metric on the even and on the odd images."""
+    """A value, its standard error, and the metric on the first and on the second half of the images."""
 
     value: float
     se: float
@@ -265,17 +265,24 @@ def inception_score(logits: Tensor) -> float:
     return (log_p.exp() * (log_p - marginal.log())).sum(dim=1).mean().exp().item()
 
 
+def _halves(n: int) -> tuple[slice, slice]:
+    """The first and the second half of n images. Conditions cycle over the images, so both hold all of them; even and odd images would not."""
+    return slice(0, n // 2), slice(n // 2, n)
+
+
 def _mean(values: Tensor) -> Metric:
+    first, second = _halves(len(values))
     return Metric(
-        values.mean().item(), (values.std() / len(values) ** 0.5).item(), (values[0::2].mean().item(), values[1::2].mean().item())
+        values.mean().item(), (values.std() / len(values) ** 0.5).item(), (values[first].mean().item(), values[second].mean().item())
     )
 
 
 def _frechet(features: Tensor, reference: Statistics, counts: Tensor) -> Metric:
     distance = _Resampled(features, reference)
-    even = torch.arange(len(features)).remainder(2).eq(0).double()
+    first = torch.zeros(len(features), dtype=torch.float64)
+    first[_halves(len(features))[0]] = 1
     spread = torch.tensor([distance(row) for row in counts], dtype=torch.float64).std().item()
-    return Metric(distance(torch.ones_like(even)), spread, (distance(even), distance(1 - even)))
+    return Metric(distance(torch.ones_like(first)), spread, (distance(first), distance(1 - first)))
 
 
 def _kernel(features: Tensor, reference: Tensor, seed: int) -> Metric:
@@ -284,13 +291,15 @@ def _kernel(features: Tensor, reference: Tensor, seed: int) -> Metric:
         return kernel_distance(part, reference, n_subsets=KID_SUBSETS, subset_size=size, seed=seed)
 
     value, se = distance(features)
-    return Metric(value, se, (distance(features[0::2])[0], distance(features[1::2])[0]))
+    first, second = _halves(len(features))
+    return Metric(value, se, (distance(features[first])[0], distance(features[second])[0]))
 
 
 def _score(logits: Tensor, counts: Tensor) -> Metric:
     logits = logits.cpu()
     drawn = [inception_score(logits.repeat_interleave(row.long(), dim=0)) for row in counts]
-    halves = inception_score(logits[0::2]), inception_score(logits[1::2])
+    first, second = _halves(len(logits))
+    halves = inception_score(logits[first]), inception_score(logits[second])
     return Metric(inception_score(logits), torch.tensor(drawn, dtype=torch.float64).std().item(), halves)
 
 
