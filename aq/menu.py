@@ -21,7 +21,12 @@ from ..models.subject import Subject
 from .formats import AS_IS, Format
 
 RATES = (1.5, 2.0, 3.0, 4.0)
-_STRUCTURES = {"": 0.0, "q": 0.01, "m": 0.03, "h": 0.1}  # what a structure costs, in code bits of equal error (ENCODER measurements)
+_STRUCTURES = {
+    "": 0.0,
+    "q": 0.01,
+    "m": 0.03,
+    "h": 0.1,
+}  # what a structure costs, in code bits of equal error (docs/experiments.md, the encoder)
 _CODE_BITS = range(3, 9)
 _GROUP_SIZES = range(2, 9)
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]

@@ -33,7 +33,7 @@ from .replay import Call, ReplayBuffer, _first_tensor
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How to tune. The defaults were chosen on mnist-dit at 2 bits (docs/experiments.md)."""
+    """How to tune. The learning rate was chosen among three on mnist-dit at 2 bits (docs/experiments.md); the rest is not tuned yet."""
 
     steps: int = 300
     batch_size: int = 64

@@ -26,7 +26,7 @@ class Kernel:
 
 
 def _lookup_cost(tokens: int, matrix: CodedMatrix) -> float:
-    # A gather of one float in torch takes about as long as 40 multiply-adds inside a matrix product (measured by `sedaq bench kernels`).
+    # Counts a gather of one float in torch as 40 multiply-adds inside a matrix product: a guess, to be replaced by a fitted cost model.
     n_tables = matrix.codes.shape[1] * matrix.codes.shape[2]
     return tokens * n_tables * (matrix.codebooks.shape[1] * matrix.codebooks.shape[2] + 40.0 * matrix.n_out)
 
