@@ -4,7 +4,8 @@
 
 d is the metric (the Fréchet distance by default) and e_l the layer's relative output error under its Hessian, from the encoding store. The
 root was best of d, √d, d^¼ and log d on the first probes and a little behind the logarithm on later ones (docs/experiments.md); it is kept
-because its terms add up to a distance. The additive part comes first and carries; xgboost starts from it (base_margin). Members of the ensemble see bootstrap samples of the probes; their spread is the uncertainty.
+because its terms add up to a distance. The additive part comes first and carries; xgboost starts from it (base_margin). Members of the
+ensemble see bootstrap samples of the probes; their spread is the uncertainty.
 Deviates from Qua²SeDiMo, whose predictor is a graph network over a hand-drawn graph.
 """
 
