@@ -17,7 +17,8 @@ from ..models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ..models.subject import Subject
 from ..storage import SCHEMA
 from .encoding import Encoding
-from .plan import SAFETENSORS_METADATA, Plan
+from .formats import BOOK_TENSORS
+from .plan import SAFETENSORS_METADATA, Plan, book_holders
 from .store import EncodingStore
 from .tuning import Tuned, TuneSettings, tune
 
@@ -98,8 +99,16 @@ def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
         if name.rpartition(".")[0] in names and name.endswith(".weight"):
             continue
         state[name] = tuned.others.get(name, tensor).detach().cpu().to(subject.tensor_specs[name][0]).contiguous()
+    holders = book_holders({name: encoding.format for name, encoding in tuned.encodings.items()})
     for layer, encoding in tuned.encodings.items():
-        state.update({f"{layer}.{name}": tensor for name, tensor in encoding.tensors.items()})
+        holder = holders.get(layer, layer)
+        for name, tensor in encoding.tensors.items():
+            if name not in BOOK_TENSORS or holder == layer:
+                state[f"{layer}.{name}"] = tensor
+            elif not tensor.equal(tuned.encodings[holder].tensors[name]):
+                raise InputError(
+                    f"layer {layer}: its {name} are not those of {holder}, with which it shares them; encode both from one book"
+                )
     return state
 
 

@@ -1,45 +1,62 @@
 """The encoder: codes, codebooks and scales that minimise the error of a layer's output.
 
-Minimises tr((Ŵ − W) H (Ŵ − W)ᵀ) with Ŵ[r, group j] = scale[r] · Σ_m c_m[code[r, j, m]], as AQLM (Egiazarian et al. 2024, eq. 2) does, by
-rounds of three exact or locally exact steps:
-  codes      one sweep over the groups; all codes of a group are chosen together by beam search given all other groups. The product
-             (Ŵ − W)H is carried along and updated by the change, so the matrix is never de-quantized.
-  codebooks  least squares under the full H by conjugate gradients, where AQLM takes 100 Adam steps.
-  scales     closed form for each row.
-Mirrored and hierarchical codebooks are linear in their stored vectors, so one code serves all structures.
+Minimises tr((Ŵ − W) H (Ŵ − W)ᵀ) with Ŵ[r, group j] = scale[r] · Σ_m c_m[code[r, j, m]], as AQLM (Egiazarian et al. 2024, eq. 2) does:
+  start      k-means in the metric of H's blocks (kmeans.py)
+  rounds     codebooks by least squares (least_squares.py), scales in closed form, codes anew with error feedback, then once more group by
+             group given all others (beam.py)
+  end        codebooks and scales are rounded to what is stored, and codes chosen a last time under those
+Codebooks are few numbers, so they are fitted on as many rows as they need; the other rows are coded at the end.
 
-Shapes: S conv groups (1 for most layers), R = out / S rows each, n coded columns (padded), g = n / G. W (S, R, n), codes (S, R, G, M).
+Shapes: S conv groups (1 for most layers), R = out / S rows each, n coded columns (padded), G = n / g. W (S, R, n), codes (S, R, G, M).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..errors import InputError
 from ..models.hessian import Hessian
-from .encoding import INT8_ZERO, Encoding, column_order, stored_codebooks
+from . import beam
+from .beam import Beam
+from .encoding import INT8_ZERO, Encoding, column_order, expanded_codebooks, stored_codebooks
 from .formats import Format
 from .kmeans import residual_kmeans
+from .least_squares import fit_codebooks
+from .parallel import one_thread_an_operation, parallel_map
+from .part import Part
 
-DAMPING = 1e-3  # of H's mean diagonal, so that inputs that are always zero still pull their weights towards the truth
+DAMPING = 1e-4  # of H's mean diagonal, so that inputs that are always zero still pull their weights towards the truth
 
 
 @dataclass(frozen=True)
 class Effort:
+    """How hard to try; the beam is that of formats with several codebooks, and of those with one."""
+
     rounds: int
-    beam: int
+    kmeans_iterations: int
+    vectors_per_entry: int  # of the rows that codebooks are fitted on
+    several: Beam
+    one: Beam
     seconds: float = math.inf  # no new round begins after them
 
+    def beam(self, format: Format) -> Beam:
+        return self.one if format.n_codebooks == 1 else self.several
 
-EFFORTS = {"fast": Effort(rounds=3, beam=4), "full": Effort(rounds=12, beam=8)}
+
+EFFORTS = {
+    "draft": Effort(0, 6, 48, Beam(4, 1), Beam(1, 1)),  # to choose among formats
+    "fast": Effort(2, 12, 96, Beam(8, 1), Beam(1, 2)),
+    "full": Effort(12, 40, 1024, Beam(16, 1), Beam(1, 4)),
+}
 
 
 def parse_effort(text: str) -> Effort:
-    """ "fast", "full" or a number of seconds a layer."""
+    """ "draft", "fast", "full" or a number of seconds a layer."""
     if text in EFFORTS:
         return EFFORTS[text]
     try:
@@ -47,8 +64,8 @@ def parse_effort(text: str) -> Effort:
     except ValueError:
         seconds = math.nan
     if not seconds > 0:
-        raise InputError(f"--effort {text!r}: use fast, full or a number of seconds a layer above zero")
-    return Effort(rounds=1000, beam=8, seconds=seconds)
+        raise InputError(f"--effort {text!r}: use draft, fast, full or a number of seconds a layer above zero")
+    return replace(EFFORTS["full"], rounds=1000, seconds=seconds)
 
 
 def encode(
@@ -59,6 +76,7 @@ def encode(
     effort: str = "fast",
     seed: int = 0,
     groups: int = 1,
+    book: Mapping[str, torch.Tensor] | None = None,
     provenance: dict[str, str | int | float] | None = None,
 ) -> Encoding:
     """Encode one weight.
@@ -66,12 +84,13 @@ def encode(
     Args:
         weight: (out, in / groups, *taps).
         hessian: second moment of the inputs, a matrix (in, in) in the order of weight.flatten(1), or one per conv group; identity if None.
-        effort: "fast", "full" or seconds; the last does not repeat bit by bit.
+        effort: "draft", "fast", "full" or seconds; the last does not repeat bit by bit.
         groups: of a grouped convolution.
+        book: codebooks as they are stored, of a format that shares them; `fit_book` makes them.
 
     Raises:
-        InputError: for NaN or infinity, a Hessian of another size, or a format that the shape can't have or that
-            shares codebooks.
+        InputError: for NaN or infinity, a Hessian of another size or not positive semi-definite, a format that the shape can't have, or
+            one that shares codebooks where none are given.
 
     >>> encoding = encode(torch.randn(32, 24), Format.parse("1x4g4"))
     >>> encoding.dequantize().shape, encoding.size_bytes
@@ -82,7 +101,7 @@ def encode(
     if not torch.isfinite(weight).all():
         raise InputError(f"a weight of shape {shape} holds NaN or infinity; repair the model")
     n_in = math.prod(shape[1:])
-    if format.book:
+    if format.book and book is None:
         raise InputError(
             f"format {format} shares the codebooks {format.book!r} among layers, one weight alone cannot have it; use {str(format).partition('@')[0]}"
         )
@@ -96,7 +115,7 @@ def encode(
         encoding = _round_to_int8(matrix, shape)
     else:
         format.tensor_specs(shape)  # refuses a format that does not fit
-        encoding = _encode_additive(matrix, format, shape, hessian, parse_effort(effort), seed)
+        encoding = _encode_additive(matrix, format, shape, hessian, parse_effort(effort), seed, book)
     error = relative_error(weight, encoding.dequantize(), hessian, groups)
     provenance["seconds"] = round(time.perf_counter() - start, 3)
     return Encoding(format, shape, encoding.tensors, error, provenance)
@@ -116,7 +135,7 @@ def _checked_hessian(hessian: Hessian | torch.Tensor | None, n_in: int, groups: 
         )
     if not all(torch.isfinite(block).all() for block in hessian.blocks):
         raise InputError("the Hessian holds NaN or infinity; calibrate again")
-    return Hessian(tuple(block.float() for block in hessian.blocks))
+    return Hessian(tuple(block.float().expand(groups, -1, -1) for block in hessian.blocks))
 
 
 def relative_error(weight: torch.Tensor, approximation: torch.Tensor, hessian: Hessian, groups: int = 1) -> float:
@@ -137,182 +156,156 @@ def _round_to_int8(matrix: torch.Tensor, shape: tuple[int, ...]) -> Encoding:
     return Encoding(Format("int8"), shape, {"codes": codes.cpu(), "scales": scales.cpu()}, math.nan)
 
 
-def _encode_additive(matrix: torch.Tensor, format: Format, shape: tuple[int, ...], hessian: Hessian, effort: Effort, seed: int) -> Encoding:
+def _encode_additive(
+    matrix: torch.Tensor,
+    format: Format,
+    shape: tuple[int, ...],
+    hessian: Hessian,
+    effort: Effort,
+    seed: int,
+    book: Mapping[str, torch.Tensor] | None,
+) -> Encoding:
     start = time.perf_counter()
+    rng = torch.Generator().manual_seed(seed)
+    with one_thread_an_operation():
+        parts, rows = _parts(matrix, format, shape, hessian, rng)
+        tensors = dict(book) if book is not None else stored_codebooks(format, _fit([parts], format, effort, rng, start))
+        codebooks = expanded_codebooks(format, tensors).to(matrix.device)
+        _finish(parts, codebooks, effort.beam(format))
+    return _encoding(parts, rows, format, shape, tensors)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A layer that shares codebooks."""
+
+    weight: torch.Tensor  # (out, in / groups, *taps)
+    hessian: Hessian
+    groups: int = 1
+
+
+def fit_book(members: Sequence[Member], format: Format, *, effort: str = "fast", seed: int = 0) -> dict[str, torch.Tensor]:
+    """Codebooks for several layers together, as they are stored; `encode` takes them.
+
+    Every layer counts by its relative error, and is seen through as many rows as its share of the codebooks' needs.
+    """
+    start = time.perf_counter()
+    rng = torch.Generator().manual_seed(seed)
+    layers = []
+    with one_thread_an_operation():
+        for member in members:
+            shape = tuple(member.weight.shape)
+            matrix = member.weight.detach().float().reshape(member.groups, -1, math.prod(shape[1:]))
+            signal = (member.hessian.times(matrix) * matrix).sum(dtype=torch.float64).item()
+            energy = member.hessian.diagonal.mean().item() * matrix.numel()
+            if signal > 0:
+                matrix = matrix * math.sqrt(energy / signal)  # the prepared H is in units of its mean
+                layers.append(_parts(matrix, format, shape, member.hessian, rng)[0])
+        if not layers:
+            raise InputError(f"the layers that share {format.book!r} hold nothing but zeros; leave them as they are")
+        return stored_codebooks(format, _fit(layers, format, parse_effort(effort), rng, start))
+
+
+def _parts(
+    matrix: torch.Tensor, format: Format, shape: tuple[int, ...], hessian: Hessian, rng: torch.Generator
+) -> tuple[list[Part], torch.Tensor]:
+    """The weight's rows in random order, cut into parts, and which row of the weight each is."""
     order = column_order(format, shape)
     n_padded = format.n_groups(shape) * format.group_size
-    w = matrix if order is None else matrix[:, :, order]
+    w = matrix if order is None else matrix[:, :, order.to(matrix.device)]
     w = torch.nn.functional.pad(w, (0, n_padded - w.shape[2]))
-    state = _State(w, hessian.prepared(order, n_padded, DAMPING), format, seed)
-    best, best_error = state.snapshot(), state.error()
+    prepared = hessian.prepared(order, n_padded, DAMPING)
+    factor = prepared.factor()
+    n_groups, n_rows = w.shape[:2]
+    rows = torch.arange(n_groups * n_rows).view(n_groups, n_rows)
+    if n_groups == 1:
+        shuffled = torch.randperm(n_rows, generator=rng)
+        pieces = [piece.unsqueeze(0) for piece in shuffled.tensor_split(_n_parts(n_rows, w.device))]
+        return [Part(w[:, piece[0].to(w.device)], prepared, factor) for piece in pieces], torch.cat(pieces, 1).reshape(-1)
+    shuffled = torch.randperm(n_groups, generator=rng)
+    pieces = [rows[piece] for piece in shuffled.tensor_split(min(n_groups, _n_parts(n_groups * n_rows, w.device)))]
+    parts = []
+    for piece in pieces:
+        chosen = (piece[:, 0] // n_rows).to(w.device)
+        parts.append(Part(w[chosen], prepared.of_groups(chosen), factor.of_groups(chosen)))
+    return parts, torch.cat([piece.reshape(-1) for piece in pieces])
+
+
+def _n_parts(n_rows: int, device: torch.device) -> int:
+    """By the number of rows alone, so that results don't depend on the number of threads; even, for machines have an even number."""
+    if device.type != "cpu" or n_rows <= 160:
+        return math.ceil(n_rows / 16384)
+    return 2 * math.ceil(n_rows / 512)
+
+
+def _fit(layers: Sequence[list[Part]], format: Format, effort: Effort, rng: torch.Generator, start: float) -> torch.Tensor:
+    """Stored vectors (M, stored, g) for all layers; the parts that they were fitted on have codes and scales afterwards."""
+    wanted = effort.vectors_per_entry * format.n_entries / len(layers)
+    parts = [part for layer in layers for part in _enough(layer, wanted * format.group_size)]
+    n_vectors = 64 * format.n_entries * (4 if effort.rounds > 4 else 1)
+    stored = residual_kmeans(parts, format, effort.kmeans_iterations, max(32768, n_vectors), rng)
+    expansion = format.expansion.to(stored.device)
+    kept = effort.beam(format)
+    parallel_map(lambda part: _choose(part, expansion @ stored, kept), parts)
+    best_error, best = math.inf, (stored, [(part.codes, part.scales) for part in parts])
     for _ in range(effort.rounds):
-        state.update_codebooks()
-        state.update_scales()
-        state.sweep(effort.beam)
-        error = state.error()
-        converged = error > best_error * 0.998
-        if error < best_error:
-            best, best_error = state.snapshot(), error
-        if converged or time.perf_counter() - start > effort.seconds:
+        stored = fit_codebooks(parts, stored, format)
+        books = expansion @ stored
+        error = sum(parallel_map(lambda part: _round(part, books, kept), parts))  # noqa: B023 (used at once)
+        gain = 1 - error / best_error
+        if gain > 0:
+            best_error, best = error, (stored, [(part.codes, part.scales) for part in parts])
+        if gain < 1e-3 or time.perf_counter() - start > effort.seconds:
             break
-    state.restore(best)
-    state.update_codebooks()
-    # The last steps see the codebooks and scales as they will be stored.
-    state.round_codebooks()
-    state.update_scales()
-    state.scales = state.scales.half().float()
-    state.sweep(effort.beam)
-    codes = state.codes.reshape(shape[0], -1, format.n_codebooks)
-    return Encoding.of_codes(format, shape, codes, stored_codebooks(format, state.stored), state.scales.reshape(-1))
+    stored, states = best
+    for part, (codes, scales) in zip(parts, states, strict=True):
+        part.codes, part.scales = codes, scales
+    return fit_codebooks(parts, stored, format)
 
 
-class _State:
-    """Codes, codebooks and scales in the making, and the products that the steps share."""
-
-    def __init__(self, w: torch.Tensor, hessian: Hessian, format: Format, seed: int) -> None:
-        self.w, self.hessian, self.format = w, hessian, format
-        self.wh = hessian.times(w)
-        self.groups, self.rows, self.columns = w.shape
-        self.expansion = format.expansion.to(w.device)
-        # Zero rows keep scale zero and are exact; codebooks work on rows of unit mean square.
-        norms = w.square().mean(2).sqrt()
-        self.scales = norms
-        unit = w / torch.where(norms > 0, norms, 1.0).unsqueeze(2)
-        rng = torch.Generator().manual_seed(seed)
-        self.stored, self.codes = residual_kmeans(unit, hessian.diagonal, format, rng)
-
-    # -- what the steps share --------------------------------------------------------------------------------------------------------
-
-    @property
-    def codebooks(self) -> torch.Tensor:
-        """(M, K, g)"""
-        return self.expansion @ self.stored
-
-    def words(self, stored: torch.Tensor) -> torch.Tensor:
-        """Unscaled sums of codewords, (S, R, n)."""
-        books = self.expansion @ stored
-        total = sum(books[m][self.codes[..., m]] for m in range(self.format.n_codebooks))
-        return total.reshape(self.w.shape)  # type: ignore[union-attr]
-
-    def error(self) -> float:
-        """The objective, tr((Ŵ − W) H (Ŵ − W)ᵀ)."""
-        difference = self.words(self.stored) * self.scales.unsqueeze(2) - self.w
-        return (self.hessian.times(difference) * difference).sum(dtype=torch.float64).item()
-
-    def snapshot(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.stored.clone(), self.codes.clone(), self.scales.clone()
-
-    def restore(self, snapshot: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-        self.stored, self.codes, self.scales = (part.clone() for part in snapshot)
-
-    # -- scales ----------------------------------------------------------------------------------------------------------------------
-
-    def update_scales(self) -> None:
-        """scale = (w H uᵀ) / (u H uᵀ) for each row, u its unscaled codewords."""
-        u = self.words(self.stored)
-        energy = (self.hessian.times(u) * u).sum(2)
-        exact = (self.wh * u).sum(2) / torch.where(energy > 0, energy, 1.0)
-        self.scales = torch.where((energy > 0) & (self.scales != 0), exact, self.scales)
-
-    # -- codebooks -------------------------------------------------------------------------------------------------------------------
-
-    def _sum_by_code(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum (S, R, n) over the places of each codeword: (M, K, g)."""
-        groups = values.reshape(-1, self.format.group_size)
-        codes = self.codes.reshape(-1, self.format.n_codebooks)
-        books = groups.new_zeros(self.format.n_codebooks, self.format.n_entries, self.format.group_size)
-        for m in range(self.format.n_codebooks):
-            books[m].index_add_(0, codes[:, m], groups)
-        return books
-
-    def update_codebooks(self, iterations: int = 24) -> None:
-        """Least squares in the stored vectors by conjugate gradients, preconditioned by how much weight each vector carries."""
-        scales = self.scales.unsqueeze(2)
-        adjoint = self.expansion.T
-        diagonal = adjoint.square() @ self._sum_by_code(self.hessian.diagonal.unsqueeze(1) * scales**2)
-        ridge = 1e-6 * diagonal.mean()
-        precondition = 1 / (diagonal + ridge).clamp(min=1e-30)
-
-        def normal(x: torch.Tensor) -> torch.Tensor:
-            return adjoint @ self._sum_by_code(self.hessian.times(self.words(x) * scales) * scales) + ridge * x
-
-        x = self.stored
-        residual = adjoint @ self._sum_by_code(self.wh * scales) + ridge * x - normal(x)
-        z = precondition * residual
-        direction, rz = z, (residual * z).sum(dtype=torch.float64)
-        first = rz
-        for _ in range(iterations):
-            if not rz > 1e-6 * first:
-                break
-            image = normal(direction)
-            step = (rz / (direction * image).sum(dtype=torch.float64).clamp(min=1e-300)).float()
-            x = x + step * direction
-            residual = residual - step * image
-            z = precondition * residual
-            rz, previous = (residual * z).sum(dtype=torch.float64), rz
-            direction = z + (rz / previous).float() * direction
-        self.stored = x
-
-    def round_codebooks(self) -> None:
-        """Replace the codebooks by what the format will store."""
-        tensors = stored_codebooks(self.format, self.stored)
-        stored = tensors["codebooks"].float()
-        self.stored = stored * tensors["codebook_scales"].float().reshape(-1, 1, 1) if self.format.int8_codebooks else stored
-
-    # -- codes -----------------------------------------------------------------------------------------------------------------------
-
-    def sweep(self, beam: int) -> None:
-        """Choose every group's codes anew, in order, given all others."""
-        g = self.format.group_size
-        books = self.codebooks
-        scales = self.scales.unsqueeze(2)
-        # product = (Ŵ − W) H, kept exact by adding each change times the group's rows of H
-        product = self.hessian.times(self.words(self.stored) * scales) - self.wh
-        for j in range(self.columns // g):
-            columns = slice(j * g, (j + 1) * g)
-            rows = self.hessian.rows(columns.start, columns.stop)
-            block = rows[:, :, columns]
-            old = sum(books[m][self.codes[:, :, j, m]] for m in range(self.format.n_codebooks))
-            linear = product[:, :, columns] - (old * scales) @ block
-            codes, new = best_codes(linear, block, scales, books, beam)
-            # Where beam search missed the optimum, what was there may be better.
-            better = _energy(new * scales, linear, block) < _energy(old * scales, linear, block)  # type: ignore[operator]
-            self.codes[:, :, j] = torch.where(better.unsqueeze(2), codes, self.codes[:, :, j])
-            change = torch.where(better.unsqueeze(2), new - old, 0.0) * scales
-            product = product + change @ rows
+def _enough(parts: list[Part], n_weights: float) -> list[Part]:
+    """The first parts that hold as many weights; two at least, if there are two."""
+    held, chosen = 0, []
+    for part in parts:
+        if held >= n_weights and len(chosen) >= 2:
+            break
+        held += part.w.numel()
+        chosen.append(part)
+    return chosen
 
 
-def _energy(x: torch.Tensor, linear: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-    """2 x·linear + x block xᵀ for (S, R, g) → (S, R)."""
-    return ((2 * linear + x @ block) * x).sum(2)
+def _choose(part: Part, books: torch.Tensor, kept: Beam) -> None:
+    part.codes, _ = beam.encode(part.w, part.scales, part.factor, books, kept)
 
 
-def best_codes(
-    linear: torch.Tensor, block: torch.Tensor, scales: torch.Tensor, books: torch.Tensor, beam: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Beam search over the M codebooks of one group; exact for M = 1.
+def _round(part: Part, books: torch.Tensor, kept: Beam) -> float:
+    part.update_scales(books)
+    _choose(part, books, kept)
+    part.codes, _ = beam.improve(part.w, part.scales, part.hessian, books, part.codes, kept.within)
+    return part.error(books)
 
-    Minimises 2 s u·linear + s² u block uᵀ over u = Σ_m c_m.
 
-    Args:
-        linear: (S, R, g); block: (S, g, g); scales: (S, R, 1); books: (M, K, g).
+def _finish(parts: Sequence[Part], books: torch.Tensor, kept: Beam) -> None:
+    """Codes and scales of every part under codebooks as they are stored, scales rounded too."""
+    fitted = [part for part in parts if part.has_codes]
+    ratio = sum(float((part.scales / part.root_mean_square.clamp(min=1e-30)).mean()) for part in fitted) / max(1, len(fitted)) or 1.0
 
-    Returns:
-        codes (S, R, M) and their sums u (S, R, g).
-    """
-    groups, rows, g = linear.shape
-    n_entries = books.shape[1]
-    partial = linear.new_zeros(groups, rows, 1, g)  # sums of the hypotheses
-    energy = linear.new_zeros(groups, rows, 1)
-    codes = torch.zeros(groups, rows, 1, 0, dtype=torch.long, device=linear.device)
-    s = scales.unsqueeze(2)
-    for m, book in enumerate(books):
-        quadratic = ((book @ block) * book).sum(2)  # (S, K)
-        gradient = linear.unsqueeze(2) + s * (partial @ block.unsqueeze(1))  # (S, R, hypotheses, g)
-        candidates = (energy.unsqueeze(3) + 2 * s * (gradient @ book.T) + s**2 * quadratic[:, None, None, :]).flatten(2)
-        n_kept = 1 if m == len(books) - 1 else min(beam, candidates.shape[2])
-        energy, index = candidates.topk(n_kept, dim=2, largest=False) if n_kept > 1 else candidates.min(2, keepdim=True)
-        parent, entry = index // n_entries, index % n_entries
-        partial = partial.gather(2, parent.unsqueeze(3).expand(-1, -1, -1, g)) + book[entry]
-        codes = torch.cat([codes.gather(2, parent.unsqueeze(3).expand(-1, -1, -1, codes.shape[3])), entry.unsqueeze(3)], 3)
-    return codes.squeeze(2), partial.squeeze(2)
+    def finish(part: Part) -> None:
+        if not part.has_codes:
+            part.scales = part.root_mean_square * ratio
+            _choose(part, books, kept)
+            _round(part, books, kept)
+        part.update_scales(books)
+        part.scales = part.scales.half().float()
+        part.codes, _ = beam.improve(part.w, part.scales, part.hessian, books, part.codes, kept.within)
+
+    parallel_map(finish, parts)
+
+
+def _encoding(
+    parts: Sequence[Part], rows: torch.Tensor, format: Format, shape: tuple[int, ...], tensors: dict[str, torch.Tensor]
+) -> Encoding:
+    codes = torch.cat([part.codes.flatten(0, 1) for part in parts]).cpu()
+    scales = torch.cat([part.scales.reshape(-1) for part in parts]).cpu()
+    back = rows.argsort()
+    return Encoding.of_codes(format, shape, codes[back], tensors, scales[back])

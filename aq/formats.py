@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -117,6 +117,11 @@ class Format:
             specs["codebook_scales"] = (torch.float16, (self.n_codebooks,))
         return specs
 
+    @property
+    def own_format(self) -> Format:
+        """The same with codebooks of the layer's own."""
+        return replace(self, book="")
+
     def size_bytes(self, shape: tuple[int, ...], stored: torch.dtype = torch.float16) -> int:
         """Bytes of the weight as stored, an own codebook counted even where it is shared."""
         return sum(dtype.itemsize * math.prod(size) for dtype, size in self.tensor_specs(shape, stored).values())
@@ -125,6 +130,8 @@ class Format:
         """Total bits: codes, codebooks and scales over the number of weights."""
         return 8 * self.size_bytes(shape, stored) / math.prod(shape)
 
+
+BOOK_TENSORS = ("codebooks", "codebook_scales")  # the stored tensors that layers can share
 
 AS_IS = Format("asis")
 INT8 = Format("int8")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..models.subject import Subject
 from .formats import AS_IS
-from .menu import menus
+from .menu import ruled_menus
 from .plan import Plan, file_bytes, weight_bits
 
 
@@ -19,7 +19,7 @@ def inspect(subject: Subject, plan: Plan | None = None) -> dict[str, Any]:
     """
     if plan is not None:
         plan.validate(subject)
-    menu = menus(subject)
+    menu = ruled_menus(subject)
     as_is = {layer.name: AS_IS for layer in subject.layers}
     layers: list[dict[str, Any]] = []
     for layer in subject.layers:

@@ -17,8 +17,9 @@ from torch import nn
 from ..errors import InputError
 from ..storage import SCHEMA
 from .encoding import Encoding
-from .formats import Format
+from .formats import BOOK_TENSORS, Format
 from .layers import coded_module, set_module
+from .plan import book_holders
 
 
 class _Method(StrEnum):
@@ -52,6 +53,7 @@ class SedaqQuantizer(DiffusersQuantizer):
     quantization_config: SedaqConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        holders = self._holders
         for path, text in self.quantization_config.layers.items():
             try:
                 module = model.get_submodule(path)
@@ -63,9 +65,21 @@ class SedaqQuantizer(DiffusersQuantizer):
             shape = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
             tensors = {name: torch.empty(size, dtype=dtype, device="meta") for name, (dtype, size) in format.tensor_specs(shape).items()}
             kind = "linear" if len(shape) == 2 else f"conv{len(shape) - 2}d"
-            set_module(model, path, coded_module(module, kind, Encoding(format, shape, tensors, 0.0)))
+            coded = coded_module(module, kind, Encoding(format, shape, tensors, 0.0))
+            if holders.get(path, path) != path:
+                coded.borrow_book({name: tensors[name] for name in BOOK_TENSORS if name in tensors})
+            set_module(model, path, coded)
+
+    @property
+    def _holders(self) -> dict[str, str]:
+        return book_holders({path: Format.parse(text) for path, text in self.quantization_config.layers.items()})
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        for path, holder in self._holders.items():
+            if path != holder:
+                held = dict(model.get_submodule(holder).named_buffers(recurse=False))
+                coded: Any = model.get_submodule(path)
+                coded.borrow_book({name: held[name] for name in BOOK_TENSORS if name in held})
         for name, buffer in model.named_buffers():
             if buffer.is_meta:
                 raise InputError(

@@ -40,6 +40,12 @@ class _Coded(nn.Module):
             self.register_buffer(name, tensor)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
+    def borrow_book(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Use codebooks that another layer holds: they are not in this layer's state."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self._matrix = None
+
     @property
     def stored(self) -> dict[str, torch.Tensor]:
         """The stored tensors, by name."""
@@ -64,7 +70,7 @@ class _Coded(nn.Module):
         for name, tensor in before.items():
             moved = self.get_buffer(name)
             if moved.dtype != tensor.dtype:
-                self.register_buffer(name, tensor.to(moved.device))
+                self.register_buffer(name, tensor.to(moved.device), persistent=name not in self._non_persistent_buffers_set)
         self._matrix = None
         return self
 
@@ -178,13 +184,14 @@ _DENSE = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
-def coded_module(module: nn.Module, kind: str, encoding: Encoding) -> nn.Module:
+def coded_module(module: nn.Module, kind: str, encoding: Encoding) -> _Coded:
     """The coded twin of a Linear or Conv module, its bias and geometry kept."""
     bias: Any = module.bias
     if kind == "linear":
         return AQLinear(encoding, bias)
     geometry: dict[str, Any] = {name: getattr(module, name) for name in _GEOMETRY}
-    return _CLASSES[kind](encoding, bias, **geometry)
+    convolution: _AQConv = _CLASSES[kind](encoding, bias, **geometry)
+    return convolution
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module) -> None:

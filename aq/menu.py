@@ -1,9 +1,8 @@
 """What each layer can choose from, and what each choice weighs.
 
-For every rate (total bits per weight) the menu of a layer holds one format whose total is within the rate, and the weight as it is. Small
-layers cannot pay for large codebooks, so the format depends on the shape: it is the one with the most code bits per weight, since on
-heavy-tailed, correlated layers short groups with one book beat long groups at equal total bytes (docs/experiments.md); ties go to the
-shorter group, then to the freer codebook.
+For every rate (total bits per weight) the menu of a layer holds one format whose total is within the rate, then 8-bit integers and the
+weight as it is. Small layers cannot pay for large codebooks, correlated inputs want short groups and the taps of a convolution may belong
+together or not, so the best format is a matter of the layer: `candidates` gives a short list by a rule, and menu_choice.py measures it.
 """
 
 from __future__ import annotations
@@ -11,60 +10,128 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..models.layers import Layer
 from ..models.subject import Subject
-from .formats import AS_IS, Format
+from .formats import AS_IS, BOOK_TENSORS, INT8, Format
 
-RATES = (1.5, 2.0, 3.0, 4.0)
-_STRUCTURES = {
-    "": 0.0,
-    "q": 0.01,
-    "m": 0.03,
-    "h": 0.1,
-}  # what a structure costs, in code bits of equal error (docs/experiments.md, the encoder)
-_CODE_BITS = range(3, 9)
-_GROUP_SIZES = range(2, 9)
+RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+_GROUP_SIZES = range(2, 33)
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
+
+# By how many bits per weight a kind of format beats scalars at equal code bits: free, mirrored and hierarchical codebooks. From
+# benchmarks/format_gains.py, on a layer of 256×384; 4x7 and 4x8 by their neighbours. It decides only what is measured. Codes of more bits
+# gain more, but their tables cost kernels and encoder too much.
+_GAINS: dict[tuple[int, int], tuple[float, float, float]] = {
+    (1, 3): (-0.02, -0.04, 0.0),
+    (1, 4): (0.02, 0.03, 0.0),
+    (1, 5): (0.06, 0.07, 0.0),
+    (1, 6): (0.10, 0.10, 0.02),
+    (1, 7): (0.13, 0.13, 0.0),
+    (1, 8): (0.19, 0.17, 0.08),
+    (1, 9): (0.26, 0.21, 0.0),
+    (2, 4): (0.07, 0.05, 0.0),
+    (2, 5): (0.11, 0.10, 0.0),
+    (2, 6): (0.16, 0.13, 0.09),
+    (2, 7): (0.23, 0.19, 0.0),
+    (2, 8): (0.33, 0.26, 0.16),
+    (3, 4): (0.10, 0.10, 0.0),
+    (3, 5): (0.16, 0.14, 0.0),
+    (3, 6): (0.24, 0.20, 0.13),
+    (3, 7): (0.33, 0.26, 0.0),
+    (3, 8): (0.48, 0.35, 0.18),
+    (4, 4): (0.14, 0.13, 0.0),
+    (4, 5): (0.21, 0.17, 0.0),
+    (4, 6): (0.28, 0.22, 0.14),
+    (4, 7): (0.37, 0.27, 0.0),
+    (4, 8): (0.50, 0.36, 0.19),
+}
+_INT8_BOOK_LOSS = 0.005
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One format on a layer's menu."""
+    """One format on a layer's menu. Bytes of codebooks that are shared are not in it but in `book_bytes`, for they count once."""
 
-    rate: float  # its place in the order of the menu: 1.5, 2, 3, 4; the stored bits of a weight left as it is
+    rate: float  # its place in the order of the menu: 1.5, 2, …, 4; 8 for int8; the stored bits of a weight left as it is
     format: Format
     size_bytes: int  # of the weight as stored, which bits_per_weight counts
     file_bytes: int  # what it adds to the safetensors file at most: size_bytes, and entries in the header
+    book_bytes: int = 0  # of the shared codebooks
+    book_file_bytes: int = 0
+
+    @property
+    def book(self) -> str:
+        """What shared codebooks go by: layers with an equal one share them."""
+        return str(self.format) if self.format.book else ""
+
+
+def _gain(format: Format) -> float:
+    return _GAINS[format.n_codebooks, format.code_bits]["_mh".index(format.structure or "_")] - _INT8_BOOK_LOSS * format.int8_codebooks
 
 
 @functools.cache
-def _candidates() -> tuple[Format, ...]:
-    formats = []
-    for bits in _CODE_BITS:
-        for group in _GROUP_SIZES:
-            for structure in _STRUCTURES:
-                if structure != "h" or bits % 2 == 0:
-                    formats.append(Format.parse(f"1x{bits}g{group}{structure}"))
-    return tuple(formats)
+def _kinds(taps: int) -> tuple[Format, ...]:
+    """Every kind of format, with a group size of 2; for convolutions over channels and over taps."""
+    kinds = []
+    for m, b in _GAINS:
+        for structure in ("", "m", "h"):
+            if structure != "h" or (b % 2 == 0 and b > 4):
+                for grouping in ("c", "t") if taps > 1 else ("",):
+                    kinds += [Format("additive", m, b, 2, structure, grouping, int8) for int8 in (False, True)]
+    return tuple(kinds)
 
 
-def _merit(format: Format) -> tuple[float, int]:
-    structure = format.structure or "q" * format.int8_codebooks
-    return format.code_bits / format.group_size - _STRUCTURES[structure], -format.group_size
+def _longest_code(kind: Format, rate: float, shapes: Sequence[tuple[int, ...]]) -> Format | None:
+    """The kind with the shortest groups that fit into the rate for layers of these shapes together, which share its codebooks."""
+    taps = math.prod(shapes[0][2:])
+    budget = rate * sum(math.prod(shape) for shape in shapes)
+    code = kind.n_codebooks * kind.code_bits
+    for g in [taps] if kind.grouping == "t" else _GROUP_SIZES:
+        book = kind.n_codebooks * (g * kind.n_stored_entries * (8 if kind.int8_codebooks else 16) + 16 * kind.int8_codebooks)
+        rows = sum(8 * math.ceil(shape[0] * math.ceil(math.prod(shape[1:]) / g) * code / 8) + 16 * shape[0] for shape in shapes)
+        if book + rows <= budget:
+            return Format("additive", kind.n_codebooks, kind.code_bits, g, kind.structure, kind.grouping, kind.int8_codebooks)
+    return None
 
 
 @functools.cache
-def format_within(rate: float, shape: tuple[int, ...]) -> Format:
-    """The best format whose total bits are within `rate`, or the cheapest of all where none is."""
-    within = [format for format in _candidates() if format.bits_per_weight(shape) <= rate]
-    if within:
-        return max(within, key=_merit)
-    return min(_candidates(), key=lambda format: (format.size_bytes(shape), -_merit(format)[0]))
+def candidates(rate: float, shapes: tuple[tuple[int, ...], ...], limit: int) -> tuple[Format, ...]:
+    """The `limit` most promising formats whose total bits over layers of these shapes are within `rate`, the best first; none may fit.
+
+    Several shapes stand for layers that share codebooks.
+    """
+    fitting = (_longest_code(kind, rate, shapes) for kind in _kinds(math.prod(shapes[0][2:])))
+    ranked = sorted((f for f in fitting if f is not None), key=promise, reverse=True)
+    chosen: dict[tuple[int, int, int, str, str], Format] = {}
+    for format in ranked:
+        chosen.setdefault((format.n_codebooks, format.code_bits, format.group_size, format.structure, format.grouping), format)
+    # A convolution gets both groupings looked at.
+    groupings = dict.fromkeys(format.grouping for format in chosen.values())
+    share = math.ceil(limit / max(1, len(groupings)))
+    best = [format for grouping in groupings for format in [f for f in chosen.values() if f.grouping == grouping][:share]]
+    return tuple(sorted(best, key=promise, reverse=True)[:limit])
+
+
+def promise(format: Format) -> float:
+    """Bits per weight of scalars that it is thought to be worth."""
+    return format.n_codebooks * format.code_bits / format.group_size + _gain(format)
+
+
+@functools.cache
+def cheapest(shape: tuple[int, ...]) -> Format:
+    """The format of least total bytes, for layers that have none within a rate."""
+    kinds = [kind for kind in _kinds(math.prod(shape[2:])) if kind.grouping != "t"]
+    formats = [
+        Format("additive", kind.n_codebooks, kind.code_bits, g, kind.structure, kind.grouping, kind.int8_codebooks)
+        for kind in kinds
+        for g in (4, 8, 16)
+    ]
+    return min(formats, key=lambda format: (format.size_bytes(shape), -promise(format)))
 
 
 def header_bytes(specs: Mapping[str, TensorSpec], total_bytes: int) -> int:
@@ -90,10 +157,19 @@ def header_bytes(specs: Mapping[str, TensorSpec], total_bytes: int) -> int:
 def entry(subject: Subject, layer: Layer, format: Format, rate: float | None = None) -> Entry:
     """The menu entry of one format; without a rate, the bits that it takes."""
     stored = subject.tensor_specs[f"{layer.name}.weight"][0]
-    specs = format.tensor_specs(layer.shape, stored)
-    size = sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values())
-    header = header_bytes({f"{layer.name}.{name}": spec for name, spec in specs.items()}, model_bytes(subject))
-    return Entry(8 * size / layer.n_weights if rate is None else rate, format, size, size + header)
+    specs = {f"{layer.name}.{name}": spec for name, spec in format.tensor_specs(layer.shape, stored).items()}
+    shared = {name: specs.pop(name) for name in list(specs) if format.book and name.rpartition(".")[2] in BOOK_TENSORS}
+    size, book = _payload(specs), _payload(shared)
+    header, book_header = (header_bytes(some, model_bytes(subject)) for some in (specs, shared))
+    if shared:  # any of the layers may be the one that holds them
+        longest = max(len(name) for name in subject.tensor_specs)
+        book_header += len(shared) * longest
+    named_by = 8 * (size + book) / layer.n_weights if rate is None else rate
+    return Entry(named_by, format, size, size + header, book, book + book_header)
+
+
+def _payload(specs: Mapping[str, TensorSpec]) -> int:
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values())
 
 
 def model_bytes(subject: Subject) -> int:
@@ -101,19 +177,30 @@ def model_bytes(subject: Subject) -> int:
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in subject.tensor_specs.values())
 
 
-def layer_menu(subject: Subject, layer: Layer, rates: Sequence[float] = RATES) -> tuple[Entry, ...]:
-    """Entries by ascending size, the weight as it is last. Rates with the same format are one entry, named by the least."""
-    entries: list[Entry] = []
+def layer_menu(subject: Subject, layer: Layer, formats: Mapping[float, Format]) -> tuple[Entry, ...]:
+    """Entries by ascending size from the format of each rate, 8-bit integers, and the weight as it is last.
+
+    Rates with the same format are one entry, named by the least.
+    """
     stored = subject.tensor_specs[f"{layer.name}.weight"][0]
-    for rate in sorted(rates):
-        format = format_within(rate, layer.shape)
+    as_is = entry(subject, layer, AS_IS, 8.0 * stored.itemsize)
+    entries: list[Entry] = []
+    for rate, format in [*sorted(formats.items()), (8.0, INT8)]:
         if all(format != known.format for known in entries):
             entries.append(entry(subject, layer, format, rate))
-    as_is = entry(subject, layer, AS_IS, 8.0 * stored.itemsize)
-    return (*(e for e in sorted(entries, key=lambda e: e.size_bytes) if e.size_bytes < as_is.size_bytes), as_is)
+    return (*_ascending(e for e in entries if e.size_bytes < as_is.size_bytes), as_is)
 
 
-def menus(subject: Subject, rates: Iterable[float] = RATES) -> dict[str, tuple[Entry, ...]]:
-    """The menu of every eligible layer."""
-    rates = tuple(rates)
-    return {layer.name: layer_menu(subject, layer, rates) for layer in subject.layers}
+def _ascending(entries: Iterator[Entry]) -> list[Entry]:
+    return sorted(entries, key=lambda e: e.size_bytes)
+
+
+def ruled_menus(subject: Subject, rates: Sequence[float] = RATES) -> dict[str, tuple[Entry, ...]]:
+    """The menu of every eligible layer by the rule alone: what is on it before anything was measured."""
+    menus = {}
+    for layer in subject.layers:
+        first = {rate: candidates(rate, (layer.shape,), 1) for rate in rates}
+        menus[layer.name] = layer_menu(
+            subject, layer, {rate: found[0] if found else cheapest(layer.shape) for rate, found in first.items()}
+        )
+    return menus

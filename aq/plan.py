@@ -14,7 +14,7 @@ import torch
 from ..errors import InputError
 from ..models.subject import Subject
 from ..storage import fingerprint, read_json, write_json
-from .formats import Format
+from .formats import BOOK_TENSORS, Format
 from .menu import TensorSpec
 
 SAFETENSORS_METADATA = {"format": "pt"}
@@ -121,19 +121,32 @@ class Plan:
                 raise InputError(f"layer {name}: {error}") from error
 
 
+def book_holders(formats: Mapping[str, Format]) -> dict[str, str]:
+    """For every layer with shared codebooks the layer in whose name they are stored: the first by name of those with the same format."""
+    holders: dict[Format, str] = {}
+    for name in sorted(formats):
+        if formats[name].book:
+            holders.setdefault(formats[name], name)
+    return {name: holders[format] for name, format in formats.items() if format.book}
+
+
 def tensor_specs(subject: Subject, formats: Mapping[str, Format]) -> dict[str, TensorSpec]:
-    """Dtype and shape of every tensor of the quantized denoiser's file."""
+    """Dtype and shape of every tensor of the quantized denoiser's file; shared codebooks are stored once."""
     specs = dict(subject.tensor_specs)
+    holders = book_holders(formats)
     for layer in subject.layers:
         stored, _ = specs.pop(f"{layer.name}.weight")
         for name, spec in formats[layer.name].tensor_specs(layer.shape, stored).items():
-            specs[f"{layer.name}.{name}"] = spec
+            if name not in BOOK_TENSORS or holders.get(layer.name, layer.name) == layer.name:
+                specs[f"{layer.name}.{name}"] = spec
     return specs
 
 
 def weight_bits(subject: Subject, formats: Mapping[str, Format]) -> float:
     """Total bits per eligible weight."""
-    size = sum(formats[layer.name].size_bytes(layer.shape, subject.tensor_specs[f"{layer.name}.weight"][0]) for layer in subject.layers)
+    kept = subject.tensor_specs.keys() - {f"{layer.name}.weight" for layer in subject.layers}
+    specs = tensor_specs(subject, formats)
+    size = sum(dtype.itemsize * math.prod(shape) for name, (dtype, shape) in specs.items() if name not in kept)
     return 8 * size / sum(layer.n_weights for layer in subject.layers)
 
 

@@ -1,24 +1,34 @@
 """Calibration matrices and encodings on disk: each is made once, by whoever asks first.
 
-calibration/<layer>.safetensors                 H of one layer
+calibration/<layer>.<calibration>.safetensors   H of one layer
 encodings/<layer>.<format>.<key>.safetensors    key: weight, format, calibration, effort and seed
+books/<format>.<key>.safetensors                codebooks that the layers of one role share
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..errors import InputError
 from ..models.calibration import calibrate
 from ..models.hessian import Hessian
 from ..models.layers import Layer
 from ..models.subject import Subject
 from ..progress import track
 from ..storage import fingerprint, load_tensors, save_tensors, tensor_fingerprint
-from .encoder import encode, parse_effort
+from .encoder import Member, encode, fit_book, parse_effort
 from .encoding import Encoding
 from .formats import Format
+from .parallel import parallel_each
+
+ALONE_ABOVE = 1 << 21  # weights of a layer that is encoded alone; smaller ones are encoded several at once
+MAX_BOOK_MEMBERS = 16  # layers that shared codebooks are fitted on at most, twice as many at worst
 
 
 class EncodingStore:
@@ -34,6 +44,7 @@ class EncodingStore:
         self.subject, self.folder = subject, Path(folder)
         self.calibration, self.effort, self.seed = dict(calibration), effort, seed
         self.calibration_fingerprint = fingerprint([subject.fingerprint, self.calibration])
+        self._fingerprints: dict[str, str] = {}  # of weights
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -67,37 +78,84 @@ class EncodingStore:
 
     # -- encodings -------------------------------------------------------------------------------------------------------------------
 
+    def key(self, names: Iterable[str], *what: Any) -> str:
+        """Fingerprint of something made from the weights and calibration of layers."""
+        for name in names:
+            if name not in self._fingerprints:
+                self._fingerprints[name] = tensor_fingerprint([(name, self.subject.weight(name))])
+        return fingerprint([*(self._fingerprints[name] for name in names), *what, self.calibration_fingerprint, self.seed])
+
     def _path(self, layer: Layer, format: Format) -> Path:
-        weight = tensor_fingerprint([(layer.name, self.subject.weight(layer.name))])
-        key = fingerprint([weight, str(format), self.calibration_fingerprint, self.effort, self.seed])
-        return self.folder / "encodings" / f"{layer.name}.{format}.{key}.safetensors"
+        sharers = [member.name for member in self.sharers(format)] if format.book else []
+        return self.folder / "encodings" / f"{layer.name}.{format}.{self.key([layer.name, *sharers], str(format), self.effort)}.safetensors"
+
+    def sharers(self, format: Format) -> list[Layer]:
+        """The layers whose codebooks `format` names: all of one role that can have it. Raises InputError if there are none."""
+        named = [layer for layer in self.subject.layers if book_name(layer) == format.book]
+        if not named:
+            books = ", ".join(sorted({book_name(layer) for layer in self.subject.layers}))
+            raise InputError(f"format {format}: there is no role {format.book!r} whose layers could share codebooks; the roles are {books}")
+        return [layer for layer in named if format.fits(layer.shape)]
+
+    def book(self, format: Format) -> dict[str, torch.Tensor]:
+        """Stored codebooks of a format that shares them, made now if they are not there yet."""
+        members = self.sharers(format)
+        path = self.folder / "books" / f"{format}.{self.key([member.name for member in members], str(format), self.effort)}.safetensors"
+        if not path.exists():
+            save_tensors(path, "book", self.fit_book(format, effort=self.effort), {"format": str(format)})
+        return load_tensors(path, "book")[0]
+
+    def fit_book(self, format: Format, *, effort: str) -> dict[str, torch.Tensor]:
+        """Stored codebooks that are not kept."""
+        members = self.sharers(format)
+        spread = members[:: max(1, len(members) // MAX_BOOK_MEMBERS)]  # of a deep model: every so many blocks
+        seen = [Member(self.subject.weight(member.name), self.hessian(member), member.groups) for member in spread]
+        return fit_book(seen, format, effort=effort, seed=self.seed)
 
     def get(self, layer: Layer, format: Format) -> Encoding:
-        """The encoding, made now if it is not there yet."""
+        """The encoding, made now if it is not there yet. Raises InputError, which names the layer, where it cannot be made."""
         if format.kind == "asis":
             stored = self.subject.tensor_specs[f"{layer.name}.weight"][0]
             return Encoding(format, layer.shape, {"weight": self.subject.weight(layer.name).to(stored)}, 0.0)
         path = self._path(layer, format)
         if path.exists():
             return Encoding.load(path)
-        encoding = encode(
-            self.subject.weight(layer.name),
-            format,
-            self.hessian(layer),
-            effort=self.effort,
-            seed=self.seed,
-            groups=layer.groups,
-            provenance={"layer": layer.name, "calibration": self.calibration_fingerprint},
-        )
+        encoding = self.encode(layer, format, effort=self.effort, book=self.book(format) if format.book else None)
         encoding.save(path)
         return encoding
 
+    def encode(self, layer: Layer, format: Format, *, effort: str, book: Mapping[str, torch.Tensor] | None = None) -> Encoding:
+        """An encoding that is not kept."""
+        try:
+            return encode(
+                self.subject.weight(layer.name),
+                format,
+                self.hessian(layer),
+                effort=effort,
+                seed=self.seed,
+                groups=layer.groups,
+                book=book,
+                provenance={"layer": layer.name, "calibration": self.calibration_fingerprint},
+            )
+        except InputError as error:
+            raise InputError(f"layer {layer.name}: {error}") from error
+
     def fill(self, wanted: Sequence[tuple[Layer, Format]]) -> None:
-        """Make all encodings that are missing, with progress."""
+        """Make all encodings that are missing, with progress; several layers at once, as torch has threads."""
         self.calibrate()
-        missing = [(layer, format) for layer, format in wanted if format.kind != "asis" and not self._path(layer, format).exists()]
-        done = sum(layer.n_weights for layer, format in wanted if format.kind != "asis") - sum(layer.n_weights for layer, _ in missing)
-        for layer, format in track(
-            missing, "encoding", done + sum(layer.n_weights for layer, _ in missing), done=done, cost=lambda item: item[0].n_weights
-        ):
-            self.get(layer, format)
+        coded = [(layer, format) for layer, format in wanted if format.kind != "asis"]
+        missing = [(layer, format) for layer, format in coded if not self._path(layer, format).exists()]
+        total = sum(layer.n_weights for layer, _ in coded)
+        done = total - sum(layer.n_weights for layer, _ in missing)
+        for format in {format for _, format in missing if format.book}:
+            self.book(format)
+        small = [item for item in missing if item[0].n_weights <= ALONE_ABOVE]
+        large = [item for item in missing if item[0].n_weights > ALONE_ABOVE]  # these use all threads themselves
+        made = itertools.chain(parallel_each(lambda item: self.get(*item), small), (self.get(*item) for item in large))
+        for _ in track([*small, *large], "encoding", total, done=done, cost=lambda item: item[0].n_weights):
+            next(made)
+
+
+def book_name(layer: Layer) -> str:
+    """The name of the codebooks that layers of this one's role share, as it stands in a format."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", layer.role).strip("-")

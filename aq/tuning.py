@@ -26,8 +26,9 @@ from ..kernels.coded import CodedMatrix
 from ..kernels.reference import dequantize
 from ..models.subject import Subject
 from ..progress import track
-from .encoder import best_codes
+from .beam import best_codes
 from .encoding import Encoding, coded_matrix, column_order, stored_codebooks
+from .plan import book_holders
 from .replay import Call, ReplayBuffer, _first_tensor
 
 
@@ -138,6 +139,8 @@ class _Student:
         self.denoiser = copy.deepcopy(subject.denoiser)
         groups = {layer.name: layer.groups for layer in subject.layers}
         self.layers = {name: _TunableLayer(e, groups[name]) for name, e in encodings.items() if e.format.kind == "additive"}
+        for name, holder in book_holders({name: layer.encoding.format for name, layer in self.layers.items()}).items():
+            self.layers[name].stored = self.layers[holder].stored
         fixed = {f"{name}.weight" for name in groups}
         for name, encoding in encodings.items():
             if name not in self.layers:
@@ -151,7 +154,7 @@ class _Student:
         }
 
     def parameters(self) -> list[nn.Parameter]:
-        return [p for layer in self.layers.values() for p in layer.parameters()] + list(self.others.values())
+        return list(dict.fromkeys([*(p for layer in self.layers.values() for p in layer.parameters()), *self.others.values()]))
 
     def output(self, call: Call, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return _first_tensor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,19 +21,10 @@ def block_edges(shape: tuple[int, ...]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Hessian:
-    """H = E[x xᵀ] over tokens, one for each group of a grouped convolution, as diagonal blocks (groups, b, b) in column order."""
+class BlockDiagonal:
+    """Square matrices, one for each group of a grouped convolution, as diagonal blocks (groups, b, b) in column order."""
 
     blocks: tuple[torch.Tensor, ...]
-
-    @classmethod
-    def identity(cls, n_in: int, groups: int = 1) -> Hessian:
-        return cls((torch.eye(n_in).expand(groups, -1, -1),))
-
-    @classmethod
-    def of(cls, matrix: torch.Tensor) -> Hessian:
-        """A whole H from a matrix (in, in) or (groups, in, in)."""
-        return cls((matrix if matrix.ndim == 3 else matrix.unsqueeze(0),))
 
     @property
     def n_in(self) -> int:
@@ -47,46 +39,93 @@ class Hessian:
         """(groups, in)"""
         return torch.cat([block.diagonal(dim1=1, dim2=2) for block in self.blocks], 1)
 
-    def times(self, x: torch.Tensor) -> torch.Tensor:
-        """x (groups, rows, in) → x H."""
-        if len(self.blocks) == 1:
-            return x @ self.blocks[0]
-        parts = x.split([block.shape[-1] for block in self.blocks], dim=2)
-        return torch.cat([part @ block for part, block in zip(parts, self.blocks, strict=True)], 2)
+    def of_groups(self, chosen: torch.Tensor) -> BlockDiagonal:
+        """Those of some conv groups."""
+        return BlockDiagonal(tuple(block[chosen] for block in self.blocks))
 
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows start … stop − 1 of H: (groups, stop − start, in)."""
-        if len(self.blocks) == 1:
-            return self.blocks[0][:, start:stop]
-        rows = self.blocks[0].new_zeros(self.groups, stop - start, self.n_in)
+    def _overlaps(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, int, int, int]]:
+        """Blocks that have columns start … stop − 1: the block, its first column, and the overlap's first and last column."""
         first = 0
         for block in self.blocks:
             last = first + block.shape[-1]
-            low, high = max(start, first), min(stop, last)
-            if low < high:
-                rows[:, low - start : high - start, first:last] = block[:, low - first : high - first]
+            if max(start, first) < min(stop, last):
+                yield block, first, max(start, first), min(stop, last)
             first = last
-        return rows
+
+    def times(self, x: torch.Tensor) -> torch.Tensor:
+        """x (groups, rows, in) → x times the matrix."""
+        return self.columns_times(x, 0, self.n_in)
+
+    def columns_times(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Columns start … stop − 1 of `times`: (groups, rows, stop − start)."""
+        parts = [
+            x[:, :, first : first + block.shape[-1]] @ block[:, :, low - first : high - first]
+            for block, first, low, high in self._overlaps(start, stop)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+    def window(self, start: int, stop: int) -> torch.Tensor:
+        """Rows and columns start … stop − 1: (groups, stop − start, stop − start)."""
+        window = self.blocks[0].new_zeros(self.groups, stop - start, stop - start)
+        for block, first, low, high in self._overlaps(start, stop):
+            window[:, low - start : high - start, low - start : high - start] = block[
+                :, low - first : high - first, low - first : high - first
+            ]
+        return window
+
+
+class Hessian(BlockDiagonal):
+    """H = E[x xᵀ] over tokens."""
+
+    @classmethod
+    def identity(cls, n_in: int, groups: int = 1) -> Hessian:
+        return cls((torch.eye(n_in).expand(groups, -1, -1),))
+
+    @classmethod
+    def of(cls, matrix: torch.Tensor) -> Hessian:
+        """A whole H from a matrix (in, in) or (groups, in, in)."""
+        return cls((matrix if matrix.ndim == 3 else matrix.unsqueeze(0),))
 
     def prepared(self, order: torch.Tensor | None, n_padded: int, damping: float) -> Hessian:
-        """Columns reordered (within blocks), padded with zeros to `n_padded`, and damped by `damping` times the mean of the diagonal.
+        """What an encoder needs: columns reordered (within blocks), padded to `n_padded`, in units of the mean of the diagonal, and `damping`
+        added to the diagonal. Inputs that are always zero leave the identity.
 
         Raises InputError unless H is finite and its diagonal not negative.
         """
+        mean = self.diagonal.mean()
+        if not all(torch.isfinite(block).all() for block in self.blocks) or (self.diagonal < 0).any():
+            raise InputError("the calibration matrix is not positive semi-definite (NaN, infinity or a negative diagonal); calibrate again")
+        if mean == 0:
+            return Hessian((torch.eye(n_padded, device=mean.device).expand(self.groups, -1, -1),))
         blocks, first = [], 0
         for i, block in enumerate(self.blocks):
             width = block.shape[-1]
-            diagonal = block.diagonal(dim1=1, dim2=2)
-            if not torch.isfinite(block).all() or (diagonal < 0).any():
-                raise InputError(
-                    "the calibration matrix is not positive semi-definite (NaN, infinity or a negative diagonal); calibrate again"
-                )
             if order is not None:
-                chosen = order[first : first + width] - first
+                chosen = (order[first : first + width] - first).to(block.device)
                 block = block[:, chosen][:, :, chosen]
-            ridge = damping * diagonal.mean(1).clamp(min=torch.finfo(torch.float32).tiny)
-            block = block + torch.diag_embed(ridge.unsqueeze(1).expand(-1, width))
             pad = n_padded - self.n_in if i == len(self.blocks) - 1 else 0
-            blocks.append(torch.nn.functional.pad(block, (0, pad, 0, pad)))
+            block = torch.nn.functional.pad(block / mean, (0, pad, 0, pad))
+            block.diagonal(dim1=1, dim2=2).add_(damping)
+            blocks.append(block)
             first += width
         return Hessian(tuple(blocks))
+
+    def factor(self) -> BlockDiagonal:
+        """C, upper triangular, with H = C Cᵀ, so that the error of row e is ‖e C‖² and column j of e C sees columns 0 … j of e only.
+
+        Where rounding made H indefinite, as much is added to the diagonal as it takes, up to a hundredth of its mean.
+
+        Raises InputError for what is further from positive semi-definite.
+        """
+        return BlockDiagonal(tuple(_upper_factor(block) for block in self.blocks))
+
+
+def _upper_factor(block: torch.Tensor) -> torch.Tensor:
+    flipped = block.flip(1, 2)
+    ridge = torch.zeros_like(block[:, :, 0])
+    for extra in (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
+        ridge[:] = extra * block.diagonal(dim1=1, dim2=2).mean()
+        factor, info = torch.linalg.cholesky_ex(flipped + torch.diag_embed(ridge) if extra else flipped)
+        if not info.any():
+            return factor.flip(1, 2)
+    raise InputError("the calibration matrix is not positive semi-definite (it has a negative eigenvalue); calibrate again")

@@ -1,7 +1,8 @@
 """The exact solver: a multiple-choice knapsack on the additive part, as a mixed-integer program.
 
 Sinha & Zoltners 1979: minimise Σ c[i,k] x[i,k] with Σ_k x[i,k] = 1 for every unit i, x binary, and Σ s[b,i,k] x[i,k] <= limit[b] for every
-budget b. HiGHS solves it through scipy.
+budget b. Codebooks that layers share add a binary each, not less than any x of an option that uses them, and their bytes to every budget.
+HiGHS solves it through scipy.
 """
 
 from __future__ import annotations
@@ -55,13 +56,25 @@ def _milp(problem: Problem, limits: np.ndarray, seconds: float) -> OptimizeResul
     sizes = (problem.sizes - least[:, :, None])[:, rows, columns].astype(float)
     room = (limits - least.sum(axis=1)).astype(float)
     scale = np.maximum(sizes.max(axis=1), 1.0)
-    one_each = sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(problem.units), len(rows)))
+    n, n_books = len(rows), len(problem.books)
+    one_each = sparse.csr_array((np.ones(n), (rows, np.arange(n))), shape=(len(problem.units), n + n_books))
+    book_sizes = np.array([size for _, size in problem.books], float).reshape(n_books, len(limits)).T
+    constraints = [
+        LinearConstraint(one_each, 1, 1),
+        LinearConstraint(np.hstack([sizes, book_sizes]) / scale[:, None], -np.inf, room / scale),
+    ]
+    users = [(option, n + book) for book, (used, _) in enumerate(problem.books) for option in np.nonzero(used[rows, columns])[0]]
+    if users:
+        lines, pairs = np.arange(len(users)), np.array(users)
+        values = np.concatenate([np.ones(len(users)), -np.ones(len(users))])
+        uses = sparse.csr_array((values, (np.tile(lines, 2), pairs.T.reshape(-1))), shape=(len(users), n + n_books))
+        constraints.append(LinearConstraint(uses, -np.inf, 0))
     with _silent_stdout():
         return milp(
-            costs / (costs.max() or 1.0),
-            integrality=np.ones(len(rows)),
+            np.concatenate([costs / (costs.max() or 1.0), np.zeros(n_books)]),
+            integrality=np.ones(n + n_books),
             bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes / scale[:, None], -np.inf, room / scale)],
+            constraints=constraints,
             options={"mip_rel_gap": _REL_GAP, "time_limit": seconds},
         )
 
@@ -82,7 +95,7 @@ def _silent_stdout() -> Iterator[None]:
 
 def _rounded(problem: Problem, x: np.ndarray) -> Choice:
     taken = np.full(problem.costs.shape, -1.0)
-    taken[np.isfinite(problem.costs)] = x
+    taken[np.isfinite(problem.costs)] = x[: int(np.isfinite(problem.costs).sum())]
     return taken.argmax(axis=1)
 
 

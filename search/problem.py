@@ -113,6 +113,33 @@ class Problem:
         return np.stack(bounded) if bounded else np.zeros((0, *self.costs.shape), np.int64)
 
     @cached_property
+    def books(self) -> tuple[tuple[NDArray[np.bool_], NDArray[np.int64]], ...]:
+        """Codebooks that layers share: which options use each (n_units, K), and its bytes under each budget (n_budgets,)."""
+        bounded = [self.max_weight_bytes is not None, self.max_file_bytes is not None]
+        result = []
+        for book, entry in self._book_entries.items():
+            sizes = [size for size, needed in zip((entry.book_bytes, entry.book_file_bytes), bounded, strict=True) if needed]
+            result.append((self._uses(book), np.array(sizes, np.int64)))
+        return tuple(result)
+
+    @cached_property
+    def _book_entries(self) -> dict[str, Entry]:
+        """An entry that uses it for each book."""
+        return {entry.book: entry for unit in self.units for option in unit.options for entry in option if entry.book}
+
+    def _uses(self, book: str) -> NDArray[np.bool_]:
+        return self._table(lambda unit, k: any(entry.book == book for entry in unit.options[k]), False, np.bool_).astype(np.bool_)
+
+    def steps(self, choice: Choice) -> NDArray[np.int64]:
+        """(n_budgets, n_units, K): by how much each option would raise what is used, at most; codebooks that are new with it included."""
+        rows = np.arange(len(self.units))
+        steps = self.sizes - self.sizes[:, rows, choice][:, :, None]
+        for used, sizes in self.books:
+            if not used[rows, choice].any():
+                steps = steps + sizes[:, None, None] * used
+        return steps
+
+    @cached_property
     def limits(self) -> NDArray[np.int64]:
         """(n_budgets,), what the sums over `sizes` must not exceed."""
         fixed = [(0, self.max_weight_bytes), (self.fixed_file_bytes, self.max_file_bytes)]
@@ -120,11 +147,20 @@ class Problem:
 
     @property
     def least_weight_bytes(self) -> int:
-        return int(self.weight_bytes.min(axis=1).sum())
+        return min(self.total_weight_bytes(choice) for choice in self._least_choices(self.weight_bytes))
 
     @property
     def least_file_bytes(self) -> int:
-        return self.fixed_file_bytes + int(self.file_bytes.min(axis=1).sum())
+        return min(self.total_file_bytes(choice) for choice in self._least_choices(self.file_bytes))
+
+    def _least_choices(self, table: NDArray[np.int64]) -> list[Choice]:
+        """Choices of least bytes: with shared codebooks wherever they save a layer bytes, and with none."""
+        with_books = table.argmin(axis=1)
+        any_book = np.zeros(table.shape, np.bool_)
+        for book in self._book_entries:
+            any_book |= self._uses(book)
+        without = np.where(any_book, table.max(), table).argmin(axis=1)
+        return [with_books, without]
 
     @property
     def least_bits(self) -> float:
@@ -140,15 +176,22 @@ class Problem:
         return 8 * self.total_weight_bytes(self.n_options - 1) / self.n_weights
 
     def total_weight_bytes(self, choice: Choice) -> int:
-        return int(self.weight_bytes[np.arange(len(self.units)), choice].sum())
+        books = {entry.book: entry.book_bytes for entry in self.entries(choice).values()}
+        return int(self.weight_bytes[np.arange(len(self.units)), choice].sum()) + sum(books.values())
 
     def total_file_bytes(self, choice: Choice) -> int:
         """Upper bound of the file's bytes."""
-        return self.fixed_file_bytes + int(self.file_bytes[np.arange(len(self.units)), choice].sum())
+        books = {entry.book: entry.book_file_bytes for entry in self.entries(choice).values()}
+        return self.fixed_file_bytes + int(self.file_bytes[np.arange(len(self.units)), choice].sum()) + sum(books.values())
 
     def used(self, choice: Choice) -> NDArray[np.int64]:
         """(n_budgets,), to be compared with `limits`."""
-        return self.sizes[:, np.arange(len(self.units)), choice].sum(axis=1)
+        rows = np.arange(len(self.units))
+        total: NDArray[np.int64] = self.sizes[:, rows, choice].sum(axis=1)
+        for used, sizes in self.books:
+            if used[rows, choice].any():
+                total = total + sizes
+        return total
 
     def fits(self, choice: Choice) -> bool:
         return bool((self.used(choice) <= self.limits).all())
@@ -172,7 +215,7 @@ def _fixed_file_bytes(subject: Subject, menus: Mapping[str, Sequence[Entry]]) ->
     specs = {name: spec for name, spec in subject.tensor_specs.items() if name not in weights}
     payload, whole = sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values()), model_bytes(subject)
     # A pin may weigh more than the weight as it is; then offsets can have more digits than entries counted, in at most 4 tensors a layer.
-    heaviest = payload + sum(max(entry.size_bytes for entry in menu) for menu in menus.values())
+    heaviest = payload + sum(max(entry.size_bytes + entry.book_bytes for entry in menu) for menu in menus.values())
     digits = max(0, len(str(heaviest)) - len(str(whole)))
     return payload + header_bytes(specs, whole) + _HEADER_BYTES + 2 * digits * (len(specs) + 4 * len(menus))
 

@@ -23,7 +23,7 @@ def _lower(problem: Problem, choice: Choice) -> Choice | None:
     scale = 1 / np.maximum(problem.limits, 1)[:, None, None]
     while not problem.fits(choice):
         now = problem.used(choice)[:, None, None]
-        after = now + problem.sizes - problem.sizes[:, rows, choice][:, :, None]
+        after = now + problem.steps(choice)
         excess = ((now - problem.limits[:, None, None]).clip(min=0) * scale).sum()
         saved = excess - ((after - problem.limits[:, None, None]).clip(min=0) * scale).sum(axis=0)
         added = problem.costs - problem.costs[rows, choice][:, None]
@@ -39,7 +39,7 @@ def _spend(problem: Problem, choice: Choice) -> Choice:
     rows = np.arange(len(problem.units))
     scale = 1 / np.maximum(problem.limits, 1)[:, None, None]
     while True:
-        step = problem.sizes - problem.sizes[:, rows, choice][:, :, None]
+        step = problem.steps(choice)
         gain = problem.costs[rows, choice][:, None] - problem.costs
         possible = (gain > 0) & (problem.used(choice)[:, None, None] + step <= problem.limits[:, None, None]).all(axis=0)
         if not possible.any():

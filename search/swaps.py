@@ -20,7 +20,7 @@ def _neighbours(problem: Problem, choice: Choice, n: int) -> list[Choice]:
         moves = np.abs(options - choice[units]) == 1
     units, options = units[moves], options[moves]
     added = problem.costs[units, options] - problem.costs[rows, choice][units]
-    steps = problem.sizes[:, units, options] - problem.sizes[:, rows, choice][:, units]
+    steps = problem.steps(choice)[:, units, options]
     room = problem.limits - problem.used(choice)
     single = np.where((steps <= room[:, None]).all(axis=0), added, np.inf)
     pairs = np.where(units[:, None] < units[None, :], added[:, None] + added[None, :], np.inf)

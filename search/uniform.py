@@ -31,11 +31,11 @@ def uniform_choice(problem: Problem, *, seed: int = 0, order: int = 0) -> Choice
     if fitting[-1] + 1 == len(rates):
         return choice
     target = at_rate(problem, rates[fitting[-1] + 1])
-    used, rows = problem.used(choice), np.arange(len(problem.units))
-    steps = problem.sizes[:, rows, target] - problem.sizes[:, rows, choice]
     for unit in np.random.default_rng([seed, order]).permutation(len(problem.units)):
-        if (used + steps[:, unit] <= problem.limits).all():
-            used, choice[unit] = used + steps[:, unit], target[unit]
+        raised = choice.copy()
+        raised[unit] = target[unit]
+        if problem.fits(raised):
+            choice = raised
     return choice
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..aq.formats import Format
-from ..aq.menu import RATES, Entry, entry, menus
+from ..aq.menu import RATES, Entry, entry
+from ..aq.menu_choice import measured_menus
 from ..aq.plan import Plan
 from ..aq.store import EncodingStore
 from ..errors import InputError
@@ -68,7 +70,6 @@ class Run:
         self.subject_argument, self.device = subject_argument, device
         calibration = {"seed": settings.seed, "n_images": settings.calibration_images, "steps": settings.steps, **settings.sampling}
         self.store = EncodingStore(subject, folder, calibration=calibration, effort=settings.effort, seed=settings.seed)
-        self.menus: dict[str, tuple[Entry, ...]] = menus(subject, settings.rates)
 
     @classmethod
     def begin(cls, subject: str | Subject, folder: str | Path, settings: Settings, *, device: str = "cpu") -> Run:
@@ -85,6 +86,11 @@ class Run:
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"--run {folder}: is neither empty nor a run; choose another folder")
         return run
+
+    @cached_property
+    def menus(self) -> dict[str, tuple[Entry, ...]]:
+        """The menu of every layer, measured now where it has not been."""
+        return measured_menus(self.store, self.settings.rates)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -33,11 +33,11 @@ def load_mnist(path: Path, split: str = "train") -> tuple[torch.Tensor, torch.Te
     return images, labels
 
 
-def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, a cosine, and the recipe's cool-down."""
+def rate_at(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, a cosine, and the recipe's cool-down, as a share of the full rate."""
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
     cooldown = min(1.0, (recipe.steps - step) / (recipe.steps - recipe.cooldown))
-    return recipe.learning_rate * warmup * cooldown * 0.5 * (1 + math.cos(math.pi * step / recipe.horizon))
+    return warmup * cooldown * 0.5 * (1 + math.cos(math.pi * step / recipe.horizon))
 
 
 def draw_batch(
@@ -55,6 +55,21 @@ def draw_batch(
     return clean, classes, noise, timesteps.long().clamp(max=999)
 
 
+def build_optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices of the transformer blocks and AdamW for the rest."""
+    matrices = {
+        name: p for name, p in model.named_parameters() if recipe.muon and p.ndim == 2 and "blocks." in name and "embed" not in name
+    }
+    others = [p for name, p in model.named_parameters() if name not in matrices]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)]
+    if recipe.muon:
+        optimizers.append(torch.optim.Muon(matrices.values(), lr=recipe.muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["full_rate"] = group["lr"]
+    return optimizers
+
+
 def freeze_label_dropout(model: torch.nn.Module) -> None:
     """Keep diffusers' DiT from dropping labels by itself: each of its blocks would drop other images' labels."""
     for module in model.modules():
@@ -69,7 +84,7 @@ def train(recipe: Recipe, data: Path, work: Path, *, device: str, seed: int) -> 
     model = recipe.build().to(device).train()
     freeze_label_dropout(model)
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizers = build_optimizers(model, recipe)
     scheduler = build_scheduler()
 
     checkpoint = work / "checkpoint.pt"
@@ -78,7 +93,8 @@ def train(recipe: Recipe, data: Path, work: Path, *, device: str, seed: int) -> 
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         start = state["step"]
 
     mean_loss = float("nan")
@@ -86,21 +102,27 @@ def train(recipe: Recipe, data: Path, work: Path, *, device: str, seed: int) -> 
         clean, classes, noise, timesteps = (x.to(device) for x in draw_batch(images, labels, step, seed, recipe.batch_size))
         noisy = scheduler.add_noise(clean, noise, timesteps)
         target = scheduler.get_velocity(clean, noise, timesteps)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.bfloat16):
             predicted = model(noisy, timesteps, class_labels=classes).sample
         loss = (predicted.float() - target).square().mean()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, recipe)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["full_rate"] * rate_at(step, recipe)
+            optimizer.step()
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
         mean_loss = loss.item() if math.isnan(mean_loss) else 0.99 * mean_loss + 0.01 * loss.item()
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
-            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            state = {
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "step": step + 1,
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             print(f"step {step + 1}: loss {mean_loss:.4f}", flush=True)

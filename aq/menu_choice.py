@@ -1,0 +1,108 @@
+"""Menus by measurement: for every layer and rate the format of least error whose total is within the rate.
+
+The rule of menu.py names a few formats; each is tried at draft effort under the layer's own Hessian. Layers of one role may share codebooks,
+which then cost each a part only: that is taken where the layers' errors are less on average (of logarithms) than with their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..models.layers import Layer
+from ..progress import track
+from ..storage import fingerprint, read_json, write_json
+from .formats import Format
+from .menu import Entry, candidates, cheapest, layer_menu, promise
+from .parallel import parallel_each
+from .store import ALONE_ABOVE, EncodingStore, book_name
+
+N_OWN = 4  # formats tried for a layer and rate
+WORTH_SHARING = 0.03  # bits that shared codebooks must promise above the layers' own before they are tried
+LEAST_GAIN = 0.02  # by which the errors must then be less
+_EFFORT = "draft"
+
+Choices = dict[float, tuple[Format, float]]  # by rate: the format and its error
+
+
+def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tuple[Entry, ...]]:
+    """The menu of every layer; what was measured before is read from the store's folder."""
+    store.calibrate()
+    layers, rates = store.subject.layers, tuple(sorted(rates))
+    small = [layer for layer in layers if layer.n_weights <= ALONE_ABOVE]
+    large = [layer for layer in layers if layer.n_weights > ALONE_ABOVE]  # these use all threads themselves
+    found = itertools.chain(parallel_each(lambda layer: _own(store, layer, rates), small), (_own(store, layer, rates) for layer in large))
+    own: dict[str, Choices] = {}
+    for layer in track([*small, *large], "menus", cost=lambda layer: layer.n_weights):
+        own[layer.name] = next(found)
+    roles: dict[tuple[str, bool], list[Layer]] = {}
+    for layer in layers:
+        roles.setdefault((book_name(layer), layer.kind == "linear"), []).append(layer)
+    several = [members for members in roles.values() if len(members) > 1]
+    shared = parallel_each(lambda members: _shared(store, members, rates, own), several)
+    for members in track(several, "shared codebooks"):
+        for rate, format in next(shared).items():
+            for layer in members:
+                own[layer.name][rate] = (format, math.nan)
+    return {
+        layer.name: layer_menu(store.subject, layer, {rate: format for rate, (format, _) in own[layer.name].items()}) for layer in layers
+    }
+
+
+def _path(store: EncodingStore, name: str, layers: Sequence[Layer], rates: Sequence[float]) -> Path:
+    rule = fingerprint([N_OWN, WORTH_SHARING, LEAST_GAIN, _EFFORT, *rates])
+    return store.folder / "menus" / f"{name}.{store.key([layer.name for layer in layers], rule)}.json"
+
+
+def _own(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
+    """The best format with codebooks of the layer's own."""
+    path = _path(store, layer.name, [layer], rates)
+    if not path.exists():
+        tried: dict[Format, float] = {}
+        chosen: dict[str, dict[str, Any]] = {}
+        best: Format | None = None
+        for rate in rates:
+            formats = candidates(rate, (layer.shape,), N_OWN) or (best or cheapest(layer.shape),)
+            for format in formats:
+                if format not in tried:
+                    tried[format] = store.encode(layer, format, effort=_EFFORT).error
+            best = min((*formats, best or formats[0]), key=tried.__getitem__)  # what fits a lower rate fits this one
+            chosen[repr(rate)] = {"format": str(best), "error": tried[best]}
+        write_json(path, "menu", {"chosen": chosen, "tried": {str(format): error for format, error in tried.items()}})
+    content = read_json(path, "menu")["chosen"]
+    return {float(rate): (Format.parse(choice["format"]), choice["error"]) for rate, choice in content.items()}
+
+
+def _shared(store: EncodingStore, members: Sequence[Layer], rates: Sequence[float], own: Mapping[str, Choices]) -> dict[float, Format]:
+    """Formats with codebooks that all `members` share, at the rates where they are better."""
+    name = book_name(members[0])
+    path = _path(store, name + "." * (members[0].kind != "linear"), members, rates)
+    if not path.exists():
+        tried: dict[str, float] = {}
+        chosen: dict[str, str] = {}
+        for rate in rates:
+            before = [own[layer.name][rate] for layer in members]
+            floor = sum(promise(format) for format, _ in before) / len(members) + WORTH_SHARING
+            format = _candidate(rate, members)
+            if format is None or promise(format) < floor:
+                continue
+            format = replace(format, book=name)
+            book = store.fit_book(format, effort=_EFFORT)
+            errors = [store.encode(layer, format, effort=_EFFORT, book=book).error for layer in members]
+            logs = [math.log(max(old, 1e-12) / max(new, 1e-12)) for (_, old), new in zip(before, errors, strict=True)]
+            tried[str(format)] = sum(logs) / len(logs)
+            if tried[str(format)] > LEAST_GAIN:
+                chosen[repr(rate)] = str(format)
+        write_json(path, "menu", {"chosen": chosen, "tried": tried})
+    return {float(rate): Format.parse(text) for rate, text in read_json(path, "menu")["chosen"].items()}
+
+
+def _candidate(rate: float, members: Sequence[Layer]) -> Format | None:
+    """The most promising format that all can share."""
+    same_taps = len({layer.shape[2:] for layer in members}) == 1
+    found = candidates(rate, tuple(layer.shape for layer in members), 2)  # a convolution's two groupings
+    return next((format for format in found if same_taps or format.grouping != "t"), None)

@@ -1,0 +1,178 @@
+"""Threads keep order, pass exceptions on, leave torch as they found it, and do not change results."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from sedaq.aq.parallel import one_thread_an_operation, parallel_each, parallel_map
+
+WAIT = 20  # seconds
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 10])
+def test_results_come_in_the_order_of_the_items(n, count):
+    first_may_end = threading.Event()
+
+    def slow_at_first(item: int) -> int:
+        if item == 0 and min(n, count) > 1:
+            assert first_may_end.wait(WAIT)  # until a later item is done
+        else:
+            first_may_end.set()
+        return item**2
+
+    with torch_threads(n):
+        assert parallel_map(slow_at_first, (i for i in range(count))) == [i**2 for i in range(count)]
+        first_may_end.clear()
+        assert list(parallel_each(slow_at_first, range(count))) == [i**2 for i in range(count)]
+        assert torch.get_num_threads() == n
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_as_many_items_at_once_as_torch_has_threads(n):
+    together = threading.Barrier(n, timeout=WAIT)  # broken unless n come
+
+    def wait_for_the_others(_: int) -> int:
+        together.wait()
+        return threading.get_ident()
+
+    with torch_threads(n):
+        threads = parallel_map(wait_for_the_others, range(3 * n))
+    assert len(set(threads)) == n and threading.get_ident() not in threads
+
+
+def test_a_single_thread_or_a_single_item_stays_where_it_is():
+    for n, count in ((1, 4), (2, 1)):
+        with torch_threads(n):
+            assert set(parallel_map(lambda _: threading.get_ident(), range(count))) == {threading.get_ident()}
+
+
+def test_every_operation_runs_on_one_thread():
+    with torch_threads(2):
+        assert parallel_map(lambda _: torch.get_num_threads(), range(4)) == [1] * 4
+        assert parallel_map(lambda _: torch.get_num_threads(), range(1)) == [1]
+        with one_thread_an_operation():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+
+
+def test_results_are_equal_to_the_bit_at_one_and_two_threads():
+    x = torch.randn(8, 300, 300, generator=torch.Generator().manual_seed(0))
+    made = []
+    for n in (1, 2):
+        with torch_threads(n):
+            made.append(parallel_map(lambda matrix: (matrix @ matrix.T).sum() + matrix.softmax(1).std(), x))
+    assert all(torch.equal(one, two) for one, two in zip(*made, strict=True))
+
+
+def test_one_within_another_runs_on_its_callers_thread():
+    def outer(item: int) -> tuple[int, list[int]]:
+        return threading.get_ident(), parallel_map(lambda _: threading.get_ident(), range(3))
+
+    with torch_threads(2):
+        results = parallel_map(outer, range(4))
+        assert all(set(inner) == {thread} for thread, inner in results)
+        assert threading.get_ident() not in {thread for thread, _ in results}
+        assert torch.get_num_threads() == 2
+
+
+def test_one_within_one_thread_an_operation_still_uses_the_callers_number():
+    together = threading.Barrier(2, timeout=WAIT)
+    with torch_threads(2):
+        with one_thread_an_operation():
+            parallel_map(lambda _: together.wait(), range(2))
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+
+
+# -- what is left behind -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("bad", [0, 2, 5])
+def test_exceptions_come_through_and_torch_is_as_it_was(n, bad):
+    def fails(item: int) -> int:
+        if item == bad:
+            raise ZeroDivisionError(f"item {item}")
+        return item
+
+    with torch_threads(n):
+        with pytest.raises(ZeroDivisionError, match=f"item {bad}"):
+            parallel_map(fails, range(6))
+        assert torch.get_num_threads() == n
+        with pytest.raises(ZeroDivisionError, match=f"item {bad}"):
+            parallel_map(lambda item: parallel_map(fails, [item, bad]), range(3))
+        assert torch.get_num_threads() == n
+        assert parallel_map(abs, [-1, -2]) == [1, 2]
+
+
+def test_the_first_of_several_exceptions_is_raised():
+    def fails(item: int) -> None:
+        raise ValueError(item)
+
+    for n in (1, 2):
+        with torch_threads(n), pytest.raises(ValueError, match="0"):
+            parallel_map(fails, range(4))
+
+
+def test_an_exception_inside_one_thread_an_operation():
+    with torch_threads(2):
+        with pytest.raises(KeyError), one_thread_an_operation():
+            raise KeyError
+        assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_caller_that_does_not_want_the_rest(n):
+    done = []
+    with torch_threads(n):
+        results = parallel_each(lambda item: (done.append(item), item)[1], range(1000))
+        assert [next(results), next(results)] == [0, 1]
+        results.close()
+        assert len(done) < 1000
+        assert torch.get_num_threads() == n
+
+
+def test_callers_on_two_threads_at_once():
+    """The second comes while the first is inside and leaves after it; torch counts threads for each of the two."""
+    ready, first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(4))
+    seen: dict[str, int] = {}
+
+    def second() -> None:
+        torch.set_num_threads(2)
+        seen["second before"] = torch.get_num_threads()
+        ready.set()
+        assert first_is_in.wait(WAIT)
+        with one_thread_an_operation():
+            seen["second inside"] = torch.get_num_threads()
+            second_is_in.set()
+            assert first_is_out.wait(WAIT)
+        seen["second after"] = torch.get_num_threads()
+
+    with torch_threads(2):
+        other = threading.Thread(target=second)
+        other.start()
+        assert ready.wait(WAIT)
+        with one_thread_an_operation():
+            first_is_in.set()
+            assert second_is_in.wait(WAIT)
+            seen["first inside"] = torch.get_num_threads()
+        first_is_out.set()
+        other.join()
+        seen["first after"] = torch.get_num_threads()
+    assert seen == {"second before": 2, "second inside": 1, "second after": 2, "first inside": 1, "first after": 2}
