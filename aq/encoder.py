@@ -30,7 +30,9 @@ from .least_squares import fit_codebooks
 from .parallel import one_thread_an_operation, parallel_map
 from .part import Part
 
-DAMPING = 1e-4  # of H's mean diagonal, so that inputs that are always zero still pull their weights towards the truth
+# Shares of H's mean diagonal that are added to it (docs/experiments.md).
+DAMPING = 1e-3  # for all, so that inputs that are always zero still pull their weights towards the truth
+FEEDBACK_DAMPING = 0.02  # for error feedback
 
 
 @dataclass(frozen=True)
@@ -105,26 +107,29 @@ def encode(
         raise InputError(
             f"format {format} shares the codebooks {format.book!r} among layers, one weight alone cannot have it; use {str(format).partition('@')[0]}"
         )
-    hessian = _checked_hessian(hessian, n_in, groups)
+    hessian = _checked_hessian(hessian, n_in, groups, weight.device)
 
     provenance = {**(provenance or {}), "effort": effort, "seed": seed}
     if format.kind == "asis":
         return Encoding(format, shape, {"weight": weight.detach().cpu().contiguous()}, 0.0, provenance)
+    if weight.abs().max() > torch.finfo(torch.float16).max:
+        raise InputError(f"a weight of shape {shape} holds values above 65504, which scales in float16 cannot hold; leave it as it is")
     matrix = weight.detach().float().reshape(groups, -1, n_in)
     if format.kind == "int8":
         encoding = _round_to_int8(matrix, shape)
     else:
         format.tensor_specs(shape)  # refuses a format that does not fit
         encoding = _encode_additive(matrix, format, shape, hessian, parse_effort(effort), seed, book)
-    error = relative_error(weight, encoding.dequantize(), hessian, groups)
+    with one_thread_an_operation():
+        error = relative_error(weight, encoding.dequantize(), hessian, groups)
     provenance["seconds"] = round(time.perf_counter() - start, 3)
     return Encoding(format, shape, encoding.tensors, error, provenance)
 
 
-def _checked_hessian(hessian: Hessian | torch.Tensor | None, n_in: int, groups: int) -> Hessian:
+def _checked_hessian(hessian: Hessian | torch.Tensor | None, n_in: int, groups: int, device: torch.device) -> Hessian:
     """As float32 blocks. Raises InputError for another size, NaN or infinity."""
     if hessian is None:
-        return Hessian.identity(n_in, groups)
+        hessian = Hessian.identity(n_in, groups)
     if isinstance(hessian, torch.Tensor):
         if hessian.ndim not in (2, 3) or hessian.shape[-1] != hessian.shape[-2]:
             raise InputError(f"a Hessian of shape {tuple(hessian.shape)} is not (in, in), nor (groups, in, in); calibrate again")
@@ -135,13 +140,13 @@ def _checked_hessian(hessian: Hessian | torch.Tensor | None, n_in: int, groups: 
         )
     if not all(torch.isfinite(block).all() for block in hessian.blocks):
         raise InputError("the Hessian holds NaN or infinity; calibrate again")
-    return Hessian(tuple(block.float().expand(groups, -1, -1) for block in hessian.blocks))
+    return Hessian(tuple(block.to(device, torch.float32).expand(groups, -1, -1) for block in hessian.blocks))
 
 
 def relative_error(weight: torch.Tensor, approximation: torch.Tensor, hessian: Hessian, groups: int = 1) -> float:
     """‖(W − Ŵ)X‖² / ‖WX‖² under H; 0 for a weight or inputs that are zero anyway."""
     w = weight.detach().float().reshape(groups, -1, hessian.n_in)
-    difference = w - approximation.float().reshape_as(w)
+    difference = w - approximation.to(w).reshape_as(w)
     signal = (hessian.times(w) * w).sum(dtype=torch.float64).item()
     noise = (hessian.times(difference) * difference).sum(dtype=torch.float64).item()
     return max(noise, 0.0) / signal if signal > 0 else 0.0
@@ -195,12 +200,15 @@ def fit_book(members: Sequence[Member], format: Format, *, effort: str = "fast",
     with one_thread_an_operation():
         for member in members:
             shape = tuple(member.weight.shape)
+            if not torch.isfinite(member.weight).all():
+                raise InputError(f"a weight of shape {shape} holds NaN or infinity; repair the model")
             matrix = member.weight.detach().float().reshape(member.groups, -1, math.prod(shape[1:]))
-            signal = (member.hessian.times(matrix) * matrix).sum(dtype=torch.float64).item()
-            energy = member.hessian.diagonal.mean().item() * matrix.numel()
+            hessian = _checked_hessian(member.hessian, matrix.shape[2], member.groups, matrix.device)
+            signal = (hessian.times(matrix) * matrix).sum(dtype=torch.float64).item()
+            energy = hessian.diagonal.mean().item() * matrix.numel()
             if signal > 0:
                 matrix = matrix * math.sqrt(energy / signal)  # the prepared H is in units of its mean
-                layers.append(_parts(matrix, format, shape, member.hessian, rng)[0])
+                layers.append(_parts(matrix, format, shape, hessian, rng)[0])
         if not layers:
             raise InputError(f"the layers that share {format.book!r} hold nothing but zeros; leave them as they are")
         return stored_codebooks(format, _fit(layers, format, parse_effort(effort), rng, start))
@@ -215,7 +223,7 @@ def _parts(
     w = matrix if order is None else matrix[:, :, order.to(matrix.device)]
     w = torch.nn.functional.pad(w, (0, n_padded - w.shape[2]))
     prepared = hessian.prepared(order, n_padded, DAMPING)
-    factor = prepared.factor()
+    factor = prepared.factor(FEEDBACK_DAMPING)
     n_groups, n_rows = w.shape[:2]
     rows = torch.arange(n_groups * n_rows).view(n_groups, n_rows)
     if n_groups == 1:
@@ -252,7 +260,7 @@ def _fit(layers: Sequence[list[Part]], format: Format, effort: Effort, rng: torc
         stored = fit_codebooks(parts, stored, format)
         books = expansion @ stored
         error = sum(parallel_map(lambda part: _round(part, books, kept), parts))  # noqa: B023 (used at once)
-        gain = 1 - error / best_error
+        gain = 1 - error / best_error if best_error > 0 else 0.0
         if gain > 0:
             best_error, best = error, (stored, [(part.codes, part.scales) for part in parts])
         if gain < 1e-3 or time.perf_counter() - start > effort.seconds:
@@ -265,7 +273,8 @@ def _fit(layers: Sequence[list[Part]], format: Format, effort: Effort, rng: torc
 
 def _enough(parts: list[Part], n_weights: float) -> list[Part]:
     """The first parts that hold as many weights; two at least, if there are two."""
-    held, chosen = 0, []
+    held = 0
+    chosen: list[Part] = []
     for part in parts:
         if held >= n_weights and len(chosen) >= 2:
             break

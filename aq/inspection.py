@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..models.subject import Subject
 from .formats import AS_IS
-from .menu import ruled_menus
+from .menu import Entry
 from .plan import Plan, file_bytes, weight_bits
 
 
-def inspect(subject: Subject, plan: Plan | None = None) -> dict[str, Any]:
-    """Sizes of the subject as it is, the menu of every layer, and what `plan` would make of it.
+def inspect(subject: Subject, menu: Mapping[str, Sequence[Entry]], plan: Plan | None = None) -> dict[str, Any]:
+    """Sizes of the subject as it is, the menu of every layer, and what `plan` would make of it. Shared codebooks count in full.
 
     Returns:
         {n_layers, n_weights, size_bytes, bits_per_weight, least_bits, greatest_bits, layers: [{name, role, block, kind, shape, n_weights,
@@ -19,12 +20,15 @@ def inspect(subject: Subject, plan: Plan | None = None) -> dict[str, Any]:
     """
     if plan is not None:
         plan.validate(subject)
-    menu = ruled_menus(subject)
     as_is = {layer.name: AS_IS for layer in subject.layers}
     layers: list[dict[str, Any]] = []
     for layer in subject.layers:
         formats = [
-            {"format": str(e.format), "bits_per_weight": 8 * e.size_bytes / layer.n_weights, "size_bytes": e.size_bytes}
+            {
+                "format": str(e.format),
+                "bits_per_weight": 8 * (e.size_bytes + e.book_bytes) / layer.n_weights,
+                "size_bytes": e.size_bytes + e.book_bytes,
+            }
             for e in menu[layer.name]
         ]
         row = {

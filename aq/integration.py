@@ -75,16 +75,17 @@ class SedaqQuantizer(DiffusersQuantizer):
         return book_holders({path: Format.parse(text) for path, text in self.quantization_config.layers.items()})
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        stored = model.state_dict().keys()  # borrowed codebooks are not in it
+        for name, buffer in model.named_buffers():
+            if buffer.is_meta and name in stored:
+                raise InputError(
+                    f"the folder's weights lack tensor {name!r}; the file is damaged or not of this config, apply the plan again"
+                )
         for path, holder in self._holders.items():
             if path != holder:
                 held = dict(model.get_submodule(holder).named_buffers(recurse=False))
                 coded: Any = model.get_submodule(path)
                 coded.borrow_book({name: held[name] for name in BOOK_TENSORS if name in held})
-        for name, buffer in model.named_buffers():
-            if buffer.is_meta:
-                raise InputError(
-                    f"the folder's weights lack tensor {name!r}; the file is damaged or not of this config, apply the plan again"
-                )
         return model
 
     def check_if_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any) -> bool:

@@ -107,12 +107,11 @@ def candidates(rate: float, shapes: tuple[tuple[int, ...], ...], limit: int) -> 
     """
     fitting = (_longest_code(kind, rate, shapes) for kind in _kinds(math.prod(shapes[0][2:])))
     ranked = sorted((f for f in fitting if f is not None), key=promise, reverse=True)
-    chosen: dict[tuple[int, int, int, str, str], Format] = {}
-    for format in ranked:
-        chosen.setdefault((format.n_codebooks, format.code_bits, format.group_size, format.structure, format.grouping), format)
-    # A convolution gets both groupings looked at.
+    chosen: dict[tuple[int, str], Format] = {}
+    for format in ranked:  # what the rule knows least is how many codebooks pay: the best of each number
+        chosen.setdefault((format.n_codebooks, format.grouping), format)
     groupings = dict.fromkeys(format.grouping for format in chosen.values())
-    share = math.ceil(limit / max(1, len(groupings)))
+    share = math.ceil(limit / max(1, len(groupings)))  # a convolution gets both groupings looked at
     best = [format for grouping in groupings for format in [f for f in chosen.values() if f.grouping == grouping][:share]]
     return tuple(sorted(best, key=promise, reverse=True)[:limit])
 

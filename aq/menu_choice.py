@@ -1,7 +1,8 @@
 """Menus by measurement: for every layer and rate the format of least error whose total is within the rate.
 
-The rule of menu.py names a few formats; each is tried at draft effort under the layer's own Hessian. Layers of one role may share codebooks,
-which then cost each a part only: that is taken where the layers' errors are less on average (of logarithms) than with their own.
+The rule of menu.py names a few formats; each is tried at draft effort on some of the layer's rows, under its own Hessian. Layers of one role
+may share codebooks, which then cost each a part only: that is taken where the layers' errors are less on average (of logarithms) than with
+their own.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..errors import InputError
+from ..models.hessian import Hessian
 from ..models.layers import Layer
 from ..progress import track
 from ..storage import fingerprint, read_json, write_json
+from .encoder import encode
 from .formats import Format
 from .menu import Entry, candidates, cheapest, layer_menu, promise
 from .parallel import parallel_each
@@ -24,6 +31,7 @@ from .store import ALONE_ABOVE, EncodingStore, book_name
 N_OWN = 4  # formats tried for a layer and rate
 WORTH_SHARING = 0.03  # bits that shared codebooks must promise above the layers' own before they are tried
 LEAST_GAIN = 0.02  # by which the errors must then be less
+N_ROWS = 256  # of a layer that a format is tried on
 _EFFORT = "draft"
 
 Choices = dict[float, tuple[Format, float]]  # by rate: the format and its error
@@ -35,26 +43,55 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     layers, rates = store.subject.layers, tuple(sorted(rates))
     small = [layer for layer in layers if layer.n_weights <= ALONE_ABOVE]
     large = [layer for layer in layers if layer.n_weights > ALONE_ABOVE]  # these use all threads themselves
-    found = itertools.chain(parallel_each(lambda layer: _own(store, layer, rates), small), (_own(store, layer, rates) for layer in large))
     own: dict[str, Choices] = {}
-    for layer in track([*small, *large], "menus", cost=lambda layer: layer.n_weights):
-        own[layer.name] = next(found)
+    with closing(parallel_each(lambda layer: _own(store, layer, rates), small)) as measured:
+        results = itertools.chain(measured, (_own(store, layer, rates) for layer in large))
+        for layer in track([*small, *large], "menus", cost=lambda layer: layer.n_weights):
+            own[layer.name] = next(results)
     roles: dict[tuple[str, bool], list[Layer]] = {}
     for layer in layers:
         roles.setdefault((book_name(layer), layer.kind == "linear"), []).append(layer)
     several = [members for members in roles.values() if len(members) > 1]
-    shared = parallel_each(lambda members: _shared(store, members, rates, own), several)
-    for members in track(several, "shared codebooks"):
-        for rate, format in next(shared).items():
-            for layer in members:
-                own[layer.name][rate] = (format, math.nan)
+    with closing(parallel_each(lambda members: _shared(store, members, rates, own), several)) as shared:
+        for members in track(several, "shared codebooks"):
+            for rate, format in next(shared).items():
+                for layer in members:
+                    own[layer.name][rate] = (format, math.nan)
     return {
         layer.name: layer_menu(store.subject, layer, {rate: format for rate, (format, _) in own[layer.name].items()}) for layer in layers
     }
 
 
+def best_format(weight: torch.Tensor, hessian: Hessian, rate: float, *, groups: int = 1, seed: int = 0, limit: int = N_OWN) -> Format:
+    """The format of least error at draft effort within `rate` total bits, of the `limit` most promising.
+
+    Raises InputError where none is within the rate.
+    """
+    shape = tuple(weight.shape)
+    formats = candidates(rate, (shape,), limit)
+    if not formats:
+        raise InputError(f"no format of a weight of shape {shape} is within {rate:g} bits; allow more")
+    return min(formats, key=lambda format: draft_error(weight, format, hessian, groups=groups, seed=seed))
+
+
+def draft_error(
+    weight: torch.Tensor,
+    format: Format,
+    hessian: Hessian,
+    *,
+    groups: int = 1,
+    seed: int = 0,
+    book: Mapping[str, torch.Tensor] | None = None,
+) -> float:
+    """Relative output error at draft effort, on at most N_ROWS rows drawn at random."""
+    if groups == 1 and len(weight) > N_ROWS:
+        drawn = torch.randperm(len(weight), generator=torch.Generator().manual_seed(seed))[:N_ROWS]
+        weight = weight[drawn.to(weight.device)]
+    return encode(weight, format, hessian, effort=_EFFORT, seed=seed, groups=groups, book=book).error
+
+
 def _path(store: EncodingStore, name: str, layers: Sequence[Layer], rates: Sequence[float]) -> Path:
-    rule = fingerprint([N_OWN, WORTH_SHARING, LEAST_GAIN, _EFFORT, *rates])
+    rule = fingerprint([N_OWN, N_ROWS, WORTH_SHARING, LEAST_GAIN, _EFFORT, *rates])
     return store.folder / "menus" / f"{name}.{store.key([layer.name for layer in layers], rule)}.json"
 
 
@@ -65,11 +102,12 @@ def _own(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
         tried: dict[Format, float] = {}
         chosen: dict[str, dict[str, Any]] = {}
         best: Format | None = None
+        weight, hessian = store.subject.weight(layer.name), store.hessian(layer)
         for rate in rates:
             formats = candidates(rate, (layer.shape,), N_OWN) or (best or cheapest(layer.shape),)
             for format in formats:
                 if format not in tried:
-                    tried[format] = store.encode(layer, format, effort=_EFFORT).error
+                    tried[format] = draft_error(weight, format, hessian, groups=layer.groups, seed=store.seed)
             best = min((*formats, best or formats[0]), key=tried.__getitem__)  # what fits a lower rate fits this one
             chosen[repr(rate)] = {"format": str(best), "error": tried[best]}
         write_json(path, "menu", {"chosen": chosen, "tried": {str(format): error for format, error in tried.items()}})
@@ -92,7 +130,10 @@ def _shared(store: EncodingStore, members: Sequence[Layer], rates: Sequence[floa
                 continue
             format = replace(format, book=name)
             book = store.fit_book(format, effort=_EFFORT)
-            errors = [store.encode(layer, format, effort=_EFFORT, book=book).error for layer in members]
+            errors = [
+                draft_error(store.subject.weight(m.name), format, store.hessian(m), groups=m.groups, seed=store.seed, book=book)
+                for m in members
+            ]
             logs = [math.log(max(old, 1e-12) / max(new, 1e-12)) for (_, old), new in zip(before, errors, strict=True)]
             tried[str(format)] = sum(logs) / len(logs)
             if tried[str(format)] > LEAST_GAIN:

@@ -7,7 +7,7 @@ over as many threads as torch was set to.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,42 +17,40 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-_lock = threading.Lock()
-_users = 0
-_threads = 1
-_inside = threading.local()
+_inside = threading.local()  # .threads: how many may be used by whoever is inside, 0 outside; torch's own number belongs to a thread too
 
 
 @contextmanager
 def one_thread_an_operation() -> Iterator[None]:
-    """Set torch to one thread until the last of the callers that are inside leaves."""
-    global _users, _threads
-    with _lock:
-        if _users == 0:
-            _threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-        _users += 1
+    """Set torch to one thread in the calling thread, whose number is kept for `parallel_each`."""
+    outer = getattr(_inside, "threads", 0)
+    before = torch.get_num_threads()
+    _inside.threads = outer or before
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                torch.set_num_threads(_threads)
+        _inside.threads = outer
+        torch.set_num_threads(before)
 
 
-def parallel_each(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def _enter_worker() -> None:
+    _inside.threads = 1
+    torch.set_num_threads(1)
+
+
+def parallel_each(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
     """function(item) for each item, in order, on as many threads as torch was set to; one within another runs on its caller's thread."""
     items = list(items)
     with one_thread_an_operation():
-        if len(items) < 2 or _threads < 2 or getattr(_inside, "yes", False):
+        if len(items) < 2 or _inside.threads < 2:
             yield from map(function, items)
             return
-        pool = ThreadPoolExecutor(min(_threads, len(items)), initializer=lambda: setattr(_inside, "yes", True))
+        pool = ThreadPoolExecutor(min(_inside.threads, len(items)), initializer=_enter_worker)
         try:
             yield from pool.map(function, items)
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

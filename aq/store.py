@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import InputError
-from ..models.calibration import calibrate
+from ..models.calibration import calibrate, check_weighting
 from ..models.hessian import Hessian
 from ..models.layers import Layer
 from ..models.subject import Subject
@@ -41,6 +42,7 @@ class EncodingStore:
 
     def __init__(self, subject: Subject, folder: Path, *, calibration: Mapping[str, Any], effort: str = "fast", seed: int = 0) -> None:
         parse_effort(effort)
+        check_weighting(calibration.get("weighting", "uniform"))
         self.subject, self.folder = subject, Path(folder)
         self.calibration, self.effort, self.seed = dict(calibration), effort, seed
         self.calibration_fingerprint = fingerprint([subject.fingerprint, self.calibration])
@@ -120,25 +122,21 @@ class EncodingStore:
         path = self._path(layer, format)
         if path.exists():
             return Encoding.load(path)
-        encoding = self.encode(layer, format, effort=self.effort, book=self.book(format) if format.book else None)
-        encoding.save(path)
-        return encoding
-
-    def encode(self, layer: Layer, format: Format, *, effort: str, book: Mapping[str, torch.Tensor] | None = None) -> Encoding:
-        """An encoding that is not kept."""
         try:
-            return encode(
+            encoding = encode(
                 self.subject.weight(layer.name),
                 format,
                 self.hessian(layer),
-                effort=effort,
+                effort=self.effort,
                 seed=self.seed,
                 groups=layer.groups,
-                book=book,
+                book=self.book(format) if format.book else None,
                 provenance={"layer": layer.name, "calibration": self.calibration_fingerprint},
             )
         except InputError as error:
             raise InputError(f"layer {layer.name}: {error}") from error
+        encoding.save(path)
+        return encoding
 
     def fill(self, wanted: Sequence[tuple[Layer, Format]]) -> None:
         """Make all encodings that are missing, with progress; several layers at once, as torch has threads."""
@@ -151,9 +149,10 @@ class EncodingStore:
             self.book(format)
         small = [item for item in missing if item[0].n_weights <= ALONE_ABOVE]
         large = [item for item in missing if item[0].n_weights > ALONE_ABOVE]  # these use all threads themselves
-        made = itertools.chain(parallel_each(lambda item: self.get(*item), small), (self.get(*item) for item in large))
-        for _ in track([*small, *large], "encoding", total, done=done, cost=lambda item: item[0].n_weights):
-            next(made)
+        with closing(parallel_each(lambda item: self.get(*item), small)) as made:
+            results = itertools.chain(made, (self.get(*item) for item in large))
+            for _ in track([*small, *large], "encoding", total, done=done, cost=lambda item: item[0].n_weights):
+                next(results)
 
 
 def book_name(layer: Layer) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from . import options
+
+EFFORT_HELP = "draft, fast, full or seconds a layer."
 
 
 @click.group(help="Measure distortion, encoding, kernels or a whole model.")
@@ -44,6 +47,35 @@ def _checked(formats: str) -> list[str]:
     return [str(Format.parse(text)) for text in formats.split(",")]
 
 
+def _checked_efforts(efforts: str) -> list[str]:
+    from ..aq.encoder import parse_effort
+
+    for text in efforts.split(","):
+        parse_effort(text)
+    return efforts.split(",")
+
+
+def _positive_numbers(option: str, text: str) -> list[float]:
+    from ..errors import InputError
+
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise InputError(f"{option} {text!r}: give numbers above zero, separated by commas")
+    return numbers
+
+
+def _shapes(text: str) -> list[tuple[int, int]]:
+    from ..errors import InputError
+
+    pairs = [word.strip().split("x") for word in text.split(",")]
+    if not all(len(pair) == 2 and all(side.isdecimal() and int(side) > 0 for side in pair) for pair in pairs):
+        raise InputError(f"--shapes {text!r}: give OUTxIN in whole numbers above zero, separated by commas, such as 384x384,512x2048")
+    return [(int(out), int(inputs)) for out, inputs in pairs]
+
+
 def _formats(default: tuple[str, ...]) -> Any:
     return click.option("--formats", default=",".join(default), show_default=True, help="Formats, separated by commas.")
 
@@ -51,29 +83,32 @@ def _formats(default: tuple[str, ...]) -> Any:
 @command.command(help="Mean squared error on a Gaussian source, beside the limit of any quantizer.")
 @_formats(("3x8g16", "2x8g8", "4x8g16", "3x8g8", "4x8g8"))
 @click.option("--size", type=click.IntRange(64), default=512, show_default=True, help="Rows and columns.")
-@click.option("--effort", default="fast", show_default=True)
+@click.option("--effort", default="fast", show_default=True, help=EFFORT_HELP)
+@options.device
 @options.seed
 @options.as_json
-def distortion(formats: str, size: int, effort: str, seed: int, as_json: bool) -> None:
+def distortion(formats: str, size: int, effort: str, device: str, seed: int, as_json: bool) -> None:
     from ..aq import bench
-    from ..aq.encoder import parse_effort
 
-    chosen = _checked(formats)
-    parse_effort(effort)
-    _print(lambda: bench.distortion(chosen, size=size, effort=effort, seed=seed), as_json)
+    chosen, efforts = _checked(formats), _checked_efforts(effort)
+    _print(lambda: bench.distortion(chosen, size=size, effort=efforts[0], seed=seed, device=device), as_json)
 
 
-@command.command(help="Output error and seconds on correlated, heavy-tailed layers.")
+@command.command(help="Output error and seconds on heavy-tailed layers with correlated inputs, beside AQLM's where they were measured.")
 @_formats(("2x8g8", "1x8g4", "1x6g3"))
-@click.option("--sizes", default="384", show_default=True, help="Widths of square layers, separated by commas.")
+@click.option("--bits", default="", help="Total bits, separated by commas: the best format within each, instead of --formats.")
+@click.option("--shapes", default="384x384", show_default=True, help="OUTxIN of the layers, separated by commas.")
+@click.option("--efforts", default="fast,full", show_default=True, help=EFFORT_HELP)
+@options.device
 @options.seed
 @options.as_json
-def encode(formats: str, sizes: str, seed: int, as_json: bool) -> None:
+def encode(formats: str, bits: str, shapes: str, efforts: str, device: str, seed: int, as_json: bool) -> None:
     from ..aq import bench
 
-    shapes = [(size, size) for size in _whole_numbers("--sizes", sizes)]
-    chosen = _checked(formats)
-    _print(lambda: bench.encoding(shapes, chosen, seed=seed), as_json)
+    whats: Sequence[str | float] = _positive_numbers("--bits", bits) if bits else _checked(formats)
+    cases = [(shape, what) for shape in _shapes(shapes) for what in whats]
+    chosen = _checked_efforts(efforts)
+    _print(lambda: bench.encoding(cases, efforts=chosen, seed=seed, device=device), as_json)
 
 
 @command.command(help="Milliseconds of every kernel, and ratios to torch's own products (above 1: ours is faster).")

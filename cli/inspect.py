@@ -1,4 +1,4 @@
-"""sedaq inspect SUBJECT [--plan FILE]"""
+"""sedaq inspect SUBJECT [--plan FILE] [--run DIR]"""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ import click
 from . import options
 
 
-@click.command(help=f"Layers, roles, shapes, menu of formats, exact bytes.\n\n{options.SUBJECT_HELP}")
+@click.command(
+    help="Layers, roles, shapes, menu of formats, exact bytes. Menus are a rule's until a run has measured them: then see them by --run."
+    f"\n\n{options.SUBJECT_HELP}"
+)
 @click.argument("subject")
 @click.option("--plan", type=click.Path(path_type=Path), default=None, help="Show what this plan gives each layer.")
+@click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Show the menus that this run measured.")
 @options.exclude
 @options.as_json
-def command(subject: str, plan: Path | None, exclude: tuple[str, ...], as_json: bool) -> None:
+def command(subject: str, plan: Path | None, run_folder: Path | None, exclude: tuple[str, ...], as_json: bool) -> None:
     from ..aq.inspection import inspect
+    from ..aq.menu import ruled_menus
     from ..aq.plan import Plan
     from ..models.loading import load
+    from ..progress import shown
     from ..reports.summaries import show
     from ..reports.tables import inspect_table
+    from ..sensitivity.run import Run
 
-    loaded = load(subject, exclude=exclude)
-    result = inspect(loaded, Plan.load(plan) if plan else None)
+    with shown():
+        run = Run.open(run_folder, subject=subject) if run_folder else None
+        loaded = run.subject if run else load(subject, exclude=exclude)
+        result = inspect(loaded, run.menus if run else ruled_menus(loaded), Plan.load(plan) if plan else None)
     if as_json:
         options.print_json(result)
     else:

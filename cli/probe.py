@@ -19,6 +19,8 @@ from . import options
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the work.")
 @options.together(options.reference, options.extractor, options.guidance, options.prompts, options.batch_size)
 @options.together(options.exclude, options.device)
+@click.option("--effort", default="fast", show_default=True, help="Of the encoder: draft, fast, full or seconds a layer.")
+@click.option("--weighting", default="uniform", show_default=True, help="Of calibration's timesteps: uniform, balanced, early, late.")
 @click.option("--memory", default=None, metavar="SIZE", help="Of one calibration pass, such as 4GB; half of what is free by default.")
 def command(
     subject: str,
@@ -35,6 +37,8 @@ def command(
     batch_size: int | None,
     exclude: tuple[str, ...],
     device: str,
+    effort: str,
+    weighting: str,
     memory: str | None,
 ) -> None:
     from ..progress import shown
@@ -54,6 +58,8 @@ def command(
         prompts=prompts,
         batch_size=batch_size,
         exclude=exclude,
+        effort=effort,
+        weighting=weighting,
     )
     with shown():
         memory_bytes = parse_size(memory) if memory else None

@@ -1,11 +1,12 @@
 """Second moments of every layer's inputs on the model's own trajectories: no data is needed.
 
 Source: the Hessian of a layer's squared output error, H = E[x xᵀ] (Frantar et al. 2023, GPTQ), taken over all tokens, timesteps and images
-of a sampling. Timesteps weigh equally.
+of a sampling. How timesteps weigh is a choice (WEIGHTINGS); docs/experiments.md has their comparison.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,40 +52,75 @@ def _padding(module: Any, taps: Sequence[int]) -> list[tuple[int, int]]:
     return [(size, size) for size in ([0] * len(taps) if module.padding == "valid" else module.padding)]
 
 
-class _Accumulator:
-    """Running sum of x xᵀ in float64, block by block."""
+WEIGHTINGS = {
+    "uniform": "every token alike",
+    "balanced": "timesteps alike, whatever the size of their inputs: x over its root mean square in the call",
+    "early": "in proportion to the timestep: the noisy beginning counts most",
+    "late": "the less noise, the more weight",
+}
 
-    def __init__(self, layer: Layer) -> None:
-        self.layer = layer
+
+def check_weighting(weighting: str) -> None:
+    if weighting not in WEIGHTINGS:
+        raise InputError(f"calibration weighting {weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}")
+
+
+class _Accumulator:
+    """Running sum of weighted x xᵀ in float64, block by block."""
+
+    def __init__(self, layer: Layer, weighting: str) -> None:
+        self.layer, self.balanced = layer, weighting == "balanced"
         self.edges = block_edges(layer.shape)
         widths = [b - a for a, b in zip(self.edges, self.edges[1:], strict=False)]
         self.sums = [torch.zeros(layer.groups, width, width, dtype=torch.float64) for width in widths]
-        self.n_tokens = 0
+        self.weight = 0.0
 
-    def add(self, columns: torch.Tensor) -> None:
+    def add(self, columns: torch.Tensor, weight: float) -> None:
+        if self.balanced:
+            size = columns.float().square().mean().item()
+            weight = 1 / size if size > 0 else 0.0
         for total, start, stop in zip(self.sums, self.edges, self.edges[1:], strict=False):
             part = columns[:, :, start:stop].float()
-            total += (part.transpose(1, 2) @ part).cpu()
-        self.n_tokens += columns.shape[1]
+            total += weight * (part.transpose(1, 2) @ part).cpu()
+        self.weight += weight * columns.shape[1]
 
     def hessian(self) -> Hessian:
-        if self.n_tokens == 0:
+        if self.weight == 0:
             raise InputError(
                 f"layer {self.layer.name}: received no input while sampling, so it cannot be calibrated; leave it out with --exclude {self.layer.name}"
             )
-        return Hessian(tuple((total / self.n_tokens).float() for total in self.sums))
+        return Hessian(tuple((total / self.weight).float() for total in self.sums))
+
+
+class _Clock:
+    """The weight of the timestep that the denoiser is at."""
+
+    def __init__(self, subject: Subject, weighting: str) -> None:
+        self.weighting, self.weight = weighting, 1.0
+        self._signature = inspect.signature(subject.denoiser.forward)
+        self._first: float | None = None
+        if weighting in ("early", "late") and "timestep" not in self._signature.parameters:
+            raise InputError(f"calibration weighting {weighting!r} needs a denoiser with an argument `timestep`; use uniform or balanced")
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.weighting in ("early", "late"):
+            t = torch.as_tensor(self._signature.bind(*args, **kwargs).arguments["timestep"]).float().mean().item()
+            self._first = max(self._first or t, t) or 1.0
+            self.weight = t / self._first if self.weighting == "early" else 1 - t / self._first + 0.05
 
 
 @contextmanager
-def _accumulating(subject: Subject, layers: Sequence[Layer]) -> Iterator[dict[str, _Accumulator]]:
-    sums = {layer.name: _Accumulator(layer) for layer in layers}
+def _accumulating(subject: Subject, layers: Sequence[Layer], weighting: str) -> Iterator[dict[str, _Accumulator]]:
+    sums = {layer.name: _Accumulator(layer, weighting) for layer in layers}
+    clock = _Clock(subject, weighting)
 
     def hook(layer: Layer) -> Any:
         return lambda module, args, kwargs: sums[layer.name].add(
-            input_columns((args[0] if args else kwargs["input"]).detach(), layer, module)
+            input_columns((args[0] if args else kwargs["input"]).detach(), layer, module), clock.weight
         )
 
-    handles = [subject.denoiser.get_submodule(layer.name).register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers]
+    handles = [subject.denoiser.register_forward_pre_hook(clock, with_kwargs=True)]
+    handles += [subject.denoiser.get_submodule(layer.name).register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers]
     try:
         yield sums
     finally:
@@ -119,19 +155,22 @@ def calibrate(
     n_images: int = 64,
     steps: int | None = None,
     seed: int = 0,
+    weighting: str = "uniform",
     memory_bytes: int | None = None,
     **settings: Any,
 ) -> Iterator[tuple[Layer, Hessian]]:
     """H of each layer, as passes finish.
 
     Args:
+        weighting: of the timesteps, a name in WEIGHTINGS.
         memory_bytes: bound on the accumulators of one pass; half of what is free when None.
         settings: passed to the subject's sample function.
     """
+    check_weighting(weighting)
     memory_bytes = memory_bytes or psutil.virtual_memory().available // 2
     plan = passes(layers, memory_bytes)
     for number, chosen in enumerate(plan, start=1):
-        with _accumulating(subject, chosen) as sums:
+        with _accumulating(subject, chosen, weighting) as sums:
             description = "calibration" if len(plan) == 1 else f"calibration {number}/{len(plan)}"
             sample_in_chunks(
                 subject.sample, description, seed=purpose_seed(seed, "calibration"), n_images=n_images, chunk=32, steps=steps, **settings

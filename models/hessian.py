@@ -110,22 +110,23 @@ class Hessian(BlockDiagonal):
             first += width
         return Hessian(tuple(blocks))
 
-    def factor(self) -> BlockDiagonal:
-        """C, upper triangular, with H = C Cᵀ, so that the error of row e is ‖e C‖² and column j of e C sees columns 0 … j of e only.
+    def factor(self, damping: float = 0.0) -> BlockDiagonal:
+        """C, upper triangular, with H + damping · mean(diagonal) · I = C Cᵀ, so that the error of row e is ‖e C‖² and column j of e C sees
+        columns 0 … j of e only.
 
-        Where rounding made H indefinite, as much is added to the diagonal as it takes, up to a hundredth of its mean.
+        Where rounding made H indefinite, more is added as needed, up to a hundredth of the mean.
 
         Raises InputError for what is further from positive semi-definite.
         """
-        return BlockDiagonal(tuple(_upper_factor(block) for block in self.blocks))
+        return BlockDiagonal(tuple(_upper_factor(block, damping) for block in self.blocks))
 
 
-def _upper_factor(block: torch.Tensor) -> torch.Tensor:
+def _upper_factor(block: torch.Tensor, damping: float) -> torch.Tensor:
     flipped = block.flip(1, 2)
     ridge = torch.zeros_like(block[:, :, 0])
     for extra in (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
-        ridge[:] = extra * block.diagonal(dim1=1, dim2=2).mean()
-        factor, info = torch.linalg.cholesky_ex(flipped + torch.diag_embed(ridge) if extra else flipped)
+        ridge[:] = (damping + extra) * block.diagonal(dim1=1, dim2=2).mean()
+        factor, info = torch.linalg.cholesky_ex(flipped + torch.diag_embed(ridge))
         if not info.any():
             return factor.flip(1, 2)
     raise InputError("the calibration matrix is not positive semi-definite (it has a negative eigenvalue); calibrate again")

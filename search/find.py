@@ -107,7 +107,7 @@ class _Search:
         above = [
             f"{name}: no format within {entry.rate:g} bits, takes {entry.format}"
             for name, entry in problem.entries(choice).items()
-            if 8 * entry.size_bytes / self.subject.layer(name).n_weights > entry.rate + 1e-9
+            if not entry.book and 8 * entry.size_bytes / self.subject.layer(name).n_weights > entry.rate + 1e-9
         ]
         found = {"solver": solver, "gap": solution.gap, "seed": self.seed, "trials": solution.n_trials}
         return {**found, "notes": [*self.notes, *above, *notes]}

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from ..aq.formats import Format
 from ..aq.menu import Entry, header_bytes, model_bytes
 from ..errors import InputError, SedaqError
 from ..models.subject import Subject
+from .program import choose, taken
 
 Choice = NDArray[np.int64]  # (n_units,), index of the option taken by each unit
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -113,31 +114,33 @@ class Problem:
         return np.stack(bounded) if bounded else np.zeros((0, *self.costs.shape), np.int64)
 
     @cached_property
-    def books(self) -> tuple[tuple[NDArray[np.bool_], NDArray[np.int64]], ...]:
-        """Codebooks that layers share: which options use each (n_units, K), and its bytes under each budget (n_budgets,)."""
-        bounded = [self.max_weight_bytes is not None, self.max_file_bytes is not None]
-        result = []
-        for book, entry in self._book_entries.items():
-            sizes = [size for size, needed in zip((entry.book_bytes, entry.book_file_bytes), bounded, strict=True) if needed]
-            result.append((self._uses(book), np.array(sizes, np.int64)))
-        return tuple(result)
-
-    @cached_property
-    def _book_entries(self) -> dict[str, Entry]:
-        """An entry that uses it for each book."""
+    def _books(self) -> dict[str, Entry]:
+        """Codebooks that layers share, each with an entry that needs it."""
         return {entry.book: entry for unit in self.units for option in unit.options for entry in option if entry.book}
 
-    def _uses(self, book: str) -> NDArray[np.bool_]:
-        return self._table(lambda unit, k: any(entry.book == book for entry in unit.options[k]), False, np.bool_).astype(np.bool_)
+    @cached_property
+    def needs(self) -> NDArray[np.bool_]:
+        """(n_books, n_units, K), which options need which shared codebooks."""
+        tables = [self._table(partial(_needs, book), False, np.bool_) for book in self._books]
+        return np.array(tables, np.bool_).reshape(-1, *self.costs.shape)
+
+    @cached_property
+    def book_sizes(self) -> NDArray[np.int64]:
+        """(n_budgets, n_books), bytes that count once if any option needs them."""
+        columns = [(entry.book_bytes, entry.book_file_bytes) for entry in self._books.values()]
+        bounded = [self.max_weight_bytes is not None, self.max_file_bytes is not None]
+        return np.array(columns, np.int64).reshape(-1, 2).T[bounded]
+
+    def _needed(self, choice: Choice) -> NDArray[np.bool_]:
+        """(n_books,)"""
+        return np.asarray(self.needs[:, np.arange(len(self.units)), choice].any(axis=1))
 
     def steps(self, choice: Choice) -> NDArray[np.int64]:
         """(n_budgets, n_units, K): by how much each option would raise what is used, at most; codebooks that are new with it included."""
         rows = np.arange(len(self.units))
         steps = self.sizes - self.sizes[:, rows, choice][:, :, None]
-        for used, sizes in self.books:
-            if not used[rows, choice].any():
-                steps = steps + sizes[:, None, None] * used
-        return steps
+        new = np.nonzero(~self._needed(choice))[0]
+        return steps + np.tensordot(self.book_sizes[:, new], self.needs[new], 1)
 
     @cached_property
     def limits(self) -> NDArray[np.int64]:
@@ -145,22 +148,23 @@ class Problem:
         fixed = [(0, self.max_weight_bytes), (self.fixed_file_bytes, self.max_file_bytes)]
         return np.array([limit - used for used, limit in fixed if limit is not None], np.int64)
 
-    @property
+    @cached_property
     def least_weight_bytes(self) -> int:
-        return min(self.total_weight_bytes(choice) for choice in self._least_choices(self.weight_bytes))
+        return self.total_weight_bytes(self._least(self.weight_bytes, [entry.book_bytes for entry in self._books.values()]))
 
-    @property
+    @cached_property
     def least_file_bytes(self) -> int:
-        return min(self.total_file_bytes(choice) for choice in self._least_choices(self.file_bytes))
+        return self.total_file_bytes(self._least(self.file_bytes, [entry.book_file_bytes for entry in self._books.values()]))
 
-    def _least_choices(self, table: NDArray[np.int64]) -> list[Choice]:
-        """Choices of least bytes: with shared codebooks wherever they save a layer bytes, and with none."""
-        with_books = table.argmin(axis=1)
-        any_book = np.zeros(table.shape, np.bool_)
-        for book in self._book_entries:
-            any_book |= self._uses(book)
-        without = np.where(any_book, table.max(), table).argmin(axis=1)
-        return [with_books, without]
+    def _least(self, table: NDArray[np.int64], book_bytes: Sequence[int]) -> Choice:
+        """The choice of least bytes: whether shared codebooks pay is a matter of all that share them."""
+        choice = table.argmin(axis=1)
+        if self._needed(choice).any():
+            excess = np.where(np.isfinite(self.costs), table - table.min(axis=1, keepdims=True), np.inf)
+            none = np.zeros((0, *table.shape)), np.zeros((0, len(book_bytes))), np.zeros(0)  # no budgets
+            result = choose(excess, self.needs, np.array(book_bytes, float), *none)
+            choice = choice if result.x is None else taken(excess, result.x)
+        return choice
 
     @property
     def least_bits(self) -> float:
@@ -186,11 +190,7 @@ class Problem:
 
     def used(self, choice: Choice) -> NDArray[np.int64]:
         """(n_budgets,), to be compared with `limits`."""
-        rows = np.arange(len(self.units))
-        total: NDArray[np.int64] = self.sizes[:, rows, choice].sum(axis=1)
-        for used, sizes in self.books:
-            if used[rows, choice].any():
-                total = total + sizes
+        total: NDArray[np.int64] = self.sizes[:, np.arange(len(self.units)), choice].sum(axis=1) + self.book_sizes @ self._needed(choice)
         return total
 
     def fits(self, choice: Choice) -> bool:
@@ -207,6 +207,10 @@ class Problem:
 
     def formats(self, choice: Choice) -> dict[str, Format]:
         return {name: entry.format for name, entry in self.entries(choice).items()}
+
+
+def _needs(book: str, unit: Unit, k: int) -> bool:
+    return any(entry.book == book for entry in unit.options[k])
 
 
 def _fixed_file_bytes(subject: Subject, menus: Mapping[str, Sequence[Entry]]) -> int:

@@ -12,8 +12,11 @@ N_ORDERS = 5
 
 
 def at_rate(problem: Problem, rate: float) -> Choice:
-    """Every unit at its highest option within `rate`; one that has none takes its cheapest."""
-    return np.where(problem.rates <= rate, np.arange(problem.rates.shape[1]), 0).max(axis=1)
+    """Every unit at its highest rate within `rate`; one that has none takes its cheapest.
+
+    Options ascend by bytes; where codebooks are shared, which are not in them, that need not be the order of rates.
+    """
+    return np.where(problem.rates <= rate, problem.rates, -np.inf).argmax(axis=1)
 
 
 def uniform_choice(problem: Problem, *, seed: int = 0, order: int = 0) -> Choice:

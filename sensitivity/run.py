@@ -35,6 +35,7 @@ class Settings:
     rates: tuple[float, ...] = RATES
     effort: str = "fast"
     calibration_images: int = 64
+    weighting: str = "uniform"  # of the calibration's timesteps
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -68,7 +69,13 @@ class Run:
     def __init__(self, folder: Path, subject: Subject, settings: Settings, subject_argument: str | None, device: str) -> None:
         self.folder, self.subject, self.settings = folder, subject, settings
         self.subject_argument, self.device = subject_argument, device
-        calibration = {"seed": settings.seed, "n_images": settings.calibration_images, "steps": settings.steps, **settings.sampling}
+        calibration = {
+            "seed": settings.seed,
+            "n_images": settings.calibration_images,
+            "steps": settings.steps,
+            "weighting": settings.weighting,
+            **settings.sampling,
+        }
         self.store = EncodingStore(subject, folder, calibration=calibration, effort=settings.effort, seed=settings.seed)
 
     @classmethod

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from sedaq.aq.formats import Format
 from sedaq.aq.plan import Plan
 from sedaq.aq.store import EncodingStore
 from sedaq.models.loading import load
 from sedaq.models.subject import Subject
 
 CALIBRATION = {"seed": 0, "n_images": 8, "steps": 2}
+SHARED_FORMATS = {"to_q": "1x6g4q@attention-query", "to_k": "2x4g4m@attention-key", "to_v": "1x5g4@attention-value"}
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +58,57 @@ def store(subject, run_folder) -> EncodingStore:
 @pytest.fixture
 def mixed_plan(subject, store) -> Plan:
     """Additive, int8 and as-is layers in one plan."""
-    from sedaq.aq.formats import Format
-
     texts = ["1x4g4", "int8", "asis", "1x4g4h", "1x5g4q", "2x4g8m"]
     formats = {layer.name: Format.parse(texts[i % len(texts)]) for i, layer in enumerate(subject.layers)}
     return Plan.of(subject, formats, encoding=store.identity)
+
+
+# -- layers that share codebooks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def blocks_folder(tmp_path_factory) -> Path:
+    """A class-conditional transformer with three blocks of width 32, the middle one's projections heavy-tailed."""
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+    folder = tmp_path_factory.mktemp("models") / "blocks"
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=1,
+        out_channels=1,
+        num_layers=3,
+        sample_size=8,
+        patch_size=4,
+        num_embeds_ada_norm=4,
+    )
+    with torch.no_grad():
+        for layer in (model.transformer_blocks[1].attn1.to_q, model.transformer_blocks[1].attn1.to_k):
+            layer.weight.mul_(torch.randn_like(layer.weight).exp())
+    model.half().save_pretrained(folder)
+    DDIMScheduler(num_train_timesteps=100).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def blocks_run(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture
+def blocks(blocks_folder) -> Subject:
+    return load(blocks_folder)
+
+
+@pytest.fixture
+def books(blocks, blocks_run) -> EncodingStore:
+    return EncodingStore(blocks, blocks_run, calibration=CALIBRATION)
+
+
+@pytest.fixture
+def shared_plan(blocks, books) -> Plan:
+    """Attention shares; the value projection of the first block stays by itself, so that the second holds the others' book."""
+    formats = {layer.name: Format.parse(SHARED_FORMATS.get(layer.name.rpartition(".")[2], "int8")) for layer in blocks.layers}
+    formats["transformer_blocks.0.attn1.to_v"] = Format.parse(SHARED_FORMATS["to_v"]).own_format
+    return Plan.of(blocks, formats, encoding=books.identity)

@@ -102,7 +102,7 @@ def test_codes_are_within_their_codebooks_and_padding_is_cut_off(format, shape, 
     encoding = encode(gaussian(*shape, seed=seed), format)
     matrix = coded_matrix(format, shape, encoding.tensors)
     assert matrix.codes.shape == (shape[0], format.n_groups(shape), format.n_codebooks)
-    assert 0 <= matrix.codes.min() and matrix.codes.max() < format.n_entries
+    assert matrix.codes.min() >= 0 and matrix.codes.max() < format.n_entries
     assert torch.equal(pack(matrix.codes, format.code_bits), encoding.tensors["codes"])
 
 

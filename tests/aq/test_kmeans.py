@@ -183,6 +183,15 @@ def test_vectors_that_weigh_nothing_or_are_all_the_same():
         assert centres.isfinite().all() and objective([c], centres) < 1e-6
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_centres_that_lost_their_vectors_move_to_others(seed):
+    """Of six values, some are drawn twice at first and others not at all."""
+    values = torch.tensor([[5.0, 0], [-5, 1], [0, 7], [1, -6], [9, 9], [-8, -7]])
+    c = Cloud(values.repeat(20, 1).unsqueeze(0), metrics(1, 2), torch.ones(1, 120))
+    start, end = (objective([c], kmeans([c], 6, iterations, generator(seed))) for iterations in (0, 40))
+    assert start > 10 and end < 1e-3
+
+
 def test_results_repeat_and_depend_on_the_generator():
     clouds = [cloud(), cloud(seed=4)]
     first, again, other = (kmeans(clouds, 8, 5, generator(seed)) for seed in (0, 0, 1))

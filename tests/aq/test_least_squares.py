@@ -114,6 +114,18 @@ def test_the_default_number_of_iterations_comes_close(text, which):
     assert error(parts, format, fit_codebooks(parts, stored, format)) - least < 0.02 * (start - least)
 
 
+@pytest.mark.parametrize("text", ["1x4g4", "1x4g4m"])
+def test_vectors_that_carry_very_different_weight_are_fitted_as_fast(text):
+    format, p = Format.parse(text), part(40, (32,))
+    often = torch.logspace(0, -2.5, 16).expand(40 * 8, 16)
+    p.codes = often.multinomial(1, generator=torch.Generator().manual_seed(0)).view(1, 40, 8, 1)
+    p.scales = p.scales * torch.logspace(-1.5, 1.5, 40).view(1, -1, 1)
+    stored = gaussian(1, format.n_stored_entries, 4, seed=3)
+    _, least = least_squares([p], format, stored)
+    start = error([p], format, stored)
+    assert error([p], format, fit_codebooks([p], stored, format)) - least < 1e-3 * (start - least)
+
+
 @pytest.mark.parametrize("text", ["1x4g4", "2x4g4m", "2x4g4h"])
 def test_rows_in_several_parts_give_what_they_give_in_one(text):
     format, whole = Format.parse(text), part(17)

@@ -103,7 +103,7 @@ def test_one_within_one_thread_an_operation_still_uses_the_callers_number():
 # -- what is left behind -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [2, 1, 3])
 @pytest.mark.parametrize("bad", [0, 2, 5])
 def test_exceptions_come_through_and_torch_is_as_it_was(n, bad):
     def fails(item: int) -> int:
@@ -118,7 +118,8 @@ def test_exceptions_come_through_and_torch_is_as_it_was(n, bad):
         with pytest.raises(ZeroDivisionError, match=f"item {bad}"):
             parallel_map(lambda item: parallel_map(fails, [item, bad]), range(3))
         assert torch.get_num_threads() == n
-        assert parallel_map(abs, [-1, -2]) == [1, 2]
+        assert parallel_map(lambda _: torch.get_num_threads(), range(2)) == [1, 1]
+        assert torch.get_num_threads() == n
 
 
 def test_the_first_of_several_exceptions_is_raised():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sedaq.aq.formats import AS_IS, INT8, Format
-from sedaq.aq.menu import RATES, entry, format_within, layer_menu, menus
+from sedaq.aq.menu import RATES, candidates, cheapest, entry, layer_menu, promise, ruled_menus
 from sedaq.aq.plan import SAFETENSORS_METADATA, Plan, file_bytes, tensor_specs, weight_bits
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
@@ -53,36 +53,94 @@ def zeros_file(subject: Subject, formats: dict[str, Format]) -> int:
 # -- menus -------------------------------------------------------------------------------------------------------------------------------
 
 
+SHAPES = [(128, 128), (1152, 1152), (512, 128), (128, 128, 3, 3), (24, 48, 1, 1), (6, 1152)]
+
+
 @pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("shape", [(128, 128), (1152, 1152), (512, 128), (128, 128, 3, 3), (24, 48, 1, 1), (6, 1152)])
-def test_formats_are_within_their_rate(rate, shape):
-    format = format_within(rate, shape)
-    assert format.fits(shape) and format.bits_per_weight(shape) <= rate
+@pytest.mark.parametrize("shape", SHAPES)
+def test_candidates_are_within_their_rate_and_the_most_promising_first(rate, shape):
+    found = candidates(rate, (shape,), 6)
+    assert found and len(set(found)) == len(found) <= 6
+    for format in found:
+        assert format.fits(shape) and format.bits_per_weight(shape) <= rate and not format.book
     if min(shape[:2]) >= 128:  # where overhead is small, the rate is put to use
-        assert format.bits_per_weight(shape) > 0.8 * rate
+        assert found[0].bits_per_weight(shape) > 0.75 * rate
+    assert [promise(format) for format in found] == sorted(map(promise, found), reverse=True)
+    if len(shape) == 2:  # convolutions keep a place for each grouping
+        assert candidates(rate, (shape,), 3) == found[:3]
+
+
+@pytest.mark.parametrize("rate", [2.0, 4.0])
+def test_convolutions_have_candidates_of_both_groupings(rate):
+    assert {format.grouping for format in candidates(rate, ((128, 128, 3, 3),), 2)} == {"c", "t"}
+    assert {format.grouping for format in candidates(rate, ((128, 128, 1, 1),), 4)} == {""}
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=5),
+    rate=st.floats(1.2, 5),
+    limit=st.integers(1, 8),
+)
+@settings(max_examples=60, deadline=None)
+def test_layers_that_share_are_within_the_rate_together(shapes, rate, limit):
+    """The book counts once, codes and scales in every layer."""
+    for format in candidates(rate, tuple(shapes), limit):
+        book = sum(dtype.itemsize * math.prod(size) for name, (dtype, size) in format.tensor_specs(shapes[0]).items() if "codebook" in name)
+        total = book + sum(format.size_bytes(shape) - book for shape in shapes)
+        assert 8 * total <= rate * sum(map(math.prod, shapes))
+
+
+def test_sharing_affords_more_than_each_layer_alone():
+    shape = (48, 48)
+    alone, together = candidates(2.0, (shape,), 1)[0], candidates(2.0, (shape,) * 12, 1)[0]
+    assert promise(together) > promise(alone) + 0.1
+
+
+@pytest.mark.parametrize("shape", [(128, 1), (3, 5), (1, 1), (7, 2, 3, 3)])
+def test_the_cheapest_format_is_below_all_others_on_the_list(shape):
+    chosen = cheapest(shape)
+    alternatives = [Format.parse(f"1x{b}g{g}{s}{q}") for b in range(3, 9) for g in (4, 8, 16) for s in ("", "m") for q in ("", "q")]
+    assert chosen.fits(shape) and chosen.size_bytes(shape) == min(format.size_bytes(shape) for format in alternatives)
 
 
 def test_a_layer_that_no_format_fits_takes_its_cheapest():
-    shape = (128, 1)
-    chosen = [format_within(rate, shape) for rate in RATES]
-    assert all(format == chosen[0] for format in chosen)
-    assert chosen[0].bits_per_weight(shape) > max(RATES)
-    alternatives = [
-        Format.parse(f"1x{b}g{g}{s}") for b in range(3, 9) for g in range(2, 9) for s in ("", "q", "m", "h") if s != "h" or b % 2 == 0
-    ]
-    assert chosen[0].size_bytes(shape) == min(format.size_bytes(shape) for format in alternatives)
+    denoiser = nn.Sequential(nn.Linear(1, 128))
+    subject = Subject(denoiser, sample=lambda **_: torch.zeros(1, 1, 1, 1), name="m", stored_dtypes={"0.weight": torch.float32})
+    assert not any(candidates(rate, ((128, 1),), 4) for rate in RATES)
+    first, *others = ruled_menus(subject)["0"]
+    assert (first.format, first.rate) == (cheapest((128, 1)), RATES[0])
+    assert [str(entry.format) for entry in others] == ["int8", "asis"], "one format, once"
 
 
-def test_menus_ascend_and_end_as_is(subject):
-    for name, entries in menus(subject).items():
+@pytest.mark.parametrize("rates", [RATES, (2.0,), (4.0, 1.5)])
+def test_menus_ascend_from_the_rates_over_int8_to_as_is(subject, rates):
+    menus = ruled_menus(subject, rates)
+    assert list(menus) == [layer.name for layer in subject.layers]
+    for name, entries in menus.items():
         layer = subject.layer(name)
         sizes = [entry.size_bytes for entry in entries]
         assert sizes == sorted(set(sizes)), "equal sizes would be two names for one choice"
         assert [entry.rate for entry in entries] == sorted(entry.rate for entry in entries)
+        assert {entry.rate for entry in entries} <= {*rates, 8.0, 16.0}
+        assert (entries[-2].format, entries[-2].rate) == (INT8, 8.0)
         assert entries[-1].format == AS_IS and entries[-1].size_bytes == 2 * layer.n_weights
         assert len({entry.format for entry in entries}) == len(entries)
         for choice in entries:
             assert choice.size_bytes == choice.format.size_bytes(layer.shape) and choice.file_bytes > choice.size_bytes
+            assert (choice.book, choice.book_bytes, choice.book_file_bytes) == ("", 0, 0)
+
+
+@pytest.mark.parametrize("text", ["1x4g4@attention-query", "2x5g4mq@attention-query"])
+def test_an_entry_leaves_a_shared_book_out_and_says_what_it_weighs(text, subject):
+    format, layer = Format.parse(text), next(layer for layer in subject.layers if layer.role == "attention query")
+    shared, own = entry(subject, layer, format), entry(subject, layer, format.own_format)
+    assert (shared.book, own.book) == (text, "")
+    assert shared.size_bytes + shared.book_bytes == own.size_bytes and own.book_bytes == 0
+    assert shared.book_bytes == sum(
+        dtype.itemsize * math.prod(size) for name, (dtype, size) in format.tensor_specs(layer.shape).items() if "codebook" in name
+    )
+    assert shared.rate == own.rate == 8 * own.size_bytes / layer.n_weights, "without a rate: the bits that it takes"
+    assert shared.file_bytes + shared.book_file_bytes >= own.file_bytes > shared.file_bytes
 
 
 def test_as_is_counts_in_the_stored_dtype():
@@ -90,7 +148,7 @@ def test_as_is_counts_in_the_stored_dtype():
     layer_of = {}
     for dtype in (torch.float32, torch.float16):
         subject = Subject(denoiser, sample=lambda **_: torch.zeros(1, 1, 1, 1), name="m", stored_dtypes={"0.weight": dtype})
-        layer_of[dtype] = layer_menu(subject, subject.layers[0])[-1]
+        layer_of[dtype] = layer_menu(subject, subject.layers[0], {})[-1]
     assert layer_of[torch.float32].size_bytes == 2 * layer_of[torch.float16].size_bytes == 4 * 64 * 64
     assert (layer_of[torch.float32].rate, layer_of[torch.float16].rate) == (32.0, 16.0)
 
@@ -102,10 +160,10 @@ def test_entries_and_the_rest_bound_the_real_file(data):
     widths = data.draw(st.lists(st.integers(1, 40), min_size=2, max_size=5))
     denoiser = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)), nn.LayerNorm(widths[-1]))
     subject = Subject(denoiser, sample=lambda **_: torch.zeros(1, 1, 1, 1), name="m", stored_dtypes={"0.weight": torch.float16})
-    formats, total = {}, 0
+    menus, formats, total = ruled_menus(subject), {}, 0
     for layer in subject.layers:
         choice = data.draw(
-            st.sampled_from([*layer_menu(subject, layer), entry(subject, layer, INT8), entry(subject, layer, Format.parse("2x4g4q"))])
+            st.sampled_from([*menus[layer.name], entry(subject, layer, INT8), entry(subject, layer, Format.parse("2x4g4q"))])
         )
         formats[layer.name] = choice.format
         total += choice.file_bytes

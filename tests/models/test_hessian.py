@@ -141,6 +141,14 @@ def test_the_factor_is_upper_triangular_and_its_square_the_hessian(pair) -> None
     torch.testing.assert_close(factor.times(e).square().sum(2), (hessian.times(e) * e).sum(2), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("damping", [0.01, 0.3])
+def test_a_damped_factor_is_that_of_blocks_with_a_share_of_their_mean_added(pair, damping: float) -> None:
+    hessian, _ = pair
+    for block, factor in zip(hessian.blocks, hessian.factor(damping).blocks, strict=True):
+        added = damping * block.diagonal(dim1=1, dim2=2).mean() * torch.eye(block.shape[-1])
+        torch.testing.assert_close(factor @ factor.transpose(1, 2), block + added, rtol=1e-5, atol=1e-5)
+
+
 def test_a_column_of_an_errors_product_sees_no_later_error(pair) -> None:
     factor, e = pair[0].factor(), gaussian(GROUPS, 9, N_IN, seed=5)
     for start, stop in RANGES:

@@ -16,7 +16,16 @@ from sedaq.models.layers import block_of, role_of
 from sedaq.storage import append_record, write_json
 
 FINGERPRINT = "0123456789abcdef"
-MENU = ((1.5, "1x5g4"), (2.0, "1x6g3hq"), (3.0, "1x8g3hq"), (4.0, "1x8g2m"), (16.0, "asis"))
+MENU = (
+    (1.5, "1x5g4"),
+    (2.0, "1x6g3hq"),
+    (2.5, "1x7g3q@attention-query"),
+    (3.0, "1x8g3hq"),
+    (3.5, "2x8g5@attention-query"),
+    (4.0, "1x8g2m"),
+    (8.0, "int8"),
+    (16.0, "asis"),
+)
 PARTS = ("norm1.linear", "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
 EVALUATIONS = (
     ("full precision", 3_519_512, 16.0, 2.613, 0.021, 0.9841, None),
@@ -35,7 +44,7 @@ def plan_content(names: list[str], *, bits: float = 1.99, size: int = 560_104) -
     random = np.random.default_rng(1)
     layers = {
         name: {"format": MENU[int(choice)][1], "activation_bits": 16}
-        for name, choice in zip(names, random.choice(5, len(names), p=(0.4, 0.3, 0.15, 0.1, 0.05)), strict=True)
+        for name, choice in zip(names, random.choice(8, len(names), p=(0.3, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05)), strict=True)
     }
     return {
         "subject": {"name": "toy-dit", "fingerprint": FINGERPRINT},

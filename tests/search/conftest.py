@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sedaq.aq.formats import Format
-from sedaq.aq.menu import Entry, menus
+from sedaq.aq.menu import Entry, ruled_menus
 from sedaq.models.subject import Subject
 from sedaq.search.problem import Problem, Unit
 
@@ -95,7 +95,7 @@ def subject() -> Subject:
 
 @pytest.fixture(scope="session")
 def menu(subject: Subject) -> dict[str, tuple[Entry, ...]]:
-    return menus(subject)
+    return ruled_menus(subject)
 
 
 @pytest.fixture

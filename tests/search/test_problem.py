@@ -89,9 +89,9 @@ def test_uniform_is_within_the_budget_and_grows_with_it(seed: int, first: float,
 
 
 def test_uniform_mixes_two_neighbouring_rates_and_orders_differ(subject, menu, predictor) -> None:
-    problem = build_problem(subject, menu, predictor.additive_cost, bits=2.5)
+    problem = build_problem(subject, menu, predictor.additive_cost, bits=2.3)
     choices = uniform_choices(problem)
-    low, high = at_rate(problem, 2.0), at_rate(problem, 3.0)
+    low, high = at_rate(problem, 2.0), at_rate(problem, 2.5)
     for choice in choices:
         assert problem.fits(choice)
         assert ((choice == low) | (choice == high)).all() and (choice != low).any()

@@ -11,8 +11,9 @@ from sedaq.aq.menu import Entry
 from sedaq.errors import InputError
 from sedaq.search import swaps
 from sedaq.search.evaluate import Evaluator
-from sedaq.search.exact import _silent_stdout, solve_exact
+from sedaq.search.exact import solve_exact
 from sedaq.search.problem import Problem, Unit, build_problem
+from sedaq.search.program import _silent_stdout
 from sedaq.search.solvers import SOLVERS, solve
 from sedaq.search.uniform import uniform_choices
 

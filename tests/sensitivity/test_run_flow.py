@@ -13,14 +13,13 @@ import torch
 from sklearn.ensemble import RandomForestRegressor
 
 import sedaq
-from sedaq.aq.formats import Format
-from sedaq.aq.menu import Entry, menus
+from sedaq.aq import store as store_module
 from sedaq.aq.plan import Plan
 from sedaq.errors import InputError, SedaqError
 from sedaq.progress import Record, listening
 from sedaq.sensitivity import fitting
 from sedaq.sensitivity.fitting import LEAST_PROBES, fit, load_predictor
-from sedaq.sensitivity.probe import Prober, probe, stratified_plans
+from sedaq.sensitivity.probe import Prober, probe
 from sedaq.sensitivity.run import Run, Settings, store_for_plan
 from sedaq.storage import append_record, read_records
 
@@ -102,57 +101,13 @@ def rewrite(run: Run, edit) -> None:
         append_record(run.folder / "probes.jsonl", "probe", edit(index, record))
 
 
-# -- plans to probe ----------------------------------------------------------------------------------------------------------------------
-
-
-def entries(n: int) -> tuple[Entry, ...]:
-    formats = [Format.parse(text) for text in ("1x3g2", "1x4g2", "1x5g2", "1x8g2")]
-    rated = [Entry(rate, f, 10 * i, 11 * i) for i, (rate, f) in enumerate(zip((1.5, 2.0, 3.0, 4.0), formats, strict=True), start=1)]
-    return (*rated[:n], Entry(16.0, Format("asis"), 90, 99))
-
-
-MENUS = {f"l{i}": entries(4) for i in range(12)}
-
-
-def test_plans_are_deterministic_and_a_longer_design_begins_with_the_shorter() -> None:
-    first = list(stratified_plans(MENUS, n_plans=40, seed=3))
-    assert list(stratified_plans(MENUS, n_plans=40, seed=3)) == first
-    assert list(stratified_plans(MENUS, n_plans=25, seed=3)) == first[:25]
-    assert list(stratified_plans(MENUS, n_plans=40, seed=4))[5:] != first[5:]
-
-
-def test_uniform_plans_come_first_full_precision_among_them() -> None:
-    plans = list(stratified_plans({**MENUS, "small": entries(2)}, n_plans=8, seed=0))
-    texts = [{str(format) for name, format in plan.items() if name != "small"} for plan in plans[:5]]
-    assert texts == [{"1x3g2"}, {"1x4g2"}, {"1x5g2"}, {"1x8g2"}, {"asis"}]
-    assert [str(plan["small"]) for plan in plans[:5]] == ["1x3g2", "1x4g2", "1x4g2", "1x4g2", "asis"]
-    assert len(list(stratified_plans(MENUS, n_plans=2, seed=0))) == 2
-
-
-def test_random_plans_cover_all_shares_of_low_layers_and_all_entries() -> None:
-    plans = list(stratified_plans(MENUS, n_plans=69, seed=0))[5:]
-    low = {"1x3g2", "1x4g2"}
-    shares = np.array([np.mean([str(format) in low for format in plan.values()]) for plan in plans])
-    # 64 van der Corput shares fill 0 … 1 evenly; the draw of 12 layers adds a binomial spread of at most 0.14
-    assert np.abs(np.sort(shares) - (np.arange(64) + 0.5) / 64).max() < 0.15
-    for name in MENUS:
-        assert {str(plan[name]) for plan in plans} == {"1x3g2", "1x4g2", "1x5g2", "1x8g2", "asis"}
-
-
-def test_no_plan_comes_twice_even_where_there_are_few() -> None:
-    for menu, n_plans in (({"only": entries(4)}, 50), (MENUS, 200)):
-        plans = list(stratified_plans(menu, n_plans=n_plans, seed=0))
-        assert len({tuple(map(str, plan.values())) for plan in plans}) == len(plans)
-    assert len(list(stratified_plans({"only": entries(4)}, n_plans=50, seed=0))) == 5
-
-
 # -- probing -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_probes_are_paired_and_say_what_they_measured(probed: Path) -> None:
     records = records_of(probed)
     assert len(records) == 16 and len({record["key"] for record in records}) == 16
-    menu = menus(Run.open(probed).subject)
+    menu = Run.open(probed).menus
     for record in records:
         promised = {"plan_hash", "layers", "seed", "start", "n_images", "steps", "extractor", "reference", "metrics", "seconds"}
         assert record.keys() >= promised
@@ -198,7 +153,7 @@ def test_a_last_line_cut_short_is_measured_again(run: Run, subject: str) -> None
         ({"steps": 3}, "steps = 2, not 3"),
         ({"guidance": 2.0}, "guidance = None, not 2.0"),
         ({"extractor": "inception"}, "extractor = None, not 'inception'"),
-        ({"rates": (2.0, 4.0)}, "rates = [1.5, 2.0, 3.0, 4.0], not [2.0, 4.0]"),
+        ({"rates": (2.0, 4.0)}, "rates = [1.5, 2.0, 2.5, 3.0, 3.5, 4.0], not [2.0, 4.0]"),
         ({"effort": "full"}, "effort = 'fast', not 'full'"),
     ],
 )
@@ -233,6 +188,21 @@ def test_settings_that_the_sampler_refuses_leave_no_run_behind(subject: str, tmp
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_menus_are_measured_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probing measured them; opening the run again reads them, and an encoding for every entry is there."""
+
+    def refuse(*_, **__):
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(store_module, "encode", refuse)
+    monkeypatch.setattr(store_module, "fit_book", refuse)
+    assert set(run.menus) == {layer.name for layer in run.subject.layers}
+    for name, menu in run.menus.items():
+        assert {entry.rate for entry in menu} <= {*SETTINGS.rates, 8.0, 32.0} and str(menu[-1].format) == "asis"
+        assert all(run.store.get(run.subject.layer(name), entry.format).error >= 0 for entry in menu)
+    run.fill_store()
 
 
 def test_a_run_opens_from_another_folder(subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

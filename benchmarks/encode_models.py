@@ -1,0 +1,112 @@
+"""Seconds to encode models of real size:  python benchmarks/encode_models.py [--device cuda]
+
+Encodes one layer of each shape that DiT-XL/2 and SDXL's U-Net have (random weights, correlated inputs; the architectures as diffusers builds
+them, without weights), measures seconds and memory in a process of its own, and adds up layer counts. Shapes above --largest weights are not
+run: they are taken at the seconds per weight of the nearest width, and the row says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from results import keep
+
+from sedaq.aq.encoder import encode
+from sedaq.aq.formats import Format
+from sedaq.models.hessian import Hessian, block_edges
+from sedaq.models.layers import KINDS
+
+DIT_XL = {"num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "num_layers": 28, "sample_size": 32}
+SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+def shapes_of(model: torch.nn.Module) -> collections.Counter[tuple[int, ...]]:
+    return collections.Counter(tuple(module.weight.shape) for module in model.modules() if type(module) in KINDS)
+
+
+def measure(shape: tuple[int, ...], text: str, device: str) -> dict[str, Any]:
+    """Seconds and memory of one encoding, in this process."""
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=rng)
+    blocks = []
+    for start, stop in zip(block_edges(shape), block_edges(shape)[1:], strict=False):
+        x = torch.randn(4096, stop - start, generator=rng)
+        x = x + 0.6 * x.roll(1, 1)
+        blocks.append((x.T @ x / len(x) + 0.1 * torch.eye(stop - start)).unsqueeze(0))
+    hessian = Hessian(tuple(block.to(device) for block in blocks))
+    weight = weight.to(device)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start_time = time.perf_counter()
+    made = encode(weight, Format.parse(text), hessian)
+    seconds = time.perf_counter() - start_time
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "error": made.error, "peak_mb": peak / 1024, "before_mb": before / 1024}
+
+
+def measured_apart(shape: tuple[int, ...], text: str, device: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", json.dumps(shape), "--formats", text, "--device", device]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--formats", nargs="+", default=["1x8g4"])
+    parser.add_argument("--largest", type=float, default=15e6, help="weights of a layer that is run")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(tuple(json.loads(arguments.one)), arguments.formats[0], arguments.device)))
+        return
+    with torch.device("meta"):
+        models: dict[str, torch.nn.Module] = {"DiT-XL/2": DiTTransformer2DModel(**DIT_XL), "SDXL U-Net": UNet2DConditionModel(**SDXL)}
+    counts = {name: shapes_of(model) for name, model in models.items()}
+    result: list[dict[str, Any]] = []
+    for text in arguments.formats:
+        rows: dict[tuple[int, ...], dict[str, Any]] = {}
+        for shape in sorted({shape for found in counts.values() for shape in found}, key=math.prod):
+            if 1e5 < math.prod(shape) <= arguments.largest:
+                rows[shape] = measured_apart(shape, text, arguments.device)
+                print(text, shape, rows[shape], flush=True)
+        for name, found in counts.items():
+            total, estimated = 0.0, 0
+            for shape, count in found.items():
+                nearest = min(rows, key=lambda known: (abs(math.log(math.prod(known[1:]) / math.prod(shape[1:]))), -math.prod(known)))
+                total += count * rows[nearest]["seconds"] * math.prod(shape) / math.prod(nearest)
+                estimated += count * math.prod(shape) * (shape not in rows)
+            n_weights = sum(count * math.prod(shape) for shape, count in found.items())
+            result.append(
+                {"model": name, "format": text, "n_weights": n_weights, "seconds": total, "share_estimated": estimated / n_weights}
+            )
+            print(result[-1], flush=True)
+        result += [{"shape": list(shape), "format": text, "n_weights": math.prod(shape), **row} for shape, row in rows.items()]
+    name = "encode_models" if arguments.device == "cpu" else "encode_models_gpu"
+    keep(name, f"python benchmarks/encode_models.py --device {arguments.device} --formats {' '.join(arguments.formats)}", result)
+
+
+if __name__ == "__main__":
+    main()
