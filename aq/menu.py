@@ -24,32 +24,33 @@ _GROUP_SIZES = range(2, 33)
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 
 # By how many bits per weight a kind of format beats scalars at equal code bits: free, mirrored and hierarchical codebooks. From
-# benchmarks/format_gains.py, on a layer of 256×384; 4x7 and 4x8 by their neighbours. It decides only what is measured. Codes of more bits
-# gain more, but their tables cost kernels and encoder too much.
+# benchmarks/format_gains.py, less what codebooks of that size gain by fitting that layer's own weights. It decides only what is measured.
+# Codes of more bits gain more, but their tables cost kernels and encoder too much.
 _GAINS: dict[tuple[int, int], tuple[float, float, float]] = {
-    (1, 3): (-0.02, -0.04, 0.0),
-    (1, 4): (0.02, 0.03, 0.0),
-    (1, 5): (0.06, 0.07, 0.0),
-    (1, 6): (0.10, 0.10, 0.02),
-    (1, 7): (0.13, 0.13, 0.0),
-    (1, 8): (0.19, 0.17, 0.08),
-    (1, 9): (0.26, 0.21, 0.0),
-    (2, 4): (0.07, 0.05, 0.0),
-    (2, 5): (0.11, 0.10, 0.0),
-    (2, 6): (0.16, 0.13, 0.09),
-    (2, 7): (0.23, 0.19, 0.0),
-    (2, 8): (0.33, 0.26, 0.16),
-    (3, 4): (0.10, 0.10, 0.0),
-    (3, 5): (0.16, 0.14, 0.0),
-    (3, 6): (0.24, 0.20, 0.13),
-    (3, 7): (0.33, 0.26, 0.0),
-    (3, 8): (0.48, 0.35, 0.18),
-    (4, 4): (0.14, 0.13, 0.0),
-    (4, 5): (0.21, 0.17, 0.0),
-    (4, 6): (0.28, 0.22, 0.14),
-    (4, 7): (0.37, 0.27, 0.0),
-    (4, 8): (0.50, 0.36, 0.19),
+    (1, 3): (0.03, -0.01, 0.0),
+    (1, 4): (0.05, 0.06, 0.0),
+    (1, 5): (0.09, 0.08, 0.0),
+    (1, 6): (0.14, 0.14, 0.06),
+    (1, 7): (0.155, 0.155, 0.0),
+    (1, 8): (0.18, 0.19, 0.115),
+    (1, 9): (0.21, 0.22, 0.0),
+    (2, 4): (0.11, 0.10, 0.0),
+    (2, 5): (0.145, 0.145, 0.0),
+    (2, 6): (0.17, 0.17, 0.135),
+    (2, 7): (0.205, 0.205, 0.0),
+    (2, 8): (0.22, 0.22, 0.18),
+    (3, 4): (0.145, 0.14, 0.0),
+    (3, 5): (0.175, 0.16, 0.0),
+    (3, 6): (0.205, 0.20, 0.155),
+    (3, 7): (0.235, 0.23, 0.0),
+    (3, 8): (0.24, 0.245, 0.19),
+    (4, 4): (0.165, 0.155, 0.0),
+    (4, 5): (0.195, 0.19, 0.0),
+    (4, 6): (0.21, 0.205, 0.15),
+    (4, 7): (0.23, 0.23, 0.0),
+    (4, 8): (0.25, 0.245, 0.19),
 }
+_GAIN_OF_A_NUMBER = 2.5  # bits that one number of a codebook is worth, spread over the layer's weights: small layers learn theirs by heart
 _INT8_BOOK_LOSS = 0.005
 
 
@@ -68,10 +69,6 @@ class Entry:
     def book(self) -> str:
         """What shared codebooks go by: layers with an equal one share them."""
         return str(self.format) if self.format.book else ""
-
-
-def _gain(format: Format) -> float:
-    return _GAINS[format.n_codebooks, format.code_bits]["_mh".index(format.structure or "_")] - _INT8_BOOK_LOSS * format.int8_codebooks
 
 
 @functools.cache
@@ -106,19 +103,22 @@ def candidates(rate: float, shapes: tuple[tuple[int, ...], ...], limit: int) -> 
     Several shapes stand for layers that share codebooks.
     """
     fitting = (_longest_code(kind, rate, shapes) for kind in _kinds(math.prod(shapes[0][2:])))
-    ranked = sorted((f for f in fitting if f is not None), key=promise, reverse=True)
+    n_weights = sum(math.prod(shape) for shape in shapes)
+    ranked = sorted((f for f in fitting if f is not None), key=lambda f: promise(f, n_weights), reverse=True)
     chosen: dict[tuple[int, str], Format] = {}
     for format in ranked:  # what the rule knows least is how many codebooks pay: the best of each number
         chosen.setdefault((format.n_codebooks, format.grouping), format)
     groupings = dict.fromkeys(format.grouping for format in chosen.values())
     share = math.ceil(limit / max(1, len(groupings)))  # a convolution gets both groupings looked at
     best = [format for grouping in groupings for format in [f for f in chosen.values() if f.grouping == grouping][:share]]
-    return tuple(sorted(best, key=promise, reverse=True)[:limit])
+    return tuple(sorted(best, key=lambda f: promise(f, n_weights), reverse=True)[:limit])
 
 
-def promise(format: Format) -> float:
-    """Bits per weight of scalars that it is thought to be worth."""
-    return format.n_codebooks * format.code_bits / format.group_size + _gain(format)
+def promise(format: Format, n_weights: int) -> float:
+    """Bits per weight of scalars that it is thought to be worth in a layer of so many weights."""
+    gain = _GAINS[format.n_codebooks, format.code_bits]["_mh".index(format.structure or "_")]
+    own = _GAIN_OF_A_NUMBER * format.n_codebooks * format.n_stored_entries * format.group_size / n_weights
+    return format.n_codebooks * format.code_bits / format.group_size + gain + own - _INT8_BOOK_LOSS * format.int8_codebooks
 
 
 @functools.cache
@@ -130,7 +130,7 @@ def cheapest(shape: tuple[int, ...]) -> Format:
         for kind in kinds
         for g in (4, 8, 16)
     ]
-    return min(formats, key=lambda format: (format.size_bytes(shape), -promise(format)))
+    return min(formats, key=lambda format: (format.size_bytes(shape), -promise(format, math.prod(shape))))
 
 
 def header_bytes(specs: Mapping[str, TensorSpec], total_bytes: int) -> int:

@@ -124,9 +124,9 @@ def _shared(store: EncodingStore, members: Sequence[Layer], rates: Sequence[floa
         chosen: dict[str, str] = {}
         for rate in rates:
             before = [own[layer.name][rate] for layer in members]
-            floor = sum(promise(format) for format, _ in before) / len(members) + WORTH_SHARING
+            owned = [promise(format, layer.n_weights) for (format, _), layer in zip(before, members, strict=True)]
             format = _candidate(rate, members)
-            if format is None or promise(format) < floor:
+            if format is None or promise(format, sum(layer.n_weights for layer in members)) < sum(owned) / len(owned) + WORTH_SHARING:
                 continue
             format = replace(format, book=name)
             book = store.fit_book(format, effort=_EFFORT)

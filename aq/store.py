@@ -97,7 +97,10 @@ class EncodingStore:
         if not named:
             books = ", ".join(sorted({book_name(layer) for layer in self.subject.layers}))
             raise InputError(f"format {format}: there is no role {format.book!r} whose layers could share codebooks; the roles are {books}")
-        return [layer for layer in named if format.fits(layer.shape)]
+        fitting = [layer for layer in named if format.fits(layer.shape)]
+        if not fitting:
+            raise InputError(f"format {format}: no layer of the role {format.book!r} can have it; use another grouping")
+        return fitting
 
     def book(self, format: Format) -> dict[str, torch.Tensor]:
         """Stored codebooks of a format that shares them, made now if they are not there yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], list[s
         def fail(*_: object, **__: object) -> None:
             raise error
 
+        importlib.import_module("sedaq.sensitivity.run")  # imported first under the patch, it would keep it
         monkeypatch.setattr("sedaq.models.loading.load", fail)
         return ["inspect", "anything"]
 

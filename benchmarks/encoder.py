@@ -1,0 +1,104 @@
+"""The encoder's figures:  python benchmarks/encoder.py distortion | fixed | bytes | menus
+
+distortion  error on an i.i.d. Gaussian matrix of 2048×2048, beside the limit         → results/distortion.json
+fixed       the fixed layers at AQLM's format, its error and seconds beside ours      → results/encode.json
+bytes       the fixed layers at AQLM's total bytes, format chosen by the menu          → results/encode_bytes.json
+menus       measuring the menus of the shipped models and encoding all of them         → results/encode_menus.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from results import keep
+
+import sedaq
+from sedaq.aq import bench
+from sedaq.aq.formats import Format
+from sedaq.aq.menu import RATES
+from sedaq.aq.menu_choice import measured_menus
+from sedaq.aq.store import EncodingStore
+
+LONG = ("4x8g16", "4x8g17q", "5x7g18mq", "5x7g18q")  # total bits at most 2, or nearly
+
+
+def distortion() -> list[dict[str, Any]]:
+    rows = bench.distortion(bench.DISTORTION_FORMATS, effort="fast")
+    return rows + bench.distortion([*bench.DISTORTION_FORMATS, *LONG[1:]], effort="full")
+
+
+def fixed() -> list[dict[str, Any]]:
+    cases: list[tuple[tuple[int, int], str | float]] = [((n_out, n_in), text) for n_out, n_in, text in bench.AQLM]
+    others = ("1x8g4", "1x8g4h", "1x6g3", "1x6g4", "2x8g8h", "4x4g8", "2x6g4", "1x9g3", "2x8g4", "1x8g2")
+    cases += [((384, 384), text) for text in others] + [((1152, 1152), text) for text in ("1x8g4", "2x8g8h", "2x6g4")]
+    return bench.encoding(cases)
+
+
+def equal_bytes() -> list[dict[str, Any]]:
+    rows = []
+    for (n_out, n_in, text), (error, seconds) in bench.AQLM.items():
+        bits = Format.parse(text).bits_per_weight((n_out, n_in))
+        for row in bench.encoding([((n_out, n_in), bits)], efforts=("full",)):
+            rows.append({**row, "against": text, "bits_allowed": bits, "aqlm_error": error, "aqlm_seconds": seconds})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def menus() -> list[dict[str, Any]]:
+    rows = []
+    for name in ("mnist-dit", "mnist-unet"):
+        subject = sedaq.load(name)
+        with tempfile.TemporaryDirectory() as folder:
+            store = EncodingStore(subject, Path(folder), calibration={"seed": 0, "n_images": 64, "steps": 10})
+            times = [time.perf_counter()]
+            store.calibrate()
+            times.append(time.perf_counter())
+            found = measured_menus(store, RATES)
+            times.append(time.perf_counter())
+            wanted = [(layer, entry.format) for layer in subject.layers for entry in found[layer.name]]
+            store.fill(wanted)
+            times.append(time.perf_counter())
+            seconds = dict(zip(("calibration", "menus", "encoding"), (b - a for a, b in zip(times, times[1:], strict=False)), strict=True))
+            coded = sum(layer.n_weights for layer, format in wanted if format.kind == "additive")
+            errors = {
+                rate: statistics.geometric_mean(
+                    store.get(layer, entry.format).error for layer in subject.layers for entry in found[layer.name] if entry.rate == rate
+                )
+                for rate in RATES
+            }
+            shared = sum(bool(entry.book) for menu in found.values() for entry in menu)
+        rows.append(
+            {
+                "subject": name,
+                "seconds": seconds,
+                "weights_encoded": coded,
+                "seconds_a_million": seconds["encoding"] / coded * 1e6,
+                "entries": sum(len(menu) for menu in found.values()),
+                "entries_with_shared_codebooks": shared,
+                "mean_error_by_rate": errors,
+                "menus": {layer: [f"{entry.rate:g}: {entry.format}" for entry in menu] for layer, menu in found.items()},
+            }
+        )
+        print({key: value for key, value in rows[-1].items() if key != "menus"}, flush=True)
+    return rows
+
+
+SECTIONS = {"distortion": distortion, "fixed": fixed, "bytes": equal_bytes, "menus": menus}
+FILES = {"distortion": "distortion", "fixed": "encode", "bytes": "encode_bytes", "menus": "encode_menus"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("section", choices=sorted(SECTIONS))
+    section = parser.parse_args().section
+    rows = SECTIONS[section]()
+    keep(FILES[section], f"python benchmarks/encoder.py {section}", rows)
+
+
+if __name__ == "__main__":
+    main()
