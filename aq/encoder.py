@@ -33,6 +33,7 @@ from .part import Part
 # Shares of H's mean diagonal that are added to it (docs/experiments.md).
 DAMPING = 1e-3  # for all, so that inputs that are always zero still pull their weights towards the truth
 FEEDBACK_DAMPING = 0.02  # for error feedback
+SPLIT_ABOVE = 1 << 19  # weights that are worth several threads
 
 
 @dataclass(frozen=True)
@@ -228,10 +229,10 @@ def _parts(
     rows = torch.arange(n_groups * n_rows).view(n_groups, n_rows)
     if n_groups == 1:
         shuffled = torch.randperm(n_rows, generator=rng)
-        pieces = [piece.unsqueeze(0) for piece in shuffled.tensor_split(_n_parts(n_rows, w.device))]
+        pieces = [piece.unsqueeze(0) for piece in shuffled.tensor_split(_n_parts(w))]
         return [Part(w[:, piece[0].to(w.device)], prepared, factor) for piece in pieces], torch.cat(pieces, 1).reshape(-1)
     shuffled = torch.randperm(n_groups, generator=rng)
-    pieces = [rows[piece] for piece in shuffled.tensor_split(min(n_groups, _n_parts(n_groups * n_rows, w.device)))]
+    pieces = [rows[piece] for piece in shuffled.tensor_split(min(n_groups, _n_parts(w)))]
     parts = []
     for piece in pieces:
         chosen = (piece[:, 0] // n_rows).to(w.device)
@@ -239,11 +240,15 @@ def _parts(
     return parts, torch.cat([piece.reshape(-1) for piece in pieces])
 
 
-def _n_parts(n_rows: int, device: torch.device) -> int:
-    """By the number of rows alone, so that results don't depend on the number of threads; even, for machines have an even number."""
-    if device.type != "cpu" or n_rows <= 160:
+def _n_parts(w: torch.Tensor) -> int:
+    """By the weight's size alone, so that results don't depend on the number of threads; even, for machines have an even number.
+
+    Operations on small parts take less time than threads take to wait for each other.
+    """
+    n_rows = w.shape[0] * w.shape[1]
+    if w.device.type != "cpu" or w.numel() < SPLIT_ABOVE:
         return math.ceil(n_rows / 16384)
-    return 2 * math.ceil(n_rows / 512)
+    return min(n_rows, 2 * math.ceil(n_rows / 2048))
 
 
 def _fit(layers: Sequence[list[Part]], format: Format, effort: Effort, rng: torch.Generator, start: float) -> torch.Tensor:

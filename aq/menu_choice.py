@@ -25,7 +25,7 @@ from ..storage import fingerprint, read_json, write_json
 from .encoder import encode
 from .formats import Format
 from .menu import Entry, candidates, cheapest, layer_menu, promise
-from .parallel import parallel_each
+from .parallel import process_each
 from .store import ALONE_ABOVE, EncodingStore, book_name
 
 N_OWN = 4  # formats tried for a layer and rate
@@ -44,7 +44,7 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     small = [layer for layer in layers if layer.n_weights <= ALONE_ABOVE]
     large = [layer for layer in layers if layer.n_weights > ALONE_ABOVE]  # these use all threads themselves
     own: dict[str, Choices] = {}
-    with closing(parallel_each(lambda layer: _own(store, layer, rates), small)) as measured:
+    with closing(process_each(lambda layer: _own(store, layer, rates), small)) as measured:
         results = itertools.chain(measured, (_own(store, layer, rates) for layer in large))
         for layer in track([*small, *large], "menus", cost=lambda layer: layer.n_weights):
             own[layer.name] = next(results)
@@ -52,7 +52,7 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     for layer in layers:
         roles.setdefault((book_name(layer), layer.kind == "linear"), []).append(layer)
     several = [members for members in roles.values() if len(members) > 1]
-    with closing(parallel_each(lambda members: _shared(store, members, rates, own), several)) as shared:
+    with closing(process_each(lambda members: _shared(store, members, rates, own), several)) as shared:
         for members in track(several, "shared codebooks"):
             for rate, format in next(shared).items():
                 for layer in members:

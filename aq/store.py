@@ -26,7 +26,7 @@ from ..storage import fingerprint, load_tensors, save_tensors, tensor_fingerprin
 from .encoder import Member, encode, fit_book, parse_effort
 from .encoding import Encoding
 from .formats import Format
-from .parallel import parallel_each
+from .parallel import process_each
 
 ALONE_ABOVE = 1 << 21  # weights of a layer that is encoded alone; smaller ones are encoded several at once
 MAX_BOOK_MEMBERS = 16  # layers that shared codebooks are fitted on at most, twice as many at worst
@@ -141,6 +141,9 @@ class EncodingStore:
         encoding.save(path)
         return encoding
 
+    def _make(self, item: tuple[Layer, Format]) -> None:
+        self.get(*item)
+
     def fill(self, wanted: Sequence[tuple[Layer, Format]]) -> None:
         """Make all encodings that are missing, with progress; several layers at once, as torch has threads."""
         self.calibrate()
@@ -152,8 +155,8 @@ class EncodingStore:
             self.book(format)
         small = [item for item in missing if item[0].n_weights <= ALONE_ABOVE]
         large = [item for item in missing if item[0].n_weights > ALONE_ABOVE]  # these use all threads themselves
-        with closing(parallel_each(lambda item: self.get(*item), small)) as made:
-            results = itertools.chain(made, (self.get(*item) for item in large))
+        with closing(process_each(self._make, small)) as made:
+            results = itertools.chain(made, map(self._make, large))
             for _ in track([*small, *large], "encoding", total, done=done, cost=lambda item: item[0].n_weights):
                 next(results)
 
