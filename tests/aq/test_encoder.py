@@ -135,8 +135,10 @@ def test_int8_is_within_half_a_step():
 
 @pytest.mark.parametrize("text", ["1x6g4", "2x4g8h", "int8"])
 @pytest.mark.parametrize(("shape", "groups"), [((64, 32), 1), ((400, 24), 1), ((1100, 8), 1), ((400, 1, 3, 3), 400), ((192, 4, 3, 3), 8)])
-def test_an_encoding_repeats_at_one_and_two_threads(text, shape, groups):
+@pytest.mark.parametrize("split_above", [0, encoder.SPLIT_ABOVE])
+def test_an_encoding_repeats_at_one_and_two_threads(text, shape, groups, split_above, monkeypatch):
     """Also where rows or conv groups are worked on in several parts."""
+    monkeypatch.setattr(encoder, "SPLIT_ABOVE", split_above)
     weight, h = gaussian(*shape), moment(math.prod(shape[1:]), groups=groups)
     threads, made = torch.get_num_threads(), []
     try:

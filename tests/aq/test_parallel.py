@@ -1,15 +1,18 @@
-"""Threads keep order, pass exceptions on, leave torch as they found it, and do not change results."""
+"""Threads and processes keep order, pass exceptions on, leave torch as they found it, and do not change results."""
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 
-from sedaq.aq.parallel import one_thread_an_operation, parallel_each, parallel_map
+from sedaq.aq.parallel import one_thread_an_operation, parallel_map, process_each
+from sedaq.errors import InputError
 
 WAIT = 20  # seconds
 
@@ -38,8 +41,6 @@ def test_results_come_in_the_order_of_the_items(n, count):
 
     with torch_threads(n):
         assert parallel_map(slow_at_first, (i for i in range(count))) == [i**2 for i in range(count)]
-        first_may_end.clear()
-        assert list(parallel_each(slow_at_first, range(count))) == [i**2 for i in range(count)]
         assert torch.get_num_threads() == n
 
 
@@ -138,17 +139,6 @@ def test_an_exception_inside_one_thread_an_operation():
         assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_a_caller_that_does_not_want_the_rest(n):
-    done = []
-    with torch_threads(n):
-        results = parallel_each(lambda item: (done.append(item), item)[1], range(1000))
-        assert [next(results), next(results)] == [0, 1]
-        results.close()
-        assert len(done) < 1000
-        assert torch.get_num_threads() == n
-
-
 def test_callers_on_two_threads_at_once():
     """The second comes while the first is inside and leaves after it; torch counts threads for each of the two."""
     ready, first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(4))
@@ -177,3 +167,59 @@ def test_callers_on_two_threads_at_once():
         other.join()
         seen["first after"] = torch.get_num_threads()
     assert seen == {"second before": 2, "second inside": 1, "second after": 2, "first inside": 1, "first after": 2}
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_processes_give_results_in_the_order_of_the_items(n, count):
+    def slow_at_first(item: int) -> tuple[int, int]:
+        time.sleep(0.2 * (item == 0))
+        return item**2, os.getpid()
+
+    with torch_threads(n):
+        found = list(process_each(slow_at_first, list(range(count))))
+        assert torch.get_num_threads() == n
+    assert [square for square, _ in found] == [item**2 for item in range(count)]
+    processes = {process for _, process in found}
+    if min(n, count) < 2:
+        assert processes <= {os.getpid()}
+    else:
+        assert os.getpid() not in processes and len(processes) <= n
+
+
+def test_each_process_has_one_thread_and_starts_no_more():
+    def inner(_: int) -> tuple[int, set[int]]:
+        return torch.get_num_threads(), set(process_each(lambda _: os.getpid(), [0, 1]))
+
+    with torch_threads(2):
+        assert all(threads == 1 and len(processes) == 1 for threads, processes in process_each(inner, [0, 1, 2]))
+
+
+def test_exceptions_of_processes_come_through():
+    def fails(item: int) -> int:
+        if item == 1:
+            raise InputError("layer x: cannot be")
+        return item
+
+    with torch_threads(2):
+        results = process_each(fails, [0, 1, 2])
+        assert next(results) == 0
+        with pytest.raises(InputError, match="layer x: cannot be"):
+            next(results)
+        assert list(process_each(lambda item: item, [1, 2])) == [1, 2], "the next ones are not disturbed"
+
+
+def test_a_caller_that_does_not_want_the_rest(tmp_path):
+    def leave_a_trace(item: int) -> int:
+        (tmp_path / str(item)).touch()
+        time.sleep(0.05)
+        return item
+
+    with torch_threads(2):
+        results = process_each(leave_a_trace, list(range(200)))
+        assert [next(results), next(results)] == [0, 1]
+        results.close()
+    assert len(list(tmp_path.iterdir())) < 100
