@@ -110,7 +110,8 @@ def test_only_layers_that_can_have_the_format_share(tmp_path):
     assert book_name(subject.layers[0]) == "0"
     store = EncodingStore(subject, tmp_path, calibration=CALIBRATION)
     assert store.sharers(Format.parse("1x4g4@0")) == list(subject.layers)
-    assert store.sharers(Format.parse("1x4g9t@0")) == []
+    with pytest.raises(InputError, match="1x4g9t@0: no layer of the role '0' can have it"):
+        store.sharers(Format.parse("1x4g9t@0"))
 
 
 def test_an_unknown_role_is_refused_with_the_roles_there_are(blocks, books, tmp_path):
