@@ -72,31 +72,54 @@ class _Chosen:
     words: torch.Tensor
 
 
+def _diagonal_blocks(square: torch.Tensor, g: int) -> torch.Tensor:
+    """(S, P · g, P · g) → (P, S, g, g)."""
+    return square.unflatten(2, (-1, g)).unflatten(1, (-1, g)).diagonal(dim1=1, dim2=3).permute(3, 0, 1, 2)
+
+
+def _tables(books: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """What `_extend` multiplies rows with for the energies of all codewords: (P, M, S, g + 2, K) for blocks (P, S, g, g).
+
+    Rows are the codewords, their own energies c block cᵀ, and ones.
+    """
+    x = books.unsqueeze(1)
+    own = ((x @ blocks.unsqueeze(1)) * x).sum(4).unsqueeze(3)  # (P, M, S, 1, K)
+    return torch.cat([x.transpose(2, 3).expand(*own.shape[:3], -1, -1), own, torch.ones_like(own)], 3)
+
+
 def _extend(
-    energy: torch.Tensor, linear: torch.Tensor, block: torch.Tensor, scales: torch.Tensor, books: torch.Tensor, beam: Beam
+    energy: torch.Tensor,
+    linear: torch.Tensor,
+    block: torch.Tensor,
+    scales: torch.Tensor,
+    books: torch.Tensor,
+    table: torch.Tensor,
+    beam: Beam,
 ) -> tuple[torch.Tensor, _Chosen]:
     """Add one group to every hypothesis and keep the best.
 
     Minimises energy + 2 s u·linear + s² u block uᵀ over hypotheses and u = Σ_m c_m, codebook by codebook; exact for M = 1.
 
     Args:
-        energy: (S, R, b); linear: (S, R, b, g); block: (S, g, g).
+        energy: (S, R, b); linear: (S, R, b, g); block: (S, g, g); scales: (S, R, 1); table: (M, S, g + 2, K).
     """
     n_groups, rows, _, g = linear.shape
     n_books, n_entries, _ = books.shape
-    quadratic = ((books.unsqueeze(1) @ block) * books.unsqueeze(1)).sum(3)  # (M, S, K)
     s = scales.unsqueeze(2)
+    square, twice = s * s, 2 * s
     chosen: _Chosen | None = None
     for m, book in enumerate(books):
         gradient = linear if chosen is None else _take(linear, chosen.parent) + s * (chosen.words @ block.unsqueeze(1))
         # One product gives all energies: the rows' last two columns meet the codewords' own energies and the hypothesis'.
-        left = torch.cat([2 * s * gradient, (s * s).expand(-1, -1, gradient.shape[2], 1), energy.unsqueeze(3)], 3)
-        right = torch.cat([book.T.expand(n_groups, -1, -1), quadratic[m].unsqueeze(1), quadratic.new_ones(n_groups, 1, n_entries)], 1)
-        candidates = (left.reshape(n_groups, -1, g + 2) @ right).view(n_groups * rows, -1)
+        left = torch.cat([twice * gradient, square.expand(-1, -1, gradient.shape[2], 1), energy.unsqueeze(3)], 3)
+        candidates = (left.view(n_groups, -1, g + 2) @ table[m]).view(n_groups * rows, -1)
         n_kept = beam.across if m == n_books - 1 else beam.within * beam.across
         found, place = smallest(candidates, min(n_kept, candidates.shape[1]))
         energy, place = found.view(n_groups, rows, -1), place.view(n_groups, rows, -1)
-        parent, entry = place // n_entries, place % n_entries
+        if gradient.shape[2] == 1:
+            parent, entry = torch.zeros_like(place), place
+        else:
+            parent, entry = place // n_entries, place % n_entries
         words, codes = book[entry], entry.unsqueeze(3)
         if chosen is None:
             chosen = _Chosen(parent, codes, words)
@@ -119,8 +142,15 @@ def best_codes(
     Returns:
         codes (S, R, M) and their sums u (S, R, g).
     """
-    _, chosen = _extend(linear.new_zeros(*linear.shape[:2], 1), linear.unsqueeze(2), block, scales, books, Beam(beam, 1))
+    _, chosen = _add_to_none(linear, block, scales, books, _tables(books, block.unsqueeze(0))[0], beam)
     return chosen.codes.squeeze(2), chosen.words.squeeze(2)
+
+
+def _add_to_none(
+    linear: torch.Tensor, block: torch.Tensor, scales: torch.Tensor, books: torch.Tensor, table: torch.Tensor, beam: int
+) -> tuple[torch.Tensor, _Chosen]:
+    """The one best choice of a group: `_extend` from a single empty hypothesis."""
+    return _extend(linear.new_zeros(*linear.shape[:2], 1), linear.unsqueeze(2), block, scales, books, table, Beam(beam, 1))
 
 
 def _windows(n: int, g: int) -> Iterator[tuple[int, int]]:
@@ -137,19 +167,18 @@ def encode(
     codes = torch.empty(*w.shape[:2], w.shape[2] // g, len(books), dtype=torch.long, device=w.device)
     for start, stop in _windows(w.shape[2], g):
         square = factor.window(start, stop)
-        carried = factor.columns_times(error, start, stop).unsqueeze(2)  # (S, R, b, window)
+        corners = _diagonal_blocks(square, g).transpose(2, 3)
+        blocks = corners.transpose(2, 3) @ corners
+        tables = _tables(books, blocks)
+        # What the errors before the next group, and the weights from it on, bring into its columns and all after it: (S, R, b, columns).
+        carried = (factor.columns_times(error, start, stop) - w[:, :, start:stop] @ square).unsqueeze(2)
         energy = w.new_zeros(*w.shape[:2], 1)
         history: list[_Chosen] = []
-        for a in range(0, stop - start, g):
-            corner = square[:, a : a + g, a : a + g]
-            target = w[:, :, start + a : start + a + g]
-            offset = carried[..., a : a + g] - (target @ corner).unsqueeze(2)
-            transposed = corner.transpose(1, 2)
-            energy, chosen = _extend(
-                energy + offset.square().sum(3), offset @ transposed.unsqueeze(1), corner @ transposed, scales, books, beam
-            )
-            change = s * chosen.words - target.unsqueeze(2)
-            carried = _take(carried, chosen.parent) + change @ square[:, a : a + g].unsqueeze(1)
+        for a, corner, block, table in zip(range(0, stop - start, g), corners, blocks, tables, strict=True):
+            offset = carried[..., :g]
+            energy = energy + offset.square().sum(3)
+            energy, chosen = _extend(energy, offset @ corner.unsqueeze(1), block, scales, books, table, beam)
+            carried = _take(carried[..., g:], chosen.parent) + (s * chosen.words) @ square[:, a : a + g, a + g :].unsqueeze(1)
             history.append(chosen)
         best = energy.argmin(2, keepdim=True)
         for a, chosen in zip(reversed(range(start, stop, g)), reversed(history), strict=True):
@@ -170,26 +199,22 @@ def improve(
     error = scales * words - w
     for start, stop in _windows(w.shape[2], g):
         square = hessian.window(start, stop)
-        product = hessian.columns_times(error, start, stop)
-        for a in range(0, stop - start, g):
-            block = square[:, a : a + g, a : a + g]
-            here = slice(start + a, start + a + g)
-            old = words[:, :, here].clone()
-            linear = product[:, :, a : a + g] - (scales * old) @ block
-            found, new = best_codes(linear, block, scales, books, beam)
-            # Where beam search missed the optimum, what was there may be better.
-            better = (_energy(scales * new, linear, block) < _energy(scales * old, linear, block)).unsqueeze(2)
-            j = here.start // g
-            codes[:, :, j] = torch.where(better, found, codes[:, :, j])
-            words[:, :, here] = torch.where(better, new, old)
-            product = product + (scales * (words[:, :, here] - old)) @ square[:, a : a + g]
+        product = hessian.columns_times(error, start, stop)  # at the columns of the next group and all after it
+        blocks = _diagonal_blocks(square, g)
+        for a, block, table in zip(range(start, stop, g), blocks, _tables(books, blocks), strict=True):
+            old = words[:, :, a : a + g]
+            scaled = scales * old
+            moved = scaled @ block
+            linear = product[:, :, :g] - moved
+            energy, chosen = _add_to_none(linear, block, scales, books, table, beam)
+            new, found = chosen.words.squeeze(2), chosen.codes.squeeze(2)
+            if len(books) > 1:  # where beam search missed the optimum, what was there may be better
+                better = energy < ((2 * linear + moved) * scaled).sum(2, keepdim=True)
+                new, found = torch.where(better, new, old), torch.where(better, found, codes[:, :, a // g])
+            product = product[:, :, g:] + (scales * (new - old)) @ square[:, a - start : a - start + g, a - start + g :]
+            codes[:, :, a // g], words[:, :, a : a + g] = found, new
         error[:, :, start:stop] = scales * words[:, :, start:stop] - w[:, :, start:stop]
     return codes, words
-
-
-def _energy(x: torch.Tensor, linear: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-    """2 x·linear + x block xᵀ: (S, R, g) → (S, R)."""
-    return ((2 * linear + x @ block) * x).sum(2)
 
 
 def sum_of(books: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

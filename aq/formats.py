@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -116,11 +116,6 @@ class Format:
         if self.int8_codebooks:
             specs["codebook_scales"] = (torch.float16, (self.n_codebooks,))
         return specs
-
-    @property
-    def own_format(self) -> Format:
-        """The same with codebooks of the layer's own."""
-        return replace(self, book="")
 
     def size_bytes(self, shape: tuple[int, ...], stored: torch.dtype = torch.float16) -> int:
         """Bytes of the weight as stored, an own codebook counted even where it is shared."""

@@ -7,7 +7,6 @@ their own.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -41,22 +40,19 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     """The menu of every layer; what was measured before is read from the store's folder."""
     store.calibrate()
     layers, rates = store.subject.layers, tuple(sorted(rates))
-    small = [layer for layer in layers if layer.n_weights <= ALONE_ABOVE]
-    large = [layer for layer in layers if layer.n_weights > ALONE_ABOVE]  # these use all threads themselves
+    n_weights = sum(layer.n_weights for layer in layers)
     own: dict[str, Choices] = {}
-    with closing(process_each(lambda layer: _own(store, layer, rates), small)) as measured:
-        results = itertools.chain(measured, (_own(store, layer, rates) for layer in large))
-        for layer in track([*small, *large], "menus", cost=lambda layer: layer.n_weights):
-            own[layer.name] = next(results)
+    with closing(process_each(lambda layer: _own(store, layer, rates), layers, alone=lambda layer: layer.n_weights > ALONE_ABOVE)) as found:
+        for layer, choices in track(found, "menus", n_weights, cost=lambda pair: pair[0].n_weights):
+            own[layer.name] = choices
     roles: dict[tuple[str, bool], list[Layer]] = {}
     for layer in layers:
         roles.setdefault((book_name(layer), layer.kind == "linear"), []).append(layer)
-    several = [members for members in roles.values() if len(members) > 1]
-    with closing(process_each(lambda members: _shared(store, members, rates, own), several)) as shared:
-        for members in track(several, "shared codebooks"):
-            for rate, format in next(shared).items():
-                for layer in members:
-                    own[layer.name][rate] = (format, math.nan)
+    several = [(members, rate) for members in roles.values() if len(members) > 1 for rate in rates]
+    with closing(process_each(lambda item: _shared(store, *item, own), several)) as shared:
+        for (members, rate), format in track(shared, "shared codebooks", len(several)):
+            for layer in members if format else ():
+                own[layer.name][rate] = (format, math.nan)
     return {
         layer.name: layer_menu(store.subject, layer, {rate: format for rate, (format, _) in own[layer.name].items()}) for layer in layers
     }
@@ -115,19 +111,17 @@ def _own(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
     return {float(rate): (Format.parse(choice["format"]), choice["error"]) for rate, choice in content.items()}
 
 
-def _shared(store: EncodingStore, members: Sequence[Layer], rates: Sequence[float], own: Mapping[str, Choices]) -> dict[float, Format]:
-    """Formats with codebooks that all `members` share, at the rates where they are better."""
+def _shared(store: EncodingStore, members: Sequence[Layer], rate: float, own: Mapping[str, Choices]) -> Format | None:
+    """The format with codebooks that all `members` share, where it is better."""
     name = book_name(members[0])
-    path = _path(store, name + "." * (members[0].kind != "linear"), members, rates)
+    kind = "convolutions." * (members[0].kind != "linear")
+    path = _path(store, f"{name}.{kind}{rate:g}", members, list(own[members[0].name]))
     if not path.exists():
-        tried: dict[str, float] = {}
-        chosen: dict[str, str] = {}
-        for rate in rates:
-            before = [own[layer.name][rate] for layer in members]
-            owned = [promise(format, layer.n_weights) for (format, _), layer in zip(before, members, strict=True)]
-            format = _candidate(rate, members)
-            if format is None or promise(format, sum(layer.n_weights for layer in members)) < sum(owned) / len(owned) + WORTH_SHARING:
-                continue
+        chosen, gain = None, None
+        before = [own[layer.name][rate] for layer in members]
+        owned = [promise(format, layer.n_weights) for (format, _), layer in zip(before, members, strict=True)]
+        format = _candidate(rate, members)
+        if format and promise(format, sum(layer.n_weights for layer in members)) >= sum(owned) / len(owned) + WORTH_SHARING:
             format = replace(format, book=name)
             book = store.fit_book(format, effort=_EFFORT)
             errors = [
@@ -135,11 +129,11 @@ def _shared(store: EncodingStore, members: Sequence[Layer], rates: Sequence[floa
                 for m in members
             ]
             logs = [math.log(max(old, 1e-12) / max(new, 1e-12)) for (_, old), new in zip(before, errors, strict=True)]
-            tried[str(format)] = sum(logs) / len(logs)
-            if tried[str(format)] > LEAST_GAIN:
-                chosen[repr(rate)] = str(format)
-        write_json(path, "menu", {"chosen": chosen, "tried": tried})
-    return {float(rate): Format.parse(text) for rate, text in read_json(path, "menu")["chosen"].items()}
+            gain = sum(logs) / len(logs)
+            chosen = str(format) if gain > LEAST_GAIN else None
+        write_json(path, "menu", {"chosen": chosen, "tried": str(format), "gain": gain})
+    found = read_json(path, "menu")["chosen"]
+    return Format.parse(found) if found else None
 
 
 def _candidate(rate: float, members: Sequence[Layer]) -> Format | None:

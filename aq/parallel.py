@@ -58,21 +58,27 @@ def _do(index: int) -> Any:
     return function(items[index])
 
 
-def process_each(function: Callable[[T], R], items: Sequence[T]) -> Generator[R, None, None]:
-    """function(item) for each item, in order, on as many processes as torch has threads; results should be small.
+def process_each(
+    function: Callable[[T], R], items: Sequence[T], alone: Callable[[T], bool] = lambda item: False
+) -> Generator[tuple[T, R], None, None]:
+    """(item, function(item)) for each item, on as many processes as torch has threads; results should be small.
+
+    Items that are to be `alone` come last, one after another in this process, with all threads to themselves; otherwise in order.
 
     Processes are forked, as torch's DataLoader does, so that models and functions need not be sent to them. Where that cannot be (a GPU in
     use, no fork), items are worked on one after another.
     """
     global _job
-    n = min(torch.get_num_threads(), len(items))
+    together, single = [item for item in items if not alone(item)], [item for item in items if alone(item)]
+    n = min(torch.get_num_threads(), len(together))
     if n < 2 or torch.cuda.is_initialized() or "fork" not in multiprocessing.get_all_start_methods():
-        yield from map(function, items)
-        return
-    _job = (function, items)
-    pool = ProcessPoolExecutor(n, multiprocessing.get_context("fork"), _enter_worker)
-    try:
-        yield from pool.map(_do, range(len(items)))
-    finally:
-        pool.shutdown()
-        _job = None
+        yield from ((item, function(item)) for item in together)
+    else:
+        _job = (function, together)
+        pool = ProcessPoolExecutor(n, multiprocessing.get_context("fork"), _enter_worker)
+        try:
+            yield from zip(together, pool.map(_do, range(len(together))), strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            _job = None
+    yield from ((item, function(item)) for item in single)

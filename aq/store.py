@@ -7,7 +7,6 @@ books/<format>.<key>.safetensors                codebooks that the layers of one
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -102,13 +101,17 @@ class EncodingStore:
             raise InputError(f"format {format}: no layer of the role {format.book!r} can have it; use another grouping")
         return fitting
 
-    def book(self, format: Format) -> dict[str, torch.Tensor]:
-        """Stored codebooks of a format that shares them, made now if they are not there yet."""
-        members = self.sharers(format)
-        path = self.folder / "books" / f"{format}.{self.key([member.name for member in members], str(format), self.effort)}.safetensors"
+    def book_path(self, format: Format) -> Path:
+        """Where the codebooks of a format that shares them are, made now if they were not there yet."""
+        names = [member.name for member in self.sharers(format)]
+        path = self.folder / "books" / f"{format}.{self.key(names, str(format), self.effort)}.safetensors"
         if not path.exists():
             save_tensors(path, "book", self.fit_book(format, effort=self.effort), {"format": str(format)})
-        return load_tensors(path, "book")[0]
+        return path
+
+    def book(self, format: Format) -> dict[str, torch.Tensor]:
+        """Stored codebooks of a format that shares them."""
+        return load_tensors(self.book_path(format), "book")[0]
 
     def fit_book(self, format: Format, *, effort: str) -> dict[str, torch.Tensor]:
         """Stored codebooks that are not kept."""
@@ -151,14 +154,13 @@ class EncodingStore:
         missing = [(layer, format) for layer, format in coded if not self._path(layer, format).exists()]
         total = sum(layer.n_weights for layer, _ in coded)
         done = total - sum(layer.n_weights for layer, _ in missing)
-        for format in {format for _, format in missing if format.book}:
-            self.book(format)
-        small = [item for item in missing if item[0].n_weights <= ALONE_ABOVE]
-        large = [item for item in missing if item[0].n_weights > ALONE_ABOVE]  # these use all threads themselves
-        with closing(process_each(self._make, small)) as made:
-            results = itertools.chain(made, map(self._make, large))
-            for _ in track([*small, *large], "encoding", total, done=done, cost=lambda item: item[0].n_weights):
-                next(results)
+        books = list(dict.fromkeys(format for _, format in missing if format.book))
+        with closing(process_each(self.book_path, books, alone=lambda format: self.sharers(format)[0].n_weights > ALONE_ABOVE)) as fitted:
+            for _ in track(fitted, "shared codebooks", len(books)):
+                pass
+        with closing(process_each(self._make, missing, alone=lambda item: item[0].n_weights > ALONE_ABOVE)) as made:
+            for _ in track(made, "encoding", total, done=done, cost=lambda pair: pair[0][0].n_weights):
+                pass
 
 
 def book_name(layer: Layer) -> str:

@@ -89,7 +89,9 @@ def _formats(default: tuple[str, ...]) -> Any:
 @options.as_json
 def distortion(formats: str, size: int, effort: str, device: str, seed: int, as_json: bool) -> None:
     from ..aq import bench
+    from ..models.loading import check_device
 
+    check_device(device)
     chosen, efforts = _checked(formats), _checked_efforts(effort)
     _print(lambda: bench.distortion(chosen, size=size, effort=efforts[0], seed=seed, device=device), as_json)
 
@@ -104,7 +106,9 @@ def distortion(formats: str, size: int, effort: str, device: str, seed: int, as_
 @options.as_json
 def encode(formats: str, bits: str, shapes: str, efforts: str, device: str, seed: int, as_json: bool) -> None:
     from ..aq import bench
+    from ..models.loading import check_device
 
+    check_device(device)
     whats: Sequence[str | float] = _positive_numbers("--bits", bits) if bits else _checked(formats)
     cases = [(shape, what) for shape in _shapes(shapes) for what in whats]
     chosen = _checked_efforts(efforts)

@@ -10,7 +10,7 @@ from . import options
 
 
 @click.command(
-    help="Layers, roles, shapes, menu of formats, exact bytes. Menus are a rule's until a run has measured them: then see them by --run."
+    help="Layers, roles, shapes, menu of formats, exact bytes. Menus are a rule's until a run has measured them: then see them by --run. Codebooks that layers share count in full for each."
     f"\n\n{options.SUBJECT_HELP}"
 )
 @click.argument("subject")

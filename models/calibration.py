@@ -78,7 +78,7 @@ class _Accumulator:
     def add(self, columns: torch.Tensor, weight: float) -> None:
         if self.balanced:
             size = columns.float().square().mean().item()
-            weight = 1 / size if size > 0 else 0.0
+            weight = 1 / size if size > 0 else 1.0
         for total, start, stop in zip(self.sums, self.edges, self.edges[1:], strict=False):
             part = columns[:, :, start:stop].float()
             total += weight * (part.transpose(1, 2) @ part).cpu()

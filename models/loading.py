@@ -53,7 +53,7 @@ def load(
                 f"subject {subject.name}: was made in Python, so prompts and globs to exclude belong into its Subject(conditions=…, exclude=…)"
             )
         return subject
-    _check_device(device)
+    check_device(device)
     text = str(subject)
     if text in SHIPPED:
         loaded = _load_denoiser(SHIPPED_FOLDER / text, text, device, exclude)
@@ -70,7 +70,7 @@ def load(
     return loaded
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -110,5 +110,5 @@ def books(blocks, blocks_run) -> EncodingStore:
 def shared_plan(blocks, books) -> Plan:
     """Attention shares; the value projection of the first block stays by itself, so that the second holds the others' book."""
     formats = {layer.name: Format.parse(SHARED_FORMATS.get(layer.name.rpartition(".")[2], "int8")) for layer in blocks.layers}
-    formats["transformer_blocks.0.attn1.to_v"] = Format.parse(SHARED_FORMATS["to_v"]).own_format
+    formats["transformer_blocks.0.attn1.to_v"] = Format.parse(SHARED_FORMATS["to_v"].partition("@")[0])
     return Plan.of(blocks, formats, encoding=books.identity)

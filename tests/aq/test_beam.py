@@ -256,11 +256,13 @@ def test_windows_do_not_change_improvement(monkeypatch, window, widths):
     torch.testing.assert_close(words, sum_of(books, codes))
 
 
-def test_rows_of_scale_zero_change_nothing():
+def test_rows_of_scale_zero_stay_exact():
     hessian, w, books, codes = correlated(12), gaussian(1, 9, 12), gaussian(1, 8, 4, seed=1), random_codes(9, 3, 1, 8)
     scales = torch.ones(1, 9, 1)
     scales[0, 4] = w[0, 4] = 0
-    found, _ = beam.improve(w, scales, hessian, books, codes, 1)
-    assert torch.equal(found[0, 4], codes[0, 4])
-    codes, words = beam.encode(w, scales, hessian.factor(), books, Beam(1, 2))
-    assert ((codes >= 0) & (codes < 8)).all() and words.isfinite().all()
+    for found, words in (
+        beam.improve(w, scales, hessian, books, codes, 1),
+        beam.encode(w, scales, hessian.factor(), books, Beam(1, 2)),
+    ):
+        assert ((found >= 0) & (found < 8)).all() and torch.equal(words, sum_of(books, found))
+        assert row_errors(w, words, scales, hessian)[0, 4] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def coded(member: Member, book: dict[str, torch.Tensor], format: Format = FORMAT
 def test_the_book_of_one_layer_is_as_good_as_its_own_codebooks(text):
     format, layer = Format.parse(text), member(48, 32)
     shared = coded(layer, fit_book([layer], format), format)
-    own = encode(layer.weight, format.own_format, layer.hessian)
+    own = encode(layer.weight, replace(format, book=""), layer.hessian)
     assert shared.error == pytest.approx(own.error, rel=0.15)
     assert shared.format == format and shared.dequantize().shape == layer.weight.shape
 

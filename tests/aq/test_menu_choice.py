@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,26 +147,31 @@ def test_a_convolution_is_tried_with_groups_over_channels_and_over_taps(measured
 def test_books_are_shared_where_that_is_better_on_average(tiny, measured):
     """Mean logarithm of how much less the errors are, measured anew."""
     members = [layer for layer in measured.subject.layers if layer.role == "attention query"]
-    name = book_name(members[0])
-    content, own = contents(measured.folder)[name], {layer.name: contents(measured.folder)[layer.name]["chosen"] for layer in members}
-    assert content["tried"] and all(text.endswith(f"@{name}") for text in content["tried"])
+    name, own = book_name(members[0]), {layer.name: contents(measured.folder)[layer.name]["chosen"] for layer in members}
     menus = measured_menus(measured, RATES)
-    for rate in map(repr, RATES):
-        shared = content["chosen"].get(rate)
-        assert shared is None or content["tried"][shared] > LEAST_GAIN
+    tried = 0
+    for rate in RATES:
+        content = contents(measured.folder)[f"{name}.{rate:g}"]
         for layer in members:
-            assert Format.parse(shared or own[layer.name][rate]["format"]) in [entry.format for entry in menus[layer.name]]
-    text, gain = next(iter(content["tried"].items()))
-    format = Format.parse(text)
-    rate = next(rate for rate in RATES if format.own_format in candidates(rate, tuple(layer.shape for layer in members), 2))
-    book = measured.fit_book(format, effort="draft")
-    errors = [encode(tiny.weight(m.name), format, measured.hessian(m), effort="draft", book=book).error for m in members]
-    before = [own[layer.name][repr(rate)]["error"] for layer in members]
-    assert gain == pytest.approx(sum(math.log(a / b) for a, b in zip(before, errors, strict=True)) / len(members))
+            expected = content["chosen"] or own[layer.name][repr(rate)]["format"]
+            assert Format.parse(expected) in [entry.format for entry in menus[layer.name]]
+        if content["gain"] is None:
+            assert content["chosen"] is None
+            continue
+        tried += 1
+        assert content["chosen"] == (content["tried"] if content["gain"] > LEAST_GAIN else None)
+        format = Format.parse(content["tried"])
+        assert format.book == name and replace(format, book="") in candidates(rate, tuple(layer.shape for layer in members), 2)
+        book = measured.fit_book(format, effort="draft")
+        errors = [encode(tiny.weight(m.name), format, measured.hessian(m), effort="draft", book=book).error for m in members]
+        before = [own[layer.name][repr(rate)]["error"] for layer in members]
+        assert content["gain"] == pytest.approx(sum(math.log(a / b) for a, b in zip(before, errors, strict=True)) / len(members))
+    assert tried
 
 
 def test_only_layers_of_one_role_share(measured):
-    assert set(contents(measured.folder)) == {*(layer.name for layer in measured.subject.layers), "attention-query"}
+    books = {f"attention-query.{rate:g}" for rate in RATES}
+    assert set(contents(measured.folder)) == {*(layer.name for layer in measured.subject.layers), *books}
 
 
 def test_menus_come_back_equal_without_encoding(tiny, measured, nothing_encoded):

@@ -182,8 +182,8 @@ def test_processes_give_results_in_the_order_of_the_items(n, count):
     with torch_threads(n):
         found = list(process_each(slow_at_first, list(range(count))))
         assert torch.get_num_threads() == n
-    assert [square for square, _ in found] == [item**2 for item in range(count)]
-    processes = {process for _, process in found}
+    assert [(item, square) for item, (square, _) in found] == [(item, item**2) for item in range(count)]
+    processes = {process for _, (_, process) in found}
     if min(n, count) < 2:
         assert processes <= {os.getpid()}
     else:
@@ -192,10 +192,17 @@ def test_processes_give_results_in_the_order_of_the_items(n, count):
 
 def test_each_process_has_one_thread_and_starts_no_more():
     def inner(_: int) -> tuple[int, set[int]]:
-        return torch.get_num_threads(), set(process_each(lambda _: os.getpid(), [0, 1]))
+        return torch.get_num_threads(), {process for _, process in process_each(lambda _: os.getpid(), [0, 1])}
 
     with torch_threads(2):
-        assert all(threads == 1 and len(processes) == 1 for threads, processes in process_each(inner, [0, 1, 2]))
+        assert all(threads == 1 and len(processes) == 1 for _, (threads, processes) in process_each(inner, [0, 1, 2]))
+
+
+def test_those_that_are_to_be_alone_come_last_here_and_with_all_threads():
+    with torch_threads(2):
+        found = list(process_each(lambda item: (os.getpid(), torch.get_num_threads()), [5, 1, 6, 2], alone=lambda item: item > 4))
+    assert [item for item, _ in found] == [1, 2, 5, 6]
+    assert all((process == os.getpid(), threads) == (item > 4, 2 if item > 4 else 1) for item, (process, threads) in found)
 
 
 def test_exceptions_of_processes_come_through():
@@ -206,10 +213,10 @@ def test_exceptions_of_processes_come_through():
 
     with torch_threads(2):
         results = process_each(fails, [0, 1, 2])
-        assert next(results) == 0
+        assert next(results) == (0, 0)
         with pytest.raises(InputError, match="layer x: cannot be"):
             next(results)
-        assert list(process_each(lambda item: item, [1, 2])) == [1, 2], "the next ones are not disturbed"
+        assert list(process_each(lambda item: -item, [1, 2])) == [(1, -1), (2, -2)], "the next ones are not disturbed"
 
 
 def test_a_caller_that_does_not_want_the_rest(tmp_path):
@@ -220,6 +227,6 @@ def test_a_caller_that_does_not_want_the_rest(tmp_path):
 
     with torch_threads(2):
         results = process_each(leave_a_trace, list(range(200)))
-        assert [next(results), next(results)] == [0, 1]
+        assert [next(results), next(results)] == [(0, 0), (1, 1)]
         results.close()
     assert len(list(tmp_path.iterdir())) < 100
