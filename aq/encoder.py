@@ -292,10 +292,14 @@ def _choose(part: Part, books: torch.Tensor, kept: Beam) -> None:
     part.codes, _ = beam.encode(part.w, part.scales, part.factor, books, kept)
 
 
+def _improve(part: Part, books: torch.Tensor, kept: Beam) -> None:
+    part.codes, _ = beam.improve(part.w, part.scales, part.hessian, books, part.codes, kept.within)
+
+
 def _round(part: Part, books: torch.Tensor, kept: Beam) -> float:
     part.update_scales(books)
     _choose(part, books, kept)
-    part.codes, _ = beam.improve(part.w, part.scales, part.hessian, books, part.codes, kept.within)
+    _improve(part, books, kept)
     return part.error(books)
 
 
@@ -308,10 +312,10 @@ def _finish(parts: Sequence[Part], books: torch.Tensor, kept: Beam) -> None:
         if not part.has_codes:
             part.scales = part.root_mean_square * ratio
             _choose(part, books, kept)
-            _round(part, books, kept)
+            _improve(part, books, kept)  # no more than the scales that follow need
         part.update_scales(books)
         part.scales = part.scales.half().float()
-        part.codes, _ = beam.improve(part.w, part.scales, part.hessian, books, part.codes, kept.within)
+        _improve(part, books, kept)
 
     parallel_map(finish, parts)
 

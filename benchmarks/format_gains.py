@@ -1,7 +1,8 @@
 """By how much kinds of format beat scalars at equal code bits:  python benchmarks/format_gains.py
 
-Encodes a fixed layer at about 2 code bits in every kind of format; gain = −log4(error) − code bits, less that of 1x2g1's ideal line: bits per
-weight that the kind is worth beyond its code bits. The menu's rule (aq/menu.py) reads its table off this.
+Encodes a fixed layer at about 2 code bits in every kind of format; gain = −log4(error) − code bits, in bits per weight: a kind with .1 more
+reaches the error of another with .1 bits less. Only differences between kinds mean something. The menu's rule (aq/menu.py) reads its table
+off this, with scalars as zero.
 """
 
 from __future__ import annotations

@@ -182,3 +182,68 @@ def test_hooks_are_gone_afterwards_even_when_sampling_fails(several: Subject) ->
     with pytest.raises(RuntimeError, match="out of memory"):
         dict(calibrate(several, several.layers, n_images=2))
     assert hooks() == 0
+
+
+# -- weighting of timesteps --------------------------------------------------------------------------------------------------------------
+
+
+class Timed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor | int | None = None) -> torch.Tensor:
+        return self.layer(x)
+
+
+def timed_subject(timesteps: dict[float, torch.Tensor]) -> Subject:
+    """A sampler that shows the denoiser one input at each timestep; timesteps by position, by name, as numbers and for each image."""
+    denoiser = Timed()
+
+    def sample(*, n_images: int, **_: object) -> torch.Tensor:
+        for place, (t, x) in enumerate(timesteps.items()):
+            if place % 2:
+                denoiser(x, t)
+            else:
+                denoiser(x, timestep=torch.full((len(x),), t))
+        return torch.zeros(n_images, 1, 1, 1)
+
+    return Subject(denoiser, sample=sample, name="timed")
+
+
+@pytest.mark.parametrize(
+    ("weighting", "weight"),
+    [
+        ("uniform", lambda t, x: 1.0),
+        ("balanced", lambda t, x: 1 / x.square().mean()),
+        ("early", lambda t, x: t / 900),
+        ("late", lambda t, x: 1.05 - t / 900),
+    ],
+)
+def test_timesteps_weigh_as_the_table_says(weighting: str, weight: Callable[[float, torch.Tensor], float]) -> None:
+    inputs = {
+        t: size * torch.randn(50, 6, generator=torch.Generator().manual_seed(int(t))) for t, size in ((900.0, 1), (500.0, 2), (0.0, 5))
+    }
+    subject = timed_subject(inputs)
+    ((_, hessian),) = calibrate(subject, subject.layers, n_images=2, weighting=weighting)
+    weights = {t: float(weight(t, x)) for t, x in inputs.items()}
+    expected = sum(weights[t] * x.T @ x for t, x in inputs.items()) / sum(50 * weights[t] for t in inputs)
+    torch.testing.assert_close(hessian.blocks[0][0], expected)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "balanced"])
+def test_inputs_that_are_all_zero_are_no_missing_inputs(weighting: str) -> None:
+    subject = timed_subject({1.0: torch.zeros(3, 6)})
+    ((_, hessian),) = calibrate(subject, subject.layers, n_images=2, weighting=weighting)
+    assert not hessian.blocks[0].any()
+
+
+@pytest.mark.parametrize("weighting", ["early", "late"])
+def test_weights_by_timestep_need_a_denoiser_that_is_told_it(several: Subject, weighting: str) -> None:
+    with pytest.raises(InputError, match=f"'{weighting}' needs a denoiser with an argument `timestep`; use uniform or balanced"):
+        dict(calibrate(several, several.layers, n_images=2, weighting=weighting))
+
+
+def test_an_unknown_weighting_is_refused(several: Subject) -> None:
+    with pytest.raises(InputError, match="'loud' is unknown; choose one of uniform, balanced, early, late"):
+        dict(calibrate(several, several.layers, n_images=2, weighting="loud"))
