@@ -38,13 +38,13 @@ def coded_matrix(format: Format, shape: tuple[int, ...], tensors: Mapping[str, t
 
     int8 is one codebook of the numbers −128 … 127 over groups of one weight.
     """
-    n_in = math.prod(shape[1:])
+    n_in, taps = math.prod(shape[1:]), math.prod(shape[2:])
     scales = tensors["scales"].float()
     if format.kind == "int8":
         codebooks = torch.arange(-INT8_ZERO, INT8_ZERO, device=scales.device).float().reshape(1, -1, 1)
-        return CodedMatrix(tensors["codes"].long().reshape(shape[0], n_in, 1), codebooks, scales, n_in)
-    codes = unpack(tensors["codes"], format.code_bits, (shape[0], format.n_groups(shape), format.n_codebooks)).to(scales.device)
-    return CodedMatrix(codes, expanded_codebooks(format, tensors), scales, n_in, column_order(format, shape))
+        return CodedMatrix(tensors["codes"].reshape(shape[0], n_in, 1), codebooks, scales, n_in, taps=taps)
+    codes = unpack(tensors["codes"], format.code_bits, (shape[0], format.n_groups(shape), format.n_codebooks))
+    return CodedMatrix(codes, expanded_codebooks(format, tensors), scales, n_in, column_order(format, shape), taps)
 
 
 def expanded_codebooks(format: Format, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,23 +10,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..kernels.coded import CodedMatrix
-from ..kernels.dispatch import choose, product
+from ..kernels.coded import CodedMatrix, Geometry
+from ..kernels.dispatch import product
 from ..kernels.reference import dequantize
-from ..models.calibration import input_columns
-from ..models.layers import Layer
+from ..models.calibration import sides_of_padding
 from .encoding import Encoding, coded_matrix
 from .formats import Format
 
-PRECISIONS = ("exact", "bf16", "a8")
 _CONVOLUTIONS: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
+_LEAST_ROWS = 16  # of a conv group that is worth a product of its own
 
 
 class _Coded(nn.Module):
     """Stored tensors as buffers, by the names and shapes of Format.tensor_specs.
 
-    `precision` is the class of arithmetic: "exact" in the input's dtype, "bf16" in bfloat16, "a8" with activations rounded to 8 bits per
-    token (simulated: rounded, then multiplied in the input's dtype).
+    `precision` is the class of arithmetic, a name in kernels.dispatch.PRECISIONS: "exact" in the input's dtype, "bf16" in bfloat16, "a8"
+    with activations rounded to 8 bits a token (of a convolution: all that one place of the output sees).
     """
 
     def __init__(self, format: Format, shape: tuple[int, ...], tensors: dict[str, torch.Tensor], bias: torch.Tensor | None) -> None:
@@ -74,18 +73,6 @@ class _Coded(nn.Module):
         self._matrix = None
         return self
 
-    def _at_precision(self, x: torch.Tensor, token_dim: int) -> torch.Tensor:
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-        if self.precision == "a8":
-            scale = x.abs().amax(token_dim, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / 127
-            return (x / scale).round() * scale
-        return x.bfloat16() if self.precision == "bf16" else x
-
-    def _finish(self, y: torch.Tensor, dtype: torch.dtype, bias_shape: tuple[int, ...]) -> torch.Tensor:
-        y = y.to(dtype)
-        return y if self.bias is None else y + self.bias.to(dtype).reshape(bias_shape)
-
     def extra_repr(self) -> str:
         return f"shape={self.shape}, format={self.format}, bias={self.bias is not None}"
 
@@ -106,11 +93,11 @@ class AQLinear(_Coded):
         self.out_features, self.in_features = self.shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._finish(product(self._at_precision(x, -1), self.matrix()), x.dtype, (-1,))
+        return product(x, self.matrix(), self.bias, None, self.precision)
 
 
 class _AQConv(_Coded):
-    """A convolution over codes, by de-quantizing its weight or by the coded product of its patches."""
+    """A convolution over codes: the coded product of its patches, which are gathered as they are needed."""
 
     kind: str
 
@@ -127,38 +114,37 @@ class _AQConv(_Coded):
     ) -> None:
         super().__init__(encoding.format, encoding.shape, encoding.tensors, bias)
         n = len(self.shape) - 2
-        self.stride, self.padding, self.dilation = (
-            value if isinstance(value, (tuple, str)) else (value,) * n for value in (stride, padding, dilation)
-        )
+        self.stride, self.dilation = (value if isinstance(value, tuple) else (value,) * n for value in (stride, dilation))
+        self.padding = padding if isinstance(padding, (tuple, str)) else (padding,) * n
         self.groups, self.padding_mode = groups, padding_mode
         self.out_channels, self.in_channels, self.kernel_size = self.shape[0], self.shape[1] * groups, self.shape[2:]
+        self._groups: tuple[CodedMatrix, list[CodedMatrix]] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        matrix = self.matrix()
-        dtype, x = x.dtype, self._at_precision(x, 1)
-        if choose(x.shape[0] * math.prod(x.shape[2:]), matrix) == "dequantize" and self.padding_mode == "zeros":
-            weight = dequantize(matrix).reshape(self.shape).to(x.dtype)
-            y = _CONVOLUTIONS[self.kind](x, weight, None, self.stride, self.padding, self.dilation, self.groups)
-        else:
-            y = self._by_patches(x, matrix)
-        return self._finish(y, dtype, (-1,) + (1,) * (len(self.shape) - 2))
+        padding = sides_of_padding(self, self.kernel_size)
+        if self.padding_mode != "zeros" or any(before != after for before, after in padding):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = F.pad(x, [p for pair in reversed(padding) for p in pair], mode=mode)
+            padding = [(0, 0)] * len(padding)
+        geometry = Geometry(tuple(self.kernel_size), self.stride, tuple(before for before, _ in padding), self.dilation)
+        last = x.movedim(1, -1)
+        if self.groups == 1:
+            return product(last, self.matrix(), self.bias, geometry, self.precision).movedim(-1, 1)
+        if self.out_channels // self.groups < _LEAST_ROWS and self.precision == "exact":
+            weight = dequantize(self.matrix()).reshape(self.shape).to(x.dtype)
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return _CONVOLUTIONS[self.kind](x, weight, bias, geometry.step, geometry.padding, geometry.dilation, self.groups)
+        inputs = last.split(self.in_channels // self.groups, -1)
+        biases = [None] * self.groups if self.bias is None else self.bias.chunk(self.groups)
+        parts = [product(*of_group, geometry, self.precision) for of_group in zip(inputs, self._group_matrices(), biases, strict=True)]
+        return torch.cat(parts, -1).movedim(-1, 1)
 
-    def _by_patches(self, x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
-        layer = Layer("", "", "", self.kind, self.shape, self.groups)
-        columns = input_columns(x, layer, self)
-        rows = self.out_channels // self.groups
-        parts = []
-        for i in range(self.groups):
-            part = slice(i * rows, (i + 1) * rows)
-            parts.append(
-                product(columns[i], CodedMatrix(matrix.codes[part], matrix.codebooks, matrix.scales[part], matrix.n_in, matrix.order))
-            )
-        y = torch.cat(parts, 1)
-        with torch.device("meta"):  # the output's size by torch's own rule
-            size = _CONVOLUTIONS[self.kind](
-                torch.empty(x.shape), torch.empty(self.shape), None, self.stride, self.padding, self.dilation, self.groups
-            ).shape
-        return y.reshape(x.shape[0], *size[2:], self.out_channels).movedim(-1, 1)
+    def _group_matrices(self) -> list[CodedMatrix]:
+        matrix = self.matrix()
+        if not self._groups or self._groups[0] is not matrix:
+            rows = zip(matrix.codes.chunk(self.groups), matrix.scales.chunk(self.groups), strict=True)
+            self._groups = (matrix, [replace(matrix, codes=codes, scales=scales) for codes, scales in rows])
+        return self._groups[1]
 
 
 class AQConv1d(_AQConv):

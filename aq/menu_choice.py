@@ -51,8 +51,9 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     several = [(members, rate) for members in roles.values() if len(members) > 1 for rate in rates]
     with closing(process_each(lambda item: _shared(store, *item, own), several)) as shared:
         for (members, rate), format in track(shared, "shared codebooks", len(several)):
-            for layer in members if format else ():
-                own[layer.name][rate] = (format, math.nan)
+            if format is not None:
+                for layer in members:
+                    own[layer.name][rate] = (format, math.nan)
     return {
         layer.name: layer_menu(store.subject, layer, {rate: format for rate, (format, _) in own[layer.name].items()}) for layer in layers
     }

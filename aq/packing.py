@@ -14,7 +14,10 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """The inverse of `pack`: int64 codes of the given shape."""
+    """The inverse of `pack`: codes of the given shape, uint8 up to 8 bits (the same memory at exactly 8), int16 up to 15."""
+    if bits == 8:
+        return packed.reshape(shape)
     n_codes = int(np.prod(shape))
     stream = np.unpackbits(packed.detach().cpu().numpy(), count=n_codes * bits, bitorder="little").reshape(n_codes, bits)
-    return torch.from_numpy(stream.astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))).reshape(shape)
+    dtype = np.uint8 if bits < 8 else np.int16
+    return torch.from_numpy(stream.astype(dtype) @ (1 << np.arange(bits)).astype(dtype)).reshape(shape).to(packed.device)

@@ -27,7 +27,7 @@ from ..kernels.reference import dequantize
 from ..models.subject import Subject
 from ..progress import track
 from .beam import best_codes
-from .encoding import Encoding, coded_matrix, column_order, stored_codebooks
+from .encoding import Encoding, coded_matrix, stored_codebooks
 from .plan import book_holders
 from .replay import Call, ReplayBuffer, _first_tensor
 
@@ -66,7 +66,7 @@ class _TunableLayer(nn.Module):
         super().__init__()
         matrix = coded_matrix(encoding.format, encoding.shape, encoding.tensors)
         self.encoding, self.groups = encoding, groups
-        self.codes, self.order = matrix.codes, column_order(encoding.format, encoding.shape)
+        self.codes, self.order = matrix.codes.long(), matrix.order
         stored = encoding.tensors["codebooks"].float()
         if encoding.format.int8_codebooks:
             stored = stored * encoding.tensors["codebook_scales"].float().reshape(-1, 1, 1)

@@ -11,20 +11,13 @@ from typing import Any
 import torch
 
 from ..progress import track
-from .coded import CodedMatrix
-from .dispatch import KERNELS
+from . import native
+from .costs import random_matrix
+from .dispatch import IN_TORCH, KERNELS
 from .reference import dequantize, product_by_dequantizing
 
 SHAPES = ((1152, 1152), (4608, 1152), (1152, 4608))  # (out, in): DiT-XL/2
 TOKENS = (1, 16, 256)
-
-
-def random_matrix(n_out: int, n_in: int, n_codebooks: int, n_entries: int, group_size: int, seed: int = 0) -> CodedMatrix:
-    rng = torch.Generator().manual_seed(seed)
-    n_groups = -(-n_in // group_size)
-    codes = torch.randint(n_entries, (n_out, n_groups, n_codebooks), generator=rng)
-    codebooks = torch.randn(n_codebooks, n_entries, group_size, generator=rng) / (n_codebooks * n_in) ** 0.5
-    return CodedMatrix(codes, codebooks, torch.ones(n_out), n_in)
 
 
 def interleaved_medians(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -71,7 +64,9 @@ def compare(
             "torch_int8": partial(int8, x),
             "dequant_f32": partial(product_by_dequantizing, x, matrix),
         }
-        ours: dict[str, Callable[[], Any]] = {name: partial(kernel.product, x, matrix) for name, kernel in KERNELS.items()}
+        ours: dict[str, Callable[[], Any]] = {
+            name: partial(KERNELS[name].product, x, matrix, None, None) for name in (*IN_TORCH, *native.available())
+        }
         times = interleaved_medians({**peers, **ours}, repeats)
         exact = x.double() @ dense.double().T
         for name, run in ours.items():
@@ -82,7 +77,7 @@ def compare(
                     "tokens": n_tokens,
                     "format": text,
                     "kernel": name,
-                    "precision": "exact",
+                    "precision": KERNELS[name].precision,
                     "threads": torch.get_num_threads(),
                     "ms": times[name],
                     "rel_err": error,

@@ -1,11 +1,13 @@
-"""Which kernel multiplies: a table of kernels, a cost for each, and one environment variable that overrules them.
+"""Which kernel multiplies: a table of kernels, what each is thought to cost (costs.py), and one environment variable that overrules it.
 
-SEDAQ_KERNEL=reference fixes the lookup product of `reference.py`, for results that must repeat bit by bit.
+SEDAQ_KERNEL=reference fixes the lookup product of `reference.py`, for results that must repeat bit by bit on any machine; any other name
+fixes that kernel wherever it serves.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,47 +15,96 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
-from .coded import CodedMatrix
+from . import costs, native
+from .coded import CodedMatrix, Geometry
 from .reference import product_by_dequantizing, product_by_lookup
 
 log = logging.getLogger("sedaq")
 
+# Classes of arithmetic, by the relative error of a product that is allowed. A finer kernel serves where a coarser is asked for, except that
+# "a8" rounds activations to 8 bits a token in any case, with kernels that multiply 8-bit integers where there are some.
+PRECISIONS = {"exact": 1e-5, "bf16": 1e-2, "a8": 3e-2}
+
 
 @dataclass(frozen=True)
 class Kernel:
-    product: Callable[[torch.Tensor, CodedMatrix], torch.Tensor]  # x (T, in), matrix → (T, out)
-    cost: Callable[[int, CodedMatrix], float]  # tokens, matrix → multiply-adds, a lookup counted as what it costs in them
+    product: Callable[[torch.Tensor, CodedMatrix, torch.Tensor | None, Geometry | None], torch.Tensor]
+    precision: str
+    by_cost: bool = True  # whether it is ever chosen because it is cheap
 
 
-def _lookup_cost(tokens: int, matrix: CodedMatrix) -> float:
-    # Counts a gather of one float in torch as 40 multiply-adds inside a matrix product: a guess, to be replaced by a fitted cost model.
-    n_tables = matrix.codes.shape[1] * matrix.codes.shape[2]
-    return tokens * n_tables * (matrix.codebooks.shape[1] * matrix.codebooks.shape[2] + 40.0 * matrix.n_out)
-
-
-def _dequantize_cost(tokens: int, matrix: CodedMatrix) -> float:
-    return matrix.n_out * matrix.n_in * (tokens + 20.0 * matrix.codes.shape[2])
+def _native(name: str) -> Kernel:
+    return Kernel(lambda x, matrix, bias, geometry: native.product(name, x, matrix, bias, geometry), native.KERNELS[name])
 
 
 KERNELS: dict[str, Kernel] = {
-    "reference": Kernel(product_by_lookup, _lookup_cost),
-    "dequantize": Kernel(product_by_dequantizing, _dequantize_cost),
+    "reference": Kernel(product_by_lookup, "exact", by_cost=False),
+    "dequantize": Kernel(product_by_dequantizing, "exact"),
+    **{name: _native(name) for name in native.KERNELS},
 }
 
+IN_TORCH = ("reference", "dequantize")  # these serve any input
 
-def choose(tokens: int, matrix: CodedMatrix) -> str:
-    """Name of the kernel with the least cost, or the one that SEDAQ_KERNEL names."""
+
+def usable(x: torch.Tensor, precision: str) -> list[str]:
+    """Kernels for an input and a class of arithmetic. Raises InputError for an unknown class.
+
+    Where none multiplies 8-bit integers, "a8" is served by exact kernels on rounded activations.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    if precision == "exact" and x.dtype == torch.bfloat16:
+        precision = "bf16"
+    compiled = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    names = [*IN_TORCH, *(native.available() if compiled else ())]
+    classes = {"exact": ("exact",), "bf16": ("exact", "bf16"), "a8": ("a8",)}[precision]
+    return [name for name in names if KERNELS[name].precision in classes] or usable(x, "exact")
+
+
+def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "exact") -> str:
+    """The kernel of the least cost, or the one that SEDAQ_KERNEL names where it can be used.
+
+    Raises InputError where SEDAQ_KERNEL names none, or one that this machine does not have.
+    """
+    names = usable(x, precision)
     forced = os.environ.get("SEDAQ_KERNEL")
     if forced:
-        if forced not in KERNELS:
-            raise InputError(f"SEDAQ_KERNEL={forced!r} names no kernel; choose one of {', '.join(sorted(KERNELS))}")
-        return forced
-    return min(KERNELS, key=lambda name: KERNELS[name].cost(tokens, matrix))
+        here = (*IN_TORCH, *native.available())
+        if forced not in here:
+            raise InputError(f"SEDAQ_KERNEL={forced!r} names no kernel of this machine; choose one of {', '.join(sorted(here))}")
+        if forced in names or forced in IN_TORCH:
+            return forced
+    return costs.cheapest([name for name in names if KERNELS[name].by_cost], tokens, matrix)
 
 
-def product(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
-    """x (..., in) times the coded matrix transposed → (..., out)."""
-    flat = x.reshape(-1, x.shape[-1])
-    name = choose(len(flat), matrix)
-    log.debug("kernel %s for %d tokens, %d to %d", name, len(flat), matrix.n_in, matrix.n_out)
-    return KERNELS[name].product(flat, matrix).reshape(*x.shape[:-1], matrix.n_out)
+def product(
+    x: torch.Tensor,
+    matrix: CodedMatrix,
+    bias: torch.Tensor | None = None,
+    geometry: Geometry | None = None,
+    precision: str = "exact",
+) -> torch.Tensor:
+    """x Wᵀ + bias in the dtype of x.
+
+    Args:
+        x: (..., in) for a linear layer; for a convolution images with channels last (N, *size, channels).
+        precision: a name in PRECISIONS.
+
+    Returns:
+        (..., out) or (N, *out_size, out).
+    """
+    places = x.shape[:-1] if geometry is None else (len(x), *geometry.out_size(tuple(x.shape[1:-1])))
+    tokens, dtype = math.prod(places), x.dtype
+    name = choose(x, tokens, matrix, precision)
+    log.debug("kernel %s for %d tokens, %d to %d", name, tokens, matrix.n_in, matrix.n_out)
+    if precision == "a8" and KERNELS[name].precision != "a8":
+        x, geometry = rounded(x if geometry is None else geometry.columns(x)), None
+    elif precision == "bf16" and name == "dequantize":
+        x = x.bfloat16()
+    return KERNELS[name].product(x, matrix, bias, geometry).to(dtype)
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """x (..., in) with every token rounded to 8 bits, scaled by its greatest magnitude."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / torch.where(scale > 0, scale, 1.0)).round() * scale

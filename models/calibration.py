@@ -34,7 +34,7 @@ def input_columns(x: torch.Tensor, layer: Layer, module: nn.Module) -> torch.Ten
         return x.reshape(1, -1, layer.n_in)
     taps = layer.shape[2:]
     mode = "constant" if module.padding_mode == "zeros" else str(module.padding_mode)
-    x = F.pad(x, [p for pair in reversed(_padding(module, taps)) for p in pair], mode=mode)
+    x = F.pad(x, [p for pair in reversed(sides_of_padding(module, taps)) for p in pair], mode=mode)
     for axis, (size, stride, dilation) in enumerate(zip(taps, module.stride, module.dilation, strict=True), start=2):  # type: ignore[union-attr, call-overload, arg-type]
         # unfold puts the window last; dilation is a step within the window
         x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
@@ -44,8 +44,8 @@ def input_columns(x: torch.Tensor, layer: Layer, module: nn.Module) -> torch.Ten
     return x.permute(1, 0, 3, 2, 4).reshape(layer.groups, -1, layer.n_in)
 
 
-def _padding(module: Any, taps: Sequence[int]) -> list[tuple[int, int]]:
-    """Zeros before and after each axis; "same" puts the odd one behind."""
+def sides_of_padding(module: Any, taps: Sequence[int]) -> list[tuple[int, int]]:
+    """What a convolution adds before and after each axis; "same" puts the odd one behind."""
     if module.padding == "same":
         totals = [dilation * (size - 1) for dilation, size in zip(module.dilation, taps, strict=True)]
         return [(total // 2, total - total // 2) for total in totals]

@@ -94,9 +94,10 @@ def test_an_empty_batch_of_images(kernel):
     assert coded(x).shape == dense(x).shape == (0, 8, 5, 5)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("a8", 0.02)])
+@pytest.mark.parametrize(("precision", "least", "most"), [("bf16", 0, 1e-2), ("a8", 1e-3, 3e-2)])
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])
-def test_precisions_are_near_exact(precision, tolerance, kind, kernel):
+def test_precisions_are_near_exact(precision, least, most, kind, kernel):
+    """bf16 may be served by a finer kernel; a8 always rounds."""
     torch.manual_seed(0)
     dense, x = (nn.Linear(64, 32), torch.randn(9, 64)) if kind == "linear" else (nn.Conv2d(16, 8, 3, padding=1), torch.randn(2, 16, 6, 6))
     _, coded = twins(dense, kind, "1x4g4")
@@ -104,10 +105,12 @@ def test_precisions_are_near_exact(precision, tolerance, kind, kernel):
     coded.precision = precision
     rough = coded(x)
     assert rough.dtype == exact.dtype
-    assert 1e-5 < ((rough - exact).norm() / exact.norm()).item() < tolerance
+    assert least <= ((rough - exact).norm() / exact.norm()).item() < most
 
 
-def test_eight_bit_activations_have_a_scale_a_token():
+def test_eight_bit_activations_have_a_scale_a_token(monkeypatch):
+    """By a kernel that rounds nothing else."""
+    monkeypatch.setenv("SEDAQ_KERNEL", "dequantize")
     _, coded = twins(nn.Linear(16, 8, bias=False), "linear", "1x4g4")
     x = torch.randn(4, 16) * torch.tensor([[1e-6], [1.0], [1e6], [0.0]])
     exact = coded(x)

@@ -1,0 +1,125 @@
+// AMX: products of whole tiles, in bfloat16, in pairs of bfloat16 that stand for float32, and in 8 bits.
+#include <stdlib.h>
+
+#include "sedaq.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,amx-int8,fma")
+#include <immintrin.h>
+
+#define WITH_BFLOAT16
+namespace amx {
+#include "decode.h"
+#include "gather.h"
+#include "product.h"
+#include "conversions.h"
+
+static void configure() {
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config __attribute__((aligned(64))) = {};
+    config.palette = 1;
+    for (int i = 0; i < 8; i++) {
+        config.bytes[i] = 64;
+        config.rows[i] = 16;
+    }
+    _tile_loadconfig(&config);
+}
+
+// Tiles 0 to 3 are sums, 4 and 5 tokens, 6 and 7 rows of the matrix. A missing second operand is the first once more.
+#define PRODUCTS(DOT, a0, a1, b0, b1)    \
+    _tile_stream_loadd(6, b0, 64);       \
+    _tile_stream_loadd(4, a0, 64);              \
+    DOT(0, 4, 6);                        \
+    _tile_stream_loadd(5, a1, 64);              \
+    DOT(2, 5, 6);                        \
+    _tile_stream_loadd(7, b1, 64);       \
+    DOT(1, 4, 7);                        \
+    DOT(3, 5, 7);
+
+#define ZERO_SUMS() \
+    _tile_zero(0);  \
+    _tile_zero(1);  \
+    _tile_zero(2);  \
+    _tile_zero(3);
+
+#define STORE_SUMS(c)                                   \
+    _tile_stored(0, c, PAIR * 4);                       \
+    if (n_b == 2) _tile_stored(1, c + ROWS, PAIR * 4);  \
+    if (n_a == 2) {                                     \
+        _tile_stored(2, c + 16 * PAIR, PAIR * 4);       \
+        if (n_b == 2) _tile_stored(3, c + 16 * PAIR + ROWS, PAIR * 4); \
+    }
+
+struct Bfloat16Tiles : Bfloat16<1> {
+    static void begin() { configure(); }
+    static void end() { _tile_release(); }
+
+    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, float *c) {
+        const uint32_t *a1 = n_a == 2 ? a + steps * TILE : a, *b1 = n_b == 2 ? b + steps * TILE : b;
+        ZERO_SUMS()
+        for (int64_t s = 0; s < steps * TILE; s += TILE) {
+            PRODUCTS(_tile_dpbf16ps, a + s, a1 + s, b + s, b1 + s)
+        }
+        STORE_SUMS(c)
+    }
+};
+
+// (high + low)(high + low) less low · low, which is below float32's own rounding of a sum.
+struct SplitTiles : Bfloat16<2> {
+    static void begin() { configure(); }
+    static void end() { _tile_release(); }
+
+    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, float *c) {
+        const int64_t low = steps * TILE, next = 2 * low;
+        const uint32_t *a1 = n_a == 2 ? a + next : a, *b1 = n_b == 2 ? b + next : b;
+        ZERO_SUMS()
+        for (int64_t s = 0; s < low; s += TILE) {
+            PRODUCTS(_tile_dpbf16ps, a + low + s, a1 + low + s, b + s, b1 + s)
+            PRODUCTS(_tile_dpbf16ps, a + s, a1 + s, b + low + s, b1 + low + s)
+            PRODUCTS(_tile_dpbf16ps, a + s, a1 + s, b + s, b1 + s)
+        }
+        STORE_SUMS(c)
+    }
+};
+
+struct Int8Tiles {
+    enum { PER_DWORD = 4, PARTS = 1, EIGHT_BIT = 1 };
+    typedef int32_t Sum;
+
+    static void begin() { configure(); }
+    static void end() { _tile_release(); }
+
+    static void convert_token(const float *row, float scale, uint32_t *const *out) { _mm512_storeu_si512(out[0], bytes(row, scale)); }
+
+    static void convert_rows(const float *values, int64_t stride, const float *scales, uint32_t *const *out, int32_t *) {
+        __m512i rows[ROWS];
+        for (int r = 0; r < ROWS; r++) rows[r] = bytes(values + r * stride, scales[r]);
+        store_transposed(rows, out[0]);
+    }
+
+    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, int32_t *c) {
+        const uint32_t *a1 = n_a == 2 ? a + steps * TILE : a, *b1 = n_b == 2 ? b + steps * TILE : b;
+        ZERO_SUMS()
+        for (int64_t s = 0; s < steps * TILE; s += TILE) {
+            PRODUCTS(_tile_dpbssd, a + s, a1 + s, b + s, b1 + s)
+        }
+        STORE_SUMS(c)
+    }
+};
+
+int product_bf16(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+    return Product<Bfloat16Tiles>(matrix, x).run(y, y_stride, threads);
+}
+
+int product_split(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+    return Product<SplitTiles>(matrix, x).run(y, y_stride, threads);
+}
+
+int product_int8(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+    return Product<Int8Tiles>(matrix, x).run(y, y_stride, threads);
+}
+}  // namespace amx
+#endif

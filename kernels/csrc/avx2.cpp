@@ -1,0 +1,17 @@
+// AVX2 and FMA: float32.
+#include <stdlib.h>
+
+#include "sedaq.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#include "decode.h"
+#include "gather.h"
+#include "product.h"
+#include "vectors.h"
+#define F32_TOKENS 4
+#define F32_BLOCKS 1
+#include "float32.h"
+}  // namespace avx2
+#endif

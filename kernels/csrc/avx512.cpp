@@ -1,0 +1,72 @@
+// AVX-512: float32, bfloat16 by vdpbf16ps, 8 bits by vpdpbusd.
+#include <stdlib.h>
+
+#include "sedaq.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma")
+#include <immintrin.h>
+
+#define WITH_BFLOAT16
+namespace avx512 {
+#include "decode.h"
+#include "gather.h"
+#include "product.h"
+#include "vectors.h"
+#define F32_TOKENS 8
+#define F32_BLOCKS 2
+#include "float32.h"
+#include "conversions.h"
+
+struct Bfloat16Dot : Bfloat16<1> {
+    static void begin() {}
+    static void end() {}
+
+    static inline void add(__m512 &sum, uint32_t a, const uint32_t *b) {
+        sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)_mm512_loadu_si512(b));
+    }
+
+    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, float *c) {
+        multiply_tiles<Bfloat16Dot, 8, 2, float, __m512>(a, n_a, b, n_b, steps, c);
+    }
+};
+
+// vpdpbusd wants one operand unsigned: tokens are moved up by 128, which adds 128 times a row's sum to every product.
+struct Int8Dot {
+    enum { PER_DWORD = 4, PARTS = 1, EIGHT_BIT = 1 };
+    typedef int32_t Sum;
+
+    static void begin() {}
+    static void end() {}
+
+    static void convert_token(const float *row, float scale, uint32_t *const *out) {
+        _mm512_storeu_si512(out[0], _mm512_xor_si512(bytes(row, scale), _mm512_set1_epi8((char)0x80)));
+    }
+
+    static void convert_rows(const float *values, int64_t stride, const float *scales, uint32_t *const *out, int32_t *sums) {
+        __m512i rows[ROWS];
+        for (int r = 0; r < ROWS; r++) {
+            rows[r] = bytes(values + r * stride, scales[r]);
+            sums[r] += 128 * _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), rows[r]));
+        }
+        store_transposed(rows, out[0]);
+    }
+
+    static inline void add(__m512i &sum, uint32_t a, const uint32_t *b) {
+        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi32((int)a), _mm512_loadu_si512(b));
+    }
+
+    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, int32_t *c) {
+        multiply_tiles<Int8Dot, 8, 2, int32_t, __m512i>(a, n_a, b, n_b, steps, c);
+    }
+};
+
+int product_bf16(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+    return Product<Bfloat16Dot>(matrix, x).run(y, y_stride, threads);
+}
+
+int product_int8(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+    return Product<Int8Dot>(matrix, x).run(y, y_stride, threads);
+}
+}  // namespace avx512
+#endif

@@ -1,0 +1,196 @@
+"""The CPU kernels in C++ (csrc/), called through their plain C interface."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .coded import CodedMatrix, Geometry
+
+log = logging.getLogger("sedaq")
+
+# Names by the number that csrc/sedaq.h gives them, with the class of arithmetic that each is of.
+KERNELS = {
+    "f32-portable": "exact",
+    "f32-avx2": "exact",
+    "f32-avx512": "exact",
+    "split-amx": "exact",
+    "bf16-avx512": "bf16",
+    "bf16-amx": "bf16",
+    "int8-avx512": "a8",
+    "int8-amx": "a8",
+}
+_NUMBERS = {name: number for number, name in enumerate(KERNELS)}
+
+_I32, _I64, _FLOATS = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [
+        *((name, _I64) for name in ("n_out", "n_in", "n_groups")),
+        *((name, _I32) for name in ("n_codebooks", "n_entries", "group_size", "stride", "code_bytes")),
+        *((name, ctypes.c_void_p) for name in ("codes", "codebooks", "scales", "row_maxima", "bias")),
+    ]
+
+
+class _Run(ctypes.Structure):
+    _fields_ = [(name, _I64) for name in ("first", "length", "tap", "channel")]
+
+
+class _Input(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("is_bf16", _I32),
+        ("n_runs", _I32),
+        ("runs", ctypes.c_void_p),
+        ("images", _I64),
+        *((name, _I64 * 3) for name in ("size", "out_size", "kernel", "step", "padding", "dilation")),
+        ("image_stride", _I64),
+        ("stride", _I64 * 3),
+    ]
+
+
+def _path() -> Path | None:
+    paths = (Path(__file__).parent / "csrc" / f"native{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in paths if path.exists()), None)
+
+
+@functools.cache
+def library() -> Any | None:
+    """The compiled kernels, None where they were not built; then one line in the log says so."""
+    path = _path()
+    if path is None:
+        log.warning(
+            "sedaq's C++ kernels were not built here, so products run in torch and take longer; install a C++ compiler and sedaq again"
+        )
+        return None
+    found = ctypes.CDLL(str(path))  # after torch, whose OpenMP it then shares
+    found.sedaq_product.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _I64, ctypes.c_int]
+    found.sedaq_row_maxima.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+    return found
+
+
+def fingerprint() -> str:
+    """Of the compiled kernels."""
+    path = _path()
+    return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def available() -> tuple[str, ...]:
+    """The kernels that this processor and this build have."""
+    found = library()
+    return tuple(name for name, number in _NUMBERS.items() if found is not None and found.sedaq_has(number))
+
+
+class NativeMatrix:
+    """A coded matrix as the C++ kernels read it; it shares codes and scales with the CodedMatrix."""
+
+    def __init__(self, matrix: CodedMatrix) -> None:
+        n_out, n_groups, n_codebooks = matrix.codes.shape
+        _, n_entries, g = matrix.codebooks.shape
+        stride = max(1 << (g - 1).bit_length(), 1)
+        self.codes = matrix.codes.contiguous()
+        self.codebooks = torch.nn.functional.pad(matrix.codebooks.float(), (0, stride - g)).contiguous()
+        self.scales = matrix.scales.float().contiguous()
+        self.runs = _runs(matrix)
+        self.n_out = n_out
+        self._maxima: torch.Tensor | None = None
+        self._fields = (n_out, matrix.n_in, n_groups, n_codebooks, n_entries, g, stride, self.codes.element_size())
+
+    def struct(self, bias: torch.Tensor | None, eight_bit: bool) -> _Matrix:
+        pointers = [self.codes.data_ptr(), self.codebooks.data_ptr(), self.scales.data_ptr()]
+        found = _Matrix(*self._fields, *pointers, None, None if bias is None else bias.data_ptr())
+        if eight_bit:
+            if self._maxima is None:
+                self._maxima = torch.empty_like(self.scales)
+                _library().sedaq_row_maxima(ctypes.byref(found), self._maxima.data_ptr(), torch.get_num_threads())
+            found.row_maxima = self._maxima.data_ptr()
+        return found
+
+
+_LINEAR = Geometry((), (), (), ())
+_prepared: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by the tensor of codes, which lives as long as its layer
+
+
+def _native(matrix: CodedMatrix) -> NativeMatrix:
+    """Made once for a matrix, and again when its codebooks or scales are others."""
+    parts = (matrix.codes, matrix.codebooks, matrix.scales)
+    key = [(part.data_ptr(), None if part.is_inference() else part._version) for part in parts]
+    known = _prepared.get(matrix.codes)
+    if known is None or known[0] != key:
+        known = _prepared[matrix.codes] = (key, NativeMatrix(matrix))
+    found: NativeMatrix = known[1]
+    return found
+
+
+def _library() -> Any:
+    found = library()
+    assert found is not None
+    return found
+
+
+def _runs(matrix: CodedMatrix) -> torch.Tensor:
+    """Stretches of columns that meet neighbouring channels at one tap: (n, 4) of first column, length, tap, first channel."""
+    columns = torch.arange(matrix.n_in) if matrix.order is None else matrix.order.cpu()
+    tap, channel = columns % matrix.taps, columns // matrix.taps
+    new = torch.ones(matrix.n_in, dtype=torch.bool)
+    new[1:] = (tap[1:] != tap[:-1]) | (channel[1:] != channel[:-1] + 1)
+    first = new.nonzero().squeeze(1)
+    length = torch.diff(first, append=torch.tensor([matrix.n_in]))
+    return torch.stack([first, length, tap[first], channel[first]], 1).contiguous()
+
+
+def product(
+    kernel: str, x: torch.Tensor, coded: CodedMatrix, bias: torch.Tensor | None = None, geometry: Geometry | None = None
+) -> torch.Tensor:
+    """As `dispatch.product`, in bfloat16 if x is and else in float32; x may be a part of more channels."""
+    matrix = _native(coded)
+    if x.dtype != torch.bfloat16:
+        x = x.float()
+    leading = x.shape[:-1]
+    if geometry is None:  # images of no axes
+        geometry, x = _LINEAR, x.reshape(-1, x.shape[-1])
+    else:
+        leading = torch.Size((len(x), *geometry.out_size(tuple(x.shape[1:-1]))))
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+
+    def three(values: Sequence[int], missing: int) -> Any:
+        return (_I64 * 3)(*[missing] * (3 - len(values)), *values)
+
+    y = torch.empty(*leading, matrix.n_out, dtype=x.dtype)
+    given = _Input(
+        x.data_ptr(),
+        x.dtype == torch.bfloat16,
+        len(matrix.runs),
+        matrix.runs.data_ptr(),
+        len(x),
+        three(x.shape[1:-1], 1),
+        three(geometry.out_size(tuple(x.shape[1:-1])), 1),
+        three(geometry.kernel, 1),
+        three(geometry.step, 1),
+        three(geometry.padding, 0),
+        three(geometry.dilation, 1),
+        x.stride(0),
+        three(x.stride()[1:-1], 0),
+    )
+    bias = None if bias is None else bias.detach().float().contiguous()
+    weights = matrix.struct(bias, KERNELS[kernel] == "a8")
+    status = _library().sedaq_product(
+        _NUMBERS[kernel], ctypes.byref(weights), ctypes.byref(given), y.data_ptr(), matrix.n_out, torch.get_num_threads()
+    )
+    if status == 1:
+        raise RuntimeError(f"kernel {kernel} is not to be had on this processor; it has {', '.join(available())}")
+    if status:
+        raise MemoryError(f"kernel {kernel}: out of memory for {matrix.n_out} rows and an input of shape {tuple(x.shape)}")
+    return y

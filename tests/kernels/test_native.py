@@ -1,0 +1,177 @@
+"""Every compiled kernel against the de-quantized product in float64: sizes beside all tiles, strides, convolutions, threads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sedaq.kernels import native
+from sedaq.kernels.coded import CodedMatrix, Geometry
+from sedaq.kernels.dispatch import PRECISIONS
+from sedaq.kernels.reference import dequantize
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the C++ kernels were not built")
+KERNELS = native.available()
+CONVOLUTIONS = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)
+
+
+def coded(n_out: int, n_in: int, m: int, k: int, g: int, *, taps: int = 1, ordered: bool = False, seed: int = 0) -> CodedMatrix:
+    rng = torch.Generator().manual_seed(seed)
+    codes = torch.randint(k, (n_out, -(-n_in // g), m), generator=rng).to(torch.uint8 if k <= 256 else torch.int16)
+    scales = torch.rand(n_out, generator=rng) + 0.5
+    order = torch.randperm(n_in, generator=rng) if ordered else None
+    return CodedMatrix(codes, torch.randn(m, k, g, generator=rng), scales, n_in, order, taps)
+
+
+def check(found: torch.Tensor, expected: torch.Tensor, kernel: str) -> None:
+    """Relative error of the whole within the class of arithmetic."""
+    assert found.shape == expected.shape
+    assert (found.double() - expected).norm() <= PRECISIONS[native.KERNELS[kernel]] * expected.norm()
+
+
+def exact(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
+    return x.double() @ dequantize(matrix).double().T
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=40, deadline=None)
+@given(
+    n_out=st.integers(1, 70),
+    n_in=st.integers(1, 150),
+    m=st.integers(1, 5),
+    k=st.sampled_from([2, 16, 256, 300]),
+    g=st.integers(1, 32),
+    tokens=st.integers(0, 70),
+    ordered=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_products_of_any_size(kernel, n_out, n_in, m, k, g, tokens, ordered, seed):
+    matrix = coded(n_out, n_in, m, k, g, ordered=ordered, seed=seed)
+    x = torch.randn(tokens, n_in, generator=torch.Generator().manual_seed(seed))
+    check(native.product(kernel, x, matrix), exact(x, matrix), kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_several_panels_and_threads_give_the_same_bits(kernel, threads):
+    matrix, x = coded(700, 520, 2, 256, 8), torch.randn(100, 520)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = native.product(kernel, x, matrix)
+        torch.set_num_threads(1)
+        assert torch.equal(found, native.product(kernel, x, matrix))
+    finally:
+        torch.set_num_threads(before)
+    check(found, exact(x, matrix), kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_more_tokens_than_are_gathered_at_once(kernel):
+    matrix = coded(20, 6000, 1, 16, 16)
+    x = torch.randn(1500, 6000)
+    check(native.product(kernel, x, matrix), exact(x, matrix), kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bias_rows_of_scale_zero_and_tokens_of_zeros(kernel):
+    matrix, x, bias = coded(33, 40, 2, 16, 8), torch.randn(9, 40), torch.randn(33)
+    matrix.scales[5] = 0
+    x[3] = 0
+    found = native.product(kernel, x, matrix, bias)
+    check(found, exact(x, matrix) + bias, kernel)
+    assert torch.equal(found[3], bias) and torch.equal(found[:, 5], bias[5].expand(9))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_inputs_anywhere_in_memory(kernel):
+    """Transposed, with gaps, shifted by one number, of several dimensions, in bfloat16 and in half precision."""
+    matrix = coded(18, 24, 1, 16, 4)
+    memory = torch.randn(2000)
+    inputs = [memory[:480].view(24, 20).T, memory[:960].view(20, 48)[:, 1:25], memory[1:481].view(4, 5, 24), memory[:24]]
+    for x in [*inputs, *(x.bfloat16() for x in inputs), inputs[1].half()]:
+        found = native.product(kernel, x, matrix)
+        assert found.dtype == (torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32)
+        expected = exact(x.float(), matrix)
+        tolerance = max(PRECISIONS[native.KERNELS[kernel]], 4e-3 if x.dtype == torch.bfloat16 else 0)
+        assert (found.double() - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shape", [(0, 24), (2, 0, 24)])
+def test_no_tokens(kernel, shape):
+    assert native.product(kernel, torch.empty(shape), coded(18, 24, 1, 16, 4)).shape == (*shape[:-1], 18)
+
+
+GEOMETRIES = [
+    Geometry((3,), (1,), (1,), (1,)),
+    Geometry((5,), (2,), (0,), (2,)),
+    Geometry((3, 3), (1, 1), (1, 1), (1, 1)),
+    Geometry((1, 1), (1, 1), (0, 0), (1, 1)),
+    Geometry((4, 2), (2, 3), (3, 0), (1, 2)),
+    Geometry((2, 3, 1), (1, 2, 1), (0, 1, 1), (2, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: "x".join(map(str, g.kernel)))
+@pytest.mark.parametrize("grouping", ["taps", "channels"])
+def test_convolutions(kernel, geometry, grouping):
+    channels, taps = 6, torch.Size(geometry.kernel).numel()
+    matrix = coded(21, channels * taps, 2, 16, 4, taps=taps)
+    if grouping == "channels":  # the channels of one tap side by side, as formats over channels have them
+        matrix = dataclasses.replace(matrix, order=torch.arange(channels * taps).view(channels, taps).T.reshape(-1))
+    wide = torch.randn(2, *(9, 10, 11)[: len(geometry.kernel)], channels + 3)
+    x = wide[..., 2 : 2 + channels]  # as the groups of a convolution are
+    dense = dequantize(matrix).double().reshape(21, channels, *geometry.kernel)
+    convolve = CONVOLUTIONS[len(geometry.kernel) - 1]
+    expected = convolve(x.double().movedim(-1, 1), dense, None, geometry.step, geometry.padding, geometry.dilation).movedim(1, -1)
+    check(native.product(kernel, x, matrix, None, geometry), expected, kernel)
+    check(native.product(kernel, x.movedim(-1, 1).contiguous().movedim(1, -1), matrix, None, geometry), expected, kernel)
+
+
+def test_codebooks_and_codes_that_change_are_seen():
+    matrix, x = coded(8, 16, 1, 16, 4), torch.randn(3, 16)
+    kernel = KERNELS[0]
+    native.product(kernel, x, matrix)
+    matrix.codebooks.mul_(2)
+    check(native.product(kernel, x, matrix), exact(x, matrix), kernel)
+    matrix.codes.zero_()
+    check(native.product(kernel, x, matrix), exact(x, matrix), kernel)
+    other = dataclasses.replace(matrix, scales=torch.full((8,), 3.0))
+    check(native.product(kernel, x, other), exact(x, other), kernel)
+
+
+def test_codes_take_the_memory_of_bytes():
+    prepared = native.NativeMatrix(coded(64, 128, 2, 256, 8))
+    assert prepared.codes.element_size() == 1
+    assert memory_of(prepared) <= 64 * 16 * 2 + 2 * 256 * 8 * 4 + 64 * 4 + 4 * 8
+
+
+def memory_of(prepared: native.NativeMatrix) -> int:
+    return sum(part.numel() * part.element_size() for part in vars(prepared).values() if isinstance(part, torch.Tensor))
+
+
+def test_a_kernel_of_another_processor_is_refused(monkeypatch):
+    monkeypatch.setitem(native._NUMBERS, "f32-portable", 99)
+    with pytest.raises(RuntimeError, match="kernel f32-portable is not to be had on this processor"):
+        native.product("f32-portable", torch.randn(2, 4), coded(4, 4, 1, 4, 2))
+
+
+def test_without_a_compiled_library_one_line_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(native, "_path", lambda: None)
+    native.library.cache_clear()
+    native.available.cache_clear()
+    try:
+        assert native.available() == () and native.fingerprint() == ""
+        native.library()
+        assert [record.message for record in caplog.records] == [
+            "sedaq's C++ kernels were not built here, so products run in torch and take longer; install a C++ compiler and sedaq again"
+        ]
+    finally:
+        native.library.cache_clear()
+        native.available.cache_clear()
