@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test test-slow lint wheel
+.PHONY: demo test test-slow lint sanitize wheel
 
 .venv/installed: pyproject.toml constraints.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/*.h)
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,13 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	mkdir -p .venv/typed && ln -sfn ../.. .venv/typed/sedaq
 	cd .venv/typed && ../bin/mypy --config-file sedaq/pyproject.toml --cache-dir ../mypy -p sedaq
+
+# The C++ kernels, apart from Python, with what finds wrong addresses and undefined behaviour.
+sanitize:
+	mkdir -p build
+	$(CXX) -std=c++17 -O1 -g -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra -Werror -Wno-psabi -Wno-uninitialized \
+		kernels/csrc/*.cpp tests/kernels/products.cpp -o build/products
+	build/products
 
 wheel: .venv/installed
 	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w build/wheel .

@@ -184,8 +184,11 @@ struct Product {
         Sum *c = of_thread.take<Sum>(PAIR * PAIR);
 
         Kernel::begin();
-        if (ready)
+        if (ready) {
             for (int64_t i = matrix.n_in; i < columns; i++) row[i] = 0;
+            for (int64_t i = 0; i < rows; i++) sums[i] = 0;  // `finish` also looks at rows and tokens that a last tile lacks
+            for (int64_t i = 0; i < PAIR * PAIR; i++) c[i] = 0;
+        }
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < (last - first + 15) / 16; t++)
             if (ready) gather_tile(first + 16 * t, last, tokens + t * tile_row, token_scales + 16 * t, row);

@@ -1,0 +1,94 @@
+// Every kernel of this processor against a plain loop, for `make sanitize`: built with the address and undefined-behaviour sanitizers.
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "../../kernels/csrc/sedaq.h"
+
+struct Case {
+    int64_t n_out, n_in, tokens;
+    int m, k, g;
+    int64_t kernel;  // 0: linear; else a convolution over two axes
+};
+
+static std::mt19937 rng(0);
+static const double ALLOWED[SEDAQ_N_KERNELS] = {1e-5, 1e-5, 1e-5, 1e-5, 1e-2, 1e-2, 3e-2, 3e-2};
+
+static std::vector<float> normal(int64_t n) {
+    std::normal_distribution<float> draw;
+    std::vector<float> x(n);
+    for (float &value : x) value = draw(rng);
+    return x;
+}
+
+// Relative error of one product, or −1 where the call failed.
+static double error_of(int kernel, const Case &c) {
+    const int64_t taps = c.kernel ? c.kernel * c.kernel : 1, groups = (c.n_in * taps + c.g - 1) / c.g, columns = c.n_in * taps;
+    int stride = 1;
+    while (stride < c.g) stride *= 2;
+    std::vector<uint8_t> bytes(c.n_out * groups * c.m);
+    std::vector<uint16_t> words(bytes.size());
+    for (size_t i = 0; i < words.size(); i++) bytes[i] = words[i] = (uint16_t)(rng() % c.k);
+    std::vector<float> books = normal((int64_t)c.m * c.k * stride), scales = normal(c.n_out), bias = normal(c.n_out), maxima(c.n_out);
+    for (int64_t w = 0; w < (int64_t)c.m * c.k; w++)
+        for (int i = c.g; i < stride; i++) books[w * stride + i] = 0;
+    sedaq_matrix matrix = {c.n_out, columns, groups, c.m, c.k, c.g, stride, c.k <= 256 ? 1 : 2,
+                           c.k <= 256 ? (const void *)bytes.data() : words.data(), books.data(), scales.data(), nullptr, bias.data()};
+    if (sedaq_row_maxima(&matrix, maxima.data(), 2)) return -1;
+    matrix.row_maxima = maxima.data();
+
+    // Columns are tap by tap, as formats over channels have them.
+    std::vector<sedaq_run> runs;
+    for (int64_t tap = 0; tap < taps; tap++) runs.push_back({tap * c.n_in, c.n_in, tap, 0});
+    const int64_t side = c.kernel ? 5 : 1, images = c.kernel ? (c.tokens + 8) / 9 : c.tokens, out_side = c.kernel ? 3 : 1;
+    std::vector<float> x = normal(images * side * side * c.n_in);
+    sedaq_input input = {x.data(), 0, (int32_t)runs.size(), runs.data(), images, {1, side, side}, {1, out_side, out_side},
+                         {1, c.kernel ? c.kernel : 1, c.kernel ? c.kernel : 1}, {1, 2, 2}, {0, c.kernel / 2, c.kernel / 2}, {1, 1, 1},
+                         side * side * c.n_in, {0, side * c.n_in, c.n_in}};
+    const int64_t tokens = images * out_side * out_side;
+    std::vector<float> y(tokens * c.n_out);
+    if (sedaq_product(kernel, &matrix, &input, y.data(), c.n_out, 2)) return -1;
+
+    double noise = 0, signal = 0;
+    for (int64_t t = 0; t < tokens; t++) {
+        const int64_t image = t / (out_side * out_side), row = t / out_side % out_side, column = t % out_side;
+        for (int64_t n = 0; n < c.n_out; n++) {
+            double sum = 0;
+            for (int64_t i = 0; i < columns; i++) {
+                const int64_t tap = i / c.n_in, k = c.kernel ? c.kernel : 1;
+                const int64_t p = c.kernel ? row * 2 - k / 2 + tap / k : 0, q = c.kernel ? column * 2 - k / 2 + tap % k : 0;
+                if (p < 0 || q < 0 || p >= side || q >= side) continue;
+                double weight = 0;
+                for (int m = 0; m < c.m; m++) weight += books[((int64_t)m * c.k + words[(n * groups + i / c.g) * c.m + m]) * stride + i % c.g];
+                sum += weight * x[((image * side + p) * side + q) * c.n_in + i % c.n_in];
+            }
+            const double exact = sum * scales[n] + bias[n], difference = y[t * c.n_out + n] - exact;
+            noise += difference * difference;
+            signal += exact * exact;
+        }
+    }
+    return signal > 0 ? std::sqrt(noise / signal) : 0;
+}
+
+int main() {
+    const Case cases[] = {{1, 1, 1, 1, 2, 1, 0},     {17, 33, 5, 2, 16, 8, 0},    {64, 64, 32, 1, 256, 4, 0}, {65, 127, 33, 3, 300, 9, 0},
+                          {31, 200, 40, 5, 8, 32, 0}, {96, 48, 16, 1, 4096, 2, 0}, {16, 16, 0, 1, 4, 4, 0},    {24, 6, 27, 2, 16, 4, 3},
+                          {33, 5, 10, 1, 64, 3, 2},   {700, 130, 90, 2, 256, 8, 0}};
+    int failures = 0, run = 0;
+    for (int kernel = 0; kernel < SEDAQ_N_KERNELS; kernel++) {
+        if (!sedaq_has(kernel)) continue;
+        for (const Case &c : cases) {
+            const double error = error_of(kernel, c);
+            run++;
+            if (!(error >= 0 && error <= ALLOWED[kernel])) {
+                std::printf("kernel %d, %ld x %ld, %ld tokens, %dx%dg%d, taps %ld: error %g\n", kernel, (long)c.n_out, (long)c.n_in, (long)c.tokens, c.m, c.k, c.g,
+                            (long)(c.kernel * c.kernel), error);
+                failures++;
+            }
+        }
+    }
+    if (sedaq_product(99, nullptr, nullptr, nullptr, 0, 1) != 1) failures++;
+    std::printf("%d products, %d failures\n", run, failures);
+    return failures || !run;
+}
