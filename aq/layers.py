@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..kernels.coded import CodedMatrix, Geometry
-from ..kernels.dispatch import product
+from ..kernels.ops import product
 from ..kernels.reference import dequantize
 from ..models.calibration import sides_of_padding
 from .encoding import Encoding, coded_matrix

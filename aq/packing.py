@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -17,7 +19,7 @@ def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Ten
     """The inverse of `pack`: codes of the given shape, uint8 up to 8 bits (the same memory at exactly 8), int16 up to 15."""
     if bits == 8:
         return packed.reshape(shape)
-    n_codes = int(np.prod(shape))
-    stream = np.unpackbits(packed.detach().cpu().numpy(), count=n_codes * bits, bitorder="little").reshape(n_codes, bits)
-    dtype = np.uint8 if bits < 8 else np.int16
-    return torch.from_numpy(stream.astype(dtype) @ (1 << np.arange(bits)).astype(dtype)).reshape(shape).to(packed.device)
+    n_codes, dtype = math.prod(shape), torch.uint8 if bits < 8 else torch.int16
+    stream = (packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    values = stream.reshape(-1)[: n_codes * bits].reshape(n_codes, bits).to(dtype) << torch.arange(bits, dtype=dtype, device=packed.device)
+    return values.sum(1, dtype=dtype).reshape(shape)

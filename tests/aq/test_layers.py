@@ -211,3 +211,25 @@ def test_encodings_may_be_shared_by_layers():
     first, second = AQLinear(encoding), AQLinear(encoding)
     x = torch.randn(2, 8)
     assert torch.equal(first(x), second(x))
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_torch_compile_takes_coded_layers_whole(warm):
+    torch.manual_seed(0)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            _, self.linear = twins(nn.Linear(12, 20), "linear", "1x5g4")
+            _, self.convolution = twins(nn.Conv2d(4, 6, 3, padding=1), "conv2d", "2x4g4")
+
+        def forward(self, x: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.linear(x).relu(), self.convolution(images).relu()
+
+    model, x, images = Two(), torch.randn(5, 12), torch.randn(2, 4, 7, 7)
+    expected = copy.deepcopy(model)(x, images)
+    if warm:
+        model(x, images)
+    torch.compiler.reset()
+    for found, wanted in zip(torch.compile(model, fullgraph=True)(x, images), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,88 @@
+"""The product as an operation of torch's own: torch.compile takes it whole, and its gradients are those of the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from . import dispatch
+from .coded import CodedMatrix, Geometry
+from .reference import product_by_dequantizing
+
+
+def product(
+    x: torch.Tensor,
+    matrix: CodedMatrix,
+    bias: torch.Tensor | None = None,
+    geometry: Geometry | None = None,
+    precision: str = "exact",
+) -> torch.Tensor:
+    """As `dispatch.product`, and differentiable by x, codebooks, scales and bias, whichever kernel computes it.
+
+    The gradient is the exact one, also where activations are rounded to 8 bits (straight through).
+    """
+    learned = (x, matrix.codebooks, matrix.scales, bias)
+    wanted = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in learned)
+    if not wanted and not torch.compiler.is_compiling():  # an operation costs some 20 microseconds
+        return dispatch.product(x, matrix, bias, geometry, precision)
+    found: torch.Tensor = _product(
+        x, matrix.codes, matrix.codebooks, matrix.scales, matrix.order, bias, matrix.n_in, matrix.taps, _numbers(geometry), precision
+    )
+    return found
+
+
+def _numbers(geometry: Geometry | None) -> list[int]:
+    return [] if geometry is None else [*geometry.kernel, *geometry.step, *geometry.padding, *geometry.dilation]
+
+
+def _geometry(numbers: Sequence[int]) -> Geometry | None:
+    n = len(numbers) // 4
+    return Geometry(*(tuple(numbers[i * n : (i + 1) * n]) for i in range(4))) if n else None
+
+
+@torch.library.custom_op("sedaq::product", mutates_args=())
+def _product(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    codebooks: torch.Tensor,
+    scales: torch.Tensor,
+    order: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    n_in: int,
+    taps: int,
+    geometry: Sequence[int],
+    precision: str,
+) -> torch.Tensor:
+    matrix = CodedMatrix(codes, codebooks, scales, n_in, order, taps)
+    return dispatch.product(x, matrix, bias, _geometry(geometry), precision).contiguous()
+
+
+@_product.register_fake
+def _(x: Any, codes: Any, codebooks: Any, scales: Any, order: Any, bias: Any, n_in: Any, taps: Any, geometry: Any, precision: Any) -> Any:
+    cut = _geometry(geometry)
+    places = x.shape[:-1] if cut is None else (x.shape[0], *cut.out_size(x.shape[1:-1]))
+    return x.new_empty(*places, codes.shape[0])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, codes, codebooks, scales, order, bias, n_in, taps, geometry, _ = inputs
+    ctx.save_for_backward(x, codes, codebooks, scales, order, bias)
+    ctx.constants = (n_in, taps, geometry)
+
+
+def _gradients(ctx: Any, of_y: torch.Tensor) -> tuple[Any, ...]:
+    x, codes, codebooks, scales, order, bias = ctx.saved_tensors
+    n_in, taps, geometry = ctx.constants
+    leaves = dict(zip(("x", "books", "scales", "bias"), (x, codebooks, scales, bias), strict=True))
+    wanted = [name for name, place in zip(leaves, (0, 2, 3, 5), strict=True) if ctx.needs_input_grad[place]]
+    with torch.enable_grad():
+        leaves |= {name: leaves[name].detach().requires_grad_() for name in wanted}
+        matrix = CodedMatrix(codes, leaves["books"], leaves["scales"], n_in, order, taps)
+        y = product_by_dequantizing(leaves["x"], matrix, leaves["bias"], _geometry(geometry))
+        found = dict(zip(wanted, torch.autograd.grad(y, [leaves[name] for name in wanted], of_y), strict=True))
+    return found.get("x"), None, found.get("books"), found.get("scales"), None, found.get("bias"), None, None, None, None
+
+
+_product.register_autograd(_gradients, setup_context=_keep)
