@@ -93,43 +93,46 @@ def available() -> tuple[str, ...]:
 
 
 class NativeMatrix:
-    """A coded matrix as the C++ kernels read it; it shares codes and scales with the CodedMatrix."""
+    """A coded matrix as the C++ kernels read it: codes as they are, codewords padded to a power of two."""
 
     def __init__(self, matrix: CodedMatrix) -> None:
         n_out, n_groups, n_codebooks = matrix.codes.shape
         _, n_entries, g = matrix.codebooks.shape
-        stride = max(1 << (g - 1).bit_length(), 1)
-        self.codes = matrix.codes.contiguous()
-        self.codebooks = torch.nn.functional.pad(matrix.codebooks.float(), (0, stride - g)).contiguous()
-        self.scales = matrix.scales.float().contiguous()
+        stride = 1 << (g - 1).bit_length()
+        self.codes = None if matrix.codes.is_contiguous() else matrix.codes.contiguous()
+        self.codebooks = torch.nn.functional.pad(matrix.codebooks.detach().float(), (0, stride - g)).contiguous()
+        self.scales = matrix.scales.detach().float().contiguous()
         self.runs = _runs(matrix)
         self.n_out = n_out
         self._maxima: torch.Tensor | None = None
-        self._fields = (n_out, matrix.n_in, n_groups, n_codebooks, n_entries, g, stride, self.codes.element_size())
+        self._fields = (n_out, matrix.n_in, n_groups, n_codebooks, n_entries, g, stride, matrix.codes.element_size())
 
-    def struct(self, bias: torch.Tensor | None, eight_bit: bool) -> _Matrix:
-        pointers = [self.codes.data_ptr(), self.codebooks.data_ptr(), self.scales.data_ptr()]
+    def struct(self, codes: torch.Tensor, bias: torch.Tensor | None, eight_bit: bool) -> _Matrix:
+        """Pointers into this, `codes` and `bias`, which have to live as long."""
+        pointers = [(codes if self.codes is None else self.codes).data_ptr(), self.codebooks.data_ptr(), self.scales.data_ptr()]
         found = _Matrix(*self._fields, *pointers, None, None if bias is None else bias.data_ptr())
         if eight_bit:
             if self._maxima is None:
                 self._maxima = torch.empty_like(self.scales)
-                _library().sedaq_row_maxima(ctypes.byref(found), self._maxima.data_ptr(), torch.get_num_threads())
+                if _library().sedaq_row_maxima(ctypes.byref(found), self._maxima.data_ptr(), torch.get_num_threads()):
+                    raise MemoryError(f"out of memory for a matrix of {self.n_out} rows")
             found.row_maxima = self._maxima.data_ptr()
         return found
 
 
 _LINEAR = Geometry((), (), (), ())
-_prepared: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by the tensor of codes, which lives as long as its layer
+# By the tensor of codes, which lives as long as its layer; with the other tensors and versions of all, for they may change.
+_prepared: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def _native(matrix: CodedMatrix) -> NativeMatrix:
-    """Made once for a matrix, and again when its codebooks or scales are others."""
-    parts = (matrix.codes, matrix.codebooks, matrix.scales)
-    key = [(part.data_ptr(), None if part.is_inference() else part._version) for part in parts]
+    """Made once for a matrix, and again when its tensors are others or hold something else."""
+    others = (matrix.codebooks, matrix.scales, matrix.order)
+    versions = [None if part.is_inference() else part._version for part in (matrix.codes, matrix.codebooks, matrix.scales)]
     known = _prepared.get(matrix.codes)
-    if known is None or known[0] != key:
-        known = _prepared[matrix.codes] = (key, NativeMatrix(matrix))
-    found: NativeMatrix = known[1]
+    if known is None or any(a is not b for a, b in zip(known[0], others, strict=True)) or known[1:3] != (versions, matrix.taps):
+        known = _prepared[matrix.codes] = (others, versions, matrix.taps, NativeMatrix(matrix))
+    found: NativeMatrix = known[3]
     return found
 
 
@@ -185,7 +188,7 @@ def product(
         three(x.stride()[1:-1], 0),
     )
     bias = None if bias is None else bias.detach().float().contiguous()
-    weights = matrix.struct(bias, KERNELS[kernel] == "a8")
+    weights = matrix.struct(coded.codes, bias, KERNELS[kernel] == "a8")
     status = _library().sedaq_product(
         _NUMBERS[kernel], ctypes.byref(weights), ctypes.byref(given), y.data_ptr(), matrix.n_out, torch.get_num_threads()
     )

@@ -27,7 +27,7 @@ def product(
     wanted = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in learned)
     if not wanted and not torch.compiler.is_compiling():  # an operation costs some 20 microseconds
         return dispatch.product(x, matrix, bias, geometry, precision)
-    found: torch.Tensor = _product(
+    found: torch.Tensor = torch.ops.sedaq.product(
         x, matrix.codes, matrix.codebooks, matrix.scales, matrix.order, bias, matrix.n_in, matrix.taps, _numbers(geometry), precision
     )
     return found
@@ -42,8 +42,7 @@ def _geometry(numbers: Sequence[int]) -> Geometry | None:
     return Geometry(*(tuple(numbers[i * n : (i + 1) * n]) for i in range(4))) if n else None
 
 
-@torch.library.custom_op("sedaq::product", mutates_args=())
-def _product(
+def _forward(
     x: torch.Tensor,
     codes: torch.Tensor,
     codebooks: torch.Tensor,
@@ -59,8 +58,9 @@ def _product(
     return dispatch.product(x, matrix, bias, _geometry(geometry), precision).contiguous()
 
 
-@_product.register_fake
-def _(x: Any, codes: Any, codebooks: Any, scales: Any, order: Any, bias: Any, n_in: Any, taps: Any, geometry: Any, precision: Any) -> Any:
+def _fake(
+    x: Any, codes: Any, codebooks: Any, scales: Any, order: Any, bias: Any, n_in: Any, taps: Any, geometry: Any, precision: Any
+) -> Any:
     cut = _geometry(geometry)
     places = x.shape[:-1] if cut is None else (x.shape[0], *cut.out_size(x.shape[1:-1]))
     return x.new_empty(*places, codes.shape[0])
@@ -85,4 +85,8 @@ def _gradients(ctx: Any, of_y: torch.Tensor) -> tuple[Any, ...]:
     return found.get("x"), None, found.get("books"), found.get("scales"), None, found.get("bias"), None, None, None, None
 
 
-_product.register_autograd(_gradients, setup_context=_keep)
+# Only once in a process: a second import under another name, as test tools make of a package's root, would pull it from under the first.
+if not hasattr(torch.ops.sedaq, "product"):
+    _definition = torch.library.custom_op("sedaq::product", _forward, mutates_args=())
+    _definition.register_fake(_fake)
+    _definition.register_autograd(_gradients, setup_context=_keep)

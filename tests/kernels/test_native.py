@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -146,14 +147,25 @@ def test_codebooks_and_codes_that_change_are_seen():
     check(native.product(kernel, x, other), exact(x, other), kernel)
 
 
-def test_codes_take_the_memory_of_bytes():
-    prepared = native.NativeMatrix(coded(64, 128, 2, 256, 8))
-    assert prepared.codes.element_size() == 1
-    assert memory_of(prepared) <= 64 * 16 * 2 + 2 * 256 * 8 * 4 + 64 * 4 + 4 * 8
+def test_codes_are_not_copied_and_nothing_outlives_them():
+    matrix, x = coded(64, 128, 2, 256, 8), torch.randn(3, 128)
+    before = len(native._prepared)
+    native.product(KERNELS[0], x, matrix)
+    prepared = native._prepared[matrix.codes][-1]
+    held = sum(part.numel() * part.element_size() for part in vars(prepared).values() if isinstance(part, torch.Tensor))
+    assert matrix.codes.element_size() == 1 and held == 2 * 256 * 8 * 4 + 64 * 4 + 4 * 8  # codebooks, scales, one run
+    native.product(KERNELS[0], x, matrix)
+    assert native._prepared[matrix.codes][-1] is prepared and len(native._prepared) == before + 1
+    del matrix
+    gc.collect()
+    assert len(native._prepared) == before
 
 
-def memory_of(prepared: native.NativeMatrix) -> int:
-    return sum(part.numel() * part.element_size() for part in vars(prepared).values() if isinstance(part, torch.Tensor))
+def test_codes_that_do_not_lie_side_by_side():
+    matrix, x = coded(8, 16, 2, 16, 4), torch.randn(3, 16)
+    apart = dataclasses.replace(matrix, codes=matrix.codes.transpose(1, 2).contiguous().transpose(1, 2))
+    assert not apart.codes.is_contiguous()
+    check(native.product(KERNELS[0], x, apart), exact(x, matrix), KERNELS[0])
 
 
 def test_a_kernel_of_another_processor_is_refused(monkeypatch):
