@@ -2,8 +2,8 @@
 
     seconds = a + b T·in + c out·G·M + d out·in + e ⌈T⌉·out·in + f T·out
 
-with T tokens (⌈T⌉ in whole tiles of 16): calling, gathering activations, looking codewords up, writing them into panels, multiplying,
-finishing. All factors are non-negative; they are fitted to relative errors.
+with T tokens, ⌈T⌉ in whole tiles of 16 above 8: calling, gathering activations, looking codewords up, writing them into panels, multiplying,
+finishing. Factors are non-negative, fitted to relative errors, and others for up to 8 tokens, where some kernels go another way.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from .reference import product_by_dequantizing
 
 log = logging.getLogger("sedaq")
 
-Law = Mapping[str, Sequence[float]]  # six factors for each kernel
+Law = Mapping[str, Mapping[str, Sequence[float]]]  # by kernel, "few" or "many" tokens: six factors
+FEW = 8  # as csrc/few_tokens.h has it
 _SHAPES = ((48, 64), (256, 256), (1152, 1152), (512, 2048))
 _FORMATS = ((1, 256, 8), (2, 256, 8), (1, 64, 3), (4, 128, 12))  # M, K, g
-_TOKENS = (1, 16, 96, 384)
+_TOKENS = (1, 3, 8, 16, 96, 384)
 _ROUNDS = 3
 
 
 def terms(tokens: int, n_out: int, n_in: int, n_groups: int, n_codebooks: int) -> np.ndarray:
     """What the factors multiply."""
-    tiles = -(-tokens // 16) * 16
+    tiles = tokens if tokens <= FEW else -(-tokens // 16) * 16
     return np.array([1.0, tokens * n_in, n_out * n_groups * n_codebooks, n_out * n_in, tiles * n_out * n_in, tokens * n_out])
 
 
@@ -47,7 +48,11 @@ def cheapest(names: Sequence[str], tokens: int, matrix: CodedMatrix) -> str:
         return names[0]
     known = law()
     of_matrix = terms(tokens, matrix.n_out, matrix.n_in, matrix.codes.shape[1], matrix.codes.shape[2])
-    return min(names, key=lambda name: float(of_matrix @ np.asarray(known[name])))
+    return min(names, key=lambda name: float(of_matrix @ np.asarray(known[name][_many(tokens)])))
+
+
+def _many(tokens: int) -> str:
+    return "few" if tokens <= FEW else "many"
 
 
 def law() -> Law:
@@ -96,17 +101,17 @@ def random_matrix(n_out: int, n_in: int, n_codebooks: int, n_entries: int, group
 
 
 @torch.inference_mode()
-def measure() -> dict[str, list[float]]:
+def measure() -> dict[str, dict[str, list[float]]]:
     """Fit the law of every kernel that is here to the shortest of a few rounds over shapes, formats and numbers of tokens."""
     names = ("dequantize", *native.available())
-    rows: list[np.ndarray] = []
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    rows: dict[str, list[np.ndarray]] = {"few": [], "many": []}
+    seconds: dict[tuple[str, str], list[float]] = {(name, many): [] for name in names for many in rows}
     for n_out, n_in in _SHAPES:
         for m, k, g in _FORMATS:
             matrix = random_matrix(n_out, n_in, m, k, g)
             for tokens in _TOKENS:
                 x = torch.randn(tokens, n_in)
-                rows.append(terms(tokens, n_out, n_in, matrix.codes.shape[1], m))
+                rows[_many(tokens)].append(terms(tokens, n_out, n_in, matrix.codes.shape[1], m))
                 best = dict.fromkeys(names, float("inf"))
                 for _ in range(_ROUNDS):
                     for name in names:
@@ -117,9 +122,9 @@ def measure() -> dict[str, list[float]]:
                             native.product(name, x, matrix)
                         best[name] = min(best[name], time.perf_counter() - start)
                 for name in names:
-                    seconds[name].append(best[name])
-    found = {}
-    for name in names:
-        t = np.array(seconds[name])
-        found[name] = [float(factor) for factor in nnls(np.array(rows) / t[:, None], np.ones(len(t)))[0]]
-    return found
+                    seconds[name, _many(tokens)].append(best[name])
+    return {name: {many: _fit(np.array(rows[many]), np.array(seconds[name, many])) for many in rows} for name in names}
+
+
+def _fit(rows: np.ndarray, seconds: np.ndarray) -> list[float]:
+    return [float(factor) for factor in nnls(rows / seconds[:, None], np.ones(len(seconds)))[0]]

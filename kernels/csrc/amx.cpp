@@ -28,60 +28,79 @@ static void configure() {
     _tile_loadconfig(&config);
 }
 
-// Tiles 0 to 3 are sums, 4 and 5 tokens, 6 and 7 rows of the matrix. A missing second operand is the first once more.
-#define PRODUCTS(DOT, a0, a1, b0, b1)    \
-    _tile_stream_loadd(6, b0, 64);       \
-    _tile_stream_loadd(4, a0, 64);              \
-    DOT(0, 4, 6);                        \
-    _tile_stream_loadd(5, a1, 64);              \
-    DOT(2, 5, 6);                        \
-    _tile_stream_loadd(7, b1, 64);       \
-    DOT(1, 4, 7);                        \
-    DOT(3, 5, 7);
-
-#define ZERO_SUMS() \
-    _tile_zero(0);  \
-    _tile_zero(1);  \
-    _tile_zero(2);  \
-    _tile_zero(3);
-
-#define STORE_SUMS(c)                                   \
-    _tile_stored(0, c, PAIR * 4);                       \
-    if (n_b == 2) _tile_stored(1, c + ROWS, PAIR * 4);  \
-    if (n_a == 2) {                                     \
-        _tile_stored(2, c + 16 * PAIR, PAIR * 4);       \
-        if (n_b == 2) _tile_stored(3, c + 16 * PAIR + ROWS, PAIR * 4); \
+// Tiles 0 to 3 are sums, 4 and 5 tokens, 6 and 7 rows of the matrix. A missing second operand is the first once more. The panel's tiles
+// are loaded as a stream: they come from the second-level cache, and would push the tokens out of the first.
+static inline void load_sums(const void *c, bool more) {
+    if (more) {
+        const char *at = (const char *)c;
+        _tile_loadd(0, at, PAIR * 4);
+        _tile_loadd(1, at + ROWS * 4, PAIR * 4);
+        _tile_loadd(2, at + 16 * PAIR * 4, PAIR * 4);
+        _tile_loadd(3, at + 16 * PAIR * 4 + ROWS * 4, PAIR * 4);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
     }
+}
+
+static inline void store_sums(void *c) {
+    char *at = (char *)c;
+    _tile_stored(0, at, PAIR * 4);
+    _tile_stored(1, at + ROWS * 4, PAIR * 4);
+    _tile_stored(2, at + 16 * PAIR * 4, PAIR * 4);
+    _tile_stored(3, at + 16 * PAIR * 4 + ROWS * 4, PAIR * 4);
+}
+
+#define PRODUCTS(DOT, a0, a1, b0, b1) \
+    _tile_stream_loadd(6, b0, 64);    \
+    _tile_loadd(4, a0, 64);           \
+    DOT(0, 4, 6);                     \
+    _tile_loadd(5, a1, 64);           \
+    DOT(2, 5, 6);                     \
+    _tile_stream_loadd(7, b1, 64);    \
+    DOT(1, 4, 7);                     \
+    DOT(3, 5, 7);
 
 struct Bfloat16Tiles : Bfloat16<1> {
     static void begin() { configure(); }
     static void end() { _tile_release(); }
 
-    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, float *c) {
-        const uint32_t *a1 = n_a == 2 ? a + steps * TILE : a, *b1 = n_b == 2 ? b + steps * TILE : b;
-        ZERO_SUMS()
+    static void multiply(const Operand &a, int n_a, const Operand &b, int n_b, int64_t steps, float *c, bool more) {
+        const uint32_t *a0 = a.tiles, *a1 = n_a == 2 ? a0 + a.next : a0, *b0 = b.tiles, *b1 = n_b == 2 ? b0 + b.next : b0;
+        load_sums(c, more);
         for (int64_t s = 0; s < steps * TILE; s += TILE) {
-            PRODUCTS(_tile_dpbf16ps, a + s, a1 + s, b + s, b1 + s)
+            PRODUCTS(_tile_dpbf16ps, a0 + s, a1 + s, b0 + s, b1 + s)
         }
-        STORE_SUMS(c)
+        store_sums(c);
     }
 };
 
-// (high + low)(high + low) less low · low, which is below float32's own rounding of a sum.
+// (high + low)(high + low) less low · low, which is below 2⁻¹⁶ of the product.
 struct SplitTiles : Bfloat16<2> {
     static void begin() { configure(); }
     static void end() { _tile_release(); }
 
-    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, float *c) {
-        const int64_t low = steps * TILE, next = 2 * low;
-        const uint32_t *a1 = n_a == 2 ? a + next : a, *b1 = n_b == 2 ? b + next : b;
-        ZERO_SUMS()
-        for (int64_t s = 0; s < low; s += TILE) {
-            PRODUCTS(_tile_dpbf16ps, a + low + s, a1 + low + s, b + s, b1 + s)
-            PRODUCTS(_tile_dpbf16ps, a + s, a1 + s, b + low + s, b1 + low + s)
-            PRODUCTS(_tile_dpbf16ps, a + s, a1 + s, b + s, b1 + s)
+    static void multiply(const Operand &a, int n_a, const Operand &b, int n_b, int64_t steps, float *c, bool more) {
+        const uint32_t *a0 = a.tiles, *a1 = n_a == 2 ? a0 + a.next : a0, *b0 = b.tiles, *b1 = n_b == 2 ? b0 + b.next : b0;
+        load_sums(c, more);
+        for (int64_t s = 0; s < steps * TILE; s += TILE) {
+            PRODUCTS(_tile_dpbf16ps, a0 + a.part + s, a1 + a.part + s, b0 + s, b1 + s)
+            _tile_loadd(4, a0 + s, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, a1 + s, 64);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+            _tile_stream_loadd(6, b0 + b.part + s, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_stream_loadd(7, b1 + b.part + s, 64);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
         }
-        STORE_SUMS(c)
+        store_sums(c);
     }
 };
 
@@ -100,13 +119,13 @@ struct Int8Tiles {
         store_transposed(rows, out[0]);
     }
 
-    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, int32_t *c) {
-        const uint32_t *a1 = n_a == 2 ? a + steps * TILE : a, *b1 = n_b == 2 ? b + steps * TILE : b;
-        ZERO_SUMS()
+    static void multiply(const Operand &a, int n_a, const Operand &b, int n_b, int64_t steps, int32_t *c, bool more) {
+        const uint32_t *a0 = a.tiles, *a1 = n_a == 2 ? a0 + a.next : a0, *b0 = b.tiles, *b1 = n_b == 2 ? b0 + b.next : b0;
+        load_sums(c, more);
         for (int64_t s = 0; s < steps * TILE; s += TILE) {
-            PRODUCTS(_tile_dpbssd, a + s, a1 + s, b + s, b1 + s)
+            PRODUCTS(_tile_dpbssd, a0 + s, a1 + s, b0 + s, b1 + s)
         }
-        STORE_SUMS(c)
+        store_sums(c);
     }
 };
 

@@ -10,6 +10,7 @@ namespace avx2 {
 #include "gather.h"
 #include "product.h"
 #include "vectors.h"
+#include "few_tokens.h"
 #define F32_TOKENS 4
 #define F32_BLOCKS 1
 #include "float32.h"

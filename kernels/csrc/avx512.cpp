@@ -13,6 +13,7 @@ namespace avx512 {
 #include "gather.h"
 #include "product.h"
 #include "vectors.h"
+#include "few_tokens.h"
 #define F32_TOKENS 8
 #define F32_BLOCKS 2
 #include "float32.h"
@@ -26,8 +27,8 @@ struct Bfloat16Dot : Bfloat16<1> {
         sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)_mm512_loadu_si512(b));
     }
 
-    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, float *c) {
-        multiply_tiles<Bfloat16Dot, 8, 2, float, __m512>(a, n_a, b, n_b, steps, c);
+    static void multiply(const Operand &a, int n_a, const Operand &b, int n_b, int64_t steps, float *c, bool more) {
+        multiply_tiles<Bfloat16Dot, 8, 2, __m512>(a, n_a, b, n_b, steps, c, more);
     }
 };
 
@@ -56,8 +57,8 @@ struct Int8Dot {
         sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi32((int)a), _mm512_loadu_si512(b));
     }
 
-    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, int32_t *c) {
-        multiply_tiles<Int8Dot, 8, 2, int32_t, __m512i>(a, n_a, b, n_b, steps, c);
+    static void multiply(const Operand &a, int n_a, const Operand &b, int n_b, int64_t steps, int32_t *c, bool more) {
+        multiply_tiles<Int8Dot, 8, 2, __m512i>(a, n_a, b, n_b, steps, c, more);
     }
 };
 

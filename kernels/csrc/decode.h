@@ -19,45 +19,71 @@ struct Chunk {
     int64_t stride;
 };
 
-// A codeword is stored whole, in `Vector`s; what is too much is overwritten by the next one, and by the padding at the end.
-template <class Vector, class Code, int N_BOOKS>
-static void decode_row(const sedaq_matrix &m, const Code *codes, int64_t n_groups, float *out) {
-    const int64_t g = m.group_size, stride = m.stride, book = (int64_t)m.n_entries * stride;
+// The codeword of one group: `N_VECTORS` vectors, sums over codebooks. 0 codebooks stand for any number.
+template <class Vector, int N_VECTORS, int N_BOOKS, class Code>
+static inline void codeword(const sedaq_matrix &m, const Code *codes, Vector *sum) {
+    constexpr int64_t width = sizeof(Vector) / sizeof(float), stride = width * N_VECTORS;
     const int n_books = N_BOOKS ? N_BOOKS : m.n_codebooks;
-    constexpr int64_t width = sizeof(Vector) / sizeof(float);
-    for (int64_t j = 0; j < n_groups; j++, codes += n_books, out += g) {
-        for (int64_t w = 0; w < stride; w += width) {
-            const float *words = m.codebooks + w;
-            Vector sum, word;
-            load(sum, words + codes[0] * stride);
-            for (int i = 1; i < n_books; i++) {
-                load(word, words + i * book + codes[i] * stride);
-                sum += word;
-            }
-            store(out + w, sum);
+    const float *book = m.codebooks;
+    for (int v = 0; v < N_VECTORS; v++) load(sum[v], book + codes[0] * stride + v * width);
+    for (int i = 1; i < n_books; i++) {
+        book += m.n_entries * stride;
+        for (int v = 0; v < N_VECTORS; v++) {
+            Vector word;
+            load(word, book + codes[i] * stride + v * width);
+            sum[v] += word;
         }
     }
 }
 
-template <class Vector, class Code>
-static void decode_row_of(const sedaq_matrix &m, const Code *codes, int64_t n_groups, float *out) {
+// Codewords are stored whole: what is too much is overwritten by the next one, and by the padding at the end.
+struct DecodeRow {
+    const sedaq_matrix &m;
+    int64_t n_groups;
+    float *out;
+
+    template <class Vector, int N_VECTORS, int N_BOOKS, class Code>
+    void run(const Code *codes) const {
+        const int64_t g = m.group_size;
+        float *to = out;
+        for (int64_t j = 0; j < n_groups; j++, codes += N_BOOKS ? N_BOOKS : m.n_codebooks, to += g) {
+            Vector sum[N_VECTORS];
+            codeword<Vector, N_VECTORS, N_BOOKS>(m, codes, sum);
+            store(to, sum);
+        }
+    }
+};
+
+// `work.run` with what is known of a format as constants; `at` counts codes from the first.
+template <class Vector, int N_VECTORS, class Code, class Work>
+static void with_books(const sedaq_matrix &m, const Code *codes, const Work &work) {
     switch (m.n_codebooks) {
-        case 1: return decode_row<Vector, Code, 1>(m, codes, n_groups, out);
-        case 2: return decode_row<Vector, Code, 2>(m, codes, n_groups, out);
-        case 3: return decode_row<Vector, Code, 3>(m, codes, n_groups, out);
-        default: return decode_row<Vector, Code, 0>(m, codes, n_groups, out);
+        case 1: return work.template run<Vector, N_VECTORS, 1>(codes);
+        case 2: return work.template run<Vector, N_VECTORS, 2>(codes);
+        case 3: return work.template run<Vector, N_VECTORS, 3>(codes);
+        case 4: return work.template run<Vector, N_VECTORS, 4>(codes);
+        default: return work.template run<Vector, N_VECTORS, 0>(codes);
     }
 }
 
-template <class Code>
-static void decode_row_at(const sedaq_matrix &m, const Code *codes, int64_t n_groups, float *out) {
+template <class Code, class Work>
+static void with_stride(const sedaq_matrix &m, const Code *codes, const Work &work) {
     switch (m.stride) {
-        case 1: return decode_row_of<float, Code>(m, codes, n_groups, out);
-        case 2: return decode_row_of<Pair, Code>(m, codes, n_groups, out);
-        case 4: return decode_row_of<Quad, Code>(m, codes, n_groups, out);
-        case 8: return decode_row_of<Octet, Code>(m, codes, n_groups, out);
-        default: return decode_row_of<Sixteen, Code>(m, codes, n_groups, out);
+        case 1: return with_books<float, 1>(m, codes, work);
+        case 2: return with_books<Pair, 1>(m, codes, work);
+        case 4: return with_books<Quad, 1>(m, codes, work);
+        case 8: return with_books<Octet, 1>(m, codes, work);
+        case 16: return with_books<Sixteen, 1>(m, codes, work);
+        default: return with_books<Sixteen, 2>(m, codes, work);
     }
+}
+
+template <class Work>
+static void with_format(const sedaq_matrix &m, int64_t at, const Work &work) {
+    if (m.code_bytes == 1)
+        with_stride(m, (const uint8_t *)m.codes + at, work);
+    else
+        with_stride(m, (const uint16_t *)m.codes + at, work);
 }
 
 // Groups first … last − 1 of up to ROWS rows; missing rows and columns up to `columns` become zero.
@@ -66,11 +92,7 @@ static void decode(const sedaq_matrix &m, int64_t row, int64_t first, int64_t la
         float *values = out.values + r * out.stride;
         int64_t n = 0;
         if (row + r < m.n_out) {
-            const int64_t at = ((row + r) * m.n_groups + first) * m.n_codebooks;
-            if (m.code_bytes == 1)
-                decode_row_at(m, (const uint8_t *)m.codes + at, last - first, values);
-            else
-                decode_row_at(m, (const uint16_t *)m.codes + at, last - first, values);
+            with_format(m, ((row + r) * m.n_groups + first) * m.n_codebooks, DecodeRow{m, last - first, values});
             const int64_t real = m.n_in - first * m.group_size;  // padded columns of the last group hold what codewords hold
             n = (last - first) * m.group_size;
             if (n > real) n = real;

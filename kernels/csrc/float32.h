@@ -21,11 +21,12 @@ struct Float32 {
         sum += u.f * rows;
     }
 
-    static void multiply(const uint32_t *a, int n_a, const uint32_t *b, int n_b, int64_t steps, float *c) {
-        multiply_tiles<Float32, F32_TOKENS, F32_BLOCKS, float, Sixteen>(a, n_a, b, n_b, steps, c);
+    static void multiply(const Operand &a, int n_a, const Operand &b, int n_b, int64_t steps, float *c, bool more) {
+        multiply_tiles<Float32, F32_TOKENS, F32_BLOCKS, Sixteen>(a, n_a, b, n_b, steps, c, more);
     }
 };
 
 int product_f32(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+    if (tokens_of(x) <= FEW) return product_of_few(matrix, x, y, y_stride, threads);
     return Product<Float32>(matrix, x).run(y, y_stride, threads);
 }

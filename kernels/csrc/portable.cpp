@@ -8,6 +8,7 @@ namespace portable {
 #include "gather.h"
 #include "product.h"
 #include "vectors.h"
+#include "few_tokens.h"
 #define F32_TOKENS 4
 #define F32_BLOCKS 1
 #include "float32.h"

@@ -10,12 +10,19 @@
 //   EIGHT_BIT               whether tokens and rows are scaled to 8 bits
 //   Sum                     float or int32_t
 //   convert(row, scale, out)          16 · PER_DWORD columns to 16 dwords of every part
-//   multiply(a, n_a, b, n_b, steps, c)    n_a tiles of tokens by n_b of rows into c, 32 × 32; tiles of an operand are `steps` · PARTS apart
+//   multiply(a, n_a, b, n_b, steps, c, more)    n_a tiles of tokens by n_b of rows into c, 32 × 32, or added to it
 //   begin(), end()          in every thread
 
 enum { TILE = 256, PAIR = 32 };  // dwords of a tile; tokens and rows that are multiplied at once
 
+// Tiles of one kind: from one part to the next, and from 16 tokens or rows to the next 16.
+struct Operand {
+    const uint32_t *tiles;
+    int64_t part, next;
+};
+
 static const int64_t PANEL_BYTES = 768 << 10;  // of the second-level cache
+static const int64_t PANEL_ROWS = 192;         // for fewer, tokens would be read too often: then columns are cut into blocks
 static const int64_t TOKEN_BYTES = 16 << 20;   // of tokens that are gathered at once
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -69,14 +76,23 @@ struct Product {
 
     const sedaq_matrix &matrix;
     const sedaq_input &x;
-    int64_t steps, tile_row, columns;  // tiles along the columns; dwords of them with all parts
+    int64_t columns, steps;              // padded columns, and tiles along them
+    int64_t at_once;                     // groups that are decoded at once: whole tiles
+    int64_t n_blocks, block_steps;       // of columns that a panel holds
+    int64_t token_tiles, panel_tiles;    // dwords of 16 tokens, and of 16 rows in a panel
     uint32_t *tokens = nullptr;
     float *token_scales = nullptr;
 
     Product(const sedaq_matrix &m, const sedaq_input &input) : matrix(m), x(input) {
         columns = round_up(m.n_in, STEP);
         steps = columns / STEP;
-        tile_row = steps * Kernel::PARTS * TILE;
+        token_tiles = steps * Kernel::PARTS * TILE;
+        at_once = groups_a_chunk(m.group_size, STEP);
+        const int64_t chunk_steps = at_once * m.group_size / STEP, bytes = 4 * Kernel::PARTS * TILE / ROWS;  // of a row and step
+        n_blocks = 1 + PANEL_ROWS * steps * bytes / PANEL_BYTES;
+        block_steps = round_up((steps + n_blocks - 1) / n_blocks, chunk_steps);
+        n_blocks = (steps + block_steps - 1) / block_steps;
+        panel_tiles = block_steps * Kernel::PARTS * TILE;
     }
 
     static float factor(float greatest) { return greatest > 0 ? 127 / greatest : 1; }
@@ -102,27 +118,26 @@ struct Product {
         }
     }
 
-    // 16 rows of the matrix from `row` on, as tiles.
-    void decode_tiles(int64_t row, uint32_t *out, int32_t *sums, const Chunk &chunk) const {
+    // 16 rows of the matrix from `row` on, as tiles of one block of columns; `sums` goes on from the block before.
+    void decode_tiles(int64_t row, int64_t block, uint32_t *out, int32_t *sums, const Chunk &chunk) const {
         float scales[ROWS];
         for (int64_t r = 0; r < ROWS; r++) scales[r] = row + r < matrix.n_out ? row_factor(row + r) : 1;
-        for (int64_t r = 0; r < ROWS; r++) sums[r] = 0;
-        const int64_t g = matrix.group_size, at_once = groups_a_chunk(g, STEP);
-        for (int64_t first = 0; first * g < columns; first += at_once) {
-            const int64_t last = smaller(first + at_once, matrix.n_groups);
-            const int64_t end = smaller((first + at_once) * g, columns);
-            decode(matrix, row, first, last, end - first * g, chunk);
-            for (int64_t c = first * g; c < end; c += STEP) {
+        for (int64_t r = 0; r < ROWS && block == 0; r++) sums[r] = 0;
+        const int64_t g = matrix.group_size, start = block * block_steps * STEP, stop = smaller(start + block_steps * STEP, columns);
+        for (int64_t from = start; from < stop; from += at_once * g) {
+            const int64_t end = smaller(from + at_once * g, stop);
+            decode(matrix, row, from / g, smaller(from / g + at_once, matrix.n_groups), end - from, chunk);
+            for (int64_t c = from; c < end; c += STEP) {
                 uint32_t *to[Kernel::PARTS];
-                for (int p = 0; p < Kernel::PARTS; p++) to[p] = out + (p * steps + c / STEP) * TILE;
-                Kernel::convert_rows(chunk.values + c - first * g, chunk.stride, scales, to, sums);
+                for (int p = 0; p < Kernel::PARTS; p++) to[p] = out + (p * block_steps + (c - start) / STEP) * TILE;
+                Kernel::convert_rows(chunk.values + c - from, chunk.stride, scales, to, sums);
             }
         }
     }
 
     // Rows that are decoded at once: what fits, and as many panels for every thread.
     int64_t panel_rows(int threads) const {
-        int64_t fitting = PANEL_BYTES / (tile_row * 4) * ROWS;
+        int64_t fitting = PANEL_BYTES / (panel_tiles * 4) * ROWS;
         if (fitting < PAIR) fitting = PAIR;
         const int64_t rounds = (matrix.n_out + fitting * threads - 1) / (fitting * threads);
         return round_up((matrix.n_out + rounds * threads - 1) / (rounds * threads), PAIR);
@@ -153,13 +168,13 @@ struct Product {
     int run(void *y, int64_t y_stride, int threads) {
         const int64_t n_tokens = tokens_of(x), rows = panel_rows(threads);
         if (n_tokens == 0 || matrix.n_out == 0) return 0;
-        const int64_t at_once = smaller(round_up(n_tokens, PAIR), round_up(TOKEN_BYTES / (tile_row * 4) * 16 + 1, PAIR));
-        if (!of_call.reserve(Scratch::bytes_of<uint32_t>(at_once / 16 * tile_row) + Scratch::bytes_of<float>(at_once))) return 2;
-        tokens = of_call.take<uint32_t>(at_once / 16 * tile_row);
-        token_scales = of_call.take<float>(at_once);
+        const int64_t gathered = smaller(round_up(n_tokens, PAIR), round_up(TOKEN_BYTES / (token_tiles * 4) * 16 + 1, PAIR));
+        if (!of_call.reserve(Scratch::bytes_of<uint32_t>(gathered / 16 * token_tiles) + Scratch::bytes_of<float>(gathered))) return 2;
+        tokens = of_call.take<uint32_t>(gathered / 16 * token_tiles);
+        token_scales = of_call.take<float>(gathered);
         int failed = 0;
-        for (int64_t first = 0; first < n_tokens; first += at_once) {
-            const int64_t last = smaller(first + at_once, n_tokens);
+        for (int64_t first = 0; first < n_tokens; first += gathered) {
+            const int64_t last = smaller(first + gathered, n_tokens);
 #pragma omp parallel num_threads(threads)
             if (!work(first, last, rows, y, y_stride)) {
 #pragma omp atomic write
@@ -173,39 +188,51 @@ struct Product {
     // What each thread does: its share of the tokens, then its share of the rows. False where it got no memory.
     bool work(int64_t first, int64_t last, int64_t rows, void *y, int64_t y_stride) const {
         typedef typename Kernel::Sum Sum;
-        const int64_t chunk_stride = groups_a_chunk(matrix.group_size, STEP) * matrix.group_size + matrix.stride + 16;
+        const int64_t chunk_stride = at_once * matrix.group_size + matrix.stride + 16;
+        // Sums are kept from one block of columns to the next.
+        const int64_t n_pairs = n_blocks == 1 ? 1 : (last - first + PAIR - 1) / PAIR * (rows / PAIR);
         const bool ready = of_thread.reserve(
-            Scratch::bytes_of<float>(columns) + Scratch::bytes_of<float>(ROWS * chunk_stride) + Scratch::bytes_of<uint32_t>(rows / ROWS * tile_row) +
-            Scratch::bytes_of<int32_t>(rows) + Scratch::bytes_of<Sum>(PAIR * PAIR));
+            Scratch::bytes_of<float>(columns) + Scratch::bytes_of<float>(ROWS * chunk_stride) + Scratch::bytes_of<uint32_t>(rows / ROWS * panel_tiles) +
+            Scratch::bytes_of<int32_t>(rows) + Scratch::bytes_of<Sum>(n_pairs * PAIR * PAIR));
         float *row = of_thread.take<float>(columns);
         const Chunk chunk = {of_thread.take<float>(ROWS * chunk_stride), chunk_stride};
-        uint32_t *panel = of_thread.take<uint32_t>(rows / ROWS * tile_row);
+        uint32_t *panel = of_thread.take<uint32_t>(rows / ROWS * panel_tiles);
         int32_t *sums = of_thread.take<int32_t>(rows);
-        Sum *c = of_thread.take<Sum>(PAIR * PAIR);
+        Sum *c = of_thread.take<Sum>(n_pairs * PAIR * PAIR);
 
         Kernel::begin();
         if (ready) {
             for (int64_t i = matrix.n_in; i < columns; i++) row[i] = 0;
             for (int64_t i = 0; i < rows; i++) sums[i] = 0;  // `finish` also looks at rows and tokens that a last tile lacks
-            for (int64_t i = 0; i < PAIR * PAIR; i++) c[i] = 0;
+            for (int64_t i = 0; i < n_pairs * PAIR * PAIR; i++) c[i] = 0;
         }
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < (last - first + 15) / 16; t++)
-            if (ready) gather_tile(first + 16 * t, last, tokens + t * tile_row, token_scales + 16 * t, row);
+            if (ready) gather_tile(first + 16 * t, last, tokens + t * token_tiles, token_scales + 16 * t, row);
 #pragma omp for schedule(dynamic)
         for (int64_t r = 0; r < matrix.n_out; r += rows) {
             if (!ready) continue;
             const int64_t stop = smaller(r + rows, matrix.n_out);
-            for (int64_t n = r; n < stop; n += ROWS) decode_tiles(n, panel + (n - r) / ROWS * tile_row, sums + n - r, chunk);
-            for (int64_t t = first; t < last; t += PAIR) {
-                for (int64_t n = r; n < stop; n += PAIR) {
-                    Kernel::multiply(tokens + (t - first) / 16 * tile_row, t + 16 < last ? 2 : 1, panel + (n - r) / ROWS * tile_row,
-                                     n + ROWS < stop ? 2 : 1, steps, c);
-                    finish(c, t, smaller(PAIR, last - t), first, n, sums + n - r, y, y_stride);
-                }
+            for (int64_t block = 0; block < n_blocks; block++) {
+                for (int64_t n = r; n < stop; n += ROWS) decode_tiles(n, block, panel + (n - r) / ROWS * panel_tiles, sums + n - r, chunk);
+                multiply_panel(first, last, r, stop, block, panel, sums, c, y, y_stride);
             }
         }
         Kernel::end();
         return ready;
+    }
+
+    void multiply_panel(int64_t first, int64_t last, int64_t r, int64_t stop, int64_t block, const uint32_t *panel, const int32_t *sums,
+                        typename Kernel::Sum *c, void *y, int64_t y_stride) const {
+        const int64_t from = block * block_steps, n_steps = smaller(block_steps, steps - from);
+        for (int64_t t = first; t < last; t += PAIR) {
+            const Operand a = {tokens + (t - first) / 16 * token_tiles + from * TILE, steps * TILE, token_tiles};
+            for (int64_t n = r; n < stop; n += PAIR) {
+                const Operand b = {panel + (n - r) / ROWS * panel_tiles, block_steps * TILE, panel_tiles};
+                Kernel::multiply(a, t + 16 < last ? 2 : 1, b, n + ROWS < stop ? 2 : 1, n_steps, c, block > 0);
+                if (block == n_blocks - 1) finish(c, t, smaller(PAIR, last - t), first, n, sums + n - r, y, y_stride);
+                if (n_blocks > 1) c += PAIR * PAIR;
+            }
+        }
     }
 };
