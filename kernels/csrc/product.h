@@ -21,8 +21,8 @@ struct Operand {
     int64_t part, next;
 };
 
-static const int64_t PANEL_BYTES = 768 << 10;  // of the second-level cache
-static const int64_t PANEL_ROWS = 192;         // for fewer, tokens would be read too often: then columns are cut into blocks
+static const int64_t PANEL_BYTES = 576 << 10;  // of the second-level cache
+static const int64_t PANEL_ROWS = 64;         // for fewer, tokens would be read too often: then columns are cut into blocks
 static const int64_t TOKEN_BYTES = 16 << 20;   // of tokens that are gathered at once
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

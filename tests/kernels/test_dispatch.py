@@ -25,7 +25,7 @@ def no_kernel_forced(monkeypatch):
 @pytest.fixture
 def law(monkeypatch):
     """A kernel's cost is its place in the list, unless a test says otherwise."""
-    factors = {name: dict.fromkeys(("few", "many"), [float(place), 0, 0, 0, 0, 0]) for place, name in enumerate(HERE)}
+    factors = {name: {key: [float(place), 0, 0, 0, 0, 0] for key in ("few", "many")} for place, name in enumerate(HERE)}
     monkeypatch.setattr(costs, "law", lambda: factors)
     return factors
 
