@@ -155,9 +155,12 @@ class EncodingStore:
         total = sum(layer.n_weights for layer, _ in coded)
         done = total - sum(layer.n_weights for layer, _ in missing)
         books = list(dict.fromkeys(format for _, format in missing if format.book))
-        with closing(process_each(self.book_path, books, alone=lambda format: self.sharers(format)[0].n_weights > ALONE_ABOVE)) as fitted:
-            for _ in track(fitted, "shared codebooks", len(books)):
-                pass
+        if books:
+            with closing(
+                process_each(self.book_path, books, alone=lambda format: self.sharers(format)[0].n_weights > ALONE_ABOVE)
+            ) as fitted:
+                for _ in track(fitted, "shared codebooks", len(books)):
+                    pass
         with closing(process_each(self._make, missing, alone=lambda item: item[0].n_weights > ALONE_ABOVE)) as made:
             for _ in track(made, "encoding", total, done=done, cost=lambda pair: pair[0][0].n_weights):
                 pass

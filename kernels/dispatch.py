@@ -49,7 +49,7 @@ IN_TORCH = ("reference", "dequantize")  # these serve any input
 def usable(x: torch.Tensor, precision: str) -> list[str]:
     """Kernels for an input and a class of arithmetic. Raises InputError for an unknown class.
 
-    Where none multiplies 8-bit integers, "a8" is served by exact kernels on rounded activations.
+    Where none multiplies 8-bit integers, "a8" is served by exact kernels on rounded activations; `choose` takes these for few tokens too.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
@@ -67,6 +67,8 @@ def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "
     Raises InputError where SEDAQ_KERNEL names none, or one that this machine does not have.
     """
     names = usable(x, precision)
+    if precision == "a8" and tokens <= costs.FEW:
+        names = list(dict.fromkeys([*names, *usable(x, "exact")]))
     forced = os.environ.get("SEDAQ_KERNEL")
     if forced:
         here = (*IN_TORCH, *native.available())

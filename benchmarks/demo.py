@@ -1,0 +1,46 @@
+"""Keep what the demo measured:  make demo && python benchmarks/demo.py      → results/demo.json"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from results import keep
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("build/demo"))
+    folder = parser.parse_args().folder
+    fit = json.loads((folder / "predictor/fit.json").read_text())
+    front = json.loads((folder / "plans/front.json").read_text())["plans"]
+    evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+    def some(record: dict[str, Any], *names: str) -> dict[str, Any]:
+        return {name: record.get(name) for name in names}
+
+    rows = {
+        "fit": some(fit, "metric", "n_probes", "spearman", "spearman_ci", "ceiling", "ceiling_ci", "baselines"),
+        "front": [
+            some(
+                plan,
+                "bits_per_weight",
+                "size_bytes",
+                "predicted",
+                "uniform_predicted",
+                "measured",
+                "uniform_measured",
+                "difference_ci",
+                "solver",
+            )
+            for plan in front
+        ],
+        "evaluations": [some(record, "name", "size_bytes", "bits_per_weight", "n_images", "seconds", "metrics") for record in evaluations],
+    }
+    keep("demo", "make demo", rows)
+
+
+if __name__ == "__main__":
+    main()
