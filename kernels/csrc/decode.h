@@ -19,22 +19,29 @@ struct Chunk {
     int64_t stride;
 };
 
-// The codeword of one group: `N_VECTORS` vectors, sums over codebooks. 0 codebooks stand for any number.
-template <class Vector, int N_VECTORS, int N_BOOKS, class Code>
-static inline void codeword(const sedaq_matrix &m, const Code *codes, Vector *sum) {
-    constexpr int64_t width = sizeof(Vector) / sizeof(float), stride = width * N_VECTORS;
-    const int n_books = N_BOOKS ? N_BOOKS : m.n_codebooks;
-    const float *book = m.codebooks;
-    for (int v = 0; v < N_VECTORS; v++) load(sum[v], book + codes[0] * stride + v * width);
-    for (int i = 1; i < n_books; i++) {
-        book += m.n_entries * stride;
-        for (int v = 0; v < N_VECTORS; v++) {
-            Vector word;
-            load(word, book + codes[i] * stride + v * width);
-            sum[v] += word;
+// Codebooks by value, so that no store makes the compiler read their place again. 0 books stand for any number.
+template <class Vector, int N_VECTORS, int N_BOOKS>
+struct Books {
+    static constexpr int64_t WIDTH = sizeof(Vector) / sizeof(float), STRIDE = WIDTH * N_VECTORS;
+    const float *first;
+    int64_t next;  // floats from one book to the next
+    int n;
+
+    explicit Books(const sedaq_matrix &m) : first(m.codebooks), next(m.n_entries * STRIDE), n(N_BOOKS ? N_BOOKS : m.n_codebooks) {}
+
+    // The sum of one group's codewords.
+    template <class Code>
+    inline void sum(const Code *codes, Vector *sum) const {
+        for (int v = 0; v < N_VECTORS; v++) load(sum[v], first + codes[0] * STRIDE + v * WIDTH);
+        for (int i = 1; i < (N_BOOKS ? N_BOOKS : n); i++) {
+            for (int v = 0; v < N_VECTORS; v++) {
+                Vector word;
+                load(word, first + i * next + codes[i] * STRIDE + v * WIDTH);
+                sum[v] += word;
+            }
         }
     }
-}
+};
 
 // Codewords are stored whole: what is too much is overwritten by the next one, and by the padding at the end.
 struct DecodeRow {
@@ -44,17 +51,19 @@ struct DecodeRow {
 
     template <class Vector, int N_VECTORS, int N_BOOKS, class Code>
     void run(const Code *codes) const {
-        const int64_t g = m.group_size;
+        const Books<Vector, N_VECTORS, N_BOOKS> books(m);
+        const int64_t g = m.group_size, n = n_groups;
         float *to = out;
-        for (int64_t j = 0; j < n_groups; j++, codes += N_BOOKS ? N_BOOKS : m.n_codebooks, to += g) {
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < n; j++, codes += N_BOOKS ? N_BOOKS : books.n, to += g) {
             Vector sum[N_VECTORS];
-            codeword<Vector, N_VECTORS, N_BOOKS>(m, codes, sum);
+            books.sum(codes, sum);
             store(to, sum);
         }
     }
 };
 
-// `work.run` with what is known of a format as constants; `at` counts codes from the first.
+// `work.run` with what is known of a format as constants, from code number `at` on.
 template <class Vector, int N_VECTORS, class Code, class Work>
 static void with_books(const sedaq_matrix &m, const Code *codes, const Work &work) {
     switch (m.n_codebooks) {

@@ -14,36 +14,36 @@ struct DotRows {
     template <class Vector, int N_VECTORS, int N_BOOKS, class Code>
     void run(const Code *codes) const {
         constexpr int CHAINS = N_TOKENS > 2 ? 1 : 4;  // additions wait for each other: several sums hide that
-        constexpr int64_t width = sizeof(Vector) / sizeof(float);
-        const int64_t g = m.group_size, n_books = N_BOOKS ? N_BOOKS : m.n_codebooks;
+        const Books<Vector, N_VECTORS, N_BOOKS> books(m);
+        const int64_t g = m.group_size, n_groups = m.n_groups, n_books = N_BOOKS ? N_BOOKS : books.n;
         for (int64_t r = 0; r < n_rows; r++) {
             Vector sums[N_TOKENS][CHAINS] = {};
             int64_t j = 0;
-            for (; j + CHAINS <= m.n_groups; j += CHAINS) {
+            for (; j + CHAINS <= n_groups; j += CHAINS) {
 #pragma GCC unroll 4
-                for (int u = 0; u < CHAINS; u++, codes += n_books) add<Vector, N_VECTORS, N_BOOKS, CHAINS>(codes, (j + u) * g, sums, u);
+                for (int u = 0; u < CHAINS; u++, codes += n_books) add(books, codes, x + (j + u) * g, sums, u);
             }
-            for (; j < m.n_groups; j++, codes += n_books) add<Vector, N_VECTORS, N_BOOKS, CHAINS>(codes, j * g, sums, 0);
+            for (; j < n_groups; j++, codes += n_books) add(books, codes, x + j * g, sums, 0);
             for (int t = 0; t < N_TOKENS; t++) {
                 Vector sum = sums[t][0];
                 for (int u = 1; u < CHAINS; u++) sum += sums[t][u];
-                float values[width], total = 0;
+                float values[books.WIDTH], total = 0;
                 store(values, sum);
-                for (int i = 0; i < width; i++) total += values[i];
+                for (int i = 0; i < books.WIDTH; i++) total += values[i];
                 out[t * out_stride + r] = total;
             }
         }
     }
 
     template <class Vector, int N_VECTORS, int N_BOOKS, int CHAINS, class Code>
-    inline void add(const Code *codes, int64_t column, Vector (*sums)[CHAINS], int u) const {
+    inline void add(const Books<Vector, N_VECTORS, N_BOOKS> &books, const Code *codes, const float *columns, Vector (*sums)[CHAINS], int u) const {
         Vector word[N_VECTORS];
-        codeword<Vector, N_VECTORS, N_BOOKS>(m, codes, word);
+        books.sum(codes, word);
 #pragma GCC unroll 8
         for (int t = 0; t < N_TOKENS; t++)
             for (int v = 0; v < N_VECTORS; v++) {
                 Vector of_token;
-                load(of_token, x + t * x_stride + column + v * (int64_t)(sizeof(Vector) / sizeof(float)));
+                load(of_token, columns + t * x_stride + v * books.WIDTH);
                 sums[t][u] += word[v] * of_token;
             }
     }

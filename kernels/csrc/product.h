@@ -23,6 +23,7 @@ struct Operand {
 
 static const int64_t PANEL_BYTES = 576 << 10;  // of the second-level cache
 static const int64_t PANEL_ROWS = 64;         // for fewer, tokens would be read too often: then columns are cut into blocks
+static const int64_t TOKEN_STEPS = 8;         // tiles of 32 tokens that stay in the first-level cache
 static const int64_t TOKEN_BYTES = 16 << 20;   // of tokens that are gathered at once
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -190,7 +191,7 @@ struct Product {
         typedef typename Kernel::Sum Sum;
         const int64_t chunk_stride = at_once * matrix.group_size + matrix.stride + 16;
         // Sums are kept from one block of columns to the next.
-        const int64_t n_pairs = n_blocks == 1 ? 1 : (last - first + PAIR - 1) / PAIR * (rows / PAIR);
+        const int64_t n_pairs = (n_blocks == 1 ? 1 : (last - first + PAIR - 1) / PAIR) * (rows / PAIR);
         const bool ready = of_thread.reserve(
             Scratch::bytes_of<float>(columns) + Scratch::bytes_of<float>(ROWS * chunk_stride) + Scratch::bytes_of<uint32_t>(rows / ROWS * panel_tiles) +
             Scratch::bytes_of<int32_t>(rows) + Scratch::bytes_of<Sum>(n_pairs * PAIR * PAIR));
@@ -225,14 +226,18 @@ struct Product {
     void multiply_panel(int64_t first, int64_t last, int64_t r, int64_t stop, int64_t block, const uint32_t *panel, const int32_t *sums,
                         typename Kernel::Sum *c, void *y, int64_t y_stride) const {
         const int64_t from = block * block_steps, n_steps = smaller(block_steps, steps - from);
+        const int64_t at_once = TOKEN_STEPS / Kernel::PARTS;
         for (int64_t t = first; t < last; t += PAIR) {
-            const Operand a = {tokens + (t - first) / 16 * token_tiles + from * TILE, steps * TILE, token_tiles};
-            for (int64_t n = r; n < stop; n += PAIR) {
-                const Operand b = {panel + (n - r) / ROWS * panel_tiles, block_steps * TILE, panel_tiles};
-                Kernel::multiply(a, t + 16 < last ? 2 : 1, b, n + ROWS < stop ? 2 : 1, n_steps, c, block > 0);
-                if (block == n_blocks - 1) finish(c, t, smaller(PAIR, last - t), first, n, sums + n - r, y, y_stride);
-                if (n_blocks > 1) c += PAIR * PAIR;
+            for (int64_t s = 0; s < n_steps; s += at_once) {
+                const Operand a = {tokens + (t - first) / 16 * token_tiles + (from + s) * TILE, steps * TILE, token_tiles};
+                for (int64_t n = r; n < stop; n += PAIR) {
+                    const Operand b = {panel + (n - r) / ROWS * panel_tiles + s * TILE, block_steps * TILE, panel_tiles};
+                    Kernel::multiply(a, t + 16 < last ? 2 : 1, b, n + ROWS < stop ? 2 : 1, smaller(at_once, n_steps - s), c + (n - r) * PAIR, block + s > 0);
+                }
             }
+            for (int64_t n = r; n < stop && block == n_blocks - 1; n += PAIR)
+                finish(c + (n - r) * PAIR, t, smaller(PAIR, last - t), first, n, sums + n - r, y, y_stride);
+            if (n_blocks > 1) c += (stop - r + PAIR - 1) / PAIR * PAIR * PAIR;
         }
     }
 };
