@@ -46,7 +46,8 @@ def test_a_forced_kernel_of_another_class_leaves_the_choice(monkeypatch, law):
         monkeypatch.setenv("SEDAQ_KERNEL", name)
         for precision in PRECISIONS:
             chosen = choose(x, 2, matrix, precision)
-            assert chosen in usable(x, precision) and (chosen == name or name not in usable(x, precision))
+            serving = {*usable(x, precision), *(usable(x, "exact") if precision == "a8" else ())}  # two tokens are few
+            assert chosen in serving and (chosen == name or name not in serving)
 
 
 def test_an_unknown_kernel_is_named_with_the_choices(monkeypatch):
