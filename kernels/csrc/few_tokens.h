@@ -1,6 +1,6 @@
 // Up to FEW tokens: every codeword is multiplied as soon as it is looked up, and codes are read once.
 
-enum { FEW = 8 };
+enum { FEW = 8, AHEAD = 24 };  // rows whose codes are fetched ahead
 
 // Rows from `row` on, `n_rows` of them, times N_TOKENS tokens of `x_stride` floats each; sums go to out[token][row].
 template <int N_TOKENS>
@@ -16,7 +16,9 @@ struct DotRows {
         constexpr int CHAINS = N_TOKENS > 2 ? 1 : 4;  // additions wait for each other: several sums hide that
         const Books<Vector, N_VECTORS, N_BOOKS> books(m);
         const int64_t g = m.group_size, n_groups = m.n_groups, n_books = N_BOOKS ? N_BOOKS : books.n;
+        const int64_t row_bytes = n_groups * n_books * (int64_t)sizeof(Code);
         for (int64_t r = 0; r < n_rows; r++) {
+            for (int64_t b = 0; b < row_bytes; b += 64) __builtin_prefetch((const char *)codes + AHEAD * row_bytes + b);
             Vector sums[N_TOKENS][CHAINS] = {};
             int64_t j = 0;
             for (; j + CHAINS <= n_groups; j += CHAINS) {

@@ -1,17 +1,17 @@
 // The product by panels: decode some rows into a cache-sized panel, multiply all tokens by it, and go on. Included into a namespace for
-// each instruction set, after what it needs: decode.h, gather.h, `transpose16`.
+// each instruction set, after decode.h and gather.h.
 //
 // Everything is counted in dwords, 32 bits that hold 1, 2 or 4 columns. Tokens come in tiles [16 tokens][16 dwords], rows of the matrix in
 // tiles [16 dwords][16 rows]: what AMX multiplies, and what vectors over 16 rows multiply with one dword of a token at a time. Tiles
 // of one operand lie one after another along the columns: `steps` tiles.
 //
 // `Kernel` says what a dword holds and how two tiles are multiplied:
-//   PER_DWORD, PARTS        columns in a dword; tiles that a matrix is split into
-//   EIGHT_BIT               whether tokens and rows are scaled to 8 bits
-//   Sum                     float or int32_t
-//   convert(row, scale, out)          16 · PER_DWORD columns to 16 dwords of every part
-//   multiply(a, n_a, b, n_b, steps, c, more)    n_a tiles of tokens by n_b of rows into c, 32 × 32, or added to it
-//   begin(), end()          in every thread
+//   PER_DWORD, PARTS                      columns in a dword; numbers that a value is split into
+//   EIGHT_BIT, Sum                        whether tokens and rows are scaled to 8 bits; float or int32_t
+//   convert_token(row, scale, out)        16 · PER_DWORD columns of a token to 16 dwords of every part
+//   convert_rows(values, …, out, sums)    as many columns of 16 rows to a tile of every part; what is to be taken off sums in the end
+//   multiply(a, n_a, b, n_b, steps, c, more)    n_a tiles of tokens by n_b of rows to c, 32 × 32, in place of what is there or added to it
+//   begin(), end()                        in every thread
 
 enum { TILE = 256, PAIR = 32 };  // dwords of a tile; tokens and rows that are multiplied at once
 
@@ -22,8 +22,8 @@ struct Operand {
 };
 
 static const int64_t PANEL_BYTES = 576 << 10;  // of the second-level cache
-static const int64_t PANEL_ROWS = 64;         // for fewer, tokens would be read too often: then columns are cut into blocks
-static const int64_t TOKEN_STEPS = 8;         // tiles of 32 tokens that stay in the first-level cache
+static const int64_t PANEL_ROWS = 64;          // for fewer, tokens would be read too often: then columns are cut into blocks
+static const int64_t TOKEN_STEPS = 8;          // tiles of 32 tokens that stay in the first-level cache
 static const int64_t TOKEN_BYTES = 16 << 20;   // of tokens that are gathered at once
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -96,7 +96,7 @@ struct Product {
         panel_tiles = block_steps * Kernel::PARTS * TILE;
     }
 
-    static float factor(float greatest) { return greatest > 0 ? 127 / greatest : 1; }
+    static float factor(float greatest) { return greatest < 1e-30f ? 1 : 127 / greatest; }  // NaN stays NaN
 
     float row_factor(int64_t row) const { return Kernel::EIGHT_BIT ? factor(matrix.row_maxima[row]) : 1; }
 
@@ -223,16 +223,17 @@ struct Product {
         return ready;
     }
 
+    // All tokens by one panel: some of 32 tokens' tiles at a time by all its rows.
     void multiply_panel(int64_t first, int64_t last, int64_t r, int64_t stop, int64_t block, const uint32_t *panel, const int32_t *sums,
                         typename Kernel::Sum *c, void *y, int64_t y_stride) const {
         const int64_t from = block * block_steps, n_steps = smaller(block_steps, steps - from);
-        const int64_t at_once = TOKEN_STEPS / Kernel::PARTS;
+        const int64_t kept = TOKEN_STEPS / Kernel::PARTS;
         for (int64_t t = first; t < last; t += PAIR) {
-            for (int64_t s = 0; s < n_steps; s += at_once) {
+            for (int64_t s = 0; s < n_steps; s += kept) {
                 const Operand a = {tokens + (t - first) / 16 * token_tiles + (from + s) * TILE, steps * TILE, token_tiles};
                 for (int64_t n = r; n < stop; n += PAIR) {
                     const Operand b = {panel + (n - r) / ROWS * panel_tiles + s * TILE, block_steps * TILE, panel_tiles};
-                    Kernel::multiply(a, t + 16 < last ? 2 : 1, b, n + ROWS < stop ? 2 : 1, smaller(at_once, n_steps - s), c + (n - r) * PAIR, block + s > 0);
+                    Kernel::multiply(a, t + 16 < last ? 2 : 1, b, n + ROWS < stop ? 2 : 1, smaller(kept, n_steps - s), c + (n - r) * PAIR, block + s > 0);
                 }
             }
             for (int64_t n = r; n < stop && block == n_blocks - 1; n += PAIR)

@@ -103,6 +103,16 @@ def test_inputs_anywhere_in_memory(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_a_token_that_is_not_finite_spoils_itself_alone(kernel):
+    matrix, x = coded(33, 40, 2, 16, 8), torch.randn(20, 40)
+    good = native.product(kernel, x, matrix)
+    x[3, 5], x[17, 0] = float("nan"), float("inf")
+    found = native.product(kernel, x, matrix)
+    spoilt = torch.zeros(20, dtype=torch.bool).index_fill_(0, torch.tensor([3, 17]), True)
+    assert not found[spoilt].isfinite().any() and torch.equal(found[~spoilt], good[~spoilt])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("shape", [(0, 24), (2, 0, 24)])
 def test_no_tokens(kernel, shape):
     assert native.product(kernel, torch.empty(shape), coded(18, 24, 1, 16, 4)).shape == (*shape[:-1], 18)
