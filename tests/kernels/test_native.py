@@ -53,7 +53,10 @@ def exact(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
 def test_products_of_any_size(kernel, n_out, n_in, m, k, g, tokens, ordered, seed):
     matrix = coded(n_out, n_in, m, k, g, ordered=ordered, seed=seed)
     x = torch.randn(tokens, n_in, generator=torch.Generator().manual_seed(seed))
-    check(native.product(kernel, x, matrix), exact(x, matrix), kernel)
+    expected, found = exact(x, matrix), native.product(kernel, x, matrix)
+    size = x.norm() * dequantize(matrix).norm() / n_in**0.5  # of products whose terms do not cancel
+    assert found.shape == expected.shape
+    assert (found.double() - expected).norm() <= PRECISIONS[native.KERNELS[kernel]] * (expected.norm() + size)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
