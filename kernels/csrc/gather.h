@@ -11,30 +11,50 @@ static inline float widened(uint16_t x) {
     return u.f;
 }
 
-static void gather_token(const sedaq_input &x, int64_t token, float *row) {
-    int64_t place[3], rest = token;
-    for (int d = 2; d >= 0; d--) {
-        place[d] = rest % x.out_size[d];
-        rest /= x.out_size[d];
+// A token's image and the place of the output that it is.
+struct Token {
+    int64_t image, place[3];
+
+    Token(const sedaq_input &x, int64_t token) {
+        for (int d = 2; d >= 0; d--) {
+            place[d] = token % x.out_size[d];
+            token /= x.out_size[d];
+        }
+        image = token;
     }
-    for (int32_t i = 0; i < x.n_runs; i++) {
-        const sedaq_run &run = x.runs[i];
-        int64_t tap = run.tap, at = rest * x.image_stride + run.channel;
+
+    // What one of its taps sees; false in the padding.
+    bool sees(const sedaq_input &x, int64_t tap, int64_t *p) const {
         bool inside = true;
         for (int d = 2; d >= 0; d--) {
-            const int64_t p = place[d] * x.step[d] - x.padding[d] + tap % x.kernel[d] * x.dilation[d];
+            p[d] = place[d] * x.step[d] - x.padding[d] + tap % x.kernel[d] * x.dilation[d];
             tap /= x.kernel[d];
-            inside = inside && p >= 0 && p < x.size[d];
-            at += p * x.stride[d];
+            inside = inside && p[d] >= 0 && p[d] < x.size[d];
         }
-        float *out = row + run.first;
-        if (!inside)
-            for (int64_t c = 0; c < run.length; c++) out[c] = 0;
-        else if (x.is_bf16)
-            for (int64_t c = 0; c < run.length; c++) out[c] = widened(((const uint16_t *)x.data)[at + c]);
+        return inside;
+    }
+};
+
+static void copy_channels(const sedaq_input &x, int64_t at, int64_t n, float *out) {
+    if (x.is_bf16)
+        for (int64_t c = 0; c < n; c++) out[c] = widened(((const uint16_t *)x.data)[at + c]);
+    else
+        for (int64_t c = 0; c < n; c++) out[c] = ((const float *)x.data)[at + c];
+}
+
+static void gather_token(const sedaq_input &x, int64_t number, float *row) {
+    const Token token(x, number);
+    int64_t p[3];
+    for (int32_t i = 0; i < x.n_runs; i++) {
+        const sedaq_run &run = x.runs[i];
+        if (token.sees(x, run.tap, p))
+            copy_channels(x, token.image * x.image_stride + p[0] * x.stride[0] + p[1] * x.stride[1] + p[2] * x.stride[2] + run.channel, run.length,
+                          row + run.first);
         else
-            for (int64_t c = 0; c < run.length; c++) out[c] = ((const float *)x.data)[at + c];
+            for (int64_t c = 0; c < run.length; c++) row[run.first + c] = 0;
     }
 }
+
+static int64_t places_of(const sedaq_input &x) { return x.images * x.size[0] * x.size[1] * x.size[2]; }
 
 static int64_t tokens_of(const sedaq_input &x) { return x.images * x.out_size[0] * x.out_size[1] * x.out_size[2]; }

@@ -81,7 +81,8 @@ struct Product {
     int64_t at_once;                     // groups that are decoded at once: whole tiles
     int64_t n_blocks, block_steps;       // of columns that a panel holds
     int64_t token_tiles, panel_tiles;    // dwords of 16 tokens, and of 16 rows in a panel
-    uint32_t *tokens = nullptr;
+    int64_t units = 0;                   // tiles' rows that the channels of a place take; 0 where images are not converted beforehand
+    uint32_t *tokens = nullptr, *images = nullptr;
     float *token_scales = nullptr;
 
     Product(const sedaq_matrix &m, const sedaq_input &input) : matrix(m), x(input) {
@@ -94,6 +95,57 @@ struct Product {
         block_steps = round_up((steps + n_blocks - 1) / n_blocks, chunk_steps);
         n_blocks = (steps + block_steps - 1) / block_steps;
         panel_tiles = block_steps * Kernel::PARTS * TILE;
+        units = units_of_images();
+    }
+
+    // Where several taps see the same places, and every run is whole rows of tiles, places are converted once and then copied. 8-bit tokens
+    // have a scale each, so that this is not for them.
+    int64_t units_of_images() const {
+        int64_t channels = 0;
+        for (int32_t i = 0; i < x.n_runs; i++) {
+            const sedaq_run &run = x.runs[i];
+            if (run.first % STEP || run.length % STEP || run.channel % STEP) return 0;
+            if (channels < run.channel + run.length) channels = run.channel + run.length;
+        }
+        return Kernel::EIGHT_BIT || x.n_runs < 2 ? 0 : channels / STEP;
+    }
+
+    void convert_place(int64_t number, float *row) const {
+        int64_t rest = number, at = 0;
+        for (int d = 2; d >= 0; d--) {
+            at += rest % x.size[d] * x.stride[d];
+            rest /= x.size[d];
+        }
+        copy_channels(x, at + rest * x.image_stride, units * STEP, row);
+        for (int64_t u = 0; u < units; u++) {
+            uint32_t *to[Kernel::PARTS];
+            for (int p = 0; p < Kernel::PARTS; p++) to[p] = images + ((number * Kernel::PARTS + p) * units + u) * 16;
+            Kernel::convert_token(row + u * STEP, 1, to);
+        }
+    }
+
+    // As gather_tile, from converted places.
+    void copy_tile(int64_t first, int64_t last, uint32_t *out, float *scales) const {
+        for (int64_t t = 0; t < 16; t++) {
+            scales[t] = 1;
+            const Token token(x, first + t);
+            for (int32_t i = 0; i < x.n_runs; i++) {
+                const sedaq_run &run = x.runs[i];
+                int64_t at[3];
+                const bool inside = first + t < last && token.sees(x, run.tap, at);
+                const int64_t place = inside ? ((token.image * x.size[0] + at[0]) * x.size[1] + at[1]) * x.size[2] + at[2] : 0;
+                for (int p = 0; p < Kernel::PARTS; p++) {
+                    const uint32_t *from = images + ((place * Kernel::PARTS + p) * units + run.channel / STEP) * 16;
+                    uint32_t *to = out + (p * steps + run.first / STEP) * TILE + t * 16;
+                    for (int64_t u = 0; u < run.length / STEP; u++, from += 16, to += TILE) {
+                        if (inside)
+                            __builtin_memcpy(to, from, 64);
+                        else
+                            __builtin_memset(to, 0, 64);
+                    }
+                }
+            }
+        }
     }
 
     static float factor(float greatest) { return greatest < 1e-30f ? 1 : 127 / greatest; }  // NaN stays NaN
@@ -170,7 +222,11 @@ struct Product {
         const int64_t n_tokens = tokens_of(x), rows = panel_rows(threads);
         if (n_tokens == 0 || matrix.n_out == 0) return 0;
         const int64_t gathered = smaller(round_up(n_tokens, PAIR), round_up(TOKEN_BYTES / (token_tiles * 4) * 16 + 1, PAIR));
-        if (!of_call.reserve(Scratch::bytes_of<uint32_t>(gathered / 16 * token_tiles) + Scratch::bytes_of<float>(gathered))) return 2;
+        const int64_t n_converted = units ? places_of(x) * Kernel::PARTS * units * 16 : 0;
+        if (!of_call.reserve(Scratch::bytes_of<uint32_t>(gathered / 16 * token_tiles) + Scratch::bytes_of<float>(gathered) +
+                             Scratch::bytes_of<uint32_t>(n_converted)))
+            return 2;
+        images = of_call.take<uint32_t>(n_converted);
         tokens = of_call.take<uint32_t>(gathered / 16 * token_tiles);
         token_scales = of_call.take<float>(gathered);
         int failed = 0;
@@ -207,9 +263,18 @@ struct Product {
             for (int64_t i = 0; i < rows; i++) sums[i] = 0;  // `finish` also looks at rows and tokens that a last tile lacks
             for (int64_t i = 0; i < n_pairs * PAIR * PAIR; i++) c[i] = 0;
         }
+        if (units && first == 0) {
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < (last - first + 15) / 16; t++)
-            if (ready) gather_tile(first + 16 * t, last, tokens + t * token_tiles, token_scales + 16 * t, row);
+            for (int64_t place = 0; place < places_of(x); place++)
+                if (ready) convert_place(place, row);
+        }
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < (last - first + 15) / 16; t++) {
+            if (ready && units)
+                copy_tile(first + 16 * t, last, tokens + t * token_tiles, token_scales + 16 * t);
+            else if (ready)
+                gather_tile(first + 16 * t, last, tokens + t * token_tiles, token_scales + 16 * t, row);
+        }
 #pragma omp for schedule(dynamic)
         for (int64_t r = 0; r < matrix.n_out; r += rows) {
             if (!ready) continue;

@@ -133,9 +133,10 @@ GEOMETRIES = [
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: "x".join(map(str, g.kernel)))
-@pytest.mark.parametrize("grouping", ["taps", "channels"])
-def test_convolutions(kernel, geometry, grouping):
-    channels, taps = 6, torch.Size(geometry.kernel).numel()
+@pytest.mark.parametrize(("grouping", "channels"), [("taps", 6), ("channels", 6), ("channels", 32)])
+def test_convolutions(kernel, geometry, grouping, channels):
+    """32 channels are whole rows of tiles, so that places are converted once."""
+    taps = torch.Size(geometry.kernel).numel()
     matrix = coded(21, channels * taps, 2, 16, 4, taps=taps)
     if grouping == "channels":  # the channels of one tap side by side, as formats over channels have them
         matrix = dataclasses.replace(matrix, order=torch.arange(channels * taps).view(channels, taps).T.reshape(-1))
