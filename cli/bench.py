@@ -28,7 +28,16 @@ def _print(rows: Callable[[], list[dict[str, Any]]], as_json: bool) -> None:
     if as_json:
         options.print_json(measured)
     else:
-        show(rows_table(measured, list(measured[0])))
+        flat = [_flat(row) for row in measured]
+        show(rows_table(flat, list(flat[0])))
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A column for each part of a column that has several."""
+    parts = (
+        {f"{name} {part}": value for part, value in cell.items()} if isinstance(cell, dict) else {name: cell} for name, cell in row.items()
+    )
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _whole_numbers(option: str, text: str) -> list[int]:
