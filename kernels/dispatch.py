@@ -67,7 +67,9 @@ def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "
     Raises InputError where SEDAQ_KERNEL names none, or one that this machine does not have.
     """
     names = usable(x, precision)
-    if precision == "a8" and tokens <= costs.FEW:
+    if matrix.codebooks.shape[2] > native.LONGEST_GROUP:  # taps of a very large window
+        names = list(IN_TORCH)
+    elif precision == "a8" and tokens <= costs.FEW:
         names = list(dict.fromkeys([*names, *usable(x, "exact")]))
     forced = os.environ.get("SEDAQ_KERNEL")
     if forced:

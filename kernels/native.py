@@ -29,9 +29,10 @@ KERNELS = {
     "int8-avx512": "a8",
     "int8-amx": "a8",
 }
+LONGEST_GROUP = 256  # SEDAQ_LONGEST_GROUP
 _NUMBERS = {name: number for number, name in enumerate(KERNELS)}
 
-_I32, _I64, _FLOATS = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+_I32, _I64 = ctypes.c_int32, ctypes.c_int64
 
 
 class _Matrix(ctypes.Structure):
@@ -40,10 +41,6 @@ class _Matrix(ctypes.Structure):
         *((name, _I32) for name in ("n_codebooks", "n_entries", "group_size", "stride", "code_bytes")),
         *((name, ctypes.c_void_p) for name in ("codes", "codebooks", "scales", "row_maxima", "bias")),
     ]
-
-
-class _Run(ctypes.Structure):
-    _fields_ = [(name, _I64) for name in ("first", "length", "tap", "channel")]
 
 
 class _Input(ctypes.Structure):
@@ -99,13 +96,14 @@ class NativeMatrix:
         n_out, n_groups, n_codebooks = matrix.codes.shape
         _, n_entries, g = matrix.codebooks.shape
         stride = 1 << (g - 1).bit_length()
-        self.codes = None if matrix.codes.is_contiguous() else matrix.codes.contiguous()
+        compact = matrix.codes if matrix.codes.element_size() <= 2 else matrix.codes.to(torch.uint8 if n_entries <= 256 else torch.int16)
+        self.codes = None if compact is matrix.codes and compact.is_contiguous() else compact.contiguous()
         self.codebooks = torch.nn.functional.pad(matrix.codebooks.detach().float(), (0, stride - g)).contiguous()
         self.scales = matrix.scales.detach().float().contiguous()
         self.runs = _runs(matrix)
         self.n_out = n_out
         self._maxima: torch.Tensor | None = None
-        self._fields = (n_out, matrix.n_in, n_groups, n_codebooks, n_entries, g, stride, matrix.codes.element_size())
+        self._fields = (n_out, matrix.n_in, n_groups, n_codebooks, n_entries, g, stride, compact.element_size())
 
     def struct(self, codes: torch.Tensor, bias: torch.Tensor | None, eight_bit: bool) -> _Matrix:
         """Pointers into this, `codes` and `bias`, which have to live as long."""
@@ -143,7 +141,7 @@ def _library() -> Any:
 
 
 def _runs(matrix: CodedMatrix) -> torch.Tensor:
-    """Stretches of columns that meet neighbouring channels at one tap: (n, 4) of first column, length, tap, first channel."""
+    """Stretches of columns that meet neighbouring channels at one tap, as sedaq_run: (n, 4) of first column, length, tap, first channel."""
     columns = torch.arange(matrix.n_in) if matrix.order is None else matrix.order.cpu()
     tap, channel = columns % matrix.taps, columns // matrix.taps
     new = torch.ones(matrix.n_in, dtype=torch.bool)
@@ -193,7 +191,9 @@ def product(
         _NUMBERS[kernel], ctypes.byref(weights), ctypes.byref(given), y.data_ptr(), matrix.n_out, torch.get_num_threads()
     )
     if status == 1:
-        raise RuntimeError(f"kernel {kernel} is not to be had on this processor; it has {', '.join(available())}")
+        raise RuntimeError(
+            f"kernel {kernel} is not to be had on this processor, or not for groups of {coded.codebooks.shape[2]}; it has {', '.join(available())}"
+        )
     if status:
         raise MemoryError(f"kernel {kernel}: out of memory for {matrix.n_out} rows and an input of shape {tuple(x.shape)}")
     return y

@@ -83,7 +83,10 @@ static void with_stride(const sedaq_matrix &m, const Code *codes, const Work &wo
         case 4: return with_books<Quad, 1>(m, codes, work);
         case 8: return with_books<Octet, 1>(m, codes, work);
         case 16: return with_books<Sixteen, 1>(m, codes, work);
-        default: return with_books<Sixteen, 2>(m, codes, work);
+        case 32: return with_books<Sixteen, 2>(m, codes, work);
+        case 64: return with_books<Sixteen, 4>(m, codes, work);
+        case 128: return with_books<Sixteen, 8>(m, codes, work);
+        default: return with_books<Sixteen, 16>(m, codes, work);  // SEDAQ_LONGEST_GROUP
     }
 }
 

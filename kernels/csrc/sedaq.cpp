@@ -65,5 +65,5 @@ extern "C" int sedaq_has(int kernel) { return kernel_of(kernel) != nullptr; }
 
 extern "C" int sedaq_product(int kernel, const sedaq_matrix *matrix, const sedaq_input *x, void *y, int64_t y_stride, int threads) {
     sedaq_kernel *product = kernel_of(kernel);
-    return product ? product(*matrix, *x, y, y_stride, threads < 1 ? 1 : threads) : 1;
+    return product && matrix->group_size <= SEDAQ_LONGEST_GROUP ? product(*matrix, *x, y, y_stride, threads < 1 ? 1 : threads) : 1;
 }

@@ -35,6 +35,8 @@ typedef struct {
     int64_t image_stride, stride[3];  // elements
 } sedaq_input;
 
+enum { SEDAQ_LONGEST_GROUP = 256 };
+
 // Which arithmetic; each exists for the instruction sets that sedaq_has() confirms.
 enum {
     SEDAQ_F32_PORTABLE = 0,
@@ -51,7 +53,8 @@ enum {
 // Whether this processor and this build have a kernel.
 int sedaq_has(int kernel);
 
-// y (tokens, n_out) = x Wᵀ + bias, float32 or bfloat16 as x is. Returns 0, or 1 where the kernel is not to be had, 2 out of memory.
+// y (tokens, n_out) = x Wᵀ + bias, float32 or bfloat16 as x is. Returns 0, or 1 where the kernel is not to be had or groups are too long
+// for it, 2 out of memory.
 int sedaq_product(int kernel, const sedaq_matrix *matrix, const sedaq_input *x, void *y, int64_t y_stride, int threads);
 
 // Greatest magnitude in every row, unscaled: what sedaq_matrix.row_maxima wants. Returns 0, or 2 out of memory.

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sedaq.kernels import native
+from sedaq.kernels import dispatch, native
 from sedaq.kernels.coded import CodedMatrix, Geometry
 from sedaq.kernels.dispatch import PRECISIONS
 from sedaq.kernels.reference import dequantize
@@ -45,7 +45,7 @@ def exact(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
     n_in=st.integers(1, 150),
     m=st.integers(1, 5),
     k=st.sampled_from([2, 16, 256, 300]),
-    g=st.integers(1, 32),
+    g=st.one_of(st.integers(1, 32), st.integers(33, 256)),
     tokens=st.integers(0, 70),
     ordered=st.booleans(),
     seed=st.integers(0, 99),
@@ -180,6 +180,19 @@ def test_codes_that_do_not_lie_side_by_side():
     apart = dataclasses.replace(matrix, codes=matrix.codes.transpose(1, 2).contiguous().transpose(1, 2))
     assert not apart.codes.is_contiguous()
     check(native.product(KERNELS[0], x, apart), exact(x, matrix), KERNELS[0])
+
+
+def test_codes_of_eight_bytes_are_narrowed():
+    matrix, x = coded(8, 16, 2, 300, 4), torch.randn(3, 16)
+    check(native.product(KERNELS[0], x, dataclasses.replace(matrix, codes=matrix.codes.long())), exact(x, matrix), KERNELS[0])
+
+
+def test_groups_that_are_too_long_are_refused_here_and_served_in_torch(monkeypatch):
+    monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
+    matrix, x = coded(4, 600, 1, 4, 257), torch.randn(3, 600)
+    with pytest.raises(RuntimeError, match="not for groups of 257"):
+        native.product(KERNELS[0], x, matrix)
+    torch.testing.assert_close(dispatch.product(x, matrix), exact(x, matrix).float(), atol=1e-3, rtol=1e-4)
 
 
 def test_a_kernel_of_another_processor_is_refused(monkeypatch):
