@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from ..errors import InputError
+from ..kernels import costs
 from ..models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ..models.subject import Subject
 from ..storage import SCHEMA
@@ -162,6 +163,7 @@ def _write_denoiser(subject: Subject, plan: Plan, tuned: Tuned, folder: Path) ->
         "schema": SCHEMA,
         "fingerprint": subject.fingerprint,
         "layers": coded_layers(plan.formats),
+        "kernel_costs": costs.to_store(),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(quantized_state(subject, tuned), SAFETENSORS_METADATA))

@@ -44,7 +44,7 @@ def coded_matrix(format: Format, shape: tuple[int, ...], tensors: Mapping[str, t
         codebooks = torch.arange(-INT8_ZERO, INT8_ZERO, device=scales.device).float().reshape(1, -1, 1)
         return CodedMatrix(tensors["codes"].reshape(shape[0], n_in, 1), codebooks, scales, n_in, taps=taps)
     codes = unpack(tensors["codes"], format.code_bits, (shape[0], format.n_groups(shape), format.n_codebooks))
-    return CodedMatrix(codes, expanded_codebooks(format, tensors), scales, n_in, column_order(format, shape), taps)
+    return CodedMatrix(codes, expanded_codebooks(format, tensors), scales, n_in, column_order(format, shape), format.structure, taps)
 
 
 def expanded_codebooks(format: Format, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

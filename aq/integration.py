@@ -15,6 +15,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
 from ..errors import InputError
+from ..kernels import costs
 from ..storage import SCHEMA
 from .encoding import Encoding
 from .formats import BOOK_TENSORS, Format
@@ -29,18 +30,32 @@ class _Method(StrEnum):
 
 
 class SedaqConfig(QuantizationConfigMixin):
-    """config.json's quantization_config: the format of every layer that holds codes."""
+    """config.json's quantization_config: the format of every layer that holds codes, and what kernels cost where it was written."""
 
-    def __init__(self, *, layers: dict[str, str], schema: int = SCHEMA, fingerprint: str = "", quant_method: str = _Method.SEDAQ) -> None:
+    def __init__(
+        self,
+        *,
+        layers: dict[str, str],
+        kernel_costs: dict[str, Any] | None = None,
+        schema: int = SCHEMA,
+        fingerprint: str = "",
+        quant_method: str = _Method.SEDAQ,
+    ) -> None:
         if schema != SCHEMA:
             raise InputError(
                 f"quantization_config: field 'schema' is {schema!r} where {SCHEMA} is expected; install the version of sedaq that wrote the folder"
             )
         self.quant_method = _Method(quant_method)  # type: ignore[assignment]
-        self.schema, self.layers, self.fingerprint = schema, dict(layers), fingerprint
+        self.schema, self.layers, self.kernel_costs, self.fingerprint = schema, dict(layers), kernel_costs, fingerprint
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": self.quant_method.value, "schema": self.schema, "fingerprint": self.fingerprint, "layers": self.layers}
+        return {
+            "quant_method": self.quant_method.value,
+            "schema": self.schema,
+            "fingerprint": self.fingerprint,
+            "layers": self.layers,
+            "kernel_costs": self.kernel_costs,
+        }
 
     def to_diff_dict(self) -> dict[str, Any]:
         """diffusers prints a config by it, and does print it in `from_pretrained`."""
@@ -86,6 +101,11 @@ class SedaqQuantizer(DiffusersQuantizer):
                 held = dict(model.get_submodule(holder).named_buffers(recurse=False))
                 coded: Any = model.get_submodule(path)
                 coded.borrow_book({name: held[name] for name in BOOK_TENSORS if name in held})
+        stored_costs = self.quantization_config.kernel_costs
+        law = costs.adopt(stored_costs) if stored_costs else ""
+        for path in self.quantization_config.layers:
+            layer: Any = model.get_submodule(path)
+            layer.law = law
         return model
 
     def check_if_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any) -> bool:

@@ -25,8 +25,11 @@ class _Coded(nn.Module):
     """Stored tensors as buffers, by the names and shapes of Format.tensor_specs.
 
     `precision` is the class of arithmetic, a name in kernels.dispatch.PRECISIONS: "exact" in the input's dtype, "bf16" in bfloat16, "a8"
-    with activations rounded to 8 bits a token (of a convolution: all that one place of the output sees).
+    with activations rounded to 8 bits a token (of a convolution: all that one place of the output sees). `law` names the costs by which
+    kernels are chosen, as costs.adopt does; empty where they are this machine's.
     """
+
+    law = ""
 
     def __init__(self, format: Format, shape: tuple[int, ...], tensors: dict[str, torch.Tensor], bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -54,7 +57,7 @@ class _Coded(nn.Module):
         """Unpacked codes and expanded codebooks, made at first use and again after a move or a load."""
         codes = self.get_buffer("codes")
         if self._matrix is None or self._matrix[0] is not codes:
-            self._matrix = (codes, coded_matrix(self.format, self.shape, self.stored))
+            self._matrix = (codes, replace(coded_matrix(self.format, self.shape, self.stored), law=self.law))
         return self._matrix[1]
 
     def _load_from_state_dict(self, *args: Any) -> None:

@@ -20,7 +20,9 @@ class CodedMatrix:
     scales: torch.Tensor  # (out,) float32
     n_in: int  # columns without padding, at most G·g
     order: torch.Tensor | None = None  # (in,) int64: coded column i is matrix column order[i]; None where it is i
+    structure: str = ""  # of every codebook: free, "m" c[k + K/2] = −c[k], or "h" c[h √K + l] = c[h √K] + c[l] − c[0]
     taps: int = 1  # of a convolution: the matrix columns of one input channel lie side by side
+    law: str = ""  # of kernels' costs, where one came with a model: a name that costs.adopt gave
 
     @property
     def n_out(self) -> int:

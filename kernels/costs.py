@@ -1,21 +1,31 @@
 """What a product costs with each kernel: a law fitted to a few seconds of measurement, once for each machine and number of threads.
 
+Of kernels that decode,
+
     seconds = a + b T·in + c out·G·M + d out·in + e ⌈T⌉·out·in + f T·out
 
-with T tokens, ⌈T⌉ in whole tiles of 16 above 8: calling, gathering activations, looking codewords up, writing them into panels, multiplying,
-finishing. Factors are non-negative, fitted to relative errors, and others for up to 8 tokens, where some kernels go another way.
+with T tokens, ⌈T⌉ in whole tiles above 8: calling, gathering activations, looking codewords up, writing them into panels, multiplying,
+finishing. Of kernels that look up in tables of K entries, made of K' codewords,
+
+    seconds = a + b T·in + c ⌈T⌉·out·G·M + d ⌈T⌉·in·M·K' + e ⌈T⌉·G·M·K + f T·out
+
+where the third term is looking up, the fourth multiplying codewords, the fifth writing entries. Up to 8 tokens, where some kernels go another
+way, all factors are others, and these three are of out·G·M, T·out·G·M and in·M·K'. Factors are non-negative and fitted to relative errors.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
+import math
 import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,23 +42,42 @@ log = logging.getLogger("sedaq")
 Law = Mapping[str, Mapping[str, Sequence[float]]]  # by kernel, "few" or "many" tokens: six factors
 FEW = 8  # as csrc/few_tokens.h has it
 _SHAPES = ((48, 64), (256, 256), (1152, 1152), (512, 2048))
-_FORMATS = ((1, 256, 8), (2, 256, 8), (1, 64, 3), (4, 128, 12))  # M, K, g
+_FORMATS = ((1, 256, 8, ""), (2, 256, 8, "h"), (1, 64, 3, ""), (4, 128, 12, ""))  # M, K, g, structure
 _TOKENS = (1, 3, 8, 16, 96, 384)
 _ROUNDS = 3
 
 
-def terms(tokens: int, n_out: int, n_in: int, n_groups: int, n_codebooks: int) -> np.ndarray:
+def terms(kernel: str, tokens: int, matrix: CodedMatrix) -> np.ndarray:
     """What the factors multiply."""
-    tiles = tokens if tokens <= FEW else -(-tokens // 16) * 16
-    return np.array([1.0, tokens * n_in, n_out * n_groups * n_codebooks, n_out * n_in, tiles * n_out * n_in, tokens * n_out])
+    n_out, n_groups, n_codebooks = matrix.codes.shape
+    n_entries = matrix.codebooks.shape[1]
+    codes, tile = n_out * n_groups * n_codebooks, native.TILES.get(kernel, 16)
+    tiled = tokens if tokens <= FEW else -(-tokens // tile) * tile
+    if kernel in native.TILES:
+        n_words = {"": n_entries, "m": n_entries // 2, "h": 2 * math.isqrt(n_entries)}[matrix.structure]
+        of_words, of_entries = matrix.n_in * n_codebooks * n_words, n_groups * n_codebooks * n_entries
+        few = [codes, tokens * codes, of_words]
+        middle = few if tokens <= FEW else [tiled * codes, tiled * of_words, tiled * of_entries]
+    else:
+        middle = [codes, n_out * matrix.n_in, tiled * n_out * matrix.n_in]
+    return np.array([1.0, tokens * matrix.n_in, *middle, tokens * n_out])
+
+
+def candidates() -> tuple[str, ...]:
+    """Kernels that may be chosen because they are cheap: "dequantize", and those of the widest instructions in every family."""
+    families = {name.partition("-")[0]: name for name in native.available()}
+    return ("dequantize", *families.values())
 
 
 def cheapest(names: Sequence[str], tokens: int, matrix: CodedMatrix) -> str:
+    """The name among those that are candidates of the law that the matrix carries, or of this machine's."""
     if len(names) == 1:
         return names[0]
-    known = law()
-    of_matrix = terms(tokens, matrix.n_out, matrix.n_in, matrix.codes.shape[1], matrix.codes.shape[2])
-    return min(names, key=lambda name: float(of_matrix @ np.asarray(known[name][_many(tokens)])))
+    known = _adopted[matrix.law] if matrix.law else law()
+    return min(
+        (name for name in names if name in known),
+        key=lambda name: float(terms(name, tokens, matrix) @ np.asarray(known[name][_many(tokens)])),
+    )
 
 
 def _many(tokens: int) -> str:
@@ -75,6 +104,33 @@ def _law(threads: int) -> Law:
     return found
 
 
+_adopted: dict[str, Law] = {}  # by digest
+
+
+def to_store() -> dict[str, Any]:
+    """This machine's law as it lies in a saved model, so that the same kernels are chosen again."""
+    return {"threads": torch.get_num_threads(), "law": law()}
+
+
+def adopt(stored: Mapping[str, Any]) -> str:
+    """The name by which a stored law is known to CodedMatrix.law; empty, which means this machine's, where other kernels are to be had.
+
+    Raises InputError where it is no law.
+    """
+    try:
+        found: Law = {
+            name: {size: [float(f) for f in factors[size]] for size in ("few", "many")} for name, factors in stored["law"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError("quantization_config: field 'kernel_costs' is damaged; apply the plan again, or take the field out") from error
+    if set(found) != set(candidates()):
+        log.info("the model was saved where other kernels are to be had (%s), so they are chosen anew", ", ".join(sorted(found)))
+        return ""
+    digest = hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:12]
+    _adopted[digest] = found
+    return digest
+
+
 def cache_folder() -> Path:
     """Where machines' laws are kept: SEDAQ_CACHE, or the user's cache."""
     return Path(os.environ.get("SEDAQ_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sedaq")
@@ -91,27 +147,34 @@ def machine() -> str:
     return digest.hexdigest()[:12]
 
 
-def random_matrix(n_out: int, n_in: int, n_codebooks: int, n_entries: int, group_size: int, seed: int = 0) -> CodedMatrix:
+def random_matrix(
+    n_out: int, n_in: int, n_codebooks: int, n_entries: int, group_size: int, structure: str = "", seed: int = 0
+) -> CodedMatrix:
     """Codes at random and codewords that make products of unit size."""
     rng = torch.Generator().manual_seed(seed)
     n_groups = -(-n_in // group_size)
-    codes = torch.randint(n_entries, (n_out, n_groups, n_codebooks), generator=rng)
-    codebooks = torch.randn(n_codebooks, n_entries, group_size, generator=rng) / (n_codebooks * n_in) ** 0.5
-    return CodedMatrix(codes.to(torch.uint8 if n_entries <= 256 else torch.int16), codebooks, torch.ones(n_out), n_in)
+    codes = torch.randint(n_entries, (n_out, n_groups, n_codebooks), generator=rng).to(torch.uint8 if n_entries <= 256 else torch.int16)
+    books = torch.randn(n_codebooks, n_entries, group_size, generator=rng)
+    if structure == "m":
+        books = torch.cat([books[:, ::2], -books[:, ::2]], 1)
+    elif structure == "h":
+        n = math.isqrt(n_entries)
+        books = (0.9 * books[:, :n].unsqueeze(2) + 0.4 * books[:, n : 2 * n].unsqueeze(1)).flatten(1, 2)
+    return CodedMatrix(codes, books / (n_codebooks * n_in) ** 0.5, torch.ones(n_out), n_in, structure=structure)
 
 
 @torch.inference_mode()
 def measure() -> dict[str, dict[str, list[float]]]:
     """Fit the law of every kernel that is here to the shortest of a few rounds over shapes, formats and numbers of tokens."""
-    names = ("dequantize", *native.available())
-    rows: dict[str, list[np.ndarray]] = {"few": [], "many": []}
-    seconds: dict[tuple[str, str], list[float]] = {(name, many): [] for name in names for many in rows}
+    names = candidates()
+    cases = [(name, many) for name in names for many in ("few", "many")]
+    rows: dict[tuple[str, str], list[np.ndarray]] = {case: [] for case in cases}
+    seconds: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
     for n_out, n_in in _SHAPES:
-        for m, k, g in _FORMATS:
-            matrix = random_matrix(n_out, n_in, m, k, g)
+        for m, k, g, structure in _FORMATS:
+            matrix = random_matrix(n_out, n_in, m, k, g, structure)
             for tokens in _TOKENS:
                 x = torch.randn(tokens, n_in)
-                rows[_many(tokens)].append(terms(tokens, n_out, n_in, matrix.codes.shape[1], m))
                 best = dict.fromkeys(names, float("inf"))
                 for _ in range(_ROUNDS):
                     for name in names:
@@ -122,8 +185,10 @@ def measure() -> dict[str, dict[str, list[float]]]:
                             native.product(name, x, matrix)
                         best[name] = min(best[name], time.perf_counter() - start)
                 for name in names:
+                    rows[name, _many(tokens)].append(terms(name, tokens, matrix))
                     seconds[name, _many(tokens)].append(best[name])
-    return {name: {many: _fit(np.array(rows[many]), np.array(seconds[name, many])) for many in rows} for name in names}
+    found = {case: _fit(np.array(rows[case]), np.array(seconds[case])) for case in cases}
+    return {name: {many: found[name, many] for many in ("few", "many")} for name in names}
 
 
 def _fit(rows: np.ndarray, seconds: np.ndarray) -> list[float]:

@@ -30,7 +30,6 @@ PRECISIONS = {"exact": 1e-5, "bf16": 1e-2, "a8": 3e-2}
 class Kernel:
     product: Callable[[torch.Tensor, CodedMatrix, torch.Tensor | None, Geometry | None], torch.Tensor]
     precision: str
-    by_cost: bool = True  # whether it is ever chosen because it is cheap
 
 
 def _native(name: str) -> Kernel:
@@ -38,7 +37,7 @@ def _native(name: str) -> Kernel:
 
 
 KERNELS: dict[str, Kernel] = {
-    "reference": Kernel(product_by_lookup, "exact", by_cost=False),
+    "reference": Kernel(product_by_lookup, "exact"),
     "dequantize": Kernel(product_by_dequantizing, "exact"),
     **{name: _native(name) for name in native.KERNELS},
 }
@@ -78,7 +77,7 @@ def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "
             raise InputError(f"SEDAQ_KERNEL={forced!r} names no kernel of this machine; choose one of {', '.join(sorted(here))}")
         if forced in names or forced in IN_TORCH:
             return forced
-    return costs.cheapest([name for name in names if KERNELS[name].by_cost], tokens, matrix)
+    return costs.cheapest(names, tokens, matrix)
 
 
 def product(

@@ -28,8 +28,22 @@ KERNELS = {
     "bf16-amx": "bf16",
     "int8-avx512": "a8",
     "int8-amx": "a8",
+    "lookup32-portable": "exact",
+    "lookup32-avx2": "exact",
+    "lookup32-avx512": "exact",
+    "lookup16-portable": "bf16",
+    "lookup16-avx2": "bf16",
+    "lookup16-avx512": "bf16",
+    "lookup8-portable": "a8",
+    "lookup8-avx2": "a8",
+    "lookup8-avx512": "a8",
+}
+# Tokens that kernels of tables take at once.
+TILES = {
+    name: tile for family, tile in (("lookup32", 16), ("lookup16", 32), ("lookup8", 64)) for name in KERNELS if name.startswith(family)
 }
 LONGEST_GROUP = 256  # SEDAQ_LONGEST_GROUP
+_STRUCTURES = {"": 0, "m": 1, "h": 2}
 _NUMBERS = {name: number for number, name in enumerate(KERNELS)}
 
 _I32, _I64 = ctypes.c_int32, ctypes.c_int64
@@ -38,7 +52,7 @@ _I32, _I64 = ctypes.c_int32, ctypes.c_int64
 class _Matrix(ctypes.Structure):
     _fields_ = [
         *((name, _I64) for name in ("n_out", "n_in", "n_groups")),
-        *((name, _I32) for name in ("n_codebooks", "n_entries", "group_size", "stride", "code_bytes")),
+        *((name, _I32) for name in ("n_codebooks", "n_entries", "group_size", "stride", "code_bytes", "structure")),
         *((name, ctypes.c_void_p) for name in ("codes", "codebooks", "scales", "row_maxima", "bias")),
     ]
 
@@ -103,7 +117,8 @@ class NativeMatrix:
         self.runs = _runs(matrix)
         self.n_out = n_out
         self._maxima: torch.Tensor | None = None
-        self._fields = (n_out, matrix.n_in, n_groups, n_codebooks, n_entries, g, stride, compact.element_size())
+        structure = _STRUCTURES[matrix.structure] if n_entries <= 4096 else 0
+        self._fields = (n_out, matrix.n_in, n_groups, n_codebooks, n_entries, g, stride, compact.element_size(), structure)
 
     def struct(self, codes: torch.Tensor, bias: torch.Tensor | None, eight_bit: bool) -> _Matrix:
         """Pointers into this, `codes` and `bias`, which have to live as long."""
@@ -118,7 +133,14 @@ class NativeMatrix:
         return found
 
 
-_LINEAR = Geometry((), (), (), ())
+def _axes(x: torch.Tensor, geometry: Geometry, out_size: Sequence[int]) -> tuple[Any, ...]:
+    """Three numbers each, of axes that are missing too: size, out_size, kernel, step, padding, dilation, stride."""
+    known = (x.shape[1:-1], out_size, geometry.kernel, geometry.step, geometry.padding, geometry.dilation, x.stride()[1:-1])
+    missing = (1, 1, 1, 1, 0, 1, 0)
+    return tuple((_I64 * 3)(*[fill] * (3 - len(values)), *values) for values, fill in zip(known, missing, strict=True))
+
+
+_NO_AXES = _axes(torch.empty(1, 1), Geometry((), (), (), ()), ())  # of a linear layer: images of one place
 # By the tensor of codes, which lives as long as its layer; with the other tensors and versions of all, for they may change.
 _prepared: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -158,33 +180,17 @@ def product(
     matrix = _native(coded)
     if x.dtype != torch.bfloat16:
         x = x.float()
-    leading = x.shape[:-1]
-    if geometry is None:  # images of no axes
-        geometry, x = _LINEAR, x.reshape(-1, x.shape[-1])
+    places = x.shape[:-1]
+    if geometry is None:
+        x = x.reshape(-1, x.shape[-1])
     else:
-        leading = torch.Size((len(x), *geometry.out_size(tuple(x.shape[1:-1]))))
+        places = torch.Size((len(x), *geometry.out_size(tuple(x.shape[1:-1]))))
     if x.stride(-1) != 1:
         x = x.contiguous()
-
-    def three(values: Sequence[int], missing: int) -> Any:
-        return (_I64 * 3)(*[missing] * (3 - len(values)), *values)
-
-    y = torch.empty(*leading, matrix.n_out, dtype=x.dtype)
-    given = _Input(
-        x.data_ptr(),
-        x.dtype == torch.bfloat16,
-        len(matrix.runs),
-        matrix.runs.data_ptr(),
-        len(x),
-        three(x.shape[1:-1], 1),
-        three(geometry.out_size(tuple(x.shape[1:-1])), 1),
-        three(geometry.kernel, 1),
-        three(geometry.step, 1),
-        three(geometry.padding, 0),
-        three(geometry.dilation, 1),
-        x.stride(0),
-        three(x.stride()[1:-1], 0),
-    )
+    y = torch.empty(*places, matrix.n_out, dtype=x.dtype)
+    axes = _NO_AXES if geometry is None else _axes(x, geometry, places[1:])
+    runs = (len(matrix.runs), matrix.runs.data_ptr())
+    given = _Input(x.data_ptr(), x.dtype == torch.bfloat16, *runs, x.shape[0], *axes[:6], x.stride(0), axes[6])
     bias = None if bias is None else bias.detach().float().contiguous()
     weights = matrix.struct(coded.codes, bias, KERNELS[kernel] == "a8")
     status = _library().sedaq_product(

@@ -28,7 +28,18 @@ def product(
     if not wanted and not torch.compiler.is_compiling():  # an operation costs some 20 microseconds
         return dispatch.product(x, matrix, bias, geometry, precision)
     found: torch.Tensor = torch.ops.sedaq.product(
-        x, matrix.codes, matrix.codebooks, matrix.scales, matrix.order, bias, matrix.n_in, matrix.taps, _numbers(geometry), precision
+        x,
+        matrix.codes,
+        matrix.codebooks,
+        matrix.scales,
+        matrix.order,
+        bias,
+        matrix.n_in,
+        matrix.structure,
+        matrix.taps,
+        matrix.law,
+        _numbers(geometry),
+        precision,
     )
     return found
 
@@ -50,16 +61,29 @@ def _forward(
     order: torch.Tensor | None,
     bias: torch.Tensor | None,
     n_in: int,
+    structure: str,
     taps: int,
+    law: str,
     geometry: Sequence[int],
     precision: str,
 ) -> torch.Tensor:
-    matrix = CodedMatrix(codes, codebooks, scales, n_in, order, taps)
+    matrix = CodedMatrix(codes, codebooks, scales, n_in, order, structure, taps, law)
     return dispatch.product(x, matrix, bias, _geometry(geometry), precision).contiguous()
 
 
 def _fake(
-    x: Any, codes: Any, codebooks: Any, scales: Any, order: Any, bias: Any, n_in: Any, taps: Any, geometry: Any, precision: Any
+    x: Any,
+    codes: Any,
+    codebooks: Any,
+    scales: Any,
+    order: Any,
+    bias: Any,
+    n_in: Any,
+    structure: Any,
+    taps: Any,
+    law: Any,
+    geometry: Any,
+    precision: Any,
 ) -> Any:
     cut = _geometry(geometry)
     places = x.shape[:-1] if cut is None else (x.shape[0], *cut.out_size(x.shape[1:-1]))
@@ -67,22 +91,22 @@ def _fake(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, codes, codebooks, scales, order, bias, n_in, taps, geometry, _ = inputs
+    x, codes, codebooks, scales, order, bias, n_in, structure, taps, _, geometry, _ = inputs
     ctx.save_for_backward(x, codes, codebooks, scales, order, bias)
-    ctx.constants = (n_in, taps, geometry)
+    ctx.constants = (n_in, structure, taps, geometry)
 
 
 def _gradients(ctx: Any, of_y: torch.Tensor) -> tuple[Any, ...]:
     x, codes, codebooks, scales, order, bias = ctx.saved_tensors
-    n_in, taps, geometry = ctx.constants
+    n_in, structure, taps, geometry = ctx.constants
     leaves = dict(zip(("x", "books", "scales", "bias"), (x, codebooks, scales, bias), strict=True))
     wanted = [name for name, place in zip(leaves, (0, 2, 3, 5), strict=True) if ctx.needs_input_grad[place]]
     with torch.enable_grad():
         leaves |= {name: leaves[name].detach().requires_grad_() for name in wanted}
-        matrix = CodedMatrix(codes, leaves["books"], leaves["scales"], n_in, order, taps)
+        matrix = CodedMatrix(codes, leaves["books"], leaves["scales"], n_in, order, structure, taps)
         y = product_by_dequantizing(leaves["x"], matrix, leaves["bias"], _geometry(geometry))
         found = dict(zip(wanted, torch.autograd.grad(y, [leaves[name] for name in wanted], of_y), strict=True))
-    return found.get("x"), None, found.get("books"), found.get("scales"), None, found.get("bias"), None, None, None, None
+    return found.get("x"), None, found.get("books"), found.get("scales"), None, found.get("bias"), *[None] * 6
 
 
 # Only once in a process: a second import under another name, as test tools make of a package's root, would pull it from under the first.

@@ -18,6 +18,9 @@ namespace avx512 {
 #define F32_BLOCKS 2
 #include "float32.h"
 #include "conversions.h"
+#define WITH_TRANSPOSE
+#define LOOKUP_SUMS 16
+#include "lookup.h"
 
 struct Bfloat16Dot : Bfloat16<1> {
     static void begin() {}

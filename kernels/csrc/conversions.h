@@ -26,7 +26,7 @@ static void transpose(__m512i *x) {  // 16 × 16 dwords
     }
 }
 
-static void store_transposed(__m512i *rows, uint32_t *out) {
+[[maybe_unused]] static void store_transposed(__m512i *rows, uint32_t *out) {
     transpose(rows);
     for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + i * 16, rows[i]);
 }

@@ -64,7 +64,7 @@ static void dot_rows(const sedaq_matrix &m, const float *x, int64_t x_stride, in
 }
 
 // As Product::run.
-static int product_of_few(const sedaq_matrix &m, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+[[maybe_unused]] static int product_of_few(const sedaq_matrix &m, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
     const int64_t n_tokens = tokens_of(x), padded = m.n_groups * m.group_size + m.stride;  // codewords are read whole
     if (!of_call.reserve(Scratch::bytes_of<float>(FEW * padded))) return 2;
     float *rows = of_call.take<float>(FEW * padded);

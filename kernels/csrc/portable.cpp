@@ -12,6 +12,8 @@ namespace portable {
 #define F32_TOKENS 4
 #define F32_BLOCKS 1
 #include "float32.h"
+#define LOOKUP_SUMS 4
+#include "lookup.h"
 
 static int row_maxima(const sedaq_matrix &m, float *maxima, int threads) {
     const int64_t columns = m.n_groups * m.group_size;

@@ -12,6 +12,7 @@ typedef struct {
     int32_t n_codebooks, n_entries, group_size;
     int32_t stride;            // floats from a codeword to the next: group_size rounded up to a power of two
     int32_t code_bytes;        // 1 or 2
+    int32_t structure;         // of codebooks
     const void *codes;         // (n_out, n_groups, n_codebooks)
     const float *codebooks;    // (n_codebooks, n_entries, stride)
     const float *scales;       // (n_out)
@@ -37,6 +38,9 @@ typedef struct {
 
 enum { SEDAQ_LONGEST_GROUP = 256 };
 
+// Mirrored: c[k + K/2] = −c[k]. Hierarchical, K = n²: c[h n + l] = c[h n] + c[l] − c[0].
+enum { SEDAQ_FREE = 0, SEDAQ_MIRRORED = 1, SEDAQ_HIERARCHICAL = 2 };
+
 // Which arithmetic; each exists for the instruction sets that sedaq_has() confirms.
 enum {
     SEDAQ_F32_PORTABLE = 0,
@@ -47,7 +51,16 @@ enum {
     SEDAQ_BF16_AMX = 5,
     SEDAQ_INT8_AVX512 = 6,
     SEDAQ_INT8_AMX = 7,
-    SEDAQ_N_KERNELS = 8,
+    SEDAQ_LOOKUP32_PORTABLE = 8,
+    SEDAQ_LOOKUP32_AVX2 = 9,
+    SEDAQ_LOOKUP32_AVX512 = 10,
+    SEDAQ_LOOKUP16_PORTABLE = 11,
+    SEDAQ_LOOKUP16_AVX2 = 12,
+    SEDAQ_LOOKUP16_AVX512 = 13,
+    SEDAQ_LOOKUP8_PORTABLE = 14,
+    SEDAQ_LOOKUP8_AVX2 = 15,
+    SEDAQ_LOOKUP8_AVX512 = 16,
+    SEDAQ_N_KERNELS = 17,
 };
 
 // Whether this processor and this build have a kernel.
@@ -64,8 +77,9 @@ int sedaq_row_maxima(const sedaq_matrix *matrix, float *maxima, int threads);
 }
 
 typedef int sedaq_kernel(const sedaq_matrix &, const sedaq_input &, void *y, int64_t y_stride, int threads);
-namespace portable { sedaq_kernel product_f32; }
-namespace avx2 { sedaq_kernel product_f32; }
-namespace avx512 { sedaq_kernel product_f32, product_bf16, product_int8; }
+namespace portable { sedaq_kernel product_f32, lookup_float32, lookup_16_bits, lookup_8_bits; }
+namespace avx2 { sedaq_kernel product_f32, lookup_float32, lookup_16_bits, lookup_8_bits; }
+namespace avx512 { sedaq_kernel product_f32, product_bf16, product_int8, lookup_float32, lookup_16_bits, lookup_8_bits; }
+namespace avx512vbmi { sedaq_kernel few_8_bits; }
 namespace amx { sedaq_kernel product_split, product_bf16, product_int8; }
 #endif

@@ -21,6 +21,8 @@ from sedaq.aq.layers import densify
 from sedaq.aq.plan import Plan
 from sedaq.aq.store import EncodingStore
 from sedaq.errors import InputError
+from sedaq.kernels import costs, dispatch
+from sedaq.kernels.dispatch import KERNELS
 from sedaq.models.loading import load
 from sedaq.models.sampling import PipelineSampler
 
@@ -306,7 +308,39 @@ def test_a_folder_that_may_not_be_written(subject, mixed_plan, store, tmp_path):
         apply(subject, mixed_plan, store, out)
 
 
-@pytest.mark.parametrize("damage", ["tensor", "layer", "schema"])
+@pytest.mark.parametrize("law", ["this machine's", "the folder's", "of other kernels"])
+def test_kernels_are_chosen_by_the_costs_in_the_folder(law, quantized, tmp_path, monkeypatch):
+    """Laws by which one kernel or the other is free."""
+    from diffusers import DiTTransformer2DModel
+
+    def of(cheap: str) -> dict:
+        return {name: {"few": [float(name != cheap)] * 6, "many": [float(name != cheap)] * 6} for name in costs.candidates()}
+
+    expected = "dequantize"
+    monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
+    monkeypatch.setattr(costs, "law", lambda: of(expected))
+    folder = tmp_path / "changed"
+    shutil.copytree(quantized, folder)
+    config = json.loads((folder / "config.json").read_text())
+    stored = config["quantization_config"].pop("kernel_costs")
+    assert set(stored) == {"threads", "law"} and set(stored["law"]) == set(costs.candidates())
+    if law == "the folder's":
+        expected = costs.candidates()[-1]
+    if law != "this machine's":
+        stored["law"] = of(expected) | ({"another": {"few": [0.0] * 6, "many": [0.0] * 6}} if law == "of other kernels" else {})
+        config["quantization_config"]["kernel_costs"] = stored
+    (folder / "config.json").write_text(json.dumps(config))
+    model = DiTTransformer2DModel.from_pretrained(folder)
+    name = next(iter(config["quantization_config"]["layers"]))
+    matrix = model.get_submodule(name).matrix()
+    assert dispatch.choose(torch.ones(1), 64, matrix, KERNELS[expected].precision) == expected
+    if law == "the folder's":
+        model.save_pretrained(tmp_path / "again")
+        again = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+        assert again["kernel_costs"] == stored
+
+
+@pytest.mark.parametrize("damage", ["tensor", "layer", "costs", "schema"])
 def test_a_damaged_folder_is_refused(damage, quantized):
     from diffusers import DiTTransformer2DModel
 
@@ -319,6 +353,9 @@ def test_a_damaged_folder_is_refused(damage, quantized):
     elif damage == "layer":
         lost = "transformer_blocks.7.attn1.to_q"
         config["quantization_config"]["layers"][lost] = "1x4g4"
+    elif damage == "costs":
+        lost = "field 'kernel_costs' is damaged"
+        config["quantization_config"]["kernel_costs"] = {"law": {"dequantize": {"few": [1.0]}}}
     else:
         lost = "field 'schema' is 99"
         config["quantization_config"]["schema"] = 99

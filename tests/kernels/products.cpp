@@ -10,10 +10,11 @@ struct Case {
     int64_t n_out, n_in, tokens;
     int m, k, g;
     int64_t kernel;  // 0: linear; else a convolution over two axes
+    int structure = SEDAQ_FREE;
 };
 
 static std::mt19937 rng(0);
-static const double ALLOWED[SEDAQ_N_KERNELS] = {1e-5, 1e-5, 1e-5, 1e-5, 1e-2, 1e-2, 3e-2, 3e-2};
+static const double ALLOWED[SEDAQ_N_KERNELS] = {1e-5, 1e-5, 1e-5, 1e-5, 1e-2, 1e-2, 3e-2, 3e-2, 1e-5, 1e-5, 1e-5, 1e-2, 1e-2, 1e-2, 3e-2, 3e-2, 3e-2};
 
 static std::vector<float> normal(int64_t n) {
     std::normal_distribution<float> draw;
@@ -33,7 +34,15 @@ static double error_of(int kernel, const Case &c) {
     std::vector<float> books = normal((int64_t)c.m * c.k * stride), scales = normal(c.n_out), bias = normal(c.n_out), maxima(c.n_out);
     for (int64_t w = 0; w < (int64_t)c.m * c.k; w++)
         for (int i = c.g; i < stride; i++) books[w * stride + i] = 0;
-    sedaq_matrix matrix = {c.n_out, columns, groups, c.m, c.k, c.g, stride, c.k <= 256 ? 1 : 2,
+    const int half = (int)std::sqrt(c.k);
+    for (int64_t w = 0; w < (int64_t)c.m * c.k; w++)
+        for (int i = 0; i < c.g; i++) {
+            const int64_t first = w / c.k * c.k, k = w % c.k;
+            if (c.structure == SEDAQ_MIRRORED && k >= c.k / 2) books[w * stride + i] = -books[(w - c.k / 2) * stride + i];
+            if (c.structure == SEDAQ_HIERARCHICAL && k >= half && k % half)
+                books[w * stride + i] = books[(first + k / half * half) * stride + i] + books[(first + k % half) * stride + i] - books[first * stride + i];
+        }
+    sedaq_matrix matrix = {c.n_out, columns, groups, c.m, c.k, c.g, stride, c.k <= 256 ? 1 : 2, c.structure,
                            c.k <= 256 ? (const void *)bytes.data() : words.data(), books.data(), scales.data(), nullptr, bias.data()};
     if (sedaq_row_maxima(&matrix, maxima.data(), 2)) return -1;
     matrix.row_maxima = maxima.data();
@@ -65,7 +74,7 @@ static double error_of(int kernel, const Case &c) {
             }
             const double exact = sum * scales[n] + bias[n], difference = y[t * c.n_out + n] - exact;
             noise += difference * difference;
-            signal += exact * exact;
+            signal += exact * exact + bias[n] * bias[n];  // where these cancel, nothing is exact
         }
     }
     return signal > 0 ? std::sqrt(noise / signal) : 0;
@@ -74,7 +83,9 @@ static double error_of(int kernel, const Case &c) {
 int main() {
     const Case cases[] = {{1, 1, 1, 1, 2, 1, 0},     {17, 33, 5, 2, 16, 8, 0},    {64, 64, 32, 1, 256, 4, 0}, {65, 127, 33, 3, 300, 9, 0},
                           {31, 200, 40, 5, 8, 32, 0}, {20, 300, 9, 2, 16, 49, 0},  {20, 600, 3, 1, 16, 200, 0}, {96, 48, 16, 1, 4096, 2, 0}, {16, 16, 0, 1, 4, 4, 0},    {24, 6, 27, 2, 16, 4, 3},   {40, 64, 100, 2, 16, 8, 3},
-                          {33, 5, 10, 1, 64, 3, 2},   {700, 130, 90, 2, 256, 8, 0}};
+                          {33, 5, 10, 1, 64, 3, 2},   {700, 130, 90, 2, 256, 8, 0},
+                          {70, 50, 70, 2, 256, 8, 0, SEDAQ_HIERARCHICAL}, {70, 50, 40, 1, 4, 2, 0, SEDAQ_HIERARCHICAL}, {20, 60, 8, 1, 4096, 4, 0, SEDAQ_HIERARCHICAL},
+                          {70, 50, 70, 2, 128, 8, 0, SEDAQ_MIRRORED},     {130, 90, 7, 3, 64, 5, 0, SEDAQ_MIRRORED},   {70, 1000, 2, 4, 100, 7, 0}};
     int failures = 0, run = 0;
     for (int kernel = 0; kernel < SEDAQ_N_KERNELS; kernel++) {
         if (!sedaq_has(kernel)) continue;

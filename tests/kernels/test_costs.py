@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -19,8 +21,27 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def test_terms_are_those_of_the_law():
-    assert terms(17, 3, 5, 2, 4).tolist() == [1, 17 * 5, 3 * 2 * 4, 3 * 5, 32 * 3 * 5, 17 * 3]
-    assert terms(7, 3, 5, 2, 4).tolist() == [1, 7 * 5, 3 * 2 * 4, 3 * 5, 7 * 3 * 5, 7 * 3]
+    matrix = random_matrix(3, 5, 4, 16, 3)  # 2 groups
+    assert terms("f32-avx2", 17, matrix).tolist() == [1, 17 * 5, 3 * 2 * 4, 3 * 5, 32 * 3 * 5, 17 * 3]
+    assert terms("f32-avx2", 7, matrix).tolist() == [1, 7 * 5, 3 * 2 * 4, 3 * 5, 7 * 3 * 5, 7 * 3]
+
+
+@pytest.mark.parametrize(("structure", "n_words"), [("", 16), ("m", 8), ("h", 8)])
+def test_terms_of_tables_count_the_codewords_that_are_multiplied(structure, n_words):
+    matrix = random_matrix(3, 5, 4, 16, 3, structure)
+    for family, tile in (("lookup32", 16), ("lookup16", 32), ("lookup8", 64)):
+        name = f"{family}-portable"
+        expected = [1, 9 * 5, tile * 3 * 2 * 4, tile * 5 * 4 * n_words, tile * 2 * 4 * 16, 9 * 3]
+        assert terms(name, 9, matrix).tolist() == expected
+        assert terms(name, 8, matrix).tolist() == [1, 8 * 5, 3 * 2 * 4, 8 * 3 * 2 * 4, 5 * 4 * n_words, 8 * 3]
+
+
+@pytest.mark.parametrize("structure", ["", "m", "h"])
+def test_random_codebooks_have_the_structure_that_they_say(structure):
+    books = random_matrix(4, 8, 2, 16, 4, structure).codebooks
+    grid = books.unflatten(1, (4, 4))
+    assert torch.equal(books[:, 8:], -books[:, :8]) == (structure == "m")
+    assert torch.allclose(grid - grid[:, :, :1], (grid - grid[:, :, :1])[:, :1].expand_as(grid), atol=1e-6) == (structure == "h")
 
 
 def test_the_cheapest_depends_on_the_tokens(monkeypatch):
@@ -28,8 +49,26 @@ def test_the_cheapest_depends_on_the_tokens(monkeypatch):
     one = {"few": dear, "many": [1.0, 0, 0, 0, 1.0, 0]}
     monkeypatch.setattr(costs, "law", lambda: {"one": one, "other": {"few": free, "many": [1e6, 0, 0, 0, 0.1, 0]}})
     matrix = random_matrix(100, 100, 1, 4, 4)
-    assert [cheapest(["one", "other"], tokens, matrix) for tokens in (8, 9, 16, 4096)] == ["other", "one", "one", "other"]
+    assert [cheapest(["one", "other", "not in the law"], tokens, matrix) for tokens in (8, 9, 16, 4096)] == ["other", "one", "one", "other"]
     assert cheapest(["other"], 1, matrix) == "other"
+
+
+def test_candidates_are_the_widest_of_every_family(monkeypatch):
+    monkeypatch.setattr(native, "available", lambda: ("f32-portable", "f32-avx2", "bf16-avx512", "bf16-amx", "lookup8-portable"))
+    assert costs.candidates() == ("dequantize", "f32-avx2", "bf16-amx", "lookup8-portable")
+
+
+def test_a_stored_law_decides_where_the_same_kernels_are_to_be_had(monkeypatch, caplog):
+    monkeypatch.setattr(costs, "candidates", lambda: ("one", "other"))
+    monkeypatch.setattr(costs, "law", lambda: {"one": {"few": [1.0] * 6}, "other": {"few": [2.0] * 6}})
+    matrix = random_matrix(8, 8, 1, 4, 4)
+    stored = {"threads": 3, "law": {"one": {"few": [2.0] * 6}, "other": {"few": [1.0] * 6}}}
+    name = costs.adopt(stored)
+    assert cheapest(["one", "other"], 1, matrix) == "one"
+    assert cheapest(["one", "other"], 1, dataclasses.replace(matrix, law=name)) == "other"
+    with caplog.at_level("INFO", logger="sedaq"):
+        assert costs.adopt({"threads": 3, "law": {"one": stored["law"]["one"]}}) == ""
+    assert "chosen anew" in caplog.text
 
 
 def test_the_fit_recovers_a_known_law(monkeypatch):
@@ -38,8 +77,7 @@ def test_the_fit_recovers_a_known_law(monkeypatch):
     now = [0.0]
 
     def product(x, matrix):
-        of_matrix = terms(len(x), matrix.n_out, matrix.n_in, matrix.codes.shape[1], matrix.codes.shape[2])
-        now[0] += float(of_matrix @ factors["few" if len(x) <= costs.FEW else "many"])
+        now[0] += float(terms("dequantize", len(x), matrix) @ factors["few" if len(x) <= costs.FEW else "many"])
 
     monkeypatch.setattr(costs.native, "available", lambda: ())
     monkeypatch.setattr(costs, "product_by_dequantizing", product)
@@ -88,6 +126,6 @@ def test_the_measurement_takes_no_more_than_20_seconds():
     start = time.perf_counter()
     found = costs.law()
     assert time.perf_counter() - start < 20
-    assert set(found) == {"dequantize", *native.available()} and all(
+    assert set(found) == set(costs.candidates()) and all(
         min(factors) >= 0 < max(factors) for of_kernel in found.values() for factors in of_kernel.values()
     )

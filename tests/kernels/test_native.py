@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 
 import pytest
 import torch
@@ -20,12 +21,20 @@ KERNELS = native.available()
 CONVOLUTIONS = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)
 
 
-def coded(n_out: int, n_in: int, m: int, k: int, g: int, *, taps: int = 1, ordered: bool = False, seed: int = 0) -> CodedMatrix:
+def coded(
+    n_out: int, n_in: int, m: int, k: int, g: int, *, structure: str = "", taps: int = 1, ordered: bool = False, seed: int = 0
+) -> CodedMatrix:
     rng = torch.Generator().manual_seed(seed)
     codes = torch.randint(k, (n_out, -(-n_in // g), m), generator=rng).to(torch.uint8 if k <= 256 else torch.int16)
     scales = torch.rand(n_out, generator=rng) + 0.5
     order = torch.randperm(n_in, generator=rng) if ordered else None
-    return CodedMatrix(codes, torch.randn(m, k, g, generator=rng), scales, n_in, order, taps)
+    books = torch.randn(m, k, g, generator=rng)
+    if structure == "m":
+        books = torch.cat([books[:, : k // 2], -books[:, : k // 2]], 1)
+    elif structure == "h":
+        n = math.isqrt(k)
+        books = (books[:, :n].unsqueeze(2) + books[:, -n:].unsqueeze(1) / 2).flatten(1, 2)
+    return CodedMatrix(codes, books, scales, n_in, order, structure, taps)
 
 
 def check(found: torch.Tensor, expected: torch.Tensor, kernel: str) -> None:
@@ -44,17 +53,18 @@ def exact(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
     n_out=st.integers(1, 70),
     n_in=st.integers(1, 150),
     m=st.integers(1, 5),
-    k=st.sampled_from([2, 16, 256, 300]),
+    kind=st.sampled_from([(2, ""), (16, ""), (256, ""), (300, ""), (2, "m"), (128, "m"), (512, "m"), (4, "h"), (64, "h"), (1024, "h")]),
     g=st.one_of(st.integers(1, 32), st.integers(33, 256)),
     tokens=st.integers(0, 70),
     ordered=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_products_of_any_size(kernel, n_out, n_in, m, k, g, tokens, ordered, seed):
-    matrix = coded(n_out, n_in, m, k, g, ordered=ordered, seed=seed)
-    x = torch.randn(tokens, n_in, generator=torch.Generator().manual_seed(seed))
+def test_products_of_any_size(kernel, n_out, n_in, m, kind, g, tokens, ordered, seed):
+    k, structure = kind
+    matrix = coded(n_out, n_in, m, k, g, structure=structure, ordered=ordered, seed=seed)
+    x = torch.randn(tokens, n_in, generator=torch.Generator().manual_seed(seed + 1000))  # which no codeword follows
     expected, found = exact(x, matrix), native.product(kernel, x, matrix)
-    size = x.norm() * dequantize(matrix).norm() / n_in**0.5  # of products whose terms do not cancel
+    size = x.norm() * matrix.scales.norm() * (m * matrix.codebooks.square().mean()).sqrt()  # of products with other codes
     assert found.shape == expected.shape
     assert (found.double() - expected).norm() <= PRECISIONS[native.KERNELS[kernel]] * (expected.norm() + size)
 

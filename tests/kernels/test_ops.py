@@ -22,7 +22,7 @@ def coded(dtype: torch.dtype, geometry: Geometry | None) -> CodedMatrix:
     n_in = 4 * taps
     codes = torch.randint(4, (5, -(-n_in // 3), 2), generator=rng).to(torch.uint8)
     books, scales = torch.randn(2, 4, 3, generator=rng, dtype=dtype), torch.randn(5, generator=rng, dtype=dtype)
-    return CodedMatrix(codes, books, scales, n_in, torch.randperm(n_in, generator=rng), taps)
+    return CodedMatrix(codes, books, scales, n_in, torch.randperm(n_in, generator=rng), taps=taps)
 
 
 def inputs(dtype: torch.dtype, geometry: Geometry | None) -> torch.Tensor:
@@ -69,7 +69,7 @@ def test_only_what_wants_a_gradient_gets_one():
 def test_torchs_own_checks(geometry):
     """Schema, fake kernel, autograd registration and ahead-of-time tracing."""
     matrix, x = coded(torch.float32, geometry), inputs(torch.float32, geometry)
-    arguments = (matrix.codes, matrix.codebooks, matrix.scales, matrix.order, torch.randn(5), matrix.n_in, matrix.taps)
+    arguments = (matrix.codes, matrix.codebooks, matrix.scales, matrix.order, torch.randn(5), matrix.n_in, "", matrix.taps, "")
     for leaf in (x, x.clone().requires_grad_()):
         torch.library.opcheck(torch.ops.sedaq.product, (leaf, *arguments, _numbers(geometry), "exact"))
 
