@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import gpu_kernels
 from .coded import CodedMatrix, Geometry
-from .gpu_tiles import MOST_COLUMNS, Tiles, parts, tiles
+from .gpu_tiles import MOST_COLUMNS, Tiles, for_dequantizing, parts, tiles
 from .prepared import prepared
 
 log = logging.getLogger("sedaq")
@@ -68,7 +68,7 @@ class GpuMatrix:
         self.codes = None if compact is matrix.codes and compact.is_contiguous() else compact.contiguous()
         self.scales = matrix.scales.detach().float().contiguous()
         self.width = self.n_groups * self.padded
-        self._books: dict[torch.dtype, torch.Tensor] = {}
+        self._books: dict[torch.dtype, torch.Tensor] = {}  # filled at first use
         self._tables: dict[Any, tuple[torch.Tensor, int]] = {}
 
     def books(self, matrix: CodedMatrix, dtype: torch.dtype) -> torch.Tensor:
@@ -85,7 +85,8 @@ class GpuMatrix:
             strides: of the axes of an image; with a linear geometry, whatever the taps, a column's number in the matrix is its place.
 
         Returns:
-            (4, width and more) int32: the offset from a token's first input, below zero for columns that are padding; steps along three axes.
+            (1 or 4, width and more) int32: the offset from a token's first input, below zero for columns that are padding; of images also the
+            steps along three axes.
         """
         key = (geometry.kernel, geometry.dilation, strides)
         if key not in self._tables:
@@ -93,7 +94,7 @@ class GpuMatrix:
             taps = math.prod(geometry.kernel)
             offset, tap = column // taps, column % taps
             whole_tiles = -(-self.width // MOST_COLUMNS) * MOST_COLUMNS
-            table = torch.zeros(4, whole_tiles, dtype=torch.int64)
+            table = torch.zeros(4 if strides else 1, whole_tiles, dtype=torch.int64)
             table[0] = torch.arange(-whole_tiles, 0)  # neighbours, so that padding breaks no run
             coded = torch.arange(matrix.n_in)
             g = matrix.codebooks.shape[2]
@@ -128,7 +129,7 @@ def product(
 ) -> torch.Tensor:
     """As `dispatch.product`, in the dtype of x; `tile` overrules the choice of tiles.
 
-    Raises RuntimeError where triton is missing or cannot compile for the device.
+    Raises RuntimeError where triton is missing.
     """
     if not _has_triton():
         raise RuntimeError(f"kernel {kernel} needs triton, which is not installed; install sedaq[triton]")
@@ -144,11 +145,11 @@ def product(
     tokens = math.prod(leading)
     if not y.numel():
         return y
-    tile = tile or tiles(8 * x.element_size(), tokens, x.device)
+    table, run = matrix.columns(coded, geometry, x.stride()[1:-1])
+    tile = tile or tiles(8 * x.element_size(), tokens, min(run, matrix.constants["P"]), x.device)
     n_parts = parts(tile, tokens, coded.n_out, matrix.width, _processors(x.device))
     sums = y if n_parts == 1 else x.new_empty(n_parts, tokens, coded.n_out, dtype=torch.float32)
     bias = None if bias is None else bias.detach().float().contiguous()
-    table, run = matrix.columns(coded, geometry, x.stride()[1:-1])
     size = tuple(x.shape[1:-1])
 
     def three(values: Sequence[int], missing: int) -> tuple[int, ...]:
@@ -173,23 +174,31 @@ def product(
     return y
 
 
-def dequantize(coded: CodedMatrix, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def dequantize(coded: CodedMatrix, dtype: torch.dtype = torch.float32, tile: Tiles | None = None) -> torch.Tensor:
     """The dense matrix (out, in), as `reference.dequantize` gives it, in one pass. dtype: float32, float16 or bfloat16."""
     matrix = prepared(_prepared, coded, GpuMatrix)
     y = torch.empty(coded.n_out, coded.n_in, dtype=dtype, device=coded.codes.device)
     table, run = matrix.columns(coded, _LINEAR, ())
-    rows, columns = 32, 128
+    tile = tile or for_dequantizing(y.device)
     with torch.cuda.device_of(y):
         _launch(
-            gpu_kernels.dequantize, (-(-matrix.width // columns), -(-coded.n_out // rows)),
+            gpu_kernels.dequantize, (math.ceil(matrix.width / tile.columns), math.ceil(coded.n_out / tile.rows)),
             y, coded.codes if matrix.codes is None else matrix.codes, matrix.books(coded, dtype), matrix.scales, table,
-            coded.n_out, coded.n_in, matrix.n_groups, RUN=run, **matrix.constants, ROWS=rows, COLUMNS=columns,
+            coded.n_out, coded.n_in, matrix.n_groups, RUN=run, **matrix.constants, ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
     return y
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    kernel[grid](*arguments, **constants)
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_stages: int = 1, **constants: Any) -> None:
+    """With fewer steps ahead where shared memory is too small for all."""
+    while True:
+        try:
+            kernel[grid](*arguments, num_stages=num_stages, **constants)
+            return
+        except gpu_kernels.OutOfResources:
+            if num_stages == 1:
+                raise
+            num_stages -= 1
 
 
 def _arithmetic(kernel: str, dtype: torch.dtype) -> torch.dtype:

@@ -12,9 +12,11 @@ from typing import Any
 try:
     import triton
     import triton.language as tl
+    from triton.runtime.errors import OutOfResources
 
     jit: Any = partial(triton.jit, do_not_specialize=("tokens", "steps"))  # else another compilation where they are 1 or multiples of 16
 except ImportError:  # gpu.py then launches nothing
+    OutOfResources = RuntimeError
 
     def jit(function: Any) -> Any:
         return function

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,17 +31,25 @@ class Tiles:
 UP_TO = (16, 64, 256)  # tokens: each step has tiles of its own, and so has what is above the last
 # By bits of the inputs and place in UP_TO. Chosen to fit registers and shared memory of sm_80 and sm_90 without spilling, not yet by time.
 DEFAULTS: dict[int, tuple[Tiles, ...]] = {
-    16: (Tiles(16, 64, 128, 4, 3), Tiles(64, 64, 64, 4, 3), Tiles(64, 128, 64, 4, 3), Tiles(128, 128, 64, 8, 3)),
-    32: (Tiles(16, 64, 64, 4, 2), Tiles(64, 64, 16, 4, 3), Tiles(64, 64, 16, 4, 3), Tiles(128, 64, 16, 8, 3)),
+    16: (Tiles(16, 64, 128, 4, 3), Tiles(64, 64, 64, 4, 3), Tiles(64, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3)),
+    32: (Tiles(16, 64, 32, 4, 3), Tiles(64, 64, 16, 4, 3), Tiles(64, 64, 16, 4, 3), Tiles(128, 64, 16, 8, 3)),
 }
+DEQUANTIZE = Tiles(0, 32, 128, 4, 1)  # no tokens, no steps
 MOST_COLUMNS = 256  # of any tile; the tables of columns are padded to it
 LEAST_STEPS = 4  # worth a program of its own
 
 
-def tiles(bits: int, tokens: int, device: torch.device) -> Tiles:
-    """For inputs of so many bits."""
+def tiles(bits: int, tokens: int, together: int, device: torch.device) -> Tiles:
+    """For inputs of so many bits, where inputs and codewords are loaded by so many numbers together."""
     place = sum(tokens > limit for limit in UP_TO)
-    return _measured(str(device)).get(f"{bits} {place}", DEFAULTS[bits][place])
+    found = _measured(str(device)).get(f"{bits} {place}", DEFAULTS[bits][place])
+    if together >= 8:
+        return found
+    return replace(found, columns=max(16, found.columns // 2))  # else registers do not hold all the places
+
+
+def for_dequantizing(device: torch.device) -> Tiles:
+    return _measured(str(device)).get("dequantize", DEQUANTIZE)
 
 
 def parts(tile: Tiles, tokens: int, n_out: int, width: int, processors: int) -> int:
@@ -58,7 +66,7 @@ def path(device: torch.device) -> Path:
 
 
 def keep(found: dict[str, Tiles], device: torch.device) -> None:
-    """Tiles by "bits place" for all processes from now on. Raises InputError where the folder cannot be written to."""
+    """Tiles by "bits place" or "dequantize" for all processes from now on. Raises InputError where the folder cannot be written to."""
     content = {"device": _name(device), "tiles": {key: asdict(tile) for key, tile in found.items()}}
     write_json(path(device), "gpu tiles", content)
     _measured.cache_clear()

@@ -122,7 +122,7 @@ def test_every_format_of_the_menus(format):
         matrix, x, geometry = of_format(format, (10, 6, 3, 3)), torch.randn(1, 3, 4, 6), THREE_BY_THREE
     else:
         matrix, x, geometry = of_format(format, (20, 50)), torch.randn(5, 50), None
-    for kernel in gpu.KERNELS:
+    for kernel in gpu.KERNELS if not format.int8_codebooks else ["f32-gpu"]:  # 8-bit codebooks are but other numbers
         check(kernel, x, matrix, geometry)
 
 
@@ -244,7 +244,7 @@ def test_inputs_anywhere_in_memory_and_of_any_dtype(kernel):
         found = gpu.product(kernel, x, matrix)
         assert found.dtype == x.dtype
         expected = exact(x.float(), matrix)
-        tolerance = max(PRECISIONS[gpu.KERNELS[kernel]], 4e-3 if x.dtype != torch.float32 else 0)
+        tolerance = max(PRECISIONS[gpu.KERNELS[kernel]], 8e-3 if x.dtype != torch.float32 else 0)  # the interpreter cuts bfloat16 off
         assert (found.double() - expected).norm() <= tolerance * expected.norm()
 
 
@@ -289,6 +289,7 @@ def test_dequantizing_gives_the_dense_matrix(m, k, g, ordered):
 
 def test_a_matrix_is_prepared_once_and_forgotten_with_its_codes():
     matrix, x = coded(64, 128, 2, 256, 8), torch.randn(3, 128)
+    gc.collect()
     before = len(gpu._prepared)
     gpu.product("f32-gpu", x, matrix)
     prepared = gpu._prepared[matrix.codes][-1]
@@ -314,17 +315,34 @@ def test_codes_that_do_not_lie_side_by_side_or_are_wide():
 
 def test_measured_tiles_are_read_and_a_damaged_file_is_no_failure(caplog):
     device, tile = torch.device("cpu"), Tiles(32, 32, 32, 4, 2)
-    assert gpu_tiles.tiles(16, 100, device) == gpu_tiles.DEFAULTS[16][2]
+    assert gpu_tiles.tiles(16, 100, 8, device) == gpu_tiles.DEFAULTS[16][2]
     gpu_tiles.keep({"16 2": tile}, device)
-    assert gpu_tiles.tiles(16, 100, device) == tile and gpu_tiles.tiles(32, 100, device) == gpu_tiles.DEFAULTS[32][2]
+    assert gpu_tiles.tiles(16, 100, 4, device) == dataclasses.replace(tile, columns=16)
+    assert gpu_tiles.tiles(16, 100, 8, device) == tile and gpu_tiles.tiles(32, 100, 8, device) == gpu_tiles.DEFAULTS[32][2]
     gpu_tiles.path(device).write_text("{}")
     gpu_tiles._measured.cache_clear()
-    assert gpu_tiles.tiles(16, 100, device) == gpu_tiles.DEFAULTS[16][2] and "the default tiles are used" in caplog.text
+    assert gpu_tiles.tiles(16, 100, 8, device) == gpu_tiles.DEFAULTS[16][2] and "the default tiles are used" in caplog.text
 
 
 def test_no_tile_is_wider_than_the_tables_or_narrower_than_a_piece():
     for tile in (tile for tiles in gpu_tiles.DEFAULTS.values() for tile in tiles):
         assert 16 <= tile.columns <= gpu_tiles.MOST_COLUMNS and gpu_tiles.MOST_COLUMNS % tile.columns == 0
+
+
+@pytest.mark.parametrize(("most", "expected"), [(3, [3]), (1, [3, 2, 1])])
+def test_a_kernel_that_needs_too_much_shared_memory_looks_less_far_ahead(most, expected):
+    tried = []
+
+    def launch(*arguments, num_stages):
+        tried.append(num_stages)
+        if num_stages > most:
+            raise gpu_kernels.OutOfResources(200, 100, "shared memory")
+
+    gpu._launch({(1,): launch}, (1,), "x", num_stages=3)
+    assert tried == expected
+    most = 0
+    with pytest.raises(gpu_kernels.OutOfResources):
+        gpu._launch({(1,): launch}, (1,), "x", num_stages=2)
 
 
 def test_the_dispatcher_on_a_device_that_has_them(monkeypatch):
@@ -383,10 +401,21 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=300)
 
 
-def test_the_package_can_be_imported_without_triton():
-    code = "import sys; sys.modules['triton'] = None; from sedaq.kernels import gpu, gpu_kernels; print(callable(gpu_kernels.product))"
-    found = run("-c", code, PYTHONSAFEPATH="1")
-    assert found.stdout.strip() == "True", found.stderr
+def test_the_benchmark_in_small(tmp_path):
+    found = run("benchmarks/gpu_kernels.py", "--smoke", TRITON_INTERPRET="1", SEDAQ_CACHE=str(tmp_path), TMPDIR=str(tmp_path))
+    assert found.returncode == 0, found.stderr
+    (kept,) = tmp_path.glob("*/gpu_kernels.json")
+    rows = json.loads(kept.read_text())["rows"]
+    assert {row["kernel"] for row in rows} == {*gpu.KERNELS, "dequantize", "tiles"}
+    assert {row["format"] for row in rows if row["kernel"] != "tiles"} == {"2x8g8", "1x8g4"}
+    assert set(gpu_tiles._measured("cpu")) == {"dequantize", *(f"{bits} {place}" for bits in (16, 32) for place in range(4))}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an accelerator")
+def test_without_triton_and_accelerator_all_is_imported_and_the_benchmark_refuses():
+    code = "import sys; sys.modules['triton'] = None; sys.path[0] = 'benchmarks'; import gpu_kernels; sys.exit(gpu_kernels.main())"
+    found = run("-c", code)
+    assert found.returncode == 2 and found.stderr == "no accelerator: this measures on a CUDA device, with triton installed\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton's assembler is for Linux")
