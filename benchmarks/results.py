@@ -26,10 +26,11 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
 
 
-def keep(name: str, command: str, rows: Any) -> None:
-    RESULTS.mkdir(exist_ok=True)
+def keep(name: str, command: str, rows: Any, folder: Path = RESULTS) -> None:
+    folder.mkdir(exist_ok=True)
     content = {"command": command, "date": date.today().isoformat(), "machine": machine(), "rows": rows}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
-from . import costs, native
+from . import costs, gpu, native
 from .coded import CodedMatrix, Geometry
 from .reference import product_by_dequantizing, product_by_lookup
 
@@ -36,10 +36,15 @@ def _native(name: str) -> Kernel:
     return Kernel(lambda x, matrix, bias, geometry: native.product(name, x, matrix, bias, geometry), native.KERNELS[name])
 
 
+def _gpu(name: str) -> Kernel:
+    return Kernel(lambda x, matrix, bias, geometry: gpu.product(name, x, matrix, bias, geometry), gpu.KERNELS[name])
+
+
 KERNELS: dict[str, Kernel] = {
     "reference": Kernel(product_by_lookup, "exact"),
     "dequantize": Kernel(product_by_dequantizing, "exact"),
     **{name: _native(name) for name in native.KERNELS},
+    **{name: _gpu(name) for name in gpu.KERNELS},
 }
 
 IN_TORCH = ("reference", "dequantize")  # these serve any input
@@ -52,31 +57,37 @@ def usable(x: torch.Tensor, precision: str) -> list[str]:
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-    if precision == "exact" and x.dtype == torch.bfloat16:
+    if precision == "exact" and (x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and x.device.type != "cpu")):
         precision = "bf16"
-    compiled = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    names = [*IN_TORCH, *(native.available() if compiled else ())]
+    compiled = x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    names = [*IN_TORCH, *(_compiled(x.device) if compiled else ())]
     classes = {"exact": ("exact",), "bf16": ("exact", "bf16"), "a8": ("a8",)}[precision]
     return [name for name in names if KERNELS[name].precision in classes] or usable(x, "exact")
 
 
+def _compiled(device: torch.device) -> tuple[str, ...]:
+    return native.available() if device.type == "cpu" else gpu.available(device)
+
+
 def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "exact") -> str:
-    """The kernel of the least cost, or the one that SEDAQ_KERNEL names where it can be used.
+    """The kernel of the least cost (on GPUs: by rule), or the one that SEDAQ_KERNEL names where it can be used.
 
     Raises InputError where SEDAQ_KERNEL names none, or one that this machine does not have.
     """
-    names = usable(x, precision)
-    if matrix.codebooks.shape[2] > native.LONGEST_GROUP:  # taps of a very large window
+    names, on_cpu = usable(x, precision), x.device.type == "cpu"
+    if on_cpu and matrix.codebooks.shape[2] > native.LONGEST_GROUP:  # taps of a very large window
         names = list(IN_TORCH)
     elif precision == "a8" and tokens <= costs.FEW:
         names = list(dict.fromkeys([*names, *usable(x, "exact")]))
     forced = os.environ.get("SEDAQ_KERNEL")
     if forced:
-        here = (*IN_TORCH, *native.available())
+        here = (*IN_TORCH, *_compiled(x.device))
         if forced not in here:
             raise InputError(f"SEDAQ_KERNEL={forced!r} names no kernel of this machine; choose one of {', '.join(sorted(here))}")
         if forced in names or forced in IN_TORCH:
             return forced
+    if not on_cpu:
+        return gpu.choose(x, names, precision)
     return costs.cheapest(names, tokens, matrix)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .coded import CodedMatrix, Geometry
+from .prepared import prepared
 
 log = logging.getLogger("sedaq")
 
@@ -141,19 +142,7 @@ def _axes(x: torch.Tensor, geometry: Geometry, out_size: Sequence[int]) -> tuple
 
 
 _NO_AXES = _axes(torch.empty(1, 1), Geometry((), (), (), ()), ())  # of a linear layer: images of one place
-# By the tensor of codes, which lives as long as its layer; with the other tensors and versions of all, for they may change.
 _prepared: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def _native(matrix: CodedMatrix) -> NativeMatrix:
-    """Made once for a matrix, and again when its tensors are others or hold something else."""
-    others = (matrix.codebooks, matrix.scales, matrix.order)
-    versions = [None if part.is_inference() else part._version for part in (matrix.codes, matrix.codebooks, matrix.scales)]
-    known = _prepared.get(matrix.codes)
-    if known is None or any(a is not b for a, b in zip(known[0], others, strict=True)) or known[1:3] != (versions, matrix.taps):
-        known = _prepared[matrix.codes] = (others, versions, matrix.taps, NativeMatrix(matrix))
-    found: NativeMatrix = known[3]
-    return found
 
 
 def _library() -> Any:
@@ -177,7 +166,7 @@ def product(
     kernel: str, x: torch.Tensor, coded: CodedMatrix, bias: torch.Tensor | None = None, geometry: Geometry | None = None
 ) -> torch.Tensor:
     """As `dispatch.product`, in bfloat16 if x is and else in float32; x may be a part of more channels."""
-    matrix = _native(coded)
+    matrix = prepared(_prepared, coded, NativeMatrix)
     if x.dtype != torch.bfloat16:
         x = x.float()
     places = x.shape[:-1]

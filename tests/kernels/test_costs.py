@@ -59,10 +59,13 @@ def test_candidates_are_the_widest_of_every_family(monkeypatch):
 
 
 def test_a_stored_law_decides_where_the_same_kernels_are_to_be_had(monkeypatch, caplog):
+    def always(factor):
+        return {"few": [factor] * 6, "many": [factor] * 6}
+
     monkeypatch.setattr(costs, "candidates", lambda: ("one", "other"))
-    monkeypatch.setattr(costs, "law", lambda: {"one": {"few": [1.0] * 6}, "other": {"few": [2.0] * 6}})
+    monkeypatch.setattr(costs, "law", lambda: {"one": always(1.0), "other": always(2.0)})
     matrix = random_matrix(8, 8, 1, 4, 4)
-    stored = {"threads": 3, "law": {"one": {"few": [2.0] * 6}, "other": {"few": [1.0] * 6}}}
+    stored = {"threads": 3, "law": {"one": always(2.0), "other": always(1.0)}}
     name = costs.adopt(stored)
     assert cheapest(["one", "other"], 1, matrix) == "one"
     assert cheapest(["one", "other"], 1, dataclasses.replace(matrix, law=name)) == "other"
