@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ..models.hessian import Hessian
-from ..models.subject import Subject
 from ..progress import track
 from .encoder import encode
 from .formats import Format
@@ -105,13 +104,3 @@ def encoding(
             row["aqlm_error"], row["aqlm_seconds"] = AQLM[*shape, str(what)]
         rows.append(row)
     return rows
-
-
-def model_step(subject: Subject, *, n_images: int = 64, repeats: int = 3) -> dict[str, float]:
-    """Seconds of one sampling step, median over `repeats` samplings of `n_images` images with 4 steps."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        subject.sample(seed=0, n_images=n_images, steps=4)
-        times.append((time.perf_counter() - start) / 4)
-    return {"seconds_per_step": sorted(times)[len(times) // 2], "n_images": n_images}

@@ -8,20 +8,28 @@ from typing import Any
 from ..models.subject import Subject
 from .formats import AS_IS
 from .menu import Entry
+from .operations import Operations, operations
 from .plan import Plan, file_bytes, weight_bits
 
 
-def inspect(subject: Subject, menu: Mapping[str, Sequence[Entry]], plan: Plan | None = None) -> dict[str, Any]:
+def inspect(
+    subject: Subject, menu: Mapping[str, Sequence[Entry]], plan: Plan | None = None, tokens: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Sizes of the subject as it is, the menu of every layer, and what `plan` would make of it. Shared codebooks count in full.
+
+    Args:
+        tokens: of every layer, as operations.tokens_of finds them; with a plan, to count what it saves.
 
     Returns:
         {n_layers, n_weights, size_bytes, bits_per_weight, least_bits, greatest_bits, layers: [{name, role, block, kind, shape, n_weights,
-        formats: [{format, bits_per_weight, size_bytes}]}]}; with a plan each layer has its `planned` format, and `plan` its totals.
+        formats: [{format, bits_per_weight, size_bytes}]}]}; with a plan each layer has its `planned` format, and `plan` its totals; with tokens,
+        both have `operations` (Operations.row) of one image in one step.
     """
     if plan is not None:
         plan.validate(subject)
     as_is = {layer.name: AS_IS for layer in subject.layers}
     layers: list[dict[str, Any]] = []
+    total = Operations()
     for layer in subject.layers:
         formats = [
             {
@@ -40,8 +48,15 @@ def inspect(subject: Subject, menu: Mapping[str, Sequence[Entry]], plan: Plan | 
             "n_weights": layer.n_weights,
             "formats": formats,
         }
-        layers.append({**row, "planned": str(plan.formats[layer.name])} if plan else row)
-    result = {
+        if plan is not None:
+            row["planned"] = str(plan.formats[layer.name])
+        if plan is not None and tokens is not None:
+            size = subject.tensor_specs[f"{layer.name}.weight"][0].itemsize
+            counted = operations(plan.formats[layer.name], layer.shape, tokens[layer.name], groups=layer.groups, bytes_a_weight=size)
+            row |= {"tokens": tokens[layer.name], "operations": counted.row()}
+            total += counted
+        layers.append(row)
+    result: dict[str, Any] = {
         "name": subject.name,
         "n_layers": len(layers),
         "n_weights": sum(layer.n_weights for layer in subject.layers),
@@ -53,4 +68,6 @@ def inspect(subject: Subject, menu: Mapping[str, Sequence[Entry]], plan: Plan | 
     }
     if plan is not None:
         result["plan"] = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "budget": plan.budget, "hash": plan.hash}
+        if tokens is not None:
+            result["plan"]["operations"] = total.row()
     return result

@@ -188,16 +188,20 @@ def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), name, module)
 
 
+def coded_modules(root: nn.Module) -> dict[str, _Coded]:
+    """The layers that hold codes, by path."""
+    return {path: module for path, module in root.named_modules() if isinstance(module, _Coded)}
+
+
 def densify(root: nn.Module) -> None:
     """Put plain Linear and Conv modules with de-quantized weights in the place of coded ones: for measuring, where speed of torch counts."""
-    for path, module in list(root.named_modules()):
-        if isinstance(module, _Coded):
-            weight = dequantize(module.matrix()).reshape(module.shape)
-            with torch.device("meta"):
-                dense = _dense_twin(module)
-            dense.weight = nn.Parameter(weight, requires_grad=False)
-            dense.bias = module.bias
-            set_module(root, path, dense)
+    for path, module in coded_modules(root).items():
+        weight = dequantize(module.matrix()).reshape(module.shape)
+        with torch.device("meta"):
+            dense = _dense_twin(module)
+        dense.weight = nn.Parameter(weight, requires_grad=False)
+        dense.bias = module.bias
+        set_module(root, path, dense)
     root.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -143,12 +143,27 @@ def kernels(formats: str, tokens: str, repeats: int, as_json: bool) -> None:
     _print(lambda: bench.compare(cases, tokens=counts, repeats=repeats), as_json)
 
 
-@command.command(help=f"Seconds a sampling step of one or several models, quantized folders among them.\n\n{options.SUBJECT_HELP}")
+@command.command(
+    help="Seconds of a sampling step, peak memory and operations of one or several models, quantized folders among them."
+    f"\n\n{options.SUBJECT_HELP}"
+)
 @click.argument("subjects", nargs=-1, required=True)
-@click.option("--images", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--images", type=click.IntRange(1), default=64, show_default=True, help="Sampled at once.")
+@click.option("--arithmetic", default="float32", show_default=True, help="Among float32, bfloat16, a8, separated by commas.")
+@click.option("--layers", is_flag=True, help="Every layer's operations and milliseconds, too.")
 @options.as_json
-def model(subjects: tuple[str, ...], images: int, as_json: bool) -> None:
-    from ..aq.bench import model_step
-    from ..models.loading import load
+def model(subjects: tuple[str, ...], images: int, arithmetic: str, layers: bool, as_json: bool) -> None:
+    from ..aq.model_bench import model_steps
+    from ..progress import shown
+    from ..reports.summaries import show
+    from ..reports.tables import model_table, operations_table
 
-    _print(lambda: [{"subject": name, **model_step(load(name, quantized=True), n_images=images)} for name in subjects], as_json)
+    with shown():
+        rows = model_steps(subjects, arithmetics=arithmetic.split(","), n_images=images)
+    if as_json:
+        options.print_json(rows)
+        return
+    show(model_table(rows))
+    for row in rows if layers else ():
+        ms = {layer["name"]: layer["ms"] for layer in row["layers"]}
+        show(operations_table({"layers": row["layers"], "plan": row}, ms, f"{row['subject']}, {row['arithmetic']}: "))

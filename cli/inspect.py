@@ -14,25 +14,34 @@ from . import options
     f"\n\n{options.SUBJECT_HELP}"
 )
 @click.argument("subject")
-@click.option("--plan", type=click.Path(path_type=Path), default=None, help="Show what this plan gives each layer.")
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Show what this plan gives each layer, and the operations of one image in one sampling step, which is sampled for that.",
+)
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Show the menus that this run measured.")
 @options.exclude
 @options.as_json
 def command(subject: str, plan: Path | None, run_folder: Path | None, exclude: tuple[str, ...], as_json: bool) -> None:
     from ..aq.inspection import inspect
     from ..aq.menu import ruled_menus
+    from ..aq.operations import tokens_of
     from ..aq.plan import Plan
     from ..models.loading import load
     from ..progress import shown
     from ..reports.summaries import show
-    from ..reports.tables import inspect_table
+    from ..reports.tables import inspect_table, operations_table
     from ..sensitivity.run import Run
 
     with shown():
         run = Run.open(run_folder, subject=subject) if run_folder else None
         loaded = run.subject if run else load(subject, exclude=exclude)
-        result = inspect(loaded, run.menus if run else ruled_menus(loaded), Plan.load(plan) if plan else None)
+        planned = Plan.load(plan) if plan else None
+        if planned:
+            planned.validate(loaded)
+        result = inspect(loaded, run.menus if run else ruled_menus(loaded), planned, tokens_of(loaded) if planned else None)
     if as_json:
         options.print_json(result)
     else:
-        show(inspect_table(result))
+        show(operations_table(result) if planned else inspect_table(result))

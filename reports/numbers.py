@@ -82,6 +82,15 @@ def megabytes(size_bytes: Any) -> str:
     return f"{size:,.3f} MB" if math.isfinite(size) else ABSENT
 
 
+def millions(value: Any) -> str:
+    """Of operations.
+
+    >>> millions(339_738_624), millions(0)
+    ('340 M', '0')
+    """
+    return f"{number(as_float(value) / 1e6)} M" if value else "0"
+
+
 def percent(value: Any, error: Any = None) -> str:
     """A fraction as a percentage.
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .numbers import ABSENT, METRIC_LABELS, bits, cell, count, megabytes, metric
+from .numbers import ABSENT, METRIC_LABELS, bits, cell, count, megabytes, metric, millions, number, percent
 
 _EVALUATION_METRICS = {"fid": "Fréchet distance", "kid": "KID", "agreement": "agreement", "psnr": "PSNR, dB"}
 
@@ -66,6 +66,64 @@ def inspect_table(content: Mapping[str, Any]) -> Table:
     for layer in content["layers"]:
         menu = "  ".join(f"{entry['format']} {bits(entry['bits_per_weight'])}" for entry in layer["formats"])
         table.add_row(layer["name"], layer["role"], layer["kind"], cell("shape", layer["shape"]), count(layer["n_weights"]), menu)
+    return table
+
+
+_OPERATIONS = {
+    "dense_multiply_adds": "dense multiply-adds",
+    "multiply_adds": "of these left",
+    "table_multiply_adds": "multiply-adds of tables",
+    "lookup_additions": "additions of lookups",
+}
+
+
+def operations_table(content: Mapping[str, Any], ms: Mapping[str, float] | None = None, model: str = "") -> Table:
+    """What a plan or a model gives each layer, and the operations of one image in one step.
+
+    Args:
+        content: {layers: [{name, shape, planned, tokens, operations}], plan: {operations}} as `sedaq inspect --plan --json` prints it.
+        ms: measured milliseconds of every layer, where there are some.
+        model: what the title begins with.
+    """
+    total = content["plan"]["operations"]
+    done = sum(total[name] for name in ("multiply_adds", "table_multiply_adds", "lookup_additions"))
+    read = ", ".join(f"{percent(total['bytes_read'] / size)} of {name}" for name, size in total["dense_bytes"].items())
+    title = (
+        f"{percent(done / total['dense_multiply_adds'])} of the dense operations; weights read: {megabytes(total['bytes_read'])}, {read}"
+    )
+    table = _table(title)
+    for heading in ("layer", "format"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("shape", "tokens", *_OPERATIONS.values(), "bytes read", *(("ms",) if ms else ())):
+        table.add_column(heading, justify="right")
+    rows = [(layer["name"], layer["planned"], cell("shape", layer["shape"]), count(layer["tokens"]), layer) for layer in content["layers"]]
+    for *cells, layer in [*rows, ("total", "", "", "", {"operations": total})]:
+        counted = layer["operations"]
+        measured = (sum(ms.values()) if cells[0] == "total" else ms[cells[0]],) if ms else ()
+        numbers = [millions(counted[name]) for name in _OPERATIONS]
+        table.add_row(*cells, *numbers, count(counted["bytes_read"]), *map(number, measured))
+    return table
+
+
+def model_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of `sedaq bench model`: times and memory of whole models."""
+    table = _table(f"{rows[0]['n_images']} images at once, {rows[0]['threads']} threads; operations of one image in one step")
+    for heading in ("model", "arithmetic"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("seconds a step", "peak memory", "operations", "of the dense ones", "weights read"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        counted = row["operations"]
+        done = sum(counted[name] for name in ("multiply_adds", "table_multiply_adds", "lookup_additions"))
+        table.add_row(
+            row["subject"],
+            row["arithmetic"],
+            number(row["seconds_per_step"]),
+            megabytes(row["peak_bytes"]),
+            millions(done),
+            percent(done / counted["dense_multiply_adds"]),
+            megabytes(counted["bytes_read"]),
+        )
     return table
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sedaq.aq.apply import apply
 from sedaq.aq.formats import Format
 from sedaq.aq.plan import Plan
 from sedaq.aq.store import EncodingStore
@@ -61,6 +62,12 @@ def mixed_plan(subject, store) -> Plan:
     texts = ["1x4g4", "int8", "asis", "1x4g4h", "1x5g4q", "2x4g8m"]
     formats = {layer.name: Format.parse(texts[i % len(texts)]) for i, layer in enumerate(subject.layers)}
     return Plan.of(subject, formats, encoding=store.identity)
+
+
+@pytest.fixture
+def quantized(subject, mixed_plan, store, tmp_path) -> Path:
+    apply(subject, mixed_plan, store, tmp_path / "quantized")
+    return tmp_path / "quantized"
 
 
 # -- layers that share codebooks -----------------------------------------------------------------------------------------------------------

@@ -65,12 +65,6 @@ def in_fresh_process(folder: Path, kind: str, tmp_path: Path) -> torch.Tensor:
     return torch.load(tmp_path / "answer", weights_only=True)
 
 
-@pytest.fixture
-def quantized(subject, mixed_plan, store, tmp_path) -> Path:
-    apply(subject, mixed_plan, store, tmp_path / "quantized")
-    return tmp_path / "quantized"
-
-
 def test_the_folder_loads_in_a_fresh_process(subject, mixed_plan, store, quantized, tmp_path, monkeypatch):
     monkeypatch.setenv("SEDAQ_KERNEL", "reference")
     fresh = in_fresh_process(quantized, "DiTTransformer2DModel", tmp_path)

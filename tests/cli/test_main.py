@@ -136,7 +136,21 @@ def test_inspect(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
         assert layer.keys() >= {"name", "role", "block", "kind", "shape", "n_weights", "formats"}
         assert all(entry.keys() >= {"format", "bits_per_weight", "size_bytes"} for entry in layer["formats"])
     assert main(["inspect", made.subject, "--plan", str(made.plan)]) == 0
-    assert "blocks.0" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "blocks.0" in out and "of the dense operations" in out and "total" in out
+    planned = as_json(capsys, "inspect", made.subject, "--plan", made.plan)
+    assert planned["plan"]["operations"]["dense_multiply_adds"] == 28 * (28 * 32 * 2 + 32 * 32), "28 rows of 28 pixels"
+    assert all(layer["tokens"] == 28 and layer["operations"]["bytes_read"] > 0 for layer in planned["layers"])
+
+
+def test_bench_model(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = as_json(capsys, "bench", "model", made.subject, "--images", "2")
+    assert row.keys() >= {"subject", "arithmetic", "seconds_per_step", "peak_bytes", "operations", "layers"} and row["peak_bytes"] > 0
+    assert main(["bench", "model", made.subject, "--images", "2", "--layers"]) == 0
+    out = capsys.readouterr().out
+    assert "seconds a step" in out and "blocks.2" in out and "float32" in out
+    assert main(["bench", "model", made.subject, "--arithmetic", "float8"]) == 2
+    assert "arithmetic 'float8' is unknown" in capsys.readouterr().err
 
 
 def test_fit(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
