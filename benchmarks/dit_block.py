@@ -23,7 +23,7 @@ from sedaq.kernels.dispatch import product
 from sedaq.kernels.reference import dequantize
 
 LAYERS = [(1152, 1152, 256)] * 4 + [(4608, 1152, 256), (1152, 4608, 256), (6912, 1152, 1)]  # out, in, tokens
-FORMATS = ("1x8g8", "3x8g16", "2x8g8", "4x8g8")
+FORMATS = ("1x8g8", "1x8g8h", "3x8g16", "3x8g16h", "2x8g8", "2x8g8h", "4x8g8", "4x8g8h")
 
 
 def run(calls: list[Callable[[], Any]]) -> None:
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--name", default="dit_block")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")  # of the deprecation of torch's 8-bit product
@@ -44,7 +45,7 @@ def main() -> None:
     for text in FORMATS:
         f = Format.parse(text)
         matrices: list[tuple[CodedMatrix, torch.Tensor]] = [
-            (random_matrix(n_out, n_in, f.n_codebooks, f.n_entries, f.group_size, seed=block), torch.randn(tokens, n_in))
+            (random_matrix(n_out, n_in, f.n_codebooks, f.n_entries, f.group_size, f.structure, seed=block), torch.randn(tokens, n_in))
             for block in range(arguments.blocks)
             for n_out, n_in, tokens in LAYERS
         ]
@@ -70,7 +71,7 @@ def main() -> None:
         ratios = {ours: ms[peer] / ms[ours] for ours, peer in (("exact", "torch_f32"), ("bf16", "torch_bf16"), ("a8", "torch_int8"))}
         rows.append({"format": text, "threads": arguments.threads, "ms_a_block": ms, "ratio": ratios})
         print(rows[-1], flush=True)
-    keep("dit_block", "python benchmarks/dit_block.py", rows)
+    keep(arguments.name, "python benchmarks/dit_block.py", rows)
 
 
 if __name__ == "__main__":

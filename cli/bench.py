@@ -127,20 +127,31 @@ def encode(formats: str, bits: str, shapes: str, efforts: str, device: str, seed
 @command.command(help="Milliseconds of every kernel, and ratios to torch's own products (above 1: ours is faster).")
 @_formats(("1x8g8", "2x8g8", "4x8g8"))
 @click.option("--tokens", default="1,16,256", show_default=True, help="Token counts, separated by commas.")
+@click.option("--threads", default="", help="Numbers of threads, separated by commas; torch's own if left out.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @options.as_json
-def kernels(formats: str, tokens: str, repeats: int, as_json: bool) -> None:
+def kernels(formats: str, tokens: str, threads: str, repeats: int, as_json: bool) -> None:
+    import torch
+
     from ..aq.formats import Format
     from ..errors import InputError
     from ..kernels import bench
 
     counts = _whole_numbers("--tokens", tokens)
-    cases = [
-        (text, f.n_codebooks, f.n_entries, f.group_size) for text in formats.split(",") if (f := Format.parse(text)).kind == "additive"
-    ]
+    of_threads = _whole_numbers("--threads", threads) if threads else [torch.get_num_threads()]
+    parsed = {text: Format.parse(text) for text in formats.split(",")}
+    cases = [(t, f.n_codebooks, f.n_entries, f.group_size, f.structure) for t, f in parsed.items() if f.kind == "additive"]
     if not cases:
         raise InputError(f"--formats {formats!r}: no kernel works on these; give formats with codes such as 2x8g8")
-    _print(lambda: bench.compare(cases, tokens=counts, repeats=repeats), as_json)
+
+    def rows() -> list[dict[str, Any]]:
+        measured = []
+        for n in of_threads:
+            torch.set_num_threads(n)
+            measured += bench.compare(cases, tokens=counts, repeats=repeats)
+        return measured
+
+    _print(rows, as_json)
 
 
 @command.command(

@@ -48,13 +48,13 @@ class _Case:
     geometry: Geometry | None
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], tokens: int, m: int, k: int, g: int) -> _Case:
+    def of(cls, shape: tuple[int, ...], tokens: int, m: int, k: int, g: int, structure: str = "") -> _Case:
         rng = torch.Generator().manual_seed(1)
         n_out, n_in, *kernel = shape
         if not kernel:
-            return cls(f"{n_in}->{n_out}", torch.randn(tokens, n_in, generator=rng), random_matrix(n_out, n_in, m, k, g), None)
+            return cls(f"{n_in}->{n_out}", torch.randn(tokens, n_in, generator=rng), random_matrix(n_out, n_in, m, k, g, structure), None)
         size, taps = kernel[0], kernel[0] ** 2
-        matrix = random_matrix(n_out, n_in * taps, m, k, g)
+        matrix = random_matrix(n_out, n_in * taps, m, k, g, structure)
         by_tap = torch.arange(n_in * taps).view(n_in, taps).T.reshape(-1)
         x = torch.randn(max(1, tokens // SIDE**2), SIDE, SIDE, n_in, generator=rng)
         geometry = Geometry((size, size), (1, 1), (size // 2, size // 2), (1, 1))
@@ -90,7 +90,7 @@ class _Case:
 
 @torch.inference_mode()
 def compare(
-    cases: Sequence[tuple[str, int, int, int]],
+    cases: Sequence[tuple[str, int, int, int, str]],
     *,
     shapes: Sequence[tuple[int, ...]] = SHAPES,
     tokens: Sequence[int] = TOKENS,
@@ -100,7 +100,7 @@ def compare(
     """Rows of `sedaq bench kernels`.
 
     Args:
-        cases: (format text, M, K, g).
+        cases: (format text, M, K, g, structure).
         shapes: (out, in), or (out, in, size) for a convolution over images of 32×32.
         kernels: those to be timed; all that are here when None.
 
@@ -109,10 +109,10 @@ def compare(
         that sedaq's kernel is faster than the column, null that torch has none; `chosen`, that the dispatcher takes it for its class.
     """
     rows = []
-    for shape, n_tokens, (text, m, k, g) in track([(s, t, c) for s in shapes for t in tokens for c in cases], "kernels"):
+    for shape, n_tokens, (text, *form) in track([(s, t, c) for s in shapes for t in tokens for c in cases], "kernels"):
         if len(shape) == 3 and n_tokens < SIDE**2:
             continue
-        case = _Case.of(shape, n_tokens, m, k, g)
+        case = _Case.of(shape, n_tokens, *form)
         names = [name for name in kernels or (*IN_TORCH, *native.available()) if name != "reference" or n_tokens <= REFERENCE_TOKENS]
         peers, ours = case.peers(), case.ours(names)
         times = interleaved_medians({**peers, **ours}, repeats)

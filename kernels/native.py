@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..errors import InputError
 from .coded import CodedMatrix, Geometry
 from .prepared import prepared
 
@@ -43,6 +45,7 @@ KERNELS = {
 TILES = {
     name: tile for family, tile in (("lookup32", 16), ("lookup16", 32), ("lookup8", 64)) for name in KERNELS if name.startswith(family)
 }
+ISAS = ("portable", "avx2", "avx512", "amx")  # in ascending order
 LONGEST_GROUP = 256  # SEDAQ_LONGEST_GROUP
 _STRUCTURES = {"": 0, "m": 1, "h": 2}
 _NUMBERS = {name: number for number, name in enumerate(KERNELS)}
@@ -99,9 +102,17 @@ def fingerprint() -> str:
 
 @functools.cache
 def available() -> tuple[str, ...]:
-    """The kernels that this processor and this build have."""
-    found = library()
-    return tuple(name for name, number in _NUMBERS.items() if found is not None and found.sedaq_has(number))
+    """The kernels that this processor and this build have, up to the instructions that SEDAQ_MAX_ISA names.
+
+    Raises InputError where it names none.
+    """
+    found, most = library(), os.environ.get("SEDAQ_MAX_ISA") or ISAS[-1]
+    if most not in ISAS:
+        raise InputError(f"SEDAQ_MAX_ISA={most!r} is unknown; choose one of {', '.join(ISAS)}")
+    allowed = ISAS[: ISAS.index(most) + 1]
+    return tuple(
+        name for name, number in _NUMBERS.items() if name.partition("-")[2] in allowed and found is not None and found.sedaq_has(number)
+    )
 
 
 class NativeMatrix:

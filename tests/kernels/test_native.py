@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sedaq.errors import InputError
 from sedaq.kernels import dispatch, native
 from sedaq.kernels.coded import CodedMatrix, Geometry
 from sedaq.kernels.dispatch import PRECISIONS
@@ -209,6 +210,16 @@ def test_a_kernel_of_another_processor_is_refused(monkeypatch):
     monkeypatch.setitem(native._NUMBERS, "f32-portable", 99)
     with pytest.raises(RuntimeError, match="kernel f32-portable is not to be had on this processor"):
         native.product("f32-portable", torch.randn(2, 4), coded(4, 4, 1, 4, 2))
+
+
+@pytest.mark.parametrize("most", native.ISAS)
+def test_instructions_can_be_limited(most, monkeypatch):
+    monkeypatch.setenv("SEDAQ_MAX_ISA", most)
+    beyond = native.ISAS[native.ISAS.index(most) + 1 :]
+    assert native.available.__wrapped__() == tuple(name for name in KERNELS if not name.endswith(beyond))
+    monkeypatch.setenv("SEDAQ_MAX_ISA", "sse")
+    with pytest.raises(InputError, match="SEDAQ_MAX_ISA='sse' is unknown; choose one of portable, avx2, avx512, amx"):
+        native.available.__wrapped__()
 
 
 def test_without_a_compiled_library_one_line_says_so(monkeypatch, caplog):
