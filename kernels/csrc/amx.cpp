@@ -107,15 +107,16 @@ struct SplitTiles : Bfloat16<2> {
 struct Int8Tiles {
     enum { PER_DWORD = 4, PARTS = 1, EIGHT_BIT = 1 };
     typedef int32_t Sum;
+    typedef uint16_t Weight;
 
     static void begin() { configure(); }
     static void end() { _tile_release(); }
 
     static void convert_token(const float *row, float scale, uint32_t *const *out) { _mm512_storeu_si512(out[0], bytes(row, scale)); }
 
-    static void convert_rows(const float *values, int64_t stride, const float *scales, uint32_t *const *out, int32_t *) {
+    static void convert_rows(const uint16_t *values, int64_t stride, const int16_t *multipliers, uint32_t *const *out, int32_t *) {
         __m512i rows[ROWS];
-        for (int r = 0; r < ROWS; r++) rows[r] = bytes(values + r * stride, scales[r]);
+        for (int r = 0; r < ROWS; r++) rows[r] = bytes(values + r * stride, multipliers[r]);
         store_transposed(rows, out[0]);
     }
 

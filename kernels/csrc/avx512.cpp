@@ -39,6 +39,7 @@ struct Bfloat16Dot : Bfloat16<1> {
 struct Int8Dot {
     enum { PER_DWORD = 4, PARTS = 1, EIGHT_BIT = 1 };
     typedef int32_t Sum;
+    typedef uint16_t Weight;
 
     static void begin() {}
     static void end() {}
@@ -47,10 +48,10 @@ struct Int8Dot {
         _mm512_storeu_si512(out[0], _mm512_xor_si512(bytes(row, scale), _mm512_set1_epi8((char)0x80)));
     }
 
-    static void convert_rows(const float *values, int64_t stride, const float *scales, uint32_t *const *out, int32_t *sums) {
+    static void convert_rows(const uint16_t *values, int64_t stride, const int16_t *multipliers, uint32_t *const *out, int32_t *sums) {
         __m512i rows[ROWS];
         for (int r = 0; r < ROWS; r++) {
-            rows[r] = bytes(values + r * stride, scales[r]);
+            rows[r] = bytes(values + r * stride, multipliers[r]);
             sums[r] += 128 * _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), rows[r]));
         }
         store_transposed(rows, out[0]);

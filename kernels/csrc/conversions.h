@@ -43,7 +43,7 @@ static inline __m512 rest(__m512 x) {  // what bfloat16 leaves of x
 template <int N_PARTS>
 struct Bfloat16 {
     enum { PER_DWORD = 2, PARTS = N_PARTS, EIGHT_BIT = 0 };
-    typedef float Sum;
+    typedef float Sum, Weight;
 
     static inline void split(const float *row, __m512i *parts) {
         const __m512 low = _mm512_loadu_ps(row), high = _mm512_loadu_ps(row + 16);
@@ -57,7 +57,7 @@ struct Bfloat16 {
         for (int p = 0; p < PARTS; p++) _mm512_storeu_si512(out[p], parts[p]);
     }
 
-    static void convert_rows(const float *values, int64_t stride, const float *, uint32_t *const *out, int32_t *) {
+    static void convert_rows(const float *values, int64_t stride, const int16_t *, uint32_t *const *out, int32_t *) {
         __m512i rows[PARTS][ROWS];
         for (int r = 0; r < ROWS; r++) {
             __m512i parts[PARTS];
@@ -77,4 +77,11 @@ static inline __m512i bytes(const float *row, float scale) {
     result = _mm512_inserti32x4(result, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row + 16), by))), 1);
     result = _mm512_inserti32x4(result, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row + 32), by))), 2);
     return _mm512_inserti32x4(result, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(row + 48), by))), 3);
+}
+
+// 64 columns of 16 bits to signed bytes: x · multiplier / 2¹⁵.
+static inline __m512i bytes(const uint16_t *row, int16_t multiplier) {
+    const __m512i by = _mm512_set1_epi16(multiplier);
+    const __m512i low = _mm512_mulhrs_epi16(_mm512_loadu_si512(row), by), high = _mm512_mulhrs_epi16(_mm512_loadu_si512(row + 32), by);
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packs_epi16(low, high));
 }

@@ -1,10 +1,23 @@
 // Codes to weights, 16 rows at a time. Included into a namespace for each instruction set; no templates of the standard library here,
 // since the linker would merge them across instruction sets.
 
-typedef float Pair __attribute__((vector_size(8)));
-typedef float Quad __attribute__((vector_size(16)));
-typedef float Octet __attribute__((vector_size(32)));
 typedef float Sixteen __attribute__((vector_size(64)));
+
+// Vectors of so many numbers, of 64 bytes at most.
+template <class Number>
+struct Vectors;
+
+template <>
+struct Vectors<float> {
+    typedef float V1, V2 __attribute__((vector_size(8))), V4 __attribute__((vector_size(16))), V8 __attribute__((vector_size(32)));
+    typedef Sixteen V16, V32;
+};
+
+template <>
+struct Vectors<uint16_t> {
+    typedef uint16_t V1, V2 __attribute__((vector_size(4))), V4 __attribute__((vector_size(8))), V8 __attribute__((vector_size(16))),
+        V16 __attribute__((vector_size(32))), V32 __attribute__((vector_size(64)));
+};
 
 template <class Vector>
 static inline void load(Vector &x, const void *from) { __builtin_memcpy(&x, from, sizeof x); }  // at any address
@@ -14,20 +27,21 @@ static inline void store(void *to, const Vector &x) { __builtin_memcpy(to, &x, s
 
 enum { ROWS = 16 };  // decoded together: one vector of float32
 
+template <class Number>
 struct Chunk {
-    float *values;     // ROWS rows of `stride` floats, unscaled
+    Number *values;    // ROWS rows of `stride` numbers, unscaled
     int64_t stride;
 };
 
 // Codebooks by value, so that no store makes the compiler read their place again. 0 books stand for any number.
-template <class Vector, int N_VECTORS, int N_BOOKS>
+template <class Number, class Vector, int N_VECTORS, int N_BOOKS>
 struct Books {
-    static constexpr int64_t WIDTH = sizeof(Vector) / sizeof(float), STRIDE = WIDTH * N_VECTORS;
-    const float *first;
-    int64_t next;  // floats from one book to the next
+    static constexpr int64_t WIDTH = sizeof(Vector) / sizeof(Number), STRIDE = WIDTH * N_VECTORS;
+    const Number *first;
+    int64_t next;  // numbers from one book to the next
     int n;
 
-    explicit Books(const sedaq_matrix &m) : first(m.codebooks), next(m.n_entries * STRIDE), n(N_BOOKS ? N_BOOKS : m.n_codebooks) {}
+    Books(const sedaq_matrix &m, const Number *codebooks) : first(codebooks), next(m.n_entries * STRIDE), n(N_BOOKS ? N_BOOKS : m.n_codebooks) {}
 
     // The sum of one group's codewords.
     template <class Code>
@@ -44,16 +58,19 @@ struct Books {
 };
 
 // Codewords are stored whole: what is too much is overwritten by the next one, and by the padding at the end.
+template <class N>
 struct DecodeRow {
+    typedef N Number;
     const sedaq_matrix &m;
+    const Number *codebooks;
     int64_t n_groups;
-    float *out;
+    Number *out;
 
     template <class Vector, int N_VECTORS, int N_BOOKS, class Code>
     void run(const Code *codes) const {
-        const Books<Vector, N_VECTORS, N_BOOKS> books(m);
+        const Books<Number, Vector, N_VECTORS, N_BOOKS> books(m, codebooks);
         const int64_t g = m.group_size, n = n_groups;
-        float *to = out;
+        Number *to = out;
 #pragma GCC unroll 4
         for (int64_t j = 0; j < n; j++, codes += N_BOOKS ? N_BOOKS : books.n, to += g) {
             Vector sum[N_VECTORS];
@@ -75,18 +92,24 @@ static void with_books(const sedaq_matrix &m, const Code *codes, const Work &wor
     }
 }
 
+template <class Vector, int STRIDE, class Code, class Work>
+static void with_vectors(const sedaq_matrix &m, const Code *codes, const Work &work) {
+    with_books<Vector, STRIDE * (int)sizeof(typename Work::Number) / (int)sizeof(Vector)>(m, codes, work);
+}
+
 template <class Code, class Work>
 static void with_stride(const sedaq_matrix &m, const Code *codes, const Work &work) {
+    typedef Vectors<typename Work::Number> V;
     switch (m.stride) {
-        case 1: return with_books<float, 1>(m, codes, work);
-        case 2: return with_books<Pair, 1>(m, codes, work);
-        case 4: return with_books<Quad, 1>(m, codes, work);
-        case 8: return with_books<Octet, 1>(m, codes, work);
-        case 16: return with_books<Sixteen, 1>(m, codes, work);
-        case 32: return with_books<Sixteen, 2>(m, codes, work);
-        case 64: return with_books<Sixteen, 4>(m, codes, work);
-        case 128: return with_books<Sixteen, 8>(m, codes, work);
-        default: return with_books<Sixteen, 16>(m, codes, work);  // SEDAQ_LONGEST_GROUP
+        case 1: return with_vectors<typename V::V1, 1>(m, codes, work);
+        case 2: return with_vectors<typename V::V2, 2>(m, codes, work);
+        case 4: return with_vectors<typename V::V4, 4>(m, codes, work);
+        case 8: return with_vectors<typename V::V8, 8>(m, codes, work);
+        case 16: return with_vectors<typename V::V16, 16>(m, codes, work);
+        case 32: return with_vectors<typename V::V32, 32>(m, codes, work);
+        case 64: return with_vectors<typename V::V32, 64>(m, codes, work);
+        case 128: return with_vectors<typename V::V32, 128>(m, codes, work);
+        default: return with_vectors<typename V::V32, SEDAQ_LONGEST_GROUP>(m, codes, work);
     }
 }
 
@@ -99,12 +122,13 @@ static void with_format(const sedaq_matrix &m, int64_t at, const Work &work) {
 }
 
 // Groups first … last − 1 of up to ROWS rows; missing rows and columns up to `columns` become zero.
-static void decode(const sedaq_matrix &m, int64_t row, int64_t first, int64_t last, int64_t columns, const Chunk &out) {
+template <class Number>
+static void decode(const sedaq_matrix &m, const Number *codebooks, int64_t row, int64_t first, int64_t last, int64_t columns, const Chunk<Number> &out) {
     for (int64_t r = 0; r < ROWS; r++) {
-        float *values = out.values + r * out.stride;
+        Number *values = out.values + r * out.stride;
         int64_t n = 0;
         if (row + r < m.n_out) {
-            with_format(m, ((row + r) * m.n_groups + first) * m.n_codebooks, DecodeRow{m, last - first, values});
+            with_format(m, ((row + r) * m.n_groups + first) * m.n_codebooks, DecodeRow<Number>{m, codebooks, last - first, values});
             const int64_t real = m.n_in - first * m.group_size;  // padded columns of the last group hold what codewords hold
             n = (last - first) * m.group_size;
             if (n > real) n = real;

@@ -5,6 +5,7 @@ enum { FEW = 8, AHEAD = 24 };  // rows whose codes are fetched ahead
 // Rows from `row` on, `n_rows` of them, times N_TOKENS tokens of `x_stride` floats each; sums go to out[token][row].
 template <int N_TOKENS>
 struct DotRows {
+    typedef float Number;
     const sedaq_matrix &m;
     const float *x;
     int64_t x_stride, n_rows;
@@ -14,7 +15,7 @@ struct DotRows {
     template <class Vector, int N_VECTORS, int N_BOOKS, class Code>
     void run(const Code *codes) const {
         constexpr int CHAINS = N_TOKENS > 2 ? 1 : 4;  // additions wait for each other: several sums hide that
-        const Books<Vector, N_VECTORS, N_BOOKS> books(m);
+        const Books<float, Vector, N_VECTORS, N_BOOKS> books(m, m.codebooks);
         const int64_t g = m.group_size, n_groups = m.n_groups, n_books = N_BOOKS ? N_BOOKS : books.n;
         const int64_t row_bytes = n_groups * n_books * (int64_t)sizeof(Code);
         for (int64_t r = 0; r < n_rows; r++) {
@@ -38,7 +39,7 @@ struct DotRows {
     }
 
     template <class Vector, int N_VECTORS, int N_BOOKS, int CHAINS, class Code>
-    inline void add(const Books<Vector, N_VECTORS, N_BOOKS> &books, const Code *codes, const float *columns, Vector (*sums)[CHAINS], int u) const {
+    inline void add(const Books<float, Vector, N_VECTORS, N_BOOKS> &books, const Code *codes, const float *columns, Vector (*sums)[CHAINS], int u) const {
         Vector word[N_VECTORS];
         books.sum(codes, word);
 #pragma GCC unroll 8

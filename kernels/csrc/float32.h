@@ -2,14 +2,14 @@
 
 struct Float32 {
     enum { PER_DWORD = 1, PARTS = 1, EIGHT_BIT = 0 };
-    typedef float Sum;
+    typedef float Sum, Weight;
 
     static void begin() {}
     static void end() {}
 
     static void convert_token(const float *row, float, uint32_t *const *out) { __builtin_memcpy(out[0], row, 64); }
 
-    static void convert_rows(const float *values, int64_t stride, const float *, uint32_t *const *out, int32_t *) {
+    static void convert_rows(const float *values, int64_t stride, const int16_t *, uint32_t *const *out, int32_t *) {
         for (int64_t r = 0; r < ROWS; r++)
             for (int64_t d = 0; d < 16; d++) ((float *)out[0])[d * 16 + r] = values[r * stride + d];
     }

@@ -22,11 +22,11 @@ static int row_maxima(const sedaq_matrix &m, float *maxima, int threads) {
     {
         const int64_t stride = columns + m.stride + 16;
         if (!of_thread.reserve(Scratch::bytes_of<float>(ROWS * stride))) failed = 2;
-        const Chunk chunk = {of_thread.take<float>(ROWS * stride), stride};
+        const Chunk<float> chunk = {of_thread.take<float>(ROWS * stride), stride};
 #pragma omp for
         for (int64_t row = 0; row < m.n_out; row += ROWS) {
             if (failed) continue;
-            decode(m, row, 0, m.n_groups, columns, chunk);
+            decode(m, m.codebooks, row, 0, m.n_groups, columns, chunk);
             for (int64_t r = 0; r < smaller(ROWS, m.n_out - row); r++) maxima[row + r] = greatest_magnitude(chunk.values + r * stride, columns);
         }
     }

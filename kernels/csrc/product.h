@@ -7,7 +7,8 @@
 //
 // `Kernel` says what a dword holds and how two tiles are multiplied:
 //   PER_DWORD, PARTS                      columns in a dword; numbers that a value is split into
-//   EIGHT_BIT, Sum                        whether tokens and rows are scaled to 8 bits; float or int32_t
+//   EIGHT_BIT, Sum, Weight                whether tokens and rows are scaled to 8 bits; float or int32_t; what rows are decoded to, float
+//                                         or, for 8 bits, uint16_t, which multipliers of rows / 2¹⁵ bring to 8 bits
 //   convert_token(row, scale, out)        16 · PER_DWORD columns of a token to 16 dwords of every part
 //   convert_rows(values, …, out, sums)    as many columns of 16 rows to a tile of every part; what is to be taken off sums in the end
 //   multiply(a, n_a, b, n_b, steps, c, more)    n_a tiles of tokens by n_b of rows to c, 32 × 32, in place of what is there or added to it
@@ -73,6 +74,7 @@ static float greatest_magnitude(const float *x, int64_t n) {
 
 template <class Kernel>
 struct Product {
+    typedef typename Kernel::Weight Weight;
     static const int64_t STEP = 16 * Kernel::PER_DWORD;
 
     const sedaq_matrix &matrix;
@@ -84,6 +86,8 @@ struct Product {
     int64_t units = 0;                   // tiles' rows that the channels of a place take; 0 where images are not converted beforehand
     uint32_t *tokens = nullptr, *images = nullptr;
     float *token_scales = nullptr;
+    float greatest = 0;                  // unscaled weight, where rows are decoded to 16 bits
+    const Weight *codebooks = nullptr;
 
     Product(const sedaq_matrix &m, const sedaq_input &input) : matrix(m), x(input) {
         columns = round_up(m.n_in, STEP);
@@ -96,6 +100,7 @@ struct Product {
         n_blocks = (steps + block_steps - 1) / block_steps;
         panel_tiles = block_steps * Kernel::PARTS * TILE;
         units = units_of_images();
+        for (int64_t r = 0; r < m.n_out && Kernel::EIGHT_BIT; r++) greatest = greatest < m.row_maxima[r] ? m.row_maxima[r] : greatest;
     }
 
     // Where several taps see the same places, and every run is whole rows of tiles, places are converted once and then copied. 8-bit tokens
@@ -150,40 +155,64 @@ struct Product {
 
     static float factor(float greatest) { return greatest < 1e-30f ? 1 : 127 / greatest; }  // NaN stays NaN
 
-    float row_factor(int64_t row) const { return Kernel::EIGHT_BIT ? factor(matrix.row_maxima[row]) : 1; }
+    // The greatest weight is GREATEST, and that of a row then 127 or a little less.
+    static constexpr float GREATEST = 32000;
+
+    int16_t multiplier(int64_t row) const {
+        const float wanted = 32768 * 127 / GREATEST * greatest / matrix.row_maxima[row];
+        return wanted < 32767 ? (int16_t)wanted : 32767;  // rows of zeros, too
+    }
+
+    // 8-bit weights over weights.
+    float row_factor(int64_t row) const { return Kernel::EIGHT_BIT && greatest > 0 ? multiplier(row) * GREATEST / (32768 * greatest) : 1; }
+
+    // As they are, or in 16 bits.
+    void prepare_books(float *) { codebooks = (const Weight *)matrix.codebooks; }
+    // In 16 bits partial sums may wrap around: whole ones fit.
+    void prepare_books(uint16_t *out) {
+        const float by = greatest > 0 ? GREATEST / greatest : 0, most = 1 << 30;  // what is longer is no part of any sum
+        for (int64_t i = 0; i < book_numbers(); i++) {
+            const float value = matrix.codebooks[i] * by;
+            out[i] = (uint16_t)(int32_t)((value > most ? most : value < -most ? -most : value) + (value < 0 ? -0.5f : 0.5f));
+        }
+        codebooks = (const Weight *)out;
+    }
+
+    int64_t book_numbers() const { return Kernel::EIGHT_BIT ? (int64_t)matrix.n_codebooks * matrix.n_entries * matrix.stride : 0; }
 
     // One tile of tokens from `first` on; those from `last` on are zero.
     void gather_tile(int64_t first, int64_t last, uint32_t *out, float *scales, float *row) const {
         for (int64_t t = 0; t < 16; t++) {
             float scale = 1;
-            if (first + t < last) {
+            const float *values = first + t < last ? ready_token(x, first + t, columns) : nullptr;
+            if (!values && first + t < last)
                 gather_token(x, first + t, row);
-                if (Kernel::EIGHT_BIT) scale = factor(greatest_magnitude(row, columns));
-            } else {
-                for (int64_t i = 0; i < columns; i++) row[i] = 0;
-            }
+            else
+                for (int64_t i = 0; i < columns && !values; i++) row[i] = 0;
+            if (!values) values = row;
+            if (Kernel::EIGHT_BIT) scale = factor(greatest_magnitude(values, columns));
             scales[t] = 1 / scale;
             uint32_t *to[Kernel::PARTS];
             for (int64_t s = 0; s < steps; s++) {
                 for (int p = 0; p < Kernel::PARTS; p++) to[p] = out + (p * steps + s) * TILE + t * 16;
-                Kernel::convert_token(row + s * STEP, scale, to);
+                Kernel::convert_token(values + s * STEP, scale, to);
             }
         }
     }
 
     // 16 rows of the matrix from `row` on, as tiles of one block of columns; `sums` goes on from the block before.
-    void decode_tiles(int64_t row, int64_t block, uint32_t *out, int32_t *sums, const Chunk &chunk) const {
-        float scales[ROWS];
-        for (int64_t r = 0; r < ROWS; r++) scales[r] = row + r < matrix.n_out ? row_factor(row + r) : 1;
+    void decode_tiles(int64_t row, int64_t block, uint32_t *out, int32_t *sums, const Chunk<Weight> &chunk) const {
+        int16_t multipliers[ROWS];
+        for (int64_t r = 0; r < ROWS && Kernel::EIGHT_BIT; r++) multipliers[r] = row + r < matrix.n_out ? multiplier(row + r) : 0;
         for (int64_t r = 0; r < ROWS && block == 0; r++) sums[r] = 0;
         const int64_t g = matrix.group_size, start = block * block_steps * STEP, stop = smaller(start + block_steps * STEP, columns);
         for (int64_t from = start; from < stop; from += at_once * g) {
             const int64_t end = smaller(from + at_once * g, stop);
-            decode(matrix, row, from / g, smaller(from / g + at_once, matrix.n_groups), end - from, chunk);
+            decode(matrix, codebooks, row, from / g, smaller(from / g + at_once, matrix.n_groups), end - from, chunk);
             for (int64_t c = from; c < end; c += STEP) {
                 uint32_t *to[Kernel::PARTS];
                 for (int p = 0; p < Kernel::PARTS; p++) to[p] = out + (p * block_steps + (c - start) / STEP) * TILE;
-                Kernel::convert_rows(chunk.values + c - from, chunk.stride, scales, to, sums);
+                Kernel::convert_rows(chunk.values + c - from, chunk.stride, multipliers, to, sums);
             }
         }
     }
@@ -197,17 +226,15 @@ struct Product {
     }
 
     // What is left to do with sums: scales of token and row, bias, and the dtype of x.
-    void finish(const typename Kernel::Sum *c, int64_t token, int64_t n_tokens, int64_t first_token, int64_t row, const int32_t *sums, void *y, int64_t y_stride) const {
+    void finish(const typename Kernel::Sum *c, int64_t token, int64_t n_tokens, int64_t first_token, int64_t row, const int32_t *sums, const float *row_scales,
+                void *y, int64_t y_stride) const {
         const int64_t n_rows = smaller(PAIR, matrix.n_out - row);
-        float scale[PAIR], bias[PAIR];
-        for (int64_t n = 0; n < PAIR; n++) {
-            scale[n] = n < n_rows ? matrix.scales[row + n] / row_factor(row + n) : 0;
-            bias[n] = n < n_rows && matrix.bias ? matrix.bias[row + n] : 0;
-        }
+        float bias[PAIR];
+        for (int64_t n = 0; n < PAIR; n++) bias[n] = n < n_rows && matrix.bias ? matrix.bias[row + n] : 0;
         for (int64_t t = 0; t < n_tokens; t++, c += PAIR) {
             const float of_token = token_scales[token - first_token + t];
             float out[PAIR];
-            for (int64_t n = 0; n < PAIR; n++) out[n] = (float)(c[n] - (Kernel::EIGHT_BIT ? sums[n] : 0)) * (scale[n] * of_token) + bias[n];
+            for (int64_t n = 0; n < PAIR; n++) out[n] = (float)(c[n] - (Kernel::EIGHT_BIT ? sums[n] : 0)) * (row_scales[n] * of_token) + bias[n];
             const int64_t at = (token + t) * y_stride + row;
             if (x.is_bf16)
                 for (int64_t n = 0; n < n_rows; n++) ((uint16_t *)y)[at + n] = narrowed(out[n]);
@@ -224,8 +251,9 @@ struct Product {
         const int64_t gathered = smaller(round_up(n_tokens, PAIR), round_up(TOKEN_BYTES / (token_tiles * 4) * 16 + 1, PAIR));
         const int64_t n_converted = units ? places_of(x) * Kernel::PARTS * units * 16 : 0;
         if (!of_call.reserve(Scratch::bytes_of<uint32_t>(gathered / 16 * token_tiles) + Scratch::bytes_of<float>(gathered) +
-                             Scratch::bytes_of<uint32_t>(n_converted)))
+                             Scratch::bytes_of<uint32_t>(n_converted) + Scratch::bytes_of<Weight>(book_numbers())))
             return 2;
+        prepare_books(of_call.take<Weight>(book_numbers()));
         images = of_call.take<uint32_t>(n_converted);
         tokens = of_call.take<uint32_t>(gathered / 16 * token_tiles);
         token_scales = of_call.take<float>(gathered);
@@ -249,18 +277,19 @@ struct Product {
         // Sums are kept from one block of columns to the next.
         const int64_t n_pairs = (n_blocks == 1 ? 1 : (last - first + PAIR - 1) / PAIR) * (rows / PAIR);
         const bool ready = of_thread.reserve(
-            Scratch::bytes_of<float>(columns) + Scratch::bytes_of<float>(ROWS * chunk_stride) + Scratch::bytes_of<uint32_t>(rows / ROWS * panel_tiles) +
-            Scratch::bytes_of<int32_t>(rows) + Scratch::bytes_of<Sum>(n_pairs * PAIR * PAIR));
+            Scratch::bytes_of<float>(columns) + Scratch::bytes_of<Weight>(ROWS * chunk_stride) + Scratch::bytes_of<uint32_t>(rows / ROWS * panel_tiles) +
+            Scratch::bytes_of<int32_t>(rows) + Scratch::bytes_of<float>(rows) + Scratch::bytes_of<Sum>(n_pairs * PAIR * PAIR));
         float *row = of_thread.take<float>(columns);
-        const Chunk chunk = {of_thread.take<float>(ROWS * chunk_stride), chunk_stride};
+        const Chunk<Weight> chunk = {of_thread.take<Weight>(ROWS * chunk_stride), chunk_stride};
         uint32_t *panel = of_thread.take<uint32_t>(rows / ROWS * panel_tiles);
         int32_t *sums = of_thread.take<int32_t>(rows);
+        float *row_scales = of_thread.take<float>(rows);
         Sum *c = of_thread.take<Sum>(n_pairs * PAIR * PAIR);
 
         Kernel::begin();
         if (ready) {
             for (int64_t i = matrix.n_in; i < columns; i++) row[i] = 0;
-            for (int64_t i = 0; i < rows; i++) sums[i] = 0;  // `finish` also looks at rows and tokens that a last tile lacks
+            for (int64_t i = 0; i < rows; i++) row_scales[i] = sums[i] = 0;  // `finish` also looks at rows and tokens that a last tile lacks
             for (int64_t i = 0; i < n_pairs * PAIR * PAIR; i++) c[i] = 0;
         }
         if (units && first == 0) {
@@ -279,9 +308,10 @@ struct Product {
         for (int64_t r = 0; r < matrix.n_out; r += rows) {
             if (!ready) continue;
             const int64_t stop = smaller(r + rows, matrix.n_out);
+            for (int64_t n = r; n < stop; n++) row_scales[n - r] = matrix.scales[n] / row_factor(n);
             for (int64_t block = 0; block < n_blocks; block++) {
                 for (int64_t n = r; n < stop; n += ROWS) decode_tiles(n, block, panel + (n - r) / ROWS * panel_tiles, sums + n - r, chunk);
-                multiply_panel(first, last, r, stop, block, panel, sums, c, y, y_stride);
+                multiply_panel(first, last, r, stop, block, panel, sums, row_scales, c, y, y_stride);
             }
         }
         Kernel::end();
@@ -290,7 +320,7 @@ struct Product {
 
     // All tokens by one panel: some of 32 tokens' tiles at a time by all its rows.
     void multiply_panel(int64_t first, int64_t last, int64_t r, int64_t stop, int64_t block, const uint32_t *panel, const int32_t *sums,
-                        typename Kernel::Sum *c, void *y, int64_t y_stride) const {
+                        const float *row_scales, typename Kernel::Sum *c, void *y, int64_t y_stride) const {
         const int64_t from = block * block_steps, n_steps = smaller(block_steps, steps - from);
         const int64_t kept = TOKEN_STEPS / Kernel::PARTS;
         for (int64_t t = first; t < last; t += PAIR) {
@@ -302,7 +332,7 @@ struct Product {
                 }
             }
             for (int64_t n = r; n < stop && block == n_blocks - 1; n += PAIR)
-                finish(c + (n - r) * PAIR, t, smaller(PAIR, last - t), first, n, sums + n - r, y, y_stride);
+                finish(c + (n - r) * PAIR, t, smaller(PAIR, last - t), first, n, sums + n - r, row_scales + n - r, y, y_stride);
             if (n_blocks > 1) c += (stop - r + PAIR - 1) / PAIR * PAIR * PAIR;
         }
     }
