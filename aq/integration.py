@@ -106,6 +106,7 @@ class SedaqQuantizer(DiffusersQuantizer):
         for path in self.quantization_config.layers:
             layer: Any = model.get_submodule(path)
             layer.law = law
+            layer.prepare()
         return model
 
     def check_if_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..kernels import native
 from ..kernels.coded import CodedMatrix, Geometry
 from ..kernels.ops import product
 from ..kernels.reference import dequantize
@@ -59,6 +60,12 @@ class _Coded(nn.Module):
         if self._matrix is None or self._matrix[0] is not codes:
             self._matrix = (codes, replace(coded_matrix(self.format, self.shape, self.stored), law=self.law))
         return self._matrix[1]
+
+    def prepare(self) -> None:
+        """Make what products read before there are activations: small pieces of memory that stay would break the large ones that come and go
+        into parts, which cost half a gigabyte with DiT-XL/2."""
+        if self.get_buffer("codes").device.type == "cpu":
+            native.prepare(self.matrix())
 
     def _load_from_state_dict(self, *args: Any) -> None:
         # It copies into the buffers, so their identity does not tell that they changed.

@@ -17,7 +17,7 @@ from torch import nn
 from sedaq import Subject
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
-from sedaq.aq.layers import coded_module, set_module
+from sedaq.aq.layers import coded_module, coded_modules, set_module
 from sedaq.models.sampling import DenoiserSampler
 
 FORMAT = Format.parse("2x8g8")
@@ -26,7 +26,9 @@ SHAPE: dict[str, Any] = {"num_attention_heads": 16, "attention_head_dim": 72, "n
 
 def _subject(denoiser: nn.Module, name: str) -> Subject:
     scheduler = DDIMScheduler()
-    return Subject(denoiser, sample=DenoiserSampler(denoiser, scheduler, list(range(1000)), None, 4), conditions=list(range(1000)), name=name)
+    return Subject(
+        denoiser, sample=DenoiserSampler(denoiser, scheduler, list(range(1000)), None, 4), conditions=list(range(1000)), name=name
+    )
 
 
 def full() -> Subject:
@@ -53,6 +55,8 @@ def coded() -> Subject:
         encoding = Encoding.of_codes(FORMAT, (n_out, n_in), codes, {"codebooks": books.half()}, torch.full((n_out,), 0.02))
         module.bias = None if module.bias is None else nn.Parameter(torch.zeros(n_out))
         set_module(denoiser, path, coded_module(module, "linear", encoding))
+    for layer in coded_modules(denoiser).values():
+        layer.prepare()
     return _subject(denoiser, "DiT-XL/2 at 2 bits")
 
 

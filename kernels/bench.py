@@ -109,10 +109,10 @@ def compare(
         that sedaq's kernel is faster than the column, null that torch has none; `chosen`, that the dispatcher takes it for its class.
     """
     rows = []
-    for shape, n_tokens, (text, *form) in track([(s, t, c) for s in shapes for t in tokens for c in cases], "kernels"):
+    for shape, n_tokens, (text, m, k, g, structure) in track([(s, t, c) for s in shapes for t in tokens for c in cases], "kernels"):
         if len(shape) == 3 and n_tokens < SIDE**2:
             continue
-        case = _Case.of(shape, n_tokens, *form)
+        case = _Case.of(shape, n_tokens, m, k, g, structure)
         names = [name for name in kernels or (*IN_TORCH, *native.available()) if name != "reference" or n_tokens <= REFERENCE_TOKENS]
         peers, ours = case.peers(), case.ours(names)
         times = interleaved_medians({**peers, **ours}, repeats)

@@ -128,7 +128,7 @@ class NativeMatrix:
         self.scales = matrix.scales.detach().float().contiguous()
         self.runs = _runs(matrix)
         self.n_out = n_out
-        self._maxima: torch.Tensor | None = None
+        self._maxima, self._has_maxima = torch.empty_like(self.scales), False
         structure = _STRUCTURES[matrix.structure] if n_entries <= 4096 else 0
         self._fields = (n_out, matrix.n_in, n_groups, n_codebooks, n_entries, g, stride, compact.element_size(), structure)
 
@@ -137,10 +137,10 @@ class NativeMatrix:
         pointers = [(codes if self.codes is None else self.codes).data_ptr(), self.codebooks.data_ptr(), self.scales.data_ptr()]
         found = _Matrix(*self._fields, *pointers, None, None if bias is None else bias.data_ptr())
         if eight_bit:
-            if self._maxima is None:
-                self._maxima = torch.empty_like(self.scales)
-                if _library().sedaq_row_maxima(ctypes.byref(found), self._maxima.data_ptr(), torch.get_num_threads()):
-                    raise MemoryError(f"out of memory for a matrix of {self.n_out} rows")
+            maxima = (self._maxima.data_ptr(), torch.get_num_threads())
+            if not self._has_maxima and _library().sedaq_row_maxima(ctypes.byref(found), *maxima):
+                raise MemoryError(f"out of memory for a matrix of {self.n_out} rows")
+            self._has_maxima = True
             found.row_maxima = self._maxima.data_ptr()
         return found
 
@@ -154,6 +154,11 @@ def _axes(x: torch.Tensor, geometry: Geometry, out_size: Sequence[int]) -> tuple
 
 _NO_AXES = _axes(torch.empty(1, 1), Geometry((), (), (), ()), ())  # of a linear layer: images of one place
 _prepared: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def prepare(matrix: CodedMatrix) -> NativeMatrix:
+    """What products of this matrix read, made at the first call."""
+    return prepared(_prepared, matrix, NativeMatrix)
 
 
 def _library() -> Any:
@@ -177,7 +182,7 @@ def product(
     kernel: str, x: torch.Tensor, coded: CodedMatrix, bias: torch.Tensor | None = None, geometry: Geometry | None = None
 ) -> torch.Tensor:
     """As `dispatch.product`, in bfloat16 if x is and else in float32; x may be a part of more channels."""
-    matrix = prepared(_prepared, coded, NativeMatrix)
+    matrix = prepare(coded)
     if x.dtype != torch.bfloat16:
         x = x.float()
     places = x.shape[:-1]

@@ -17,11 +17,11 @@ from torch import nn
 from sedaq.aq import apply as apply_module
 from sedaq.aq.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble
 from sedaq.aq.formats import AS_IS, Format
-from sedaq.aq.layers import densify
+from sedaq.aq.layers import coded_modules, densify
 from sedaq.aq.plan import Plan
 from sedaq.aq.store import EncodingStore
 from sedaq.errors import InputError
-from sedaq.kernels import costs, dispatch
+from sedaq.kernels import costs, dispatch, native
 from sedaq.kernels.dispatch import KERNELS
 from sedaq.models.loading import load
 from sedaq.models.sampling import PipelineSampler
@@ -332,6 +332,19 @@ def test_kernels_are_chosen_by_the_costs_in_the_folder(law, quantized, tmp_path,
         model.save_pretrained(tmp_path / "again")
         again = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
         assert again["kernel_costs"] == stored
+
+
+@pytest.mark.skipif(native.library() is None, reason="the C++ kernels were not built")
+def test_what_products_read_is_made_at_loading(quantized, monkeypatch):
+    from diffusers import DiTTransformer2DModel
+
+    monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
+    model = DiTTransformer2DModel.from_pretrained(quantized)
+    made = [native._prepared[layer.matrix().codes] for layer in coded_modules(model).values()]
+    answer(model)
+    assert made and all(
+        native._prepared[layer.matrix().codes] is known for layer, known in zip(coded_modules(model).values(), made, strict=True)
+    )
 
 
 @pytest.mark.parametrize("damage", ["tensor", "layer", "costs", "schema"])
