@@ -10,7 +10,8 @@ finishing. Of kernels that look up in tables of K entries, made of K' codewords,
     seconds = a + b T·in + c ⌈T⌉·out·G·M + d ⌈T⌉·in·M·K' + e ⌈T⌉·G·M·K + f T·out
 
 where the third term is looking up, the fourth multiplying codewords, the fifth writing entries. Up to 8 tokens, where some kernels go another
-way, all factors are others, and these three are of out·G·M, T·out·G·M and in·M·K'. Factors are non-negative and fitted to relative errors.
+way, all factors are others, and those of tables are of 1, G·M·K, out·G·M, T·out·G·M, in·M·K' and T·out. Factors are non-negative and fitted to
+relative errors.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ def terms(kernel: str, tokens: int, matrix: CodedMatrix) -> np.ndarray:
     n_entries = matrix.codebooks.shape[1]
     codes, tile = n_out * n_groups * n_codebooks, native.TILES.get(kernel, 16)
     tiled = tokens if tokens <= FEW else -(-tokens // tile) * tile
-    if kernel in native.TILES:
-        n_words = {"": n_entries, "m": n_entries // 2, "h": 2 * math.isqrt(n_entries)}[matrix.structure]
-        of_words, of_entries = matrix.n_in * n_codebooks * n_words, n_groups * n_codebooks * n_entries
-        few = [codes, tokens * codes, of_words]
-        middle = few if tokens <= FEW else [tiled * codes, tiled * of_words, tiled * of_entries]
-    else:
-        middle = [codes, n_out * matrix.n_in, tiled * n_out * matrix.n_in]
-    return np.array([1.0, tokens * matrix.n_in, *middle, tokens * n_out])
+    gathering, calling, finishing = tokens * matrix.n_in, 1, tokens * n_out
+    if kernel not in native.TILES:
+        return np.array([calling, gathering, codes, n_out * matrix.n_in, tiled * n_out * matrix.n_in, finishing], float)
+    n_words = {"": n_entries, "m": n_entries // 2, "h": 2 * math.isqrt(n_entries)}[matrix.structure]
+    of_words, of_entries = matrix.n_in * n_codebooks * n_words, n_groups * n_codebooks * n_entries
+    if tokens <= FEW:
+        return np.array([calling, of_entries, codes, tokens * codes, of_words, finishing], float)
+    return np.array([calling, gathering, tiled * codes, tiled * of_words, tiled * of_entries, finishing], float)
 
 
 def candidates() -> tuple[str, ...]:

@@ -77,8 +77,10 @@ def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "
     names, on_cpu = usable(x, precision), x.device.type == "cpu"
     if on_cpu and matrix.codebooks.shape[2] > native.LONGEST_GROUP:  # taps of a very large window
         names = list(IN_TORCH)
-    elif precision == "a8" and tokens <= costs.FEW:
+    elif precision == "a8" and (tokens <= costs.FEW or matrix.n_in > native.MOST_INPUTS_8_BITS):
         names = list(dict.fromkeys([*names, *usable(x, "exact")]))
+    if matrix.n_in > native.MOST_INPUTS_8_BITS:
+        names = [name for name in names if not name.startswith("int8")]
     forced = os.environ.get("SEDAQ_KERNEL")
     if forced:
         here = (*IN_TORCH, *_compiled(x.device))

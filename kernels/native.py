@@ -46,6 +46,7 @@ TILES = {
     name: tile for family, tile in (("lookup32", 16), ("lookup16", 32), ("lookup8", 64)) for name in KERNELS if name.startswith(family)
 }
 ISAS = ("portable", "avx2", "avx512", "amx")  # in ascending order
+MOST_INPUTS_8_BITS = 66_000  # of int8 kernels: beyond, sums of 255 · 127 could pass 31 bits
 LONGEST_GROUP = 256  # SEDAQ_LONGEST_GROUP
 _STRUCTURES = {"": 0, "m": 1, "h": 2}
 _NUMBERS = {name: number for number, name in enumerate(KERNELS)}

@@ -79,11 +79,7 @@ static void dot_rows(const sedaq_matrix &m, const float *x, int64_t x_stride, in
         for (int64_t t = 0; t < n_tokens; t++)
             for (int64_t r = 0; r < n_rows; r++) {
                 const float value = sums[t * ROWS + r] * m.scales[row + r] + (m.bias ? m.bias[row + r] : 0);
-                const int64_t at = t * y_stride + row + r;
-                if (x.is_bf16)
-                    ((uint16_t *)y)[at] = narrowed(value);
-                else
-                    ((float *)y)[at] = value;
+                put(x, y, t * y_stride + row + r, value);
             }
     }
     return 0;

@@ -11,6 +11,14 @@ static inline float widened(uint16_t x) {
     return u.f;
 }
 
+// One number of y, in the dtype of x.
+static inline void put(const sedaq_input &x, void *y, int64_t at, float value) {
+    if (x.is_bf16)
+        ((uint16_t *)y)[at] = narrowed(value);
+    else
+        ((float *)y)[at] = value;
+}
+
 // A token's image and the place of the output that it is.
 struct Token {
     int64_t image, place[3];

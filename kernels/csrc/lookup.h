@@ -409,10 +409,7 @@ struct LookupProduct {
                     const int64_t at = (first + t + j) * y_stride + start + r;
                     for (int64_t i = 0; i < n; i++) {
                         const float value = of_token[j][i] * (scales[t + j] * m.scales[start + r + i]) + (m.bias ? m.bias[start + r + i] : 0);
-                        if (x.is_bf16)
-                            ((uint16_t *)y)[at + i] = narrowed(value);
-                        else
-                            ((float *)y)[at + i] = value;
+                        put(x, y, at + i, value);
                     }
                 }
             }

@@ -137,14 +137,8 @@ struct PermuteProduct {
                 const __m512i of_rows = _mm512_i32gather_epi32(place, sums + t * LANES + q, 4);
                 _mm512_storeu_ps(values + 16 * q, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(of_rows, offset)), _mm512_set1_ps(scales[t])));
             }
-            for (int64_t r = 0; r < n_rows; r++) values[r] = values[r] * m.scales[row + r] + (m.bias ? m.bias[row + r] : 0);
-            const int64_t at = t * y_stride + row;
-            for (int64_t r = 0; r < n_rows; r++) {
-                if (x.is_bf16)
-                    ((uint16_t *)y)[at + r] = narrowed(values[r]);
-                else
-                    ((float *)y)[at + r] = values[r];
-            }
+            for (int64_t r = 0; r < n_rows; r++)
+                put(x, y, t * y_stride + row + r, values[r] * m.scales[row + r] + (m.bias ? m.bias[row + r] : 0));
         }
     }
 };

@@ -93,6 +93,17 @@ def test_few_tokens_of_8_bits_may_be_multiplied_exactly(law, monkeypatch):
     torch.testing.assert_close(product(few, matrix, precision="a8"), rounded(few) @ dequantize(matrix).T)
 
 
+def test_rows_whose_8_bit_sums_would_not_fit(monkeypatch, law):
+    """Every product the greatest there is; kernels of 8-bit integers the cheapest."""
+    n_in = native.MOST_INPUTS_8_BITS + 8
+    matrix = dataclasses.replace(random_matrix(3, n_in, 1, 4, 8), codebooks=torch.ones(1, 4, 8))
+    for name in law:
+        law[name] = {key: [float(not name.startswith("int8")), 0, 0, 0, 0, 0] for key in ("few", "many")}
+    x = torch.ones(20, n_in)
+    assert not choose(x, 20, matrix, "a8").startswith("int8")
+    torch.testing.assert_close(product(x, matrix, precision="a8"), torch.full((20, 3), float(n_in)), rtol=3e-2, atol=0)
+
+
 def test_without_compiled_kernels_torch_serves(monkeypatch, law):
     monkeypatch.setattr(native, "available", lambda: ())
     matrix, x = random_matrix(8, 12, 1, 16, 4), torch.randn(3, 12)

@@ -1,0 +1,89 @@
+"""Kernels under the roof:  python benchmarks/kernels_figure.py      → ../docs/kernels.png, results/kernels_roof.json
+
+Multiply-adds a second of the kernels that the dispatcher took (results/kernels.json: 1152 → 4608, 2x8g8, one thread) over tokens. The roof of a class is what
+torch reaches on a square product of the same arithmetic, as large as it likes, or what memory brings of the stored weights, whichever is less.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from results import RESULTS, keep
+
+from sedaq.reports import style
+
+LAYER, FORMAT, THREADS, SIZE = "1152->4608", "2x8g8", 1, 2048
+N_OUT, N_IN, WEIGHT_BYTES = 4608, 1152, 4608 * 1152 // 4
+CLASSES = {"exact": "float32", "bf16": "bfloat16", "a8": "8 bits"}
+
+
+def seconds(function: Callable[[], Any], repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+@torch.inference_mode()
+def roofs() -> dict[str, float]:
+    """Multiply-adds a second of torch's own products, and bytes a second read from memory."""
+    torch.set_num_threads(THREADS)
+    x = torch.randn(SIZE, SIZE)
+    narrow = x.bfloat16()
+    linear = torch.nn.Sequential(torch.nn.Linear(SIZE, SIZE, bias=False))
+    int8 = torch.ao.quantization.quantize_dynamic(linear, {torch.nn.Linear}, dtype=torch.qint8)
+    large = torch.ones(1 << 28)
+    return {
+        "exact": SIZE**3 / seconds(lambda: x @ x),
+        "bf16": SIZE**3 / seconds(lambda: narrow @ narrow),
+        "a8": SIZE**3 / seconds(lambda: int8(x)),
+        "memory": large.nbytes / seconds(large.sum, 3),
+    }
+
+
+@style.styled
+def draw(kept: list[dict[str, Any]]) -> Figure:
+    figure = style.new_figure(3.8)
+    axes = figure.subplots()
+    for place, (precision, label) in enumerate(CLASSES.items()):
+        mine = [row for row in kept if row["precision"] == precision]
+        tokens = [row["tokens"] for row in mine]
+        kernels = ", ".join(dict.fromkeys(row["kernel"] for row in mine))
+        axes.plot(tokens, [row["gmacs"] for row in mine], "o-", color=f"C{place}", label=f"{precision}: {kernels}")
+        roof = [row["gmacs"] / row["share_of_roof"] for row in mine]
+        axes.plot(tokens, roof, "--", color=f"C{place}", linewidth=1, label=f"roof: torch's {label}, or memory")
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="10⁹ multiply-adds a second")
+    axes.set_title(f"{LAYER.replace('->', ' → ')} at {FORMAT}, one thread")
+    axes.set_xticks(tokens, [str(t) for t in tokens])
+    axes.minorticks_off()
+    axes.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def main() -> None:
+    found = roofs()
+    stored = json.loads((RESULTS / "kernels.json").read_text())["rows"]
+    of_layer = [row for row in stored if row["layer"] == LAYER and row["format"] == FORMAT and row["threads"] == THREADS and row["chosen"]]
+    kept = []
+    for row in sorted(of_layer, key=lambda row: row["tokens"]):
+        work = row["tokens"] * N_OUT * N_IN
+        rate, roof = 1e3 * work / row["ms"], min(found[row["precision"]], work * found["memory"] / WEIGHT_BYTES)
+        counted = {"gmacs": rate / 1e9, "share_of_roof": rate / roof}
+        kept.append({"precision": row["precision"], "tokens": row["tokens"], "kernel": row["kernel"], **counted})
+    style.save_png(draw(kept), Path(__file__).parent.parent / "docs" / "kernels.png")
+    keep("kernels_roof", "python benchmarks/kernels_figure.py", [*kept, {"roofs": found}])
+    for row in kept:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
