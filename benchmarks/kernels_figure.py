@@ -65,6 +65,7 @@ def draw(kept: list[dict[str, Any]]) -> Figure:
     axes.set_title(f"{LAYER.replace('->', ' → ')} at {FORMAT}, one thread")
     axes.set_xticks(tokens, [str(t) for t in tokens])
     axes.minorticks_off()
+    style.plain_log(axes.yaxis)
     axes.legend(fontsize=7, loc="lower right")
     return figure
 

@@ -40,11 +40,12 @@ from .reference import product_by_dequantizing
 
 log = logging.getLogger("sedaq")
 
-Law = Mapping[str, Mapping[str, Sequence[float]]]  # by kernel, "few" or "many" tokens: six factors
-FEW = 8  # as csrc/few_tokens.h has it
-_SHAPES = ((48, 64), (256, 256), (1152, 1152), (512, 2048))
+Law = Mapping[str, Mapping[str, Sequence[float]]]  # by kernel and a name of SIZES: six factors
+FEW = 8  # as csrc/few_tokens.h has it, where one or two tokens go a way of their own
+SIZES = {"one": 2, "few": FEW, "many": math.inf}  # up to so many tokens
+_SHAPES = ((48, 64), (256, 256), (512, 2048), (4608, 1152))
 _FORMATS = ((1, 256, 8, ""), (2, 256, 8, "h"), (1, 64, 3, ""), (4, 128, 12, ""))  # M, K, g, structure
-_TOKENS = (1, 3, 8, 16, 96, 384)
+_TOKENS = (1, 2, 3, 8, 16, 96, 384)
 _ROUNDS = 3
 
 
@@ -77,12 +78,12 @@ def cheapest(names: Sequence[str], tokens: int, matrix: CodedMatrix) -> str:
     known = _adopted[matrix.law] if matrix.law else law()
     return min(
         (name for name in names if name in known),
-        key=lambda name: float(terms(name, tokens, matrix) @ np.asarray(known[name][_many(tokens)])),
+        key=lambda name: float(terms(name, tokens, matrix) @ np.asarray(known[name][_size(tokens)])),
     )
 
 
-def _many(tokens: int) -> str:
-    return "few" if tokens <= FEW else "many"
+def _size(tokens: int) -> str:
+    return next(size for size, most in SIZES.items() if tokens <= most)
 
 
 def law() -> Law:
@@ -94,8 +95,10 @@ def law() -> Law:
 def _law(threads: int) -> Law:
     path = cache_folder() / f"kernels-{machine()}-{threads}.json"
     if path.exists():
-        known: Law = read_json(path, "kernel costs")["law"]
-        return known
+        try:
+            return _checked(read_json(path, "kernel costs"))
+        except InputError as error:
+            log.warning("%s: %s; measuring anew", path, error)
     log.info("measuring sedaq's kernels on this machine, once; it takes some seconds")
     found = measure()
     try:
@@ -113,17 +116,22 @@ def to_store() -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "law": law()}
 
 
+def _checked(stored: Mapping[str, Any]) -> Law:
+    try:
+        return {name: {size: [float(f) for f in factors[size]] for size in SIZES} for name, factors in stored["law"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError("is damaged, or of another version") from error
+
+
 def adopt(stored: Mapping[str, Any]) -> str:
     """The name by which a stored law is known to CodedMatrix.law; empty, which means this machine's, where other kernels are to be had.
 
     Raises InputError where it is no law.
     """
     try:
-        found: Law = {
-            name: {size: [float(f) for f in factors[size]] for size in ("few", "many")} for name, factors in stored["law"].items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError("quantization_config: field 'kernel_costs' is damaged; apply the plan again, or take the field out") from error
+        found = _checked(stored)
+    except InputError as error:
+        raise InputError(f"quantization_config: field 'kernel_costs' {error}; apply the plan again, or take the field out") from error
     if set(found) != set(candidates()):
         log.info("the model was saved where other kernels are to be had (%s), so they are chosen anew", ", ".join(sorted(found)))
         return ""
@@ -168,7 +176,7 @@ def random_matrix(
 def measure() -> dict[str, dict[str, list[float]]]:
     """Fit the law of every kernel that is here to the shortest of a few rounds over shapes, formats and numbers of tokens."""
     names = candidates()
-    cases = [(name, many) for name in names for many in ("few", "many")]
+    cases = [(name, size) for name in names for size in SIZES]
     rows: dict[tuple[str, str], list[np.ndarray]] = {case: [] for case in cases}
     seconds: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
     for n_out, n_in in _SHAPES:
@@ -186,10 +194,10 @@ def measure() -> dict[str, dict[str, list[float]]]:
                             native.product(name, x, matrix)
                         best[name] = min(best[name], time.perf_counter() - start)
                 for name in names:
-                    rows[name, _many(tokens)].append(terms(name, tokens, matrix))
-                    seconds[name, _many(tokens)].append(best[name])
+                    rows[name, _size(tokens)].append(terms(name, tokens, matrix))
+                    seconds[name, _size(tokens)].append(best[name])
     found = {case: _fit(np.array(rows[case]), np.array(seconds[case])) for case in cases}
-    return {name: {many: found[name, many] for many in ("few", "many")} for name in names}
+    return {name: {size: found[name, size] for size in SIZES} for name in names}
 
 
 def _fit(rows: np.ndarray, seconds: np.ndarray) -> list[float]:

@@ -308,7 +308,7 @@ def test_kernels_are_chosen_by_the_costs_in_the_folder(law, quantized, tmp_path,
     from diffusers import DiTTransformer2DModel
 
     def of(cheap: str) -> dict:
-        return {name: {"few": [float(name != cheap)] * 6, "many": [float(name != cheap)] * 6} for name in costs.candidates()}
+        return {name: {size: [float(name != cheap)] * 6 for size in costs.SIZES} for name in costs.candidates()}
 
     expected = "dequantize"
     monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
@@ -321,7 +321,7 @@ def test_kernels_are_chosen_by_the_costs_in_the_folder(law, quantized, tmp_path,
     if law == "the folder's":
         expected = costs.candidates()[-1]
     if law != "this machine's":
-        stored["law"] = of(expected) | ({"another": {"few": [0.0] * 6, "many": [0.0] * 6}} if law == "of other kernels" else {})
+        stored["law"] = of(expected) | ({"another": {size: [0.0] * 6 for size in costs.SIZES}} if law == "of other kernels" else {})
         config["quantization_config"]["kernel_costs"] = stored
     (folder / "config.json").write_text(json.dumps(config))
     model = DiTTransformer2DModel.from_pretrained(folder)

@@ -13,7 +13,7 @@ HERE = (*IN_TORCH, *native.available())
 @pytest.fixture(autouse=True)
 def law(monkeypatch):
     monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
-    factors = {name: {key: [float(place), 0, 0, 0, 0, 0] for key in ("few", "many")} for place, name in enumerate(reversed(HERE[1:]))}
+    factors = {name: {key: [float(place), 0, 0, 0, 0, 0] for key in costs.SIZES} for place, name in enumerate(reversed(HERE[1:]))}
     monkeypatch.setattr(costs, "law", lambda: factors)
 
 

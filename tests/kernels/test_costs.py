@@ -10,6 +10,7 @@ import torch
 
 from sedaq.kernels import costs, native
 from sedaq.kernels.costs import cheapest, random_matrix, terms
+from sedaq.storage import write_json
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def test_candidates_are_the_widest_of_every_family(monkeypatch):
 
 def test_a_stored_law_decides_where_the_same_kernels_are_to_be_had(monkeypatch, caplog):
     def always(factor):
-        return {"few": [factor] * 6, "many": [factor] * 6}
+        return {size: [factor] * 6 for size in costs.SIZES}
 
     monkeypatch.setattr(costs, "candidates", lambda: ("one", "other"))
     monkeypatch.setattr(costs, "law", lambda: {"one": always(1.0), "other": always(2.0)})
@@ -76,11 +77,15 @@ def test_a_stored_law_decides_where_the_same_kernels_are_to_be_had(monkeypatch, 
 
 def test_the_fit_recovers_a_known_law(monkeypatch):
     """A clock that runs by a law."""
-    factors = {"few": np.array([2e-5, 1e-10, 2e-10, 3e-10, 1e-11, 4e-11]), "many": np.array([1e-5, 2e-10, 3e-10, 1e-10, 2e-12, 5e-11])}
+    factors = {
+        "one": np.array([3e-5, 2e-10, 1e-10, 2e-10, 2e-11, 1e-11]),
+        "few": np.array([2e-5, 1e-10, 2e-10, 3e-10, 1e-11, 4e-11]),
+        "many": np.array([1e-5, 2e-10, 3e-10, 1e-10, 2e-12, 5e-11]),
+    }
     now = [0.0]
 
     def product(x, matrix):
-        now[0] += float(terms("dequantize", len(x), matrix) @ factors["few" if len(x) <= costs.FEW else "many"])
+        now[0] += float(terms("dequantize", len(x), matrix) @ factors[costs._size(len(x))])
 
     monkeypatch.setattr(costs.native, "available", lambda: ())
     monkeypatch.setattr(costs, "product_by_dequantizing", product)
@@ -94,7 +99,7 @@ def test_it_is_measured_once_for_a_number_of_threads_and_kept(monkeypatch, tmp_p
 
     def measure():
         calls.append(torch.get_num_threads())
-        return {"dequantize": dict.fromkeys(("few", "many"), [float(len(calls))] * 6)}
+        return {"dequantize": {size: [float(len(calls))] * 6 for size in costs.SIZES}}
 
     monkeypatch.setattr(costs, "measure", measure)
     threads = torch.get_num_threads()
@@ -106,6 +111,17 @@ def test_it_is_measured_once_for_a_number_of_threads_and_kept(monkeypatch, tmp_p
     finally:
         torch.set_num_threads(threads)
     assert calls == [1, 2] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_cache_of_another_version_is_measured_anew(monkeypatch, caplog):
+    measured = {"dequantize": {size: [1.0] * 6 for size in costs.SIZES}}
+    monkeypatch.setattr(costs, "measure", lambda: measured)
+    path = costs.cache_folder() / f"kernels-{costs.machine()}-{torch.get_num_threads()}.json"
+    write_json(path, "kernel costs", {"law": {"dequantize": {"many": [1.0] * 6}}})
+    assert costs.law() == measured and "measuring anew" in caplog.text
+    costs._law.cache_clear()
+    monkeypatch.setattr(costs, "measure", lambda: {})
+    assert costs.law() == measured
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(monkeypatch, tmp_path, caplog):

@@ -26,7 +26,7 @@ def no_kernel_forced(monkeypatch):
 def law(monkeypatch):
     """A kernel's cost is its place in the list, unless a test says otherwise."""
     names = ("dequantize", *native.available())
-    factors = {name: {key: [float(place), 0, 0, 0, 0, 0] for key in ("few", "many")} for place, name in enumerate(names)}
+    factors = {name: {key: [float(place), 0, 0, 0, 0, 0] for key in costs.SIZES} for place, name in enumerate(names)}
     monkeypatch.setattr(costs, "law", lambda: factors)
     return factors
 
@@ -75,7 +75,7 @@ def test_kernels_serve_their_class_and_coarser_ones():
 def test_the_cheapest_is_chosen_and_lookup_in_torch_never_is(law):
     matrix, x = random_matrix(8, 8, 1, 16, 8), torch.randn(3, 8)
     assert choose(x, 3, matrix) == "dequantize"
-    law["dequantize"] = {"few": [0, 0, 0, 0, 1.0, 0]}
+    law["dequantize"] = {key: [0, 0, 0, 0, 1.0, 0] for key in costs.SIZES}
     if native.available():
         assert choose(x, 3, matrix) == native.available()[0]
 
@@ -84,10 +84,7 @@ def test_the_cheapest_is_chosen_and_lookup_in_torch_never_is(law):
 def test_few_tokens_of_8_bits_may_be_multiplied_exactly(law, monkeypatch):
     matrix, rng = random_matrix(8, 12, 1, 16, 4), torch.Generator().manual_seed(0)
     for name in law:
-        law[name] = {
-            "few": [0.0 if name == "dequantize" else 1.0, 0, 0, 0, 0, 0],
-            "many": [0.0 if name == "dequantize" else 1.0, 0, 0, 0, 0, 0],
-        }
+        law[name] = {key: [0.0 if name == "dequantize" else 1.0, 0, 0, 0, 0, 0] for key in costs.SIZES}
     few, many = torch.randn(8, 12, generator=rng), torch.randn(9, 12, generator=rng)
     assert choose(few, 8, matrix, "a8") == "dequantize" and KERNELS[choose(many, 9, matrix, "a8")].precision == "a8"
     torch.testing.assert_close(product(few, matrix, precision="a8"), rounded(few) @ dequantize(matrix).T)
@@ -98,7 +95,7 @@ def test_rows_whose_8_bit_sums_would_not_fit(monkeypatch, law):
     n_in = native.MOST_INPUTS_8_BITS + 8
     matrix = dataclasses.replace(random_matrix(3, n_in, 1, 4, 8), codebooks=torch.ones(1, 4, 8))
     for name in law:
-        law[name] = {key: [float(not name.startswith("int8")), 0, 0, 0, 0, 0] for key in ("few", "many")}
+        law[name] = {key: [float(not name.startswith("int8")), 0, 0, 0, 0, 0] for key in costs.SIZES}
     x = torch.ones(20, n_in)
     assert not choose(x, 20, matrix, "a8").startswith("int8")
     torch.testing.assert_close(product(x, matrix, precision="a8"), torch.full((20, 3), float(n_in)), rtol=3e-2, atol=0)
