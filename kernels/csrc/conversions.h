@@ -42,7 +42,7 @@ static inline __m512 rest(__m512 x) {  // what bfloat16 leaves of x
 // bfloat16, or with N_PARTS = 2 that and what it leaves.
 template <int N_PARTS>
 struct Bfloat16 {
-    enum { PER_DWORD = 2, PARTS = N_PARTS, EIGHT_BIT = 0 };
+    enum { PER_DWORD = 2, PARTS = N_PARTS, EIGHT_BIT = 0, TAKES_BF16 = N_PARTS == 1 };
     typedef float Sum, Weight;
 
     static inline void split(const float *row, __m512i *parts) {

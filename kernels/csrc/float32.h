@@ -1,7 +1,7 @@
 // float32 in the compiler's own vectors: one source for every instruction set.
 
 struct Float32 {
-    enum { PER_DWORD = 1, PARTS = 1, EIGHT_BIT = 0 };
+    enum { PER_DWORD = 1, PARTS = 1, EIGHT_BIT = 0, TAKES_BF16 = 0 };
     typedef float Sum, Weight;
 
     static void begin() {}

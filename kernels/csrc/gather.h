@@ -2,8 +2,8 @@
 
 static uint16_t narrowed(float x) {  // to bfloat16, nearest even
     union { float f; uint32_t i; } u = {x};
-    if (x != x) return 0x7fc0;
-    return (uint16_t)((u.i + 0x7fff + (u.i >> 16 & 1)) >> 16);
+    const uint32_t rounded = (u.i + 0x7fff + (u.i >> 16 & 1)) >> 16;
+    return (uint16_t)(x == x ? rounded : 0x7fc0);
 }
 
 static inline float widened(uint16_t x) {
@@ -63,13 +63,14 @@ static void gather_token(const sedaq_input &x, int64_t number, float *row) {
     }
 }
 
-// A token's inputs where they already lie side by side as float32, so that nothing has to be gathered; null elsewhere.
-static const float *ready_token(const sedaq_input &x, int64_t number, int64_t columns) {
-    if (x.is_bf16 || x.n_runs != 1 || x.runs[0].length != columns || x.runs[0].tap != 0) return nullptr;
+// A token's inputs where they already lie side by side, so that nothing has to be gathered; null elsewhere. Number is what they are.
+template <class Number>
+static const Number *ready_token(const sedaq_input &x, int64_t number, int64_t columns) {
+    if (x.is_bf16 != (sizeof(Number) == 2) || x.n_runs != 1 || x.runs[0].length != columns || x.runs[0].tap != 0) return nullptr;
     const Token token(x, number);
     int64_t p[3];
     if (!token.sees(x, 0, p)) return nullptr;
-    return (const float *)x.data + token.image * x.image_stride + p[0] * x.stride[0] + p[1] * x.stride[1] + p[2] * x.stride[2] + x.runs[0].channel;
+    return (const Number *)x.data + token.image * x.image_stride + p[0] * x.stride[0] + p[1] * x.stride[1] + p[2] * x.stride[2] + x.runs[0].channel;
 }
 
 static int64_t places_of(const sedaq_input &x) { return x.images * x.size[0] * x.size[1] * x.size[2]; }

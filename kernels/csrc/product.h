@@ -12,6 +12,7 @@
 //   convert_token(row, scale, out)        16 · PER_DWORD columns of a token to 16 dwords of every part
 //   convert_rows(values, …, out, sums)    as many columns of 16 rows to a tile of every part; what is to be taken off sums in the end
 //   multiply(a, n_a, b, n_b, steps, c, more)    n_a tiles of tokens by n_b of rows to c, 32 × 32, in place of what is there or added to it
+//   TAKES_BF16                            whether a tile's row is 32 columns in bfloat16, as they come
 //   begin(), end()                        in every thread
 
 enum { TILE = 256, PAIR = 32 };  // dwords of a tile; tokens and rows that are multiplied at once
@@ -184,7 +185,13 @@ struct Product {
     void gather_tile(int64_t first, int64_t last, uint32_t *out, float *scales, float *row) const {
         for (int64_t t = 0; t < 16; t++) {
             float scale = 1;
-            const float *values = first + t < last ? ready_token(x, first + t, columns) : nullptr;
+            const uint16_t *narrow = Kernel::TAKES_BF16 && first + t < last ? ready_token<uint16_t>(x, first + t, columns) : nullptr;
+            if (narrow) {
+                scales[t] = 1;
+                for (int64_t s = 0; s < steps; s++) __builtin_memcpy(out + s * TILE + t * 16, narrow + s * STEP, 64);
+                continue;
+            }
+            const float *values = first + t < last ? ready_token<float>(x, first + t, columns) : nullptr;
             if (!values && first + t < last)
                 gather_token(x, first + t, row);
             else
@@ -236,12 +243,13 @@ struct Product {
             float out[PAIR];
             for (int64_t n = 0; n < PAIR; n++) out[n] = (float)(c[n] - (Kernel::EIGHT_BIT ? sums[n] : 0)) * (row_scales[n] * of_token) + bias[n];
             const int64_t at = (token + t) * y_stride + row;
-            if (x.is_bf16)
-                for (int64_t n = 0; n < n_rows; n++) ((uint16_t *)y)[at + n] = narrowed(out[n]);
-            else if (n_rows == PAIR)
+            if (n_rows < PAIR) {
+                for (int64_t n = 0; n < n_rows; n++) put(x, y, at + n, out[n]);
+            } else if (x.is_bf16) {
+                for (int64_t n = 0; n < PAIR; n++) ((uint16_t *)y)[at + n] = narrowed(out[n]);
+            } else {
                 for (int64_t n = 0; n < PAIR; n++) ((float *)y)[at + n] = out[n];
-            else
-                for (int64_t n = 0; n < n_rows; n++) ((float *)y)[at + n] = out[n];
+            }
         }
     }
 

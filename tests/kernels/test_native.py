@@ -117,6 +117,21 @@ def test_inputs_anywhere_in_memory(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_that_need_no_gathering(kernel, dtype):
+    """Whole rows of tiles; with gaps between rows, and as places of an image."""
+    matrix, wide = coded(40, 64, 2, 16, 8), torch.randn(21, 100).to(dtype)
+    x = wide[:, 3:67]
+    expected, found = exact(x.float(), matrix), native.product(kernel, x, matrix)
+    tolerance = max(PRECISIONS[native.KERNELS[kernel]], 4e-3 if dtype == torch.bfloat16 else 0)
+    assert (found.double() - expected).norm() <= tolerance * expected.norm()
+    one = Geometry((1,), (2,), (1,), (1,))  # every second place, the first of them in the padding
+    found = native.product(kernel, x.unsqueeze(0), matrix, None, one)
+    assert found.shape == (1, 12, 40) and torch.equal(found[0, 0], torch.zeros(40, dtype=dtype))
+    assert (found[0, 1:11].double() - expected[1::2]).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_a_token_that_is_not_finite_spoils_itself_alone(kernel):
     matrix, x = coded(33, 40, 2, 16, 8), torch.randn(20, 40)
     good = native.product(kernel, x, matrix)
