@@ -13,6 +13,12 @@ from . import options
 @click.argument("subject")
 @options.run_folder
 @click.option("--configs", type=click.IntRange(1), default=64, show_default=True, help="Plans to measure.")
+@click.option(
+    "--design",
+    default="stratified",
+    show_default=True,
+    help="Which plans: stratified (random), or one layer, role or block at a time (layer, role, block), the rest as it is. A run takes several.",
+)
 @click.option("--images", type=click.IntRange(8), default=512, show_default=True, help="Images a plan.")
 @click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Sampling steps.")
 @options.seed
@@ -26,6 +32,7 @@ def command(
     subject: str,
     run_folder: Path,
     configs: int,
+    design: str,
     images: int,
     steps: int,
     seed: int,
@@ -63,5 +70,5 @@ def command(
     )
     with shown():
         memory_bytes = parse_size(memory) if memory else None
-        probe(subject, run_folder, n_configs=configs, settings=settings, workers=workers, device=device, memory_bytes=memory_bytes)
+        probe(subject, run_folder, n_configs=configs, design=design, settings=settings, workers=workers, device=device, memory_bytes=memory_bytes)
     click.echo(f"probes are in {run_folder}; next: sedaq fit --run {run_folder}")

@@ -9,30 +9,28 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..aq.formats import Format
-from ..aq.menu import Entry
 from ..aq.plan import weight_bits
 from ..errors import InputError
 from ..models.noise import purpose_seed
 from ..models.sampling import conditions_of
 from ..progress import track
 from ..storage import append_record, fingerprint, load_tensors, read_records, save_tensors
+from .designs import check_design, design_plans
 from .extractors import load_extractor
 from .fidelity import Features, Metric, Reference, frechet_difference, measure
 from .reference import build_reference, load_reference, save_reference, shipped_reference
 from .run import Run, Settings
 
 REFERENCE_IMAGES = 2000  # full-precision images where no reference is given
-DRAWS_PER_PLAN = 20  # before a model is taken to have no more plans
 
 
 @dataclass(frozen=True)
@@ -201,51 +199,6 @@ class Prober:
         return frechet_difference(a.pooled, b.pooled, self.reference.statistics, seed=self.run.settings.seed)
 
 
-# -- designs -------------------------------------------------------------------------------------------------------------------------
-
-
-def stratified_plans(menus: Mapping[str, Sequence[Entry]], *, n_plans: int, seed: int) -> Iterator[dict[str, Format]]:
-    """Uniform plans first, one for each rate, full precision among them; then random ones.
-
-    A random plan first draws the share of layers that get few bits, stratified over 0 … 1 by a van der Corput sequence, then for each layer
-    an entry from the lower or the upper half of its menu (Qua²SeDiMo's two-stage draw). No plan comes twice; a model of few layers may have
-    fewer than `n_plans`.
-    """
-    rates = sorted({e.rate for menu in menus.values() for e in menu})
-    seen: set[tuple[Format, ...]] = set()
-
-    def draws() -> Iterator[dict[str, Format]]:
-        for rate in rates:
-            yield {
-                name: max((e for e in menu if e.rate <= rate), key=lambda e: e.rate, default=menu[0]).format for name, menu in menus.items()
-            }
-        for index in range(DRAWS_PER_PLAN * n_plans):
-            rng = np.random.default_rng([seed, index])
-            low_share = _van_der_corput(index + 1)
-            plan = {}
-            for name, menu in menus.items():
-                half = max(1, len(menu) // 2)
-                options = menu[:half] if rng.random() < low_share else menu[half:] or menu
-                plan[name] = options[int(rng.integers(len(options)))].format
-            yield plan
-
-    for plan in draws():
-        if len(seen) == n_plans:
-            return
-        if tuple(plan.values()) not in seen:
-            seen.add(tuple(plan.values()))
-            yield plan
-
-
-def _van_der_corput(index: int) -> float:
-    value, step = 0.0, 0.5
-    while index:
-        value += step * (index & 1)
-        index >>= 1
-        step /= 2
-    return value
-
-
 # -- the verb ------------------------------------------------------------------------------------------------------------------------
 
 _worker: Prober | None = None
@@ -270,6 +223,7 @@ def probe(
     run: str | Path,
     *,
     n_configs: int = 64,
+    design: str = "stratified",
     settings: Settings | None = None,
     workers: int = 1,
     device: str = "cpu",
@@ -280,18 +234,21 @@ def probe(
     Args:
         subject: whatever sedaq.load takes.
         run: folder of the run.
+        n_configs: at most; a design of few plans may have less.
+        design: a name in designs.DESIGNS; a run may be probed by several, one after the other.
         workers: processes that share the work; each gets an equal part of the processor's cores.
         memory_bytes: bound on a calibration pass; half of what is free when None.
     """
     if n_configs < 1 or workers < 1:
         raise InputError(f"--configs and --workers must be at least 1, got {n_configs} and {workers}")
+    check_design(design)
     opened = Run.begin(subject, run, settings or Settings(), device=device)
     prober = Prober(opened)
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
         opened.subject.sample(seed=opened.settings.seed, n_images=1, steps=1, **opened.settings.sampling)
     opened.write()
     opened.fill_store(memory_bytes)
-    plans = list(stratified_plans(opened.menus, n_plans=n_configs, seed=opened.settings.seed))
+    plans = design_plans(design, opened.subject.layers, opened.menus, n_plans=n_configs, seed=opened.settings.seed)
     missing = [plan for plan in plans if not prober.is_stored(plan)]
     done = len(plans) - len(missing)
     if workers == 1 or len(missing) <= 1:
