@@ -70,5 +70,14 @@ def command(
     )
     with shown():
         memory_bytes = parse_size(memory) if memory else None
-        probe(subject, run_folder, n_configs=configs, design=design, settings=settings, workers=workers, device=device, memory_bytes=memory_bytes)
+        probe(
+            subject,
+            run_folder,
+            n_configs=configs,
+            design=design,
+            settings=settings,
+            workers=workers,
+            device=device,
+            memory_bytes=memory_bytes,
+        )
     click.echo(f"probes are in {run_folder}; next: sedaq fit --run {run_folder}")

@@ -48,6 +48,7 @@ def given(tmp_path: Path, text: str, name: str = "given.json") -> Path:
         (["probe", "mnist-dit", "--run", "r", "--images", "7"], "'--images'", "See `sedaq probe --help`"),
         (["probe", "mnist-dit", "--run", "r", "--configs", "many"], "'many'", "See `sedaq probe --help`"),
         (["probe", "mnist-dit", "--run", "r", "--workers", "0"], "'--workers'", "See `sedaq probe --help`"),
+        (["probe", "mnist-dit", "--run", "r", "--design", "all"], "--design 'all'", "stratified, layer, role, block"),
         (["bench", "speed"], "'speed'", "--help`"),
         (["bench", "kernels", "--tokens", "1,two"], "--tokens '1,two'", "whole numbers"),
         (["bench", "kernels", "--tokens", "0"], "--tokens '0'", "whole numbers"),

@@ -72,7 +72,9 @@ def test_one_thing_at_a_time_lowers_every_set_at_every_rate_alone(design: str, s
         assert names == {layer.name for layer in LAYERS if key(layer) == of_set}
         lowered.append((format, of_set))
     assert len(set(lowered)) == len(lowered)
-    assert [format for format, _ in lowered] == [text for text in ("1x3g2", "1x4g2", "1x5g2", "1x8g2") for _ in range(sets)], "low rates first"
+    assert [format for format, _ in lowered] == [text for text in ("1x3g2", "1x4g2", "1x5g2", "1x8g2") for _ in range(sets)], (
+        "low rates first"
+    )
 
 
 @pytest.mark.parametrize("design", DESIGNS)
