@@ -26,7 +26,7 @@ class _Coded(nn.Module):
     """Stored tensors as buffers, by the names and shapes of Format.tensor_specs.
 
     `precision` is the class of arithmetic, a name in kernels.dispatch.PRECISIONS: "exact" in the input's dtype, "bf16" in bfloat16, "a8"
-    with activations rounded to 8 bits a token (of a convolution: all that one place of the output sees). `law` names the costs by which
+    with activations rounded to 8 bits a token (of a convolution: all that one place of the output sees), or their products with codewords. `law` names the costs by which
     kernels are chosen, as costs.adopt does; empty where they are this machine's.
     """
 
@@ -63,7 +63,7 @@ class _Coded(nn.Module):
 
     def prepare(self) -> None:
         """Make what products read before there are activations: small pieces of memory that stay would break the large ones that come and go
-        into parts, which cost half a gigabyte with DiT-XL/2."""
+        into parts."""
         if self.get_buffer("codes").device.type == "cpu":
             native.prepare(self.matrix())
 

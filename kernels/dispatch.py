@@ -21,8 +21,8 @@ from .reference import product_by_dequantizing, product_by_lookup
 
 log = logging.getLogger("sedaq")
 
-# Classes of arithmetic, by the relative error of a product that is allowed. A finer kernel serves where a coarser is asked for, except that
-# "a8" rounds activations to 8 bits a token in any case, with kernels that multiply 8-bit integers where there are some.
+# Classes of arithmetic, by the relative error of a product that is allowed on normal inputs. A finer kernel serves where a coarser is asked
+# for, except that "a8" in any case rounds to 8 bits: a token's activations, or in tables their products with codewords.
 PRECISIONS = {"exact": 1e-5, "bf16": 1e-2, "a8": 3e-2}
 
 

@@ -15,6 +15,7 @@ namespace avx2 {
 #define F32_BLOCKS 1
 #include "float32.h"
 #define LOOKUP_SUMS 4
+#include "entries.h"
 #include "lookup.h"
 }  // namespace avx2
 #endif

@@ -20,6 +20,7 @@ namespace avx512 {
 #include "conversions.h"
 #define WITH_TRANSPOSE
 #define LOOKUP_SUMS 16
+#include "entries.h"
 #include "lookup.h"
 
 struct Bfloat16Dot : Bfloat16<1> {

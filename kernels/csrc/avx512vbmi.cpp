@@ -16,6 +16,7 @@ namespace avx512vbmi {
 #include "conversions.h"
 #define WITH_TRANSPOSE
 #define LOOKUP_SUMS 16
+#include "entries.h"
 #include "lookup.h"
 #include "permute.h"
 

@@ -13,6 +13,7 @@ namespace portable {
 #define F32_BLOCKS 1
 #include "float32.h"
 #define LOOKUP_SUMS 4
+#include "entries.h"
 #include "lookup.h"
 
 static int row_maxima(const sedaq_matrix &m, float *maxima, int threads) {
