@@ -120,6 +120,10 @@ class EncodingStore:
         seen = [Member(self.subject.weight(member.name), self.hessian(member), member.groups) for member in spread]
         return fit_book(seen, format, effort=effort, seed=self.seed)
 
+    def holds(self, layer: Layer, format: Format) -> bool:
+        """Whether `get` only has to read."""
+        return format.kind == "asis" or self._path(layer, format).exists()
+
     def get(self, layer: Layer, format: Format) -> Encoding:
         """The encoding, made now if it is not there yet. Raises InputError, which names the layer, where it cannot be made."""
         if format.kind == "asis":

@@ -83,6 +83,11 @@ class Subject:
         weights = tensor_fingerprint(sorted(self.denoiser.state_dict().items()))
         return fingerprint([type(self.denoiser).__name__, config, self.conditions, list(self.exclude), weights])
 
+    @property
+    def cycle(self) -> int:
+        """Number of conditions; image i has condition i mod cycle."""
+        return len(self.conditions) if self.conditions else 1
+
     @cached_property
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W), found out by sampling one image for one step where the sampler does not say it."""

@@ -9,7 +9,7 @@ import torch
 from ..aq.plan import Plan
 from ..models.loading import load
 from ..models.noise import purpose_seed
-from ..sensitivity.probe import Prober
+from ..sensitivity.assembly import Assembly
 from ..sensitivity.run import Run
 from .report import write_report
 
@@ -31,12 +31,12 @@ def image_grids(run: Run) -> dict[str, torch.Tensor]:
     grids = {"full precision": sample(run.subject)}
     plans = {name: run.folder / "plans" / file for name, file in (("uniform", "uniform.json"), ("searched", "plan.json"))}
     present = {name: Plan.load(path) for name, path in plans.items() if path.exists()}
-    prober = Prober(run) if present else None
+    assembly = Assembly(run.subject, run.store)
     for name, plan in present.items():
         plan.validate(run.subject)
-        assert prober is not None
-        with run.subject.weights_replaced(prober.weights(plan.formats)):
-            grids[name] = sample(run.subject)
+        assembly.set(plan.formats)
+        grids[name] = sample(run.subject)
+    assembly.restore()
     tuned = run.folder / "models" / "searched+tuned"
     if tuned.exists():
         grids["searched + tuned"] = sample(load(tuned, quantized=True, device=run.device))

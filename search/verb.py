@@ -9,7 +9,7 @@ from typing import Any
 from ..aq.formats import Format
 from ..errors import InputError
 from ..sensitivity.fitting import load_predictor
-from ..sensitivity.probe import Prober
+from ..sensitivity.prober import Prober
 from ..sensitivity.run import Run
 from ..storage import write_json
 from .find import FRONT_BITS, FoundPlan, find_front, find_plan

@@ -81,7 +81,7 @@ def evaluate(
     target = load_reference(reference, extract, image_shape=measured.image_shape, default=default)
     conditions = conditions_of(measured.conditions, 0, n_images)
     requested = torch.tensor(conditions) if conditions and isinstance(conditions[0], int) else None
-    metrics = measure(features, images, reference=target, requested=requested, full_precision=paired, seed=seed)
+    metrics = measure(features, images, reference=target, requested=requested, full_precision=paired, cycle=measured.cycle, seed=seed)
     return {
         "metrics": {key: metric.to_json() for key, metric in metrics.items()},
         "n_images": n_images,

@@ -194,7 +194,7 @@ def test_measure_names_halves_and_repeatability() -> None:
     metrics = measure(
         features, images, reference=reference, requested=requested, full_precision=(images * 0.9, features[torch.arange(n)]), seed=7
     )
-    assert set(metrics) == {"fid", "sfid", "kid", "agreement", "psnr", "feature_distance"}
+    assert set(metrics) == {"fid", "fid_excess", "sfid", "kid", "agreement", "psnr", "feature_distance"}
     assert metrics["fid"].value == pytest.approx(frechet_distance(Statistics.of(features.pooled), reference.statistics))
     assert metrics["fid"].halves[1] == pytest.approx(
         frechet_distance(Statistics.of(features.pooled[len(features) // 2 :]), reference.statistics)

@@ -19,7 +19,8 @@ from sedaq.errors import InputError, SedaqError
 from sedaq.progress import Record, listening
 from sedaq.sensitivity import fitting
 from sedaq.sensitivity.fitting import LEAST_PROBES, fit, load_predictor
-from sedaq.sensitivity.probe import Prober, probe
+from sedaq.sensitivity.probe import probe
+from sedaq.sensitivity.prober import Prober
 from sedaq.sensitivity.run import Run, Settings, store_for_plan
 from sedaq.storage import append_record, read_records
 

@@ -1,0 +1,49 @@
+"""Measure the plans that predictors are judged by:  python benchmarks/sensitivity_data.py --subject mnist-dit --folder build/sensitivity [--truth]
+
+Into FOLDER/SUBJECT, an ordinary run: 200 stratified probes to learn from; 100 later plans of the same design on other noise ("unseen"), which no
+choice may be tuned on; with --truth every layer at every entry of its menu alone, 2,000 images on a third noise. Goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sedaq.progress import shown, track
+from sedaq.sensitivity.crew import Crew, Job
+from sedaq.sensitivity.designs import design_plans
+from sedaq.sensitivity.probe import probe
+from sedaq.sensitivity.prober import Prober
+from sedaq.sensitivity.run import Run
+
+N_PROBES, N_UNSEEN, TRUTH_IMAGES = 200, 100, 2000
+ALL = 10**6  # more than the one-layer design has
+
+
+def unseen_jobs(run: Run) -> list[Job]:
+    plans = design_plans("stratified", run.subject.layers, run.menus, n_plans=N_PROBES + N_UNSEEN, seed=run.settings.seed)
+    return [Job(plan, run.settings.n_images, "unseen") for plan in plans[N_PROBES:]]
+
+
+def truth_jobs(run: Run) -> list[Job]:
+    plans = design_plans("layer", run.subject.layers, run.menus, n_plans=ALL, seed=run.settings.seed)
+    return [Job(plan, TRUTH_IMAGES, "truth") for plan in plans]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--subject", default="mnist-dit")
+    parser.add_argument("--folder", type=Path, default=Path("build/sensitivity"))
+    parser.add_argument("--truth", action="store_true")
+    parser.add_argument("--workers", type=int, default=1)
+    arguments = parser.parse_args()
+    with shown():
+        run = probe(arguments.subject, arguments.folder / arguments.subject, n_configs=N_PROBES, workers=arguments.workers)
+        jobs = truth_jobs(run) if arguments.truth else unseen_jobs(run)
+        with Crew(Prober(run), arguments.workers) as crew:
+            for _ in track(crew.measure(jobs), "truth" if arguments.truth else "unseen probes", len(jobs)):
+                pass
+
+
+if __name__ == "__main__":
+    main()

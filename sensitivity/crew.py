@@ -1,0 +1,93 @@
+"""Measuring many plans, in this process or in several that share the work."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+
+from ..aq.formats import Format
+from ..errors import InputError
+from .prober import Measurement, Prober
+from .run import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan to be measured."""
+
+    formats: Mapping[str, Format]
+    n_images: int
+    purpose: str = "probe"
+
+
+class Crew:
+    """Measures jobs with `workers` processes; each gets an equal part of the processor's cores. What is stored is read back.
+
+    A context manager: its processes and what they left in the model end with it. Raises InputError for a subject that other processes
+    cannot load.
+    """
+
+    def __init__(self, prober: Prober, workers: int = 1) -> None:
+        run = prober.run
+        if workers < 1:
+            raise InputError(f"--workers must be at least 1, got {workers}")
+        if workers > 1 and run.subject_argument is None:
+            raise InputError("--workers above 1 needs a subject that each worker can load by itself; pass a folder or FILE.py:FUNCTION")
+        self.prober, self.workers = prober, workers
+        self._exits = ExitStack()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Crew:
+        self._exits.enter_context(self.prober.assembling())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._exits.close()
+
+    def is_stored(self, job: Job) -> bool:
+        return self.prober.stored(job.formats, job.purpose, job.n_images, self.prober.run.settings.steps) is not None
+
+    def measure(self, jobs: Sequence[Job]) -> Iterator[Measurement]:
+        """Measurements in the order of the jobs, each kept as it comes: the files are those that one worker writes."""
+        steps = self.prober.run.settings.steps
+        missing = [job for job in jobs if not self.is_stored(job)]
+        if self.workers > 1 and len(missing) > 1:
+            futures = {id(job): self._started_pool().submit(_work, job, steps) for job in missing}
+        else:
+            futures = {}
+        for job in jobs:
+            found = self.prober.stored(job.formats, job.purpose, job.n_images, steps)
+            if found is None:
+                future = futures.get(id(job))
+                found = future.result() if future else self.prober.sample_and_measure(job.formats, job.purpose, job.n_images, steps)
+                self.prober.keep(found)
+            yield found
+
+    def _started_pool(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            run, threads = self.prober.run, max(1, torch.get_num_threads() // self.workers)
+            start = (str(run.folder), self.prober.split, run.device, threads)
+            self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _start_worker, start)
+        return self._pool
+
+
+_worker: Prober | None = None
+
+
+def _start_worker(folder: str, split: str, device: str, threads: int) -> None:
+    global _worker
+    torch.set_num_threads(threads)
+    _worker = Prober(Run.open(folder, device=device), split=split)
+
+
+def _work(job: Job, steps: int) -> Measurement:
+    assert _worker is not None
+    return _worker.sample_and_measure(job.formats, job.purpose, job.n_images, steps)
