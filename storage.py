@@ -121,6 +121,11 @@ def append_record(path: Path, kind: str, content: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left") from error
 
 
+def ends_cut_short(path: Path) -> bool:
+    """Whether the last line of `path` lacks its line end."""
+    return path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+
+
 def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
     """All sealed lines of `path`, none if it does not exist; a last line without its line end is dropped, for a crash may leave one."""
     if not path.exists():

@@ -20,7 +20,7 @@ Call = dict[str, Any]  # argument name → value; tensors have one row an image
 FLOAT = torch.float16  # of the buffer
 
 
-def _first_tensor(output: Any) -> torch.Tensor:
+def first_tensor(output: Any) -> torch.Tensor:
     """The denoiser's answer, whether it came as a tensor, a tuple or a diffusers output."""
     return output if isinstance(output, torch.Tensor) else output[0]
 
@@ -76,7 +76,7 @@ class ReplayBuffer:
         self.held_out, self.tuning = shuffled[:n_held], shuffled[n_held:]
 
     def _record(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        answer = _first_tensor(output).detach()
+        answer = first_tensor(output).detach()
         batch = len(answer)
         for name, value in _flat(self._signature.bind(*args, **kwargs).arguments):
             if not isinstance(value, torch.Tensor):

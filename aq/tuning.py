@@ -29,7 +29,7 @@ from ..progress import track
 from .beam import best_codes
 from .encoding import Encoding, coded_matrix, stored_codebooks
 from .plan import book_holders
-from .replay import Call, ReplayBuffer, _first_tensor
+from .replay import Call, ReplayBuffer, first_tensor
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class _Student:
         return list(dict.fromkeys([*(p for layer in self.layers.values() for p in layer.parameters()), *self.others.values()]))
 
     def output(self, call: Call, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return _first_tensor(
+        return first_tensor(
             functional_call(self.denoiser, {**self.others, **{f"{name}.weight": w for name, w in weights.items()}}, (), call)
         )
 

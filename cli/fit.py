@@ -9,20 +9,25 @@ import click
 from . import options
 
 
-@click.command(help="Fit the predictor to a run's probes, cross-validate it and write sensitivity.csv.")
+@click.command(help="Fit the predictor to a run's probes, cross-validate it and explain it; writes sensitivity.csv.")
 @options.run_folder
+@click.option("--metric", default="fid", show_default=True, help="What to predict: any metric that the probes have.")
 @options.as_json
 @options.device
-def command(run_folder: Path, as_json: bool, device: str) -> None:
+def command(run_folder: Path, metric: str, as_json: bool, device: str) -> None:
     from ..progress import shown
     from ..reports.summaries import fit_table, show
     from ..sensitivity.fitting import fit
     from ..sensitivity.run import Run
 
     with shown():
-        fitted = fit(Run.open(run_folder, device=device))
+        fitted = fit(Run.open(run_folder, device=device), metric=metric)
+    for note in fitted.summary["notes"]:
+        click.echo(f"note: {note}", err=True)
     if as_json:
         options.print_json(fitted.summary)
     else:
         show(fit_table(fitted.summary))
+        for finding in fitted.summary["findings"]:
+            click.echo(f"- {finding}")
         click.echo(f"next: sedaq search --run {run_folder} --bits 2 --out plan.json")

@@ -22,11 +22,15 @@ def show(table: Table) -> None:
 
 
 def fit_table(summary: Mapping[str, Any]) -> Table:
-    """Rank correlation of the predictor with held-out probes, beside simpler predictors and the noise ceiling."""
-    rows: list[dict[str, Any]] = [{"predictor": "sedaq", "spearman": summary["spearman"], "95 %": interval(summary["spearman_ci"])}]
-    rows += [{"predictor": name, "spearman": value, "95 %": ""} for name, value in summary["baselines"].items()]
-    rows.append({"predictor": "noise ceiling", "spearman": summary["ceiling"], "95 %": interval(summary["ceiling_ci"])})
-    return rows_table(rows, ["predictor", "spearman", "95 %"], title=f"{summary['metric']} of {summary['n_probes']} probes, out of fold")
+    """How the predictor orders held-out probes, beside simpler predictors and the noise ceiling."""
+    rows: list[dict[str, Any]] = []
+    for name, score in summary["scores"].items():
+        numbers = {column: score[column] for column in ("spearman", "kendall", "ndcg10", "mae")}
+        rows.append({"predictor": name, **numbers, "behind, 95 %": interval(score.get("behind_ci"))})
+    rows[0]["behind, 95 %"] = f"itself {interval(summary['spearman_ci'])}"
+    rows.append({"predictor": "noise ceiling", "spearman": summary["ceiling"], "behind, 95 %": interval(summary["ceiling_ci"])})
+    columns = ["predictor", "spearman", "kendall", "ndcg10", "mae", "behind, 95 %"]
+    return rows_table(rows, columns, title=f"{summary['metric']} of {summary['n_probes']} probes, out of fold")
 
 
 def front_table(found: Sequence[FoundPlan]) -> Table:

@@ -1,33 +1,34 @@
-"""From formats to fidelity: an additive part over layers, and trees for what it leaves.
+"""From formats to fidelity: an additive part over layers, and gradient-boosted trees for what it leaves.
 
-    √d ≈ c + Σ_l a_l · e_l(format) + trees(bits of each layer)        a_l ≥ 0, trees monotone in bits
+    log(d − d₀ + floor) ≈ log(excess(errors) + floor) + trees(features)
 
-d is the metric (the Fréchet distance by default) and e_l the layer's relative output error under its Hessian, from the encoding store. The
-root was best of d, √d, d^¼ and log d on the first probes and a little behind the logarithm on later ones (docs/experiments.md); it is kept
-because its terms add up to a distance. The additive part comes first and carries; xgboost starts from it (base_margin). Members of the
-ensemble see bootstrap samples of the probes; their spread is the uncertainty.
+d is the metric (the Fréchet distance by default), d₀ that of full precision on the same noise; excess is the law of additive.py, which comes
+first and carries; xgboost starts from it (base_margin) and is monotone. Members of the ensemble see bootstrap samples of the probes;
+their spread and the error on held-out probes together are the uncertainty.
 Deviates from Qua²SeDiMo, whose predictor is a graph network over a hand-drawn graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xgboost
-from scipy.optimize import nnls
+from numpy.typing import NDArray
 
 from ..aq.menu import Entry
 from ..errors import InputError
 from ..storage import file_sha256, read_json, write_json
+from .additive import Additive, Labels, LayerPriors, choose_ridge, fit_additive
+from .features import TreeFeatures
 
+Array = NDArray[np.float64]
 ErrorOf = Callable[[str, Entry], float]  # layer name, entry → relative output error of the encoding
 Choice = Mapping[str, Entry]
 N_MEMBERS = 8
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 TREES = {
     "max_depth": 2,
     "learning_rate": 0.05,
@@ -39,68 +40,47 @@ TREES = {
 }
 
 
-def transform(metric: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.maximum(metric, 0))
+@dataclass(frozen=True)
+class LayerTable:
+    """The layers of a model as a predictor knows them, in the order of all arrays."""
+
+    names: Sequence[str]
+    roles: Sequence[str]
+    blocks: Sequence[str]
+    priors: LayerPriors
+
+    @property
+    def features(self) -> TreeFeatures:
+        return TreeFeatures(self.roles, self.blocks)
 
 
 @dataclass(frozen=True)
-class Additive:
-    """c + Σ_l a_l e_l, in units of √d."""
+class Member:
+    """One law and the trees that start from it; None: the law alone."""
 
-    intercept: float
-    slopes: np.ndarray  # a_l, by layer
+    additive: Additive
+    trees: xgboost.XGBRegressor | None
 
-    def __call__(self, errors: np.ndarray) -> np.ndarray:
-        """(n, layers) → (n,)"""
-        return self.intercept + errors @ self.slopes
-
-
-def anchor(errors: np.ndarray, target: np.ndarray) -> float | None:
-    """√d of full precision, where a probe measured it: the additive part then starts there instead of fitting where to start."""
-    whole = errors.sum(1) == 0
-    return float(target[whole].mean()) if whole.any() else None
+    def log_excess(self, errors: Array, rates: Array, features: TreeFeatures, floor: float) -> Array:
+        """log(excess + floor), (n,)"""
+        terms = self.additive.terms(errors)
+        margin = np.log(terms.sum(1) ** self.additive.power + floor)
+        if self.trees is None:
+            return margin
+        return np.asarray(self.trees.predict(features(rates, errors, terms), base_margin=margin), np.float64)
 
 
-def fit_additive(errors: np.ndarray, target: np.ndarray, ridge: float, intercept: float | None = None) -> Additive:
-    """Non-negative least squares, pulled towards one common slope: with more layers than probes most layers cannot be told apart.
-
-    Residuals are relative to the target, so that good plans count as much as ruined ones.
-
-    Args:
-        errors: (probes, layers); target: √d, (probes,); ridge: strength of the pull.
-        intercept: c where it is known; fitted, and not negative, where None.
-    """
-    free = 0.0 if intercept is not None else 1.0  # of the intercept's column
-    known = intercept or 0.0
-    weight = 1 / np.maximum(target, 1e-6)
-    weight = weight / weight.mean()
-    scale = np.maximum(errors.max(0), 1e-12)
-    common = np.column_stack([errors.sum(1), np.full(len(errors), free)])
-    slope, _ = nnls(common * weight[:, None], (target - known) * weight)
-    prior = slope[0] * scale
-    design = np.column_stack([errors / scale, np.full(len(errors), free)]) * weight[:, None]
-    pull = np.sqrt(ridge) * np.eye(errors.shape[1], errors.shape[1] + 1)
-    solution, _ = nnls(np.vstack([design, pull]), np.concatenate([(target - known) * weight, np.sqrt(ridge) * prior]))
-    return Additive(known + free * float(solution[-1]), solution[:-1] / scale)
-
-
-def choose_ridge(errors: np.ndarray, target: np.ndarray, seed: int) -> float:
-    """The ridge with the least relative error on held-out fifths."""
-    fold = np.random.default_rng(seed).permutation(len(target)) % 5
-    known = anchor(errors, target)
-    losses = []
-    for ridge in RIDGES:
-        predicted = np.empty(len(target))
-        for k in range(5):
-            predicted[fold == k] = fit_additive(errors[fold != k], target[fold != k], ridge, known)(errors[fold == k])
-        losses.append(np.mean(((predicted - target) / np.maximum(target, 1e-6)) ** 2))
-    return RIDGES[int(np.argmin(losses))]
-
-
-def fit_trees(bits: np.ndarray, target: np.ndarray, margin: np.ndarray, seed: int) -> xgboost.XGBRegressor:
-    """Gradient-boosted trees on what `margin` leaves of `target`, non-increasing in the bits of every layer."""
-    model = xgboost.XGBRegressor(**TREES, monotone_constraints=(-1,) * bits.shape[1], base_score=0.0, random_state=seed, n_jobs=1)
-    return model.fit(bits, target, base_margin=margin, sample_weight=1 / np.maximum(target, 1e-6))
+def fit_trees(x: Array, target: Array, margin: Array, weights: Array, features: TreeFeatures, seed: int) -> xgboost.XGBRegressor:
+    """Gradient-boosted trees on what `margin` leaves of `target`."""
+    model = xgboost.XGBRegressor(
+        **TREES,
+        monotone_constraints=features.monotone,
+        feature_weights=features.weights,
+        base_score=0.0,
+        random_state=seed,
+        n_jobs=1,
+    )
+    return model.fit(x, target, base_margin=margin, sample_weight=weights)
 
 
 class Predictor:
@@ -108,39 +88,58 @@ class Predictor:
 
     Args:
         metric: whose values it predicts; lower is better.
-        layers: names, in the order of all arrays.
+        whole: the metric of full precision.
+        floor: of Labels.
+        misfit: root mean square of log(excess + floor) on held-out probes.
         error_of: looks the error of an entry up.
     """
 
     def __init__(
-        self, metric: str, layers: Sequence[str], members: Sequence[tuple[Additive, xgboost.XGBRegressor]], error_of: ErrorOf
+        self,
+        metric: str,
+        table: LayerTable,
+        members: Sequence[Member],
+        *,
+        whole: float,
+        floor: float,
+        misfit: float,
+        error_of: ErrorOf,
     ) -> None:
-        self.metric, self.layers, self.members, self.error_of = metric, list(layers), list(members), error_of
+        self.metric, self.table, self.members = metric, table, list(members)
+        self.whole, self.floor, self.misfit, self.error_of = whole, floor, misfit, error_of
+        self.layers = list(table.names)
+        self._features = table.features
+        self._index = {name: index for index, name in enumerate(self.layers)}
         self._errors: dict[tuple[str, str], float] = {}
 
     @classmethod
     def fit(
         cls,
         metric: str,
-        layers: Sequence[str],
-        errors: np.ndarray,
-        bits: np.ndarray,
-        values: np.ndarray,
-        error_of: ErrorOf,
+        table: LayerTable,
+        errors: Array,
+        rates: Array,
+        labels: Labels,
         *,
+        whole: float,
+        error_of: ErrorOf,
         seed: int = 0,
         n_members: int = N_MEMBERS,
+        with_trees: bool = True,
     ) -> Predictor:
-        """Fit to probes: errors and bits (probes, layers), values of the metric (probes,)."""
-        target = transform(values)
-        ridge, known = choose_ridge(errors, target, seed), anchor(errors, target)
-        members = []
+        """Fit to probes: errors and rates (probes, layers)."""
+        ridge, misfit = choose_ridge(errors, labels, table.priors, seed)
+        features, members = table.features, []
         for member in range(n_members):
             # The first member sees every probe once, so that the ensemble of one is the plain fit.
-            rows = np.arange(len(target)) if member == 0 else np.random.default_rng([seed, member]).integers(len(target), size=len(target))
-            additive = fit_additive(errors[rows], target[rows], ridge, known)
-            members.append((additive, fit_trees(bits[rows], target[rows], additive(errors[rows]), seed + member)))
-        return cls(metric, layers, members, error_of)
+            rows = np.arange(len(errors)) if member == 0 else np.random.default_rng([seed, member]).integers(len(errors), size=len(errors))
+            additive = fit_additive(errors[rows], labels[rows], table.priors, ridge)
+            terms = additive.terms(errors[rows])
+            margin = np.log(terms.sum(1) ** additive.power + labels.floor)
+            x = features(rates[rows], errors[rows], terms)
+            trees = fit_trees(x, labels[rows].target, margin, labels[rows].weights, features, seed + member) if with_trees else None
+            members.append(Member(additive, trees))
+        return cls(metric, table, members, whole=whole, floor=labels.floor, misfit=misfit, error_of=error_of)
 
     # -- predicting ------------------------------------------------------------------------------------------------------------------
 
@@ -150,78 +149,98 @@ class Predictor:
             self._errors[key] = self.error_of(name, entry)
         return self._errors[key]
 
-    def arrays(self, choices: Sequence[Choice]) -> tuple[np.ndarray, np.ndarray]:
-        """Errors and stored bits of each layer, (n, layers) each."""
+    def arrays(self, choices: Sequence[Choice]) -> tuple[Array, Array]:
+        """Errors and rates of each layer, (n, layers) each."""
         errors = np.array([[self._error(name, choice[name]) for name in self.layers] for choice in choices])
-        bits = np.array([[choice[name].rate for name in self.layers] for choice in choices])
-        return errors, bits
+        rates = np.array([[choice[name].rate for name in self.layers] for choice in choices])
+        return errors, rates
 
-    def predict_members(self, errors: np.ndarray, bits: np.ndarray) -> np.ndarray:
-        """√d by each member, (members, n)."""
-        return np.stack([model.predict(bits, base_margin=additive(errors)) for additive, model in self.members])
+    def predict_members(self, errors: Array, rates: Array) -> Array:
+        """log(excess + floor) by each member, (members, n)."""
+        return np.stack([member.log_excess(errors, rates, self._features, self.floor) for member in self.members])
 
-    def predict_arrays(self, errors: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        roots = self.predict_members(errors, bits)
-        values = np.maximum(roots, 0) ** 2
-        return values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+    def predict_arrays(self, errors: Array, rates: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation of the metric, (n,) each; at d₀ the deviation is that of the ensemble and of the law's misfit."""
+        logs = self.predict_members(errors, rates)
+        above = np.exp(logs.mean(0))
+        spread = logs.var(0, ddof=1) if len(logs) > 1 else np.zeros(logs.shape[1])
+        return self.whole + above - self.floor, above * np.sqrt(spread + self.misfit**2)
 
-    def predict(self, choices: Sequence[Choice]) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, choices: Sequence[Choice]) -> tuple[Array, Array]:
         """Mean and standard deviation of the metric for each choice of entries, (n,) each."""
         return self.predict_arrays(*self.arrays(choices))
 
     def additive_cost(self, name: str, entry: Entry) -> float:
-        """What `entry` alone adds to √d by the additive part, averaged over members: what the exact solver sums."""
-        slope = np.mean([additive.slopes[self.layers.index(name)] for additive, _ in self.members])
-        return float(slope * self._error(name, entry))
+        """The term t_l of `entry` in the additive law, averaged over members: what the exact solver sums."""
+        return float(np.mean([self._term(member.additive, name, entry) for member in self.members]))
 
-    def costs(self, name: str, entry: Entry) -> np.ndarray:
-        """Increase of the metric when layer `name` alone has `entry` and all else is as it is, by each member (members,)."""
-        index, error = self.layers.index(name), self._error(name, entry)
-        base = np.array([max(additive.intercept, 0.0) for additive, _ in self.members])
-        slopes = np.array([additive.slopes[index] for additive, _ in self.members])
-        return (base + slopes * error) ** 2 - base**2
+    def _term(self, additive: Additive, name: str, entry: Entry) -> float:
+        errors = np.zeros(len(self.layers))
+        errors[self._index[name]] = self._error(name, entry)
+        return float(additive.terms(errors)[self._index[name]])
 
-    def contributions(self, errors: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What each layer adds to √d in each probe, (n, layers), and the rest, (n,): together exactly the mean prediction.
+    def contributions(self, errors: Array, rates: Array) -> tuple[Array, Array]:
+        """What each layer adds to log(excess + floor) in each plan, (n, layers), and the rest, (n,): together exactly the mean prediction.
 
-        The additive part's terms plus xgboost's own SHAP values (pred_contribs; Lundberg et al. 2018).
+        The law depends on the sum of terms alone, so that its Aumann–Shapley values are the terms' shares of it; to these come xgboost's own SHAP
+        values (pred_contribs; Lundberg et al. 2018). Full precision is at log(floor).
         """
-        layers, rest = np.zeros(errors.shape), np.zeros(len(errors))
-        for additive, model in self.members:
-            matrix = xgboost.DMatrix(bits)  # without the margin: its terms are known and added by layer
-            shap = model.get_booster().predict(matrix, pred_contribs=True)
-            layers += errors * additive.slopes + shap[:, :-1]
-            rest += additive.intercept + shap[:, -1]
-        return layers / len(self.members), rest / len(self.members)
+        layers, rest = np.zeros(errors.shape), np.full(len(errors), np.log(self.floor))
+        for member in self.members:
+            terms = member.additive.terms(errors)
+            total = terms.sum(1)
+            rise = np.log(total**member.additive.power + self.floor) - np.log(self.floor)
+            layers += terms * (rise / np.maximum(total, 1e-300))[:, None] / len(self.members)
+            if member.trees is not None:
+                matrix = xgboost.DMatrix(self._features(rates, errors, terms))  # without the margin: its part is known by layer
+                shap = member.trees.get_booster().predict(matrix, pred_contribs=True)
+                layers += self._features.by_layer(shap[:, :-1], terms) / len(self.members)
+                rest += shap[:, -1] / len(self.members)
+        return layers, rest
 
     # -- files -----------------------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """additive.json and one file of xgboost's own for each member."""
         folder.mkdir(parents=True, exist_ok=True)
-        hashes = []
-        for number, (_, model) in enumerate(self.members):
+        members = []
+        for number, member in enumerate(self.members):
             path = folder / f"trees{number}.ubj"
             temporary = folder / f".trees{number}.ubj"
-            model.save_model(temporary)
+            assert member.trees is not None
+            member.trees.save_model(temporary)
             temporary.replace(path)
-            hashes.append(file_sha256(path))
-        members = [
-            {"intercept": additive.intercept, "slopes": additive.slopes.tolist(), "trees": sha}
-            for (additive, _), sha in zip(self.members, hashes, strict=True)
-        ]
-        write_json(folder / "additive.json", "predictor", {**identity, "metric": self.metric, "layers": self.layers, "members": members})
+            law = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in asdict(member.additive).items()}
+            members.append({**law, "trees": file_sha256(path)})
+        table = {
+            "names": self.layers,
+            "roles": list(self.table.roles),
+            "blocks": list(self.table.blocks),
+            "log_errors": self.table.priors.log_errors.tolist(),
+            "log_scores": self.table.priors.log_scores.tolist(),
+        }
+        numbers = {"whole": self.whole, "floor": self.floor, "misfit": self.misfit}
+        write_json(
+            folder / "additive.json", "predictor", {**identity, "metric": self.metric, **numbers, "table": table, "members": members}
+        )
 
     @classmethod
     def load(cls, folder: Path, error_of: ErrorOf) -> tuple[Predictor, dict[str, Any]]:
         """The predictor and the identity that it was saved with."""
         content = read_json(folder / "additive.json", "predictor")
+        if "table" not in content:
+            raise InputError(f"{folder / 'additive.json'}: was written by an earlier version of sedaq; run `sedaq fit` again")
         members = []
-        for number, member in enumerate(content["members"]):
+        for number, stored in enumerate(content["members"]):
             path = folder / f"trees{number}.ubj"
-            if not path.exists() or file_sha256(path) != member["trees"]:
+            if not path.exists() or file_sha256(path) != stored["trees"]:
                 raise InputError(f"{path}: is missing or damaged (its sha256 is not the one in additive.json); run `sedaq fit` again")
-            model = xgboost.XGBRegressor()
-            model.load_model(path)
-            members.append((Additive(member["intercept"], np.array(member["slopes"])), model))
-        return cls(content["metric"], content["layers"], members, error_of), content
+            trees = xgboost.XGBRegressor()
+            trees.load_model(path)
+            law = {name: np.array(stored[name]) for name in ("log_slopes", "exponents", "log_errors")}
+            members.append(Member(Additive(power=stored["power"], **law), trees))
+        table = content["table"]
+        priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
+        layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)
+        numbers = {name: content[name] for name in ("whole", "floor", "misfit")}
+        return cls(content["metric"], layers, members, error_of=error_of, **numbers), content

@@ -1,0 +1,223 @@
+"""What the fitted law says of layers, roles and blocks, with intervals from a bootstrap over probes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ..aq.menu import Entry
+from ..progress import track
+from .additive import Additive, Array, choose_ridge, fit_additive
+from .designs import at_rate
+from .judging import spearman
+from .predictor import Predictor
+from .probes import Probes
+from .run import Run
+from .traits import Traits
+
+N_DRAWS = 200
+N_SPLITS = 10
+Rows = NDArray[np.int64]
+MAX_PAIRS_OF = 12  # layers whose pairs are looked at
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The law fitted to all probes, and to bootstrap samples of them.
+
+    entries: the menu of each layer; errors: (layers, K) of its entries, NaN beyond a menu's end.
+    """
+
+    probes: Probes
+    entries: Sequence[Sequence[Entry]]
+    errors: Array
+    law: Additive
+    draws: Sequence[Additive]
+
+    @classmethod
+    def of(cls, run: Run, traits: Traits, probes: Probes, seed: int) -> Explanation:
+        names, n = probes.table.names, len(probes)
+        entries = [run.menus[name] for name in names]
+        errors = np.full((len(names), max(map(len, entries))), np.nan)
+        for row, (name, menu) in enumerate(zip(names, entries, strict=True)):
+            errors[row, : len(menu)] = [traits.of_entry(name, entry).error for entry in menu]
+        ridge, _ = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
+
+        def fitted(rows: Rows) -> Additive:
+            return fit_additive(probes.errors[rows], probes.labels[rows], probes.table.priors, ridge)
+
+        rng = np.random.default_rng([seed, 1])
+        samples = [rng.integers(n, size=n) for _ in range(N_DRAWS)]
+        return cls(probes, entries, errors, fitted(np.arange(n)), [fitted(rows) for rows in track(samples, "bootstrap of the explanation")])
+
+    @cached_property
+    def terms(self) -> Array:
+        """(1 + draws, layers, K) terms of every entry by the law and by each draw."""
+        laws = (self.law, *self.draws)
+        return np.stack([np.stack([law.terms(column) for column in self.errors.T], axis=1) for law in laws])
+
+    @cached_property
+    def powers(self) -> Array:
+        return np.array([law.power for law in (self.law, *self.draws)])
+
+    def cost(self, picks: Sequence[tuple[int, int]]) -> Array:
+        """(1 + draws,) excess when these (layer, entry) are chosen and all other layers are left as they are."""
+        total = sum((self.terms[:, layer, entry] for layer, entry in picks), np.zeros(len(self.powers)))
+        return np.asarray(total**self.powers)
+
+    def at(self, layer: int, rate: float) -> int:
+        """Index of the entry that a layer has at a rate."""
+        menu = self.entries[layer]
+        format = at_rate(menu, rate)
+        return next(index for index, entry in enumerate(menu) if entry.format == format)
+
+    @property
+    def rates(self) -> list[float]:
+        """Of additive formats on any menu, ascending."""
+        return sorted({entry.rate for menu in self.entries for entry in menu if entry.format.kind == "additive"})
+
+
+def bounds(draws: Array) -> tuple[float, float, float]:
+    """Value of the law, and a 95 % interval of its draws."""
+    low, high = np.percentile(draws[1:], [2.5, 97.5])
+    return float(draws[0]), float(low), float(high)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------------------------
+
+
+def layer_rows(run: Run, traits: Traits, explanation: Explanation, predictor: Predictor) -> pd.DataFrame:
+    """One row for each layer and menu entry: what the layer alone would cost, with a 95 % interval; and the mean size of the layer's contribution
+    to log(excess + floor) over the probes."""
+    probes = explanation.probes
+    contributions, _ = predictor.contributions(probes.errors, probes.rates)
+    mean_contribution = np.abs(contributions - contributions.mean(0)).mean(0)
+    rows = []
+    for index, layer in enumerate(run.subject.layers):
+        for place, entry in enumerate(explanation.entries[index]):
+            cost, low, high = bounds(explanation.cost([(index, place)]))
+            trait = traits.of_entry(layer.name, entry)
+            rows.append(
+                {
+                    "layer": layer.name,
+                    "role": layer.role,
+                    "block": layer.block,
+                    "kind": layer.kind,
+                    "n_weights": layer.n_weights,
+                    "rate": entry.rate,
+                    "format": str(entry.format),
+                    "bits_per_weight": 8 * entry.size_bytes / layer.n_weights,
+                    "size_bytes": entry.size_bytes,
+                    "weight_error": trait.weight_error,
+                    "error": trait.error,
+                    "gradient_score": trait.score,
+                    "cost": cost,
+                    "cost_low": low,
+                    "cost_high": high,
+                    "contribution": mean_contribution[index],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def group_rows(explanation: Explanation) -> pd.DataFrame:
+    """What all layers of a role, or of a block, cost together at each rate, the others left as they are."""
+    table = explanation.probes.table
+    rows = []
+    for kind, labels in (("role", table.roles), ("block", table.blocks)):
+        for label in dict.fromkeys(labels):
+            members = [index for index, other in enumerate(labels) if other == label]
+            for rate in explanation.rates:
+                cost, low, high = bounds(explanation.cost([(index, explanation.at(index, rate)) for index in members]))
+                rows.append(
+                    {
+                        "kind": kind,
+                        "name": label or "outside of blocks",
+                        "n_layers": len(members),
+                        "rate": rate,
+                        "cost": cost,
+                        "cost_low": low,
+                        "cost_high": high,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def interaction_rows(explanation: Explanation, predictor: Predictor) -> pd.DataFrame:
+    """For pairs of the costliest layers at their lowest entries: excess of both less the sum of each alone, by the whole predictor.
+
+    low and high are the least and the greatest of the ensemble's members.
+    """
+    names = list(explanation.probes.table.names)
+    costliest = np.argsort(-explanation.terms[0, :, 0], kind="stable")[:MAX_PAIRS_OF]
+    pairs = list(itertools.combinations(sorted(int(i) for i in costliest), 2))
+    as_is = np.array([menu[-1].rate for menu in explanation.entries], dtype=float)
+    lowered = [*((int(i),) for i in costliest), *pairs]
+    errors, rates = np.zeros((len(lowered), len(names))), np.tile(as_is, (len(lowered), 1))
+    for row, members in enumerate(lowered):
+        for index in members:
+            errors[row, index], rates[row, index] = explanation.errors[index, 0], explanation.entries[index][0].rate
+    excess = dict(zip(lowered, (np.exp(predictor.predict_members(errors, rates)) - predictor.floor).T, strict=True))
+    rows = []
+    for a, b in pairs:
+        extra = excess[a, b] - excess[a,] - excess[b,]
+        rows.append(
+            {
+                "layer": names[a],
+                "other": names[b],
+                "alone": float(excess[a,].mean()),
+                "other_alone": float(excess[b,].mean()),
+                "together": float(excess[a, b].mean()),
+                "interaction": float(extra.mean()),
+                "low": float(extra.min()),
+                "high": float(extra.max()),
+            }
+        )
+    return pd.DataFrame(rows).sort_values("interaction", key=np.abs, ascending=False, kind="stable")
+
+
+# -- how far it can be trusted -----------------------------------------------------------------------------------------------------------
+
+
+def additivity(explanation: Explanation, predicted: Array) -> dict[str, Any]:
+    """Measured excess over the sum of what each layer would cost alone: median and quartiles over the probes, and the power r with its interval.
+
+    Args:
+        predicted: out-of-fold values of the probes; their own median error stands beside.
+    """
+    probes = explanation.probes
+    alone = (explanation.law.terms(probes.errors) ** explanation.law.power).sum(1)
+    clear = (probes.labels.excess > 3 * probes.labels.se) & (alone > 0)
+    if not clear.any():
+        return {}
+    ratio = probes.labels.excess[clear] / alone[clear]
+    own = probes.labels.excess[clear] / np.maximum(predicted[clear] - probes.whole, probes.labels.floor / 3)
+    low, median, high = np.percentile(ratio, [25, 50, 75])
+    power, power_low, power_high = bounds(explanation.powers)
+    return {
+        "measured_over_sum_alone": [float(median), float(low), float(high)],
+        "error_of_additivity": float(np.median(np.abs(np.log(ratio)))),
+        "error_of_predictor": float(np.median(np.abs(np.log(own)))),
+        "power": [power, power_low, power_high],
+    }
+
+
+def stability(probes: Probes, lowest_errors: Array, seed: int) -> dict[str, Any]:
+    """Rank correlation of the layers' costs at their lowest entries, (layers,) errors, between laws fitted to random halves of the probes."""
+    found = []
+    for split in range(N_SPLITS):
+        order = np.random.default_rng([seed, split]).permutation(len(probes))
+        terms = []
+        for half in np.array_split(order, 2):
+            part = probes[half]
+            ridge, _ = choose_ridge(part.errors, part.labels, part.table.priors, seed)
+            terms.append(fit_additive(part.errors, part.labels, part.table.priors, ridge).terms(lowest_errors))
+        found.append(spearman(*terms))
+    return {"rank_correlation_of_halves": float(np.mean(found)), "least": min(found), "greatest": max(found)}

@@ -1,0 +1,166 @@
+"""How well predictors order plans: scores, the ceiling that noise sets, and cross-validation beside simpler predictors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import xgboost
+from scipy.stats import kendalltau, spearmanr
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import LinearRegression, RidgeCV
+from sklearn.metrics import ndcg_score
+
+from ..progress import track
+from .additive import Array
+from .predictor import Predictor
+from .probes import Probes
+
+FOLDS, REPEATS = 5, 3
+BOOTSTRAPS = 500
+OURS = "sedaq"
+Judged = Callable[[Probes, Probes, int], Array]  # training probes, probes to predict, seed → predicted values
+
+
+def spearman(predicted: Array, measured: Array) -> float:
+    return 0.0 if np.ptp(predicted) == 0 or np.ptp(measured) == 0 else float(spearmanr(predicted, measured)[0])
+
+
+def kendall(predicted: Array, measured: Array) -> float:
+    return 0.0 if np.ptp(predicted) == 0 or np.ptp(measured) == 0 else float(kendalltau(predicted, measured)[0])
+
+
+def ndcg10(predicted: Array, measured: Array) -> float:
+    """Normalized discounted cumulative gain of the ten best predicted (Järvelin & Kekäläinen 2002); a plan's gain is the share of the others
+    that it is better than."""
+    worse = (measured[:, None] < measured[None, :]).mean(1)
+    return float(ndcg_score(worse[None], -predicted[None], k=10))
+
+
+def mean_absolute_error(predicted: Array, measured: Array) -> float:
+    return float(np.abs(predicted - measured).mean())
+
+
+SCORES: dict[str, Callable[[Array, Array], float]] = {
+    "spearman": spearman,
+    "kendall": kendall,
+    "ndcg10": ndcg10,
+    "mae": mean_absolute_error,
+}
+
+
+def noise_ceiling(halves: Array) -> float:
+    """√(2r / (1 + r)): the rank correlation that a perfect predictor would reach with labels as noisy as these (Spearman–Brown)."""
+    r = max(spearman(halves[:, 0], halves[:, 1]), 0.0)
+    return float(np.sqrt(2 * r / (1 + r)))
+
+
+def interval(statistic: Callable[[Any], float], n: int, seed: int) -> list[float]:
+    """95 % percentile interval over bootstrap samples of n probes."""
+    rng = np.random.default_rng(seed)
+    return [float(x) for x in np.percentile([statistic(rng.integers(n, size=n)) for _ in range(BOOTSTRAPS)], [2.5, 97.5])]
+
+
+# -- predictors --------------------------------------------------------------------------------------------------------------------------
+
+
+def _ours(train: Probes, test: Probes, seed: int, **settings: Any) -> Array:
+    fitted = Predictor.fit(
+        "", train.table, train.errors, train.rates, train.labels, whole=train.whole, error_of=lambda *_: 0.0, seed=seed, **settings
+    )
+    return fitted.predict_arrays(test.errors, test.rates)[0]
+
+
+def _values(target: Array, train: Probes) -> Array:
+    """Metric values from log(excess + floor)."""
+    return train.whole + np.exp(np.minimum(target, 100.0)) - train.labels.floor
+
+
+def _one_number(number: Callable[[Probes], Array]) -> Judged:
+    """A single number of a plan; a straight line fitted to the target gives it the metric's unit and leaves the order."""
+
+    def predict(train: Probes, test: Probes, seed: int) -> Array:
+        line = LinearRegression(positive=True).fit(number(train)[:, None], train.labels.target)
+        return _values(line.predict(number(test)[:, None]) + 1e-9 * number(test), train)  # an order even where the line is flat
+
+    return predict
+
+
+def _regressor(make: Callable[[int], Any]) -> Judged:
+    """A regression of the target on every layer's bits."""
+
+    def predict(train: Probes, test: Probes, seed: int) -> Array:
+        return _values(make(seed).fit(train.rates, train.labels.target).predict(test.rates), train)
+
+    return predict
+
+
+def _log_sum(name: str) -> Callable[[Probes], Array]:
+    return lambda probes: np.log(getattr(probes, name).sum(1) + 1e-9)
+
+
+PREDICTORS: dict[str, Judged] = {
+    OURS: lambda train, test, seed: _ours(train, test, seed, n_members=1),
+    "additive part alone": lambda train, test, seed: _ours(train, test, seed, n_members=1, with_trees=False),
+    "average bits": _one_number(lambda probes: -probes.bits),
+    "summed weight error": _one_number(_log_sum("weight_errors")),
+    "summed Hessian error": _one_number(_log_sum("errors")),
+    "gradient score": _one_number(_log_sum("scores")),
+    "ridge on bits": _regressor(lambda _: RidgeCV(np.logspace(-2, 4, 13))),
+    "random forest on bits": _regressor(lambda seed: RandomForestRegressor(100, random_state=seed)),
+    "xgboost on bits": _regressor(lambda seed: xgboost.XGBRegressor(random_state=seed, n_jobs=1)),
+}
+
+
+# -- judging -----------------------------------------------------------------------------------------------------------------------------
+
+
+def cross_validate(probes: Probes, seed: int) -> dict[str, Array]:
+    """Out-of-fold predictions of every predictor, (repeats, probes), on the same folds."""
+    n = len(probes)
+    predicted = {name: np.empty((REPEATS, n)) for name in PREDICTORS}
+    jobs = [(repeat, fold) for repeat in range(REPEATS) for fold in range(FOLDS)]
+    for repeat, fold in track(jobs, "cross-validation"):
+        folds = np.random.default_rng([seed, repeat]).permutation(n) % FOLDS
+        train, test = probes[folds != fold], probes[folds == fold]
+        for name, predict in PREDICTORS.items():
+            predicted[name][repeat, folds == fold] = predict(train, test, seed)
+    return predicted
+
+
+def judge(predicted: Mapping[str, Array], measured: Array, seed: int) -> dict[str, dict[str, Any]]:
+    """Every score of every predictor; and for all but ours, by how much its rank correlation is less than ours, with a 95 % interval.
+
+    Args:
+        predicted: (repeats, probes) each; scores are means over repeats. measured: (probes,).
+    """
+
+    def mean_score(score: Callable[[Array, Array], float], name: str, rows: Any = slice(None)) -> float:
+        return float(np.mean([score(one[rows], measured[rows]) for one in predicted[name]]))
+
+    result: dict[str, dict[str, Any]] = {}
+    for name in predicted:
+        result[name] = {label: mean_score(score, name) for label, score in SCORES.items()}
+        if name != OURS:
+
+            def ahead(rows: Array, name: str = name) -> float:
+                return mean_score(spearman, OURS, rows) - mean_score(spearman, name, rows)
+
+            result[name]["behind"] = result[OURS]["spearman"] - result[name]["spearman"]
+            result[name]["behind_ci"] = interval(ahead, len(measured), seed)
+    return result
+
+
+def learning_curve(probes: Probes, seed: int) -> list[dict[str, float]]:
+    """Rank correlation on the probes that were left out, by how many were learnt from: mean, least and greatest of REPEATS random parts."""
+    sizes = [n for n in (12, 25, 50, 100, 200, 400, 800) if n <= 0.8 * len(probes)]
+    curve = []
+    for size in track(sizes, "learning curve", sum(sizes), cost=float):
+        found = []
+        for repeat in range(REPEATS):
+            order = np.random.default_rng([seed, size, repeat]).permutation(len(probes))
+            train, test = probes[order[:size]], probes[order[size:]]
+            found.append(spearman(_ours(train, test, seed, n_members=1), test.values))
+        curve.append({"n_probes": size, "spearman": float(np.mean(found)), "low": min(found), "high": max(found)})
+    return curve
