@@ -12,12 +12,13 @@ from . import options
 @click.command(help=f"Encode every layer's menu and measure random plans. Run again, it goes on.\n\n{options.SUBJECT_HELP}")
 @click.argument("subject")
 @options.run_folder
-@click.option("--configs", type=click.IntRange(1), default=64, show_default=True, help="Plans to measure.")
+@click.option("--configs", type=click.IntRange(1), default=64, show_default=True, help="Plans to measure at most.")
 @click.option(
     "--design",
     default="stratified",
     show_default=True,
-    help="Which plans: stratified (random), or one layer, role or block at a time (layer, role, block), the rest as it is. A run takes several.",
+    help="Which plans: auto (asks for those that teach most, and stops when the ranking of layers is stable), stratified (random), or one "
+    "layer, role or block at a time (layer, role, block), the rest as it is. A run takes several.",
 )
 @click.option("--images", type=click.IntRange(8), default=512, show_default=True, help="Images a plan.")
 @click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Sampling steps.")

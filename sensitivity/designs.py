@@ -17,6 +17,7 @@ from ..aq.menu import Entry
 from ..errors import InputError
 from ..models.layers import Layer
 
+AUTO = "auto"  # adaptive.py: what it asks for depends on what was measured
 DRAWS_PER_PLAN = 20  # before a model is taken to have no more plans
 
 Menus = Mapping[str, Sequence[Entry]]
@@ -24,8 +25,7 @@ Plan = dict[str, Format]
 
 
 def design_plans(design: str, layers: Sequence[Layer], menus: Menus, *, n_plans: int, seed: int) -> list[Plan]:
-    """The first `n_plans` of a design, none of them twice; fewer where it has no more. Raises InputError for an unknown design."""
-    check_design(design)
+    """The first `n_plans` of a design, none of them twice; fewer where it has no more."""
     found: dict[tuple[Format, ...], Plan] = {}
     for plan in DESIGNS[design](layers, menus, n_plans, seed):
         found.setdefault(tuple(plan.values()), plan)
@@ -35,8 +35,8 @@ def design_plans(design: str, layers: Sequence[Layer], menus: Menus, *, n_plans:
 
 
 def check_design(design: str) -> None:
-    if design not in DESIGNS:
-        raise InputError(f"--design {design!r} is unknown; choose one of {', '.join(DESIGNS)}")
+    if design not in (AUTO, *DESIGNS):
+        raise InputError(f"--design {design!r} is unknown; choose one of {', '.join((AUTO, *DESIGNS))}")
 
 
 def at_rate(menu: Sequence[Entry], rate: float) -> Format:

@@ -10,12 +10,20 @@ import numpy as np
 from .explanation import Explanation, bounds
 
 MANY_BITS = 4.0
+LEAST_ORDER = 0.3  # rank correlation on held-out probes, below which layers are not spoken of
 CLEAR = 3.0  # times what no probe could tell from nothing: less is no finding
 BEARABLE = 0.25  # of the metric at full precision: what a role may cost before it is one to keep
 
 
-def findings(explanation: Explanation, metric: str) -> list[str]:
-    """Every sentence with its 95 % interval; none where the interval says nothing."""
+def findings(explanation: Explanation, metric: str, order: Sequence[float]) -> list[str]:
+    """Every sentence with its 95 % interval; none where the interval says nothing.
+
+    Args:
+        order: interval of the rank correlation on held-out probes. A law has a slope for every layer even where it orders nothing; then nothing
+            is said.
+    """
+    if order[0] < LEAST_ORDER:
+        return []
     return [*_concentrated(explanation, metric), *_to_keep(explanation, metric), *_to_lower(explanation, metric), *_adding_up(explanation)]
 
 
@@ -77,8 +85,10 @@ def _to_keep(explanation: Explanation, metric: str) -> list[str]:
         said = f"{role}: {rates[0]:g} bits cost {_interval(*costs[rates[0]])} {metric}"
         if enough is not None:
             said += f", {enough:g} bits {_interval(*costs[enough])}: keep at {enough:g} bits or more."
-        else:
+        elif costs[rates[-1]][1] >= bearable:
             said += f", and {rates[-1]:g} bits still {_interval(*costs[rates[-1]])}: keep at 8 bits or as it is."
+        else:
+            continue
         found.append((costs[rates[0]][0], said))
     return [sentence for _, sentence in sorted(found, key=lambda pair: -pair[0])]
 

@@ -67,14 +67,15 @@ def _fit(run: Run, traits: Traits, probes: Probes, metric: str, seed: int) -> tu
         metric, probes.table, probes.errors, probes.rates, probes.labels, whole=probes.whole, error_of=error_of(traits), seed=seed
     )
     explanation = Explanation.of(run, traits, probes, seed)
+    judged = _judged(probes, predicted, seed)
     summary = {
         "n_probes": len(probes),
         "notes": [*probes.notes, *_why_not(traits)],
-        **_judged(probes, predicted, seed),
+        **judged,
         "learning_curve": learning_curve(probes, seed),
         "stability": stability(probes, explanation.errors[:, 0], seed),
         "additivity": additivity(explanation, predicted[OURS].mean(0)),
-        "findings": findings(explanation, METRIC_NAMES.get(metric, metric)),
+        "findings": findings(explanation, METRIC_NAMES.get(metric, metric), judged["spearman_ci"]),
     }
     tables = {
         "sensitivity": layer_rows(run, traits, explanation, predictor),

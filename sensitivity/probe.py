@@ -7,13 +7,16 @@ errors beside the distance.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..progress import track
+from ..storage import write_json
+from .adaptive import Adaptive
 from .crew import Crew, Job
-from .designs import check_design, design_plans
+from .designs import AUTO, check_design, design_plans
 from .prober import Prober
 from .run import Run, Settings
 
@@ -35,7 +38,7 @@ def probe(
         subject: whatever sedaq.load takes.
         run: folder of the run.
         n_configs: at most; a design of few plans may have less.
-        design: a name in designs.DESIGNS; a run may be probed by several, one after the other.
+        design: "auto" (adaptive.py, which may stop earlier and says so in probing.json) or a name in designs.DESIGNS; a run may be probed by several, one after the other.
         workers: processes that share the work; each gets an equal part of the processor's cores.
         memory_bytes: bound on a calibration pass; half of what is free when None.
     """
@@ -48,10 +51,20 @@ def probe(
         opened.subject.sample(seed=opened.settings.seed, n_images=1, steps=1, **opened.settings.sampling)
     opened.write()
     opened.fill_store(memory_bytes)
-    plans = design_plans(design, opened.subject.layers, opened.menus, n_plans=n_configs, seed=opened.settings.seed)
     with crew:
-        jobs = [Job(plan, opened.settings.n_images) for plan in plans]
-        missing = [job for job in jobs if not crew.is_stored(job)]
-        for _ in track(crew.measure(missing), "probing", len(jobs), done=len(jobs) - len(missing)):
-            pass
+        if design == AUTO:
+            _adapt(opened, crew, n_configs)
+        else:
+            plans = design_plans(design, opened.subject.layers, opened.menus, n_plans=n_configs, seed=opened.settings.seed)
+            jobs = [Job(plan, opened.settings.n_images) for plan in plans]
+            missing = [job for job in jobs if not crew.is_stored(job)]
+            for _ in track(crew.measure(missing), "probing", len(jobs), done=len(jobs) - len(missing)):
+                pass
     return opened
+
+
+def _adapt(run: Run, crew: Crew, n_configs: int) -> None:
+    adaptive = Adaptive(run, crew, n_configs)
+    for _ in track(adaptive.measure(), "probing", n_configs, cost=float):
+        pass
+    write_json(run.folder / "probing.json", "probing", asdict(adaptive.outcome))

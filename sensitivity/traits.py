@@ -45,7 +45,7 @@ class Traits:
 
     @property
     def _path(self) -> Path:
-        return self.run.folder / "predictor" / "traits.json"
+        return self.run.folder / "calibration" / f"traits.{self._identity}.json"
 
     def __call__(self, name: str, format: Format) -> Trait:
         if format.kind == "asis":
@@ -62,8 +62,6 @@ class Traits:
         if not self._path.exists():
             return None
         content = read_json(self._path, "traits")
-        if content["identity"] != self._identity:
-            return None
         self.why_no_gradients = content["why_no_gradients"]
         return {(name, text): Trait(*values) for name, entries in content["layers"].items() for text, values in entries.items()}
 

@@ -9,7 +9,7 @@ from sedaq.aq.formats import Format
 from sedaq.aq.menu import Entry
 from sedaq.errors import InputError
 from sedaq.models.layers import Layer
-from sedaq.sensitivity.designs import DESIGNS, design_plans
+from sedaq.sensitivity.designs import DESIGNS, check_design, design_plans
 
 
 def entries(n: int) -> tuple[Entry, ...]:
@@ -87,5 +87,5 @@ def test_every_design_repeats_and_begins_with_its_shorter_self(design: str) -> N
 
 
 def test_an_unknown_design_is_refused() -> None:
-    with pytest.raises(InputError, match="--design 'all' is unknown; choose one of stratified, layer, role, block"):
-        design_plans("all", LAYERS, MENUS, n_plans=1, seed=0)
+    with pytest.raises(InputError, match="--design 'all' is unknown; choose one of auto, stratified, layer, role, block"):
+        check_design("all")

@@ -16,6 +16,7 @@ from sedaq.sensitivity.fidelity import (
     Metric,
     Reference,
     Statistics,
+    _resamples,
     agreement,
     feature_distance,
     frechet_difference,
@@ -231,3 +232,32 @@ def test_features_slice_and_join() -> None:
     joined = Features.cat([features[:2], features[2:]])
     assert len(joined) == 6 and joined.spatial is None and joined.logits is not None and features.logits is not None
     assert joined.pooled.equal(features.pooled) and joined.logits.equal(features.logits)
+
+
+def test_resamples_keep_conditions_in_equal_parts() -> None:
+    """Two conditions far apart: sets that hold both alike hardly differ, and the standard error is of such sets."""
+    n, reference = 400, reference_of(samples(4000, 2, 99))
+    far = torch.tensor([20.0, 0.0])
+
+    def one(seed: int, cycle: int) -> Metric:
+        x = samples(n, 2, seed) + far * (torch.arange(n) % 2).unsqueeze(1)
+        return measure(Features(x), torch.zeros(n, 1, 1, 1), reference=reference, cycle=cycle, seed=seed, n_bootstrap=40)["fid"]
+
+    spread = torch.tensor([one(seed, 2).value for seed in range(40)]).std().item()
+    within, blind = (sum(one(seed, cycle).se for seed in range(10)) / 10 for cycle in (2, 1))
+    assert within == pytest.approx(spread, rel=0.4)
+    assert blind > 3 * spread
+    few = _resamples(20, 5, 0, cycle=10)
+    assert torch.equal(few, _resamples(20, 5, 0, cycle=1)), "two images a condition are too few to draw from"
+
+
+def test_the_excess_is_paired_with_full_precision() -> None:
+    n, reference = 200, reference_of(samples(4000, 2, 99))
+    full = Features(samples(n, 2, 0) + 1)
+    images = torch.rand(n, 1, 2, 2)
+    same = measure(full, images, reference=reference, full_precision=(images, full), seed=0)["fid_excess"]
+    assert (same.value, same.se, same.halves) == (0.0, 0.0, (0.0, 0.0))
+    worse = measure(Features(1.1 * full.pooled), images, reference=reference, full_precision=(images, full), seed=0)
+    alone = measure(full, images, reference=reference, seed=0)["fid"]
+    assert worse["fid_excess"].value == pytest.approx(worse["fid"].value - alone.value)
+    assert worse["fid_excess"].se < 0.5 * worse["fid"].se

@@ -10,84 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.ensemble import RandomForestRegressor
 
 import sedaq
 from sedaq.aq import store as store_module
 from sedaq.aq.plan import Plan
 from sedaq.errors import InputError, SedaqError
 from sedaq.progress import Record, listening
-from sedaq.sensitivity import fitting
-from sedaq.sensitivity.fitting import LEAST_PROBES, fit, load_predictor
+from sedaq.sensitivity.fitting import fit, load_predictor
 from sedaq.sensitivity.probe import probe
 from sedaq.sensitivity.prober import Prober
-from sedaq.sensitivity.run import Run, Settings, store_for_plan
+from sedaq.sensitivity.probes import LEAST_PROBES, read_probes
+from sedaq.sensitivity.run import Run, store_for_plan
 from sedaq.storage import append_record, read_records
 
-SETTINGS = Settings(n_images=16, steps=2, calibration_images=8)
-SUBJECT = """
-import torch
-from sedaq import InputError, Subject
-from sedaq.models.noise import image_noise
+from .conftest import SETTINGS
 
-
-class Tiny(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = torch.nn.ModuleList([torch.nn.Linear(28, 24), torch.nn.Linear(24, 32), torch.nn.Linear(32, 28)])
-
-    def forward(self, x):
-        for block in self.blocks[:-1]:
-            x = block(x).tanh()
-        return self.blocks[-1](x)
-
-
-def make():
-    torch.manual_seed(0)
-    denoiser = Tiny()
-
-    def sample(*, seed, start, n_images, steps=None, **settings):
-        if "guidance" in settings:
-            raise InputError("--guidance: tiny has no null class")
-        x = image_noise(seed, start, n_images, (1, 28, 28))
-        for _ in range(steps or 2):
-            x = x + 3 * denoiser(x)
-        return x.sigmoid()
-
-    return Subject(denoiser, sample=sample, conditions=list(range(10)), name="tiny", extractor="embedded")
-"""
-
-
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("subject") / "tiny_of_the_flow.py"
-    path.write_text(SUBJECT)
-    return f"{path}:make"
-
-
-@pytest.fixture(autouse=True)
-def fast_cross_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "REPEATS", 1)
-    monkeypatch.setattr(fitting, "BOOTSTRAPS", 50)
-    monkeypatch.setattr(fitting, "RandomForestRegressor", lambda _, **settings: RandomForestRegressor(5, **settings))
-
-
-@pytest.fixture(scope="module")
-def probed(subject: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("probed") / "run"
-    probe(subject, folder, n_configs=16, settings=SETTINGS)
-    return folder
-
-
-@pytest.fixture
-def run(probed: Path, tmp_path: Path) -> Run:
-    """A copy of the probed run."""
-    for path in probed.rglob("*"):
-        if path.is_file():
-            target = tmp_path / "run" / path.relative_to(probed)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    return Run.open(tmp_path / "run")
+pytestmark = pytest.mark.usefixtures("fast_fit")
 
 
 def records_of(folder: Path) -> list[dict]:
@@ -140,7 +78,8 @@ def test_a_last_line_cut_short_is_measured_again(run: Run, subject: str) -> None
     path = run.folder / "probes.jsonl"
     whole = records_of(run.folder)
     path.write_bytes(path.read_bytes()[:-50])
-    assert fit(run).summary["n_probes"] == 15
+    summary = fit(run).summary
+    assert summary["n_probes"] == 15 and summary["notes"] == ["the last line of probes.jsonl was cut short and is left out"]
     probe(subject, run.folder, n_configs=16, settings=SETTINGS)
     again = records_of(run.folder)
     assert [{**record, "seconds": 0} for record in again] == [{**record, "seconds": 0} for record in whole]
@@ -259,21 +198,41 @@ def test_a_plan_finds_the_encodings_that_it_was_made_with(run: Run, subject: str
 
 def test_fit_explains_predicts_and_comes_back_equal(run: Run) -> None:
     fitted = fit(run)
-    assert fitted.summary["n_probes"] == 16 and -1 <= fitted.summary["spearman"] <= 1
-    assert len(fitted.summary["predictions"]) == 16
+    summary = fitted.summary
+    assert summary["n_probes"] == 16 and -1 <= summary["spearman"] <= 1 and summary["notes"] == []
+    assert len(summary["predictions"]) == 16 and summary["baselines"].keys() == summary["scores"].keys() - {"sedaq"}
+    assert -1 <= summary["stability"]["least"] <= summary["stability"]["greatest"] <= 1
     loaded = load_predictor(run)
     choices = [{name: menu[i % len(menu)] for name, menu in run.menus.items()} for i in range(5)]
     for a, b in zip(fitted.predictor.predict(choices), loaded.predict(choices), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     table = (run.folder / "predictor" / "sensitivity.csv").read_text().splitlines()
     assert len(table) == 1 + sum(len(menu) for menu in run.menus.values())
-    assert json.dumps(fit(run).summary, sort_keys=True) == json.dumps(fitted.summary, sort_keys=True)
+    assert json.dumps(fit(run).summary, sort_keys=True) == json.dumps(summary, sort_keys=True)
+
+
+def test_a_plan_counts_once_by_its_measurement_with_most_images(run: Run) -> None:
+    before = read_probes(run)
+    prober = Prober(run)
+    formats = {name: menu[0].format for name, menu in run.menus.items()}
+    more = prober.measure(formats, n_images=64)
+    after = read_probes(run)
+    assert len(after) == len(before) and after.whole == before.whole, "on the scale of the run's number of images"
+    index = after.hashes.index(more.record["plan_hash"])
+    assert after.labels.excess[index] == more.metrics["fid_excess"].value != before.labels.excess[index]
+    assert more.metrics["fid_excess"].se < before.labels.se[index]
+
+
+def test_metrics_of_which_more_is_better_turn_their_sign(run: Run) -> None:
+    probes = read_probes(run, "psnr")
+    assert probes.labels.excess.min() == 0 and (probes.labels.excess >= 0).all() and probes.whole == -100
 
 
 def test_too_few_probes(run: Run) -> None:
     path = run.folder / "probes.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[: LEAST_PROBES - 1]))
-    with pytest.raises(InputError, match=f"holds 11 probes, a fit needs at least {LEAST_PROBES}; run `sedaq probe` with more --configs"):
+    text = f"holds 11 probes with a finite fid, a fit needs at least {LEAST_PROBES}; run `sedaq probe` with more --configs"
+    with pytest.raises(InputError, match=text):
         fit(run)
     assert not (run.folder / "predictor").exists()
 
@@ -285,14 +244,34 @@ def test_mixed_probes(run: Run, field: str, other: str) -> None:
         fit(run)
 
 
-def test_labels_that_are_not_finite(run: Run) -> None:
-    rewrite(run, lambda i, record: {**record, "metrics": {"fid": {**record["metrics"]["fid"], "value": None if i == 3 else 1.0 + i}}})
-    with pytest.raises(InputError, match=r"probes\.jsonl: a probe's fid is not finite; remove its line"):
+def test_probes_of_another_model_are_refused(run: Run) -> None:
+    rewrite(run, lambda i, record: {**record, "plan_hash": "0" * 16} if i == 7 else record)
+    with pytest.raises(InputError, match="field 'plan_hash' of probe 0{16} does not match this run; .* remove its line"):
         fit(run)
 
 
+def test_a_plan_that_overflows_is_kept_as_null_and_left_out_with_a_note(run: Run, subject: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prober = Prober(run)
+    formats = {name: menu[1].format for name, menu in run.menus.items()}
+    sample, full = prober._sample, prober.full_precision("probe", 16, 2)
+    monkeypatch.setattr(prober, "_sample", lambda *key: sample(*key) * float("nan"))
+    prober._full_precision["probe", 16, 2] = full
+    prober._records.clear()
+    record = prober.measure(formats).record
+    assert record["metrics"] == {name: {"value": None, "se": None, "halves": [None, None]} for name in ("fid", "fid_excess")}
+    rewrite(
+        run,
+        lambda i, other: (
+            other if other["plan_hash"] != record["plan_hash"] or other["metrics"]["fid"]["value"] is None else {**other, "purpose": "old"}
+        ),
+    )
+    summary = fit(run).summary
+    assert summary["n_probes"] == 15 and summary["notes"] == ["1 of 16 probes have no finite fid and are left out"]
+
+
 def test_labels_that_are_all_equal(run: Run) -> None:
-    rewrite(run, lambda _, record: {**record, "metrics": {"fid": {**record["metrics"]["fid"], "value": 2.5}}})
+    equal = {"value": 2.5, "se": 0.1, "halves": [2.5, 2.5]}
+    rewrite(run, lambda _, record: {**record, "metrics": {"fid": equal, "fid_excess": {**equal, "value": 0.0}}})
     with pytest.raises(InputError, match=r"all probes have fid 2\.5; there is nothing to learn"):
         fit(run)
 
@@ -312,11 +291,11 @@ def test_a_predictor_of_damaged_trees_or_of_none(run: Run) -> None:
         load_predictor(run)
 
 
-def test_a_denoiser_that_gives_nan_is_refused_and_nothing_is_kept(run: Run) -> None:
+def test_a_model_that_overflows_in_full_precision_is_refused_and_nothing_is_kept(run: Run) -> None:
     prober = Prober(run)
     formats = {name: menu[1].format for name, menu in run.menus.items()}
     with torch.no_grad():
         run.subject.denoiser.blocks[0].bias[0] = float("nan")
-    with pytest.raises(SedaqError, match="features of 16 of 16 images are not finite"):
-        prober.measure(formats, purpose="verify")
+    with pytest.raises(SedaqError, match="features of 24 of 24 images are not finite"):
+        prober.measure(formats, n_images=24)
     assert len(records_of(run.folder)) == 16

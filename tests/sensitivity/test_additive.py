@@ -1,0 +1,95 @@
+"""The law of layers' errors on probes whose truth is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.optimize import check_grad
+from scipy.stats import spearmanr
+
+from sedaq.sensitivity.additive import Additive, Labels, LayerPriors, _Objective, choose_ridge, fit_additive
+
+from .laws import ERRORS, EXPONENT, N_LAYERS, POWER, SLOPES, known_law, random_probes, table
+
+
+def test_the_gradient_is_that_of_the_loss() -> None:
+    probes = random_probes(20)
+    objective = _Objective(probes.errors, probes.labels, probes.table.priors, 0.3)
+    start = objective.start() + 0.1 * np.random.default_rng(0).normal(size=2 * N_LAYERS + 4)
+    size = np.linalg.norm(objective(start)[1])
+    assert check_grad(lambda z: objective(z)[0], lambda z: objective(z)[1], start) < 1e-4 * size
+
+
+def test_a_known_law_comes_back() -> None:
+    probes = random_probes(150)
+    fitted = fit_additive(probes.errors, probes.labels, probes.table.priors, 0.03)
+    assert fitted.power == pytest.approx(POWER, rel=0.1)
+    strong = SLOPES > 0.05
+    lowest = np.full(N_LAYERS, ERRORS[1.5])
+    alone, truth = fitted.terms(lowest) ** fitted.power, known_law().terms(lowest) ** POWER
+    np.testing.assert_allclose(alone[strong], truth[strong], rtol=0.35)
+    np.testing.assert_allclose(fitted.exponents[strong], EXPONENT, atol=0.25)
+
+
+def test_terms_grow_with_errors_and_are_nothing_without() -> None:
+    law = known_law()
+    errors = np.linspace(0, 1, 11)[:, None] * np.ones(N_LAYERS)
+    terms = law.terms(errors)
+    assert (terms[0] == 0).all() and (np.diff(terms, axis=0) > 0).all()
+    assert law.excess(np.zeros(N_LAYERS)) == 0
+    np.testing.assert_allclose(law.excess(errors), terms.sum(1) ** POWER)
+
+
+def test_with_fewer_probes_than_layers_the_scores_carry() -> None:
+    """Three probes for six layers: what the gradients knew orders unseen plans, what knows nothing does not."""
+    unseen = random_probes(200, seed=9)
+    found = {}
+    for informed in (True, False):
+        few = random_probes(4, seed=5, informed=informed)
+        law = fit_additive(few.errors, few.labels, few.table.priors, 0.3)
+        found[informed] = spearmanr(law.excess(unseen.errors), unseen.values)[0]
+    assert found[True] > 0.95 and found[True] > found[False] + 0.02
+
+
+def test_noisy_labels_weigh_less() -> None:
+    labels = Labels(np.array([10.0, 10.0, 10.0]), np.array([0.0, 1.0, 5.0]), 0.1)
+    np.testing.assert_allclose(labels.weights, 1 / (1 + (np.array([0.0, 1.0, 5.0]) / 10.1 / 0.1) ** 2))
+    probes = random_probes(60)
+    spoiled = probes.labels.excess.copy()
+    spoiled[10:15] *= 20
+    trusted = replace(probes.labels, excess=spoiled)
+    doubted = replace(trusted, se=np.where(spoiled != probes.labels.excess, 100 * spoiled, probes.labels.se))
+    truth = known_law().excess(probes.errors)[30:]
+    off = {}
+    for name, labels in (("trusted", trusted), ("doubted", doubted)):
+        law = fit_additive(probes.errors, labels, probes.table.priors, 0.3)
+        off[name] = np.abs(np.log(law.excess(probes.errors[30:]) / truth)).mean()
+    assert off["doubted"] < 0.1 < off["trusted"]
+
+
+def test_labels_below_full_precision_are_kept_finite_and_the_floor_is_the_noise_of_the_best() -> None:
+    labels = Labels.of(np.array([-0.5, 0.0, 0.2, 5.0, 50.0, 500.0]), np.array([0.1, 0.1, 0.3, 1.0, 5.0, 20.0]))
+    assert labels.floor == pytest.approx(0.1)
+    assert np.isfinite(labels.target).all() and (np.diff(labels.target) >= 0).all()
+
+
+def test_the_ridge_is_chosen_by_held_out_probes_and_says_how_far_off() -> None:
+    probes = random_probes(80, noise=0.05)
+    ridge, misfit = choose_ridge(probes.errors, probes.labels, probes.table.priors, 0)
+    assert ridge < 3 and 0.02 < misfit < 0.2
+    assert choose_ridge(probes.errors, probes.labels, probes.table.priors, 0) == (ridge, misfit)
+
+
+def test_layers_without_any_error_do_no_harm() -> None:
+    probes = random_probes(30)
+    errors = probes.errors.copy()
+    errors[:, 3] = 0
+    menus = [np.array(list(ERRORS.values()))] * N_LAYERS
+    menus[3] = np.zeros(len(ERRORS))
+    priors = LayerPriors.of(menus, menus)
+    assert np.isfinite(priors.log_errors).all() and np.isfinite(priors.log_scores).all()
+    law = fit_additive(errors, probes.labels, priors, 0.3)
+    assert isinstance(law, Additive) and np.isfinite(law.excess(errors)).all()
+    assert table().priors.log_errors.shape == (N_LAYERS,)
