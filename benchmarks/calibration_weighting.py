@@ -19,7 +19,7 @@ from sedaq.aq.menu import ruled_menus
 from sedaq.aq.store import EncodingStore
 from sedaq.models.calibration import WEIGHTINGS
 from sedaq.sensitivity.extractors import load_extractor
-from sedaq.sensitivity.fidelity import measure
+from sedaq.sensitivity.fidelity import FullPrecision, measure
 from sedaq.sensitivity.reference import shipped_reference
 
 
@@ -41,7 +41,7 @@ def main() -> None:
             images = subject.sample(seed=seed, n_images=arguments.images, steps=arguments.steps)  # noqa: B023 (used at once)
             return images, extract(images)  # noqa: B023
 
-        full_precision = {seed: sampled(seed) for seed in arguments.seeds}
+        full_precision = {seed: FullPrecision(*sampled(seed)) for seed in arguments.seeds}
         menus = ruled_menus(subject, [arguments.rate])
         for weighting in WEIGHTINGS:
             with tempfile.TemporaryDirectory() as folder:

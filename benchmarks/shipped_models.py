@@ -23,7 +23,7 @@ from sedaq.models.shipped.train_denoiser import load_mnist
 from sedaq.progress import shown
 from sedaq.sensitivity.evaluation import evaluate
 from sedaq.sensitivity.extractors import load_extractor
-from sedaq.sensitivity.fidelity import Statistics, frechet_distance
+from sedaq.sensitivity.frechet import Statistics, frechet_distance
 from sedaq.sensitivity.reference import shipped_reference
 
 N_IMAGES, STEPS = 5000, 20

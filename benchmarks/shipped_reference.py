@@ -9,7 +9,7 @@ import torch
 
 from sedaq.models.shipped.train_denoiser import load_mnist
 from sedaq.sensitivity.extractors import Extractor, load_extractor
-from sedaq.sensitivity.fidelity import Statistics, frechet_distance
+from sedaq.sensitivity.frechet import Statistics, frechet_distance
 from sedaq.sensitivity.reference import SHIPPED, build_reference, save_reference, shipped_reference
 from sedaq.storage import tensor_fingerprint
 

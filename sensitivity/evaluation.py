@@ -19,7 +19,7 @@ from ..models.sampling import conditions_of, sample_in_chunks
 from ..models.subject import Subject
 from ..storage import append_record, fingerprint, read_records, write_json
 from .extractors import load_extractor
-from .fidelity import Features, measure
+from .fidelity import Features, FullPrecision, measure
 from .reference import load_reference, shipped_reference
 from .run import Run, read_prompts, sampling_settings
 
@@ -81,7 +81,15 @@ def evaluate(
     target = load_reference(reference, extract, image_shape=measured.image_shape, default=default)
     conditions = conditions_of(measured.conditions, 0, n_images)
     requested = torch.tensor(conditions) if conditions and isinstance(conditions[0], int) else None
-    metrics = measure(features, images, reference=target, requested=requested, full_precision=paired, cycle=measured.cycle, seed=seed)
+    metrics = measure(
+        features,
+        images,
+        reference=target,
+        requested=requested,
+        full_precision=FullPrecision(*paired) if paired else None,
+        cycle=measured.cycle,
+        seed=seed,
+    )
     return {
         "metrics": {key: metric.to_json() for key, metric in metrics.items()},
         "n_images": n_images,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import InputError
 from ..models.shipped.classifier import DigitClassifier
@@ -92,13 +93,27 @@ def _embedded(argument: str, image_shape: Shape, device: str) -> Extractor:
         network = DigitClassifier.from_pretrained(CLASSIFIER, torch_dtype=torch.float32, local_files_only=True)
     except OSError as error:
         raise InputError(f"{CLASSIFIER}: the shipped classifier cannot be read; install sedaq again") from error
-    network = network.to(device).eval()
+    mark = _network_fingerprint("embedded", network)
+    # half the time: normalization folded into the convolutions, and the layout that they are fastest in
+    network.trunk = _folded(network.trunk.eval())
+    network = network.to(device, memory_format=torch.channels_last).eval()
 
     def forward(images: Tensor) -> Features:
         pooled, logits = network(images)
         return Features(pooled, None, logits)
 
-    return NetworkExtractor("embedded", _network_fingerprint("embedded", network), forward, in_channels=1, batch_size=256, device=device)
+    return NetworkExtractor("embedded", mark, forward, in_channels=1, batch_size=64, device=device)
+
+
+def _folded(layers: nn.Sequential) -> nn.Sequential:
+    """The same function with every batch normalization folded into the convolution before it."""
+    folded: list[nn.Module] = []
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d) and folded and isinstance(folded[-1], nn.Conv2d):
+            folded[-1] = fuse_conv_bn_eval(folded[-1], layer)
+        else:
+            folded.append(layer)
+    return nn.Sequential(*folded)
 
 
 def _inception_path(argument: str) -> Path:

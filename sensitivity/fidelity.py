@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, SedaqError
+from ..errors import InputError
+from .frechet import Statistics, frechet_distances, half_slices, resamples
 from .inception import N_CLASSES as INCEPTION_CLASSES
 
 MAX_PSNR = 100.0  # dB, reported for identical images, for JSON has no infinity; an error of 1e-5 a pixel
-LEAST_IMAGES_A_CONDITION = 8  # for the bootstrap to draw within conditions
 KID_SUBSETS = 20
 KID_SUBSET_SHARE = 0.5  # of the images; subsets of 1,000 as in the paper are out of reach, for a probe has 512
 
@@ -52,54 +51,6 @@ class Features:
             return None if tensors[0] is None else torch.cat(tensors)
 
         return Features(torch.cat([part.pooled for part in parts]), join("spatial"), join("logits"))
-
-
-class NotFiniteError(SedaqError):
-    """Features of some images are not finite."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean (d,) and centred scatter Σ (x−mean)(x−mean)ᵀ (d, d) of n feature vectors, float64; merged as in Chan et al. 1979.
-
-    >>> both = Statistics.of(torch.zeros(2, 3)).merge(Statistics.of(torch.ones(2, 3)))
-    >>> both.n, both.mean.tolist()
-    (4, [0.5, 0.5, 0.5])
-    """
-
-    n: int
-    mean: Tensor
-    scatter: Tensor
-
-    @classmethod
-    def of(cls, features: Tensor) -> Statistics:
-        """Statistics of `features` (n, d). Raises NotFiniteError where a feature is not finite."""
-        x = features.detach().cpu().double()
-        if not x.isfinite().all():
-            bad = int((~x.isfinite()).any(dim=1).sum())
-            raise NotFiniteError(f"features of {bad} of {len(x)} images are not finite; the model overflows, give its layers more bits")
-        mean = x.mean(dim=0)
-        centred = x - mean
-        return cls(len(x), mean, centred.T @ centred)
-
-    def merge(self, other: Statistics) -> Statistics:
-        """Statistics of both sets together."""
-        n, step = self.n + other.n, other.mean - self.mean
-        mean = self.mean + step * (other.n / n)
-        return Statistics(n, mean, self.scatter + other.scatter + torch.outer(step, step) * (self.n * other.n / n))
-
-    @property
-    def covariance(self) -> Tensor:
-        """Unbiased covariance (d, d). Raises InputError for fewer than two images."""
-        if self.n < 2:
-            raise InputError(f"a covariance needs at least 2 images, here is {self.n}; give more images")
-        return self.scatter / (self.n - 1)
-
-    @cached_property
-    def root(self) -> Tensor:
-        """Symmetric square root of the covariance (d, d)."""
-        values, vectors = torch.linalg.eigh(self.covariance)
-        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 @dataclass(frozen=True)
@@ -139,88 +90,6 @@ class Metric:
     def from_json(cls, content: dict[str, Any]) -> Metric:
         value, se, first, second = (math.nan if x is None else x for x in (content["value"], content["se"], *content["halves"]))
         return cls(value, se, (first, second))
-
-
-def _sum_of_roots(symmetric: Tensor) -> float:
-    return torch.linalg.eigvalsh(symmetric).clamp(min=0).sqrt().sum().item()
-
-
-def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|μa − μb|² + tr(A + B − 2 (A^½ B A^½)^½): Fréchet distance of two Gaussians, squared.
-
-    Dowson & Landau 1982, eq. 4; on Inception features the FID of Heusel et al. 2017. The usual code takes the square root of the
-    unsymmetric A·B; the symmetric product has the same eigenvalues, and they stay real and non-negative.
-    """
-    root = a.root
-    cross = _sum_of_roots(root @ b.covariance @ root)
-    return max(0.0, ((a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()).item() - 2 * cross)
-
-
-class _Resampled:
-    """Fréchet distance between a reference and any resample of one set of features.
-
-    tr (A^½ B A^½)^½ is the nuclear norm of (x − mean) A^½ / √(n−1), so A^½ is applied once; per resample there remains an eigenvalue
-    problem of order min(n, d): 2 ms for n = 512, d = 128 on one core.
-    """
-
-    def __init__(self, features: Tensor, reference: Statistics) -> None:
-        self.offsets = features.detach().cpu().double() - reference.mean  # (n, d)
-        self.squared_norms = self.offsets.square().sum(dim=1)
-        self.trace = reference.covariance.trace().item()
-        self.projected = self.offsets @ reference.root
-        if len(self.projected) < self.projected.shape[1]:  # same Gram matrix in n columns
-            values, vectors = torch.linalg.eigh(self.projected @ self.projected.T)
-            self.projected = vectors * values.clamp(min=0).sqrt()
-
-    def __call__(self, counts: Tensor) -> float:
-        """Distance when image i occurs counts[i] times."""
-        n = counts.sum()
-        offset = counts @ self.offsets / n
-        trace = (counts @ self.squared_norms - n * offset.square().sum()) / (n - 1)
-        y = (self.projected - counts @ self.projected / n) * counts.sqrt().unsqueeze(1)
-        cross = _sum_of_roots(y.T @ y / (n - 1))
-        return max(0.0, (offset.square().sum() + trace).item() + self.trace - 2 * cross)
-
-
-def _resamples(n: int, n_bootstrap: int, seed: int, cycle: int) -> Tensor:
-    """How often each of n images occurs in each resample, (n_bootstrap, n) float64; image i is replaced by one of equal i mod `cycle`.
-
-    Every set of images holds the conditions in equal parts, so resamples must too: without it the error is 2.6 times the spread over sets
-    on mnist-dit (docs/experiments.md).
-    """
-    rng = torch.Generator().manual_seed(seed)
-    if n < LEAST_IMAGES_A_CONDITION * cycle:  # too few to draw from: the error is then on the safe side
-        cycle = 1
-    condition = torch.arange(n) % cycle
-    n_alike = (n - 1 - condition) // cycle + 1
-    drawn = condition + cycle * (torch.rand(n_bootstrap, n, generator=rng, dtype=torch.float64) * n_alike).long()
-    return torch.zeros(n_bootstrap, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(n_bootstrap, n, dtype=torch.float64))
-
-
-def frechet_difference(
-    features_a: Tensor, features_b: Tensor, reference: Statistics, *, cycle: int = 1, n_bootstrap: int = 200, seed: int = 0
-) -> tuple[float, float, float]:
-    """Fréchet distance of a minus that of b, with a 95 % interval from a bootstrap over images that are paired by their noise.
-
-    A resample holds fewer distinct images than the sample and so lies farther from the reference; the percentiles are therefore taken
-    about the bootstrap mean. The interval is for the difference at this n, not for infinitely many images. It is right for d ≪ n and
-    too wide for d near n: by 1.3 for n = 512, d = 128 on MNIST, against the spread over 24 disjoint sets of images.
-
-    Args:
-        features_a, features_b: (n, d); image i of both was sampled from the same noise.
-        cycle: number of conditions; image i has condition i mod cycle.
-
-    Returns:
-        difference, low, high.
-    """
-    if features_a.shape != features_b.shape:
-        raise InputError(f"paired features have shapes {tuple(features_a.shape)} and {tuple(features_b.shape)}; sample both alike")
-    a, b = _Resampled(features_a, reference), _Resampled(features_b, reference)
-    once = torch.ones(len(features_a), dtype=torch.float64)
-    difference = a(once) - b(once)
-    drawn = torch.tensor([a(counts) - b(counts) for counts in _resamples(len(once), n_bootstrap, seed, cycle)], dtype=torch.float64)
-    low, high = torch.quantile(drawn - drawn.mean(), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return difference, difference + low, difference + high
 
 
 def _unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
@@ -287,24 +156,27 @@ def inception_score(logits: Tensor) -> float:
     return (log_p.exp() * (log_p - marginal.log())).sum(dim=1).mean().exp().item()
 
 
-def _halves(n: int) -> tuple[slice, slice]:
-    """The first and the second half of n images. Conditions cycle over the images, so both hold all of them; even and odd images would not."""
-    return slice(0, n // 2), slice(n // 2, n)
-
-
 def _mean(values: Tensor) -> Metric:
-    first, second = _halves(len(values))
+    first, second = half_slices(len(values))
     return Metric(
         values.mean().item(), (values.std() / len(values) ** 0.5).item(), (values[first].mean().item(), values[second].mean().item())
     )
 
 
-def _frechet(features: Tensor, reference: Statistics, counts: Tensor) -> Tensor:
-    """Distance of all images, of the first half, of the second, and of each resample."""
-    distance = _Resampled(features, reference)
-    first = torch.zeros(len(features), dtype=torch.float64)
-    first[_halves(len(features))[0]] = 1
-    return torch.tensor([distance(row) for row in (torch.ones_like(first), first, 1 - first, *counts)], dtype=torch.float64)
+@dataclass(frozen=True)
+class FullPrecision:
+    """Images of the full-precision model and their features, to be compared with others from the same noise."""
+
+    images: Tensor
+    features: Features
+    _known: dict[Any, Tensor] = field(default_factory=dict)
+
+    def distances(self, reference: Statistics, *resampling: int) -> Tensor:
+        """What _frechet gives, computed once for all plans that are compared with it; `resampling` is what resamples takes after n."""
+        key = (id(reference), *resampling)
+        if key not in self._known:
+            self._known[key] = frechet_distances(self.features.pooled, reference, resamples(len(self.features), *resampling))
+        return self._known[key]
 
 
 def _resampled_metric(values: Tensor) -> Metric:
@@ -318,16 +190,16 @@ def _kernel(features: Tensor, reference: Tensor, seed: int) -> Metric:
         return kernel_distance(part, reference, n_subsets=KID_SUBSETS, subset_size=size, seed=seed)
 
     value, se = distance(features)
-    first, second = _halves(len(features))
+    first, second = half_slices(len(features))
     return Metric(value, se, (distance(features[first])[0], distance(features[second])[0]))
 
 
 def _score(logits: Tensor, counts: Tensor) -> Metric:
     logits = logits.cpu()
     drawn = [inception_score(logits.repeat_interleave(row.long(), dim=0)) for row in counts]
-    first, second = _halves(len(logits))
-    halves = inception_score(logits[first]), inception_score(logits[second])
-    return Metric(inception_score(logits), torch.tensor(drawn, dtype=torch.float64).std().item(), halves)
+    first, second = half_slices(len(logits))
+    both = inception_score(logits[first]), inception_score(logits[second])
+    return Metric(inception_score(logits), torch.tensor(drawn, dtype=torch.float64).std().item(), both)
 
 
 def measure(
@@ -336,7 +208,7 @@ def measure(
     *,
     reference: Reference,
     requested: Tensor | None = None,
-    full_precision: tuple[Tensor, Features] | None = None,
+    full_precision: FullPrecision | None = None,
     cycle: int = 1,
     seed: int,
     n_bootstrap: int = 20,
@@ -347,7 +219,7 @@ def measure(
         features: of `images` (n, C, H, W) in [0, 1], n at least 4.
         reference: statistics of the same extractor's features.
         requested: (n,) classes that were asked for; gives `agreement` if the extractor classifies the subject's own classes.
-        full_precision: images from the same noise by the full-precision model and their features; gives `psnr`, `feature_distance`
+        full_precision: of the same noise; gives `psnr`, `feature_distance`
             and `fid_excess`.
         cycle: number of conditions; image i has condition i mod cycle.
         seed: of the bootstrap (fid, sfid, inception_score) and of the subsets (kid).
@@ -362,11 +234,11 @@ def measure(
         raise InputError(f"{len(images)} images and {len(features)} feature vectors; fidelity needs at least 4 images and as many features")
     if not features.pooled.isfinite().all():
         Statistics.of(features.pooled)  # raises and says how many
-    counts = _resamples(len(features), n_bootstrap, seed, cycle)
-    distances = _frechet(features.pooled, reference.statistics, counts)
+    counts = resamples(len(features), n_bootstrap, seed, cycle)
+    distances = frechet_distances(features.pooled, reference.statistics, counts)
     metrics = {"fid": _resampled_metric(distances)}
     if features.spatial is not None and reference.spatial is not None:
-        metrics["sfid"] = _resampled_metric(_frechet(features.spatial, reference.spatial, counts))
+        metrics["sfid"] = _resampled_metric(frechet_distances(features.spatial, reference.spatial, counts))
     if reference.features is not None:
         metrics["kid"] = _kernel(features.pooled, reference.features, seed)
     if features.logits is not None and features.logits.shape[1] == INCEPTION_CLASSES:
@@ -374,7 +246,7 @@ def measure(
     elif features.logits is not None and requested is not None:
         metrics["agreement"] = _mean(agreement(features.logits, requested))
     if full_precision is not None:
-        metrics["fid_excess"] = _resampled_metric(distances - _frechet(full_precision[1].pooled, reference.statistics, counts))
-        metrics["psnr"] = _mean(psnr(images, full_precision[0]))
-        metrics["feature_distance"] = _mean(feature_distance(features.pooled, full_precision[1].pooled))
+        metrics["fid_excess"] = _resampled_metric(distances - full_precision.distances(reference.statistics, n_bootstrap, seed, cycle))
+        metrics["psnr"] = _mean(psnr(images, full_precision.images))
+        metrics["feature_distance"] = _mean(feature_distance(features.pooled, full_precision.features.pooled))
     return metrics

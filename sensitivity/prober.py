@@ -23,7 +23,8 @@ from ..progress import track
 from ..storage import append_record, fingerprint, load_tensors, read_records, save_tensors
 from .assembly import Assembly
 from .extractors import load_extractor
-from .fidelity import Features, Metric, NotFiniteError, Reference, Statistics, frechet_difference, measure
+from .fidelity import FullPrecision, Metric, Reference, measure
+from .frechet import NotFiniteError, Statistics, frechet_difference
 from .reference import build_reference, load_reference, save_reference, shipped_reference
 from .run import Run
 
@@ -58,7 +59,7 @@ class Prober:
             )
         self.extractor = load_extractor(name, image_shape=run.subject.image_shape, device=run.device)
         self.reference = self._reference()
-        self._full_precision: dict[tuple[str, int, int | None], tuple[torch.Tensor, Features]] = {}
+        self._full_precision: dict[tuple[str, int, int | None], FullPrecision] = {}
         self._assembly = Assembly(run.subject, run.store)
         self._records: dict[str, dict[str, Any]] = {r["key"]: r for r in read_records(self._path, "probe")}
 
@@ -192,15 +193,15 @@ class Prober:
         }
         return Measurement(record, features.pooled if purpose != "probe" else None)
 
-    def full_precision(self, purpose: str, n_images: int, steps: int | None) -> tuple[torch.Tensor, Features]:
-        """Images and features of the full-precision model on the noise of `purpose`. Raises SedaqError where they are not finite."""
+    def full_precision(self, purpose: str, n_images: int, steps: int | None) -> FullPrecision:
+        """The full-precision model on the noise of `purpose`. Raises SedaqError where they are not finite."""
         key = (purpose, n_images, steps)
         if key not in self._full_precision:
             self._assembly.restore()
             images = self._sample(purpose, n_images, steps)
             features = self.extractor(images)
             Statistics.of(features.pooled)
-            self._full_precision[key] = (images, features)
+            self._full_precision[key] = FullPrecision(images, features)
         return self._full_precision[key]
 
     def _sample(self, purpose: str, n_images: int, steps: int | None) -> torch.Tensor:

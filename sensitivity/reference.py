@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..progress import track
 from ..storage import load_tensors, save_tensors
 from .extractors import Extractor
-from .fidelity import Features, Reference, Statistics
+from .fidelity import Features, Reference
+from .frechet import Statistics
 
 __all__ = ["Reference", "build_reference", "load_reference", "save_reference", "shipped_reference"]
 

@@ -13,19 +13,17 @@ from sedaq.errors import InputError, SedaqError
 from sedaq.sensitivity.fidelity import (
     MAX_PSNR,
     Features,
+    FullPrecision,
     Metric,
     Reference,
-    Statistics,
-    _resamples,
     agreement,
     feature_distance,
-    frechet_difference,
-    frechet_distance,
     inception_score,
     kernel_distance,
     measure,
     psnr,
 )
+from sedaq.sensitivity.frechet import Statistics, frechet_distance, resamples
 
 
 def gaussian(mean: Tensor, covariance: Tensor) -> Statistics:
@@ -40,67 +38,21 @@ def reference_of(features: Tensor) -> Reference:
     return Reference(Statistics.of(features), features, None, "test", "0")
 
 
-def test_statistics_match_torch() -> None:
-    x = samples(50, 4, 0, mean=1000.0)
-    statistics = Statistics.of(x)
-    torch.testing.assert_close(statistics.mean, x.double().mean(0))
-    torch.testing.assert_close(statistics.covariance, torch.cov(x.double().T))
+def testresamples_keep_conditions_in_equal_parts() -> None:
+    """Two conditions far apart: sets that hold both alike hardly differ, and the standard error is of such sets."""
+    n, reference = 400, reference_of(samples(4000, 2, 99))
+    far = torch.tensor([20.0, 0.0])
 
+    def one(seed: int, cycle: int) -> Metric:
+        x = samples(n, 2, seed) + far * (torch.arange(n) % 2).unsqueeze(1)
+        return measure(Features(x), torch.zeros(n, 1, 1, 1), reference=reference, cycle=cycle, seed=seed, n_bootstrap=40)["fid"]
 
-@pytest.mark.parametrize("cut", [1, 7, 49])
-def test_merged_statistics_equal_all_at_once(cut: int) -> None:
-    x = samples(50, 4, 0, mean=1e4)  # a mean far from zero, where sums of squares would lose the covariance
-    merged, whole = Statistics.of(x[:cut]).merge(Statistics.of(x[cut:])), Statistics.of(x)
-    assert merged.n == whole.n
-    torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-14, atol=0)
-    torch.testing.assert_close(merged.scatter, whole.scatter, rtol=1e-8, atol=1e-8)
-
-
-def test_statistics_refuse_what_is_not_finite_and_what_is_too_few() -> None:
-    x = samples(6, 2, 0)
-    x[3, 1] = torch.nan
-    with pytest.raises(SedaqError, match="1 of 6 images"):
-        Statistics.of(x)
-    with pytest.raises(InputError, match="at least 2"):
-        _ = Statistics.of(x[:1]).covariance
-
-
-def test_frechet_in_one_dimension() -> None:
-    a, b = gaussian(torch.tensor([1.0]), torch.tensor([[4.0]])), gaussian(torch.tensor([-2.0]), torch.tensor([[9.0]]))
-    assert frechet_distance(a, b) == pytest.approx(3**2 + (3 - 2) ** 2)
-
-
-def test_frechet_of_commuting_covariances() -> None:
-    mean, u, v = torch.tensor([1.0, 0.0, -2.0]), torch.tensor([1.0, 4.0, 0.25]), torch.tensor([9.0, 1.0, 0.0])
-    expected = mean.square().sum() + (u.sqrt() - v.sqrt()).square().sum()
-    assert frechet_distance(gaussian(mean, u.diag()), gaussian(torch.zeros(3), v.diag())) == pytest.approx(expected.item())
-
-
-def test_frechet_of_general_gaussians_in_the_plane() -> None:
-    # For 2×2 matrices tr √M = √(tr M + 2 √det M), so the cross term has a closed form without eigenvectors.
-    a, b = torch.tensor([[2.0, 0.7], [0.7, 1.0]]), torch.tensor([[1.0, -0.4], [-0.4, 3.0]])
-    cross = math.sqrt((a @ b).trace() + 2 * math.sqrt((a @ b).det()))
-    expected = (a.trace() + b.trace()).item() - 2 * cross
-    assert frechet_distance(gaussian(torch.zeros(2), a), gaussian(torch.zeros(2), b)) == pytest.approx(expected, rel=1e-6)
-
-
-def test_frechet_is_zero_symmetric_and_invariant_to_rotation() -> None:
-    x, y = samples(80, 6, 0), samples(60, 6, 1, mean=0.5, scale=2.0)
-    rotation = torch.linalg.qr(samples(6, 6, 2).double()).Q
-    a, b = Statistics.of(x), Statistics.of(y)
-    turned = frechet_distance(Statistics.of(x.double() @ rotation), Statistics.of(y.double() @ rotation))
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
-    assert frechet_distance(a, b) == pytest.approx(turned, rel=1e-9)
-
-
-def test_frechet_with_fewer_images_than_features() -> None:
-    x, y = samples(5, 12, 0), samples(40, 12, 1)
-    value, again = (
-        measure(Features(x), torch.zeros(5, 1, 2, 2), reference=reference_of(y), seed=0)["fid"].value,
-        frechet_distance(Statistics.of(x), Statistics.of(y)),
-    )
-    assert value == pytest.approx(again, rel=1e-6)
+    spread = torch.tensor([one(seed, 2).value for seed in range(40)]).std().item()
+    within, blind = (sum(one(seed, cycle).se for seed in range(10)) / 10 for cycle in (2, 1))
+    assert within == pytest.approx(spread, rel=0.4)
+    assert blind > 3 * spread
+    few = resamples(20, 5, 0, cycle=10)
+    assert torch.equal(few, resamples(20, 5, 0, cycle=1)), "two images a condition are too few to draw from"
 
 
 def test_bootstrap_error_is_the_spread_over_fresh_samples() -> None:
@@ -113,30 +65,6 @@ def test_bootstrap_error_is_the_spread_over_fresh_samples() -> None:
     mean_se = sum(run.se for run in runs) / len(runs)
     assert mean_se == pytest.approx(2 * math.sqrt(2) / math.sqrt(n), rel=0.15)
     assert torch.tensor([run.value for run in runs]).std().item() == pytest.approx(mean_se, rel=0.4)
-
-
-def test_difference_intervals_cover_and_pairing_narrows_them() -> None:
-    reference = Statistics.of(samples(4000, 2, 99))
-    covered, paired, unpaired = 0, 0.0, 0.0
-    for seed in range(40):
-        x, y = samples(200, 2, seed), samples(200, 2, 1000 + seed)
-        difference, low, high = frechet_difference(1.1 * x + 1, x + 1, reference, n_bootstrap=100, seed=seed)
-        assert low <= difference <= high
-        covered += low <= 2 * 0.1**2 <= high
-        paired += high - low
-        _, low, high = frechet_difference(1.1 * y + 1, x + 1, reference, n_bootstrap=100, seed=seed)
-        unpaired += high - low
-    assert covered >= 33  # 38 expected; fewer than 33 has probability 0.1 %
-    assert paired < 0.5 * unpaired
-
-
-def test_difference_of_equal_features_is_zero_and_repeatable() -> None:
-    x, reference = samples(50, 3, 0), Statistics.of(samples(100, 3, 1))
-    assert frechet_difference(x, x, reference, n_bootstrap=10, seed=0) == (0.0, 0.0, 0.0)
-    y = x * 1.2
-    assert frechet_difference(x, y, reference, n_bootstrap=10, seed=3) == frechet_difference(x, y, reference, n_bootstrap=10, seed=3)
-    with pytest.raises(InputError, match="paired"):
-        frechet_difference(x, y[:40], reference)
 
 
 def test_kernel_distance_against_brute_force() -> None:
@@ -193,7 +121,12 @@ def test_measure_names_halves_and_repeatability() -> None:
     images, requested = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(n) % 10
     reference = Reference(Statistics.of(samples(90, 3, 3)), samples(30, 3, 4), Statistics.of(samples(90, 5, 5)), "test", "0")
     metrics = measure(
-        features, images, reference=reference, requested=requested, full_precision=(images * 0.9, features[torch.arange(n)]), seed=7
+        features,
+        images,
+        reference=reference,
+        requested=requested,
+        full_precision=FullPrecision(images * 0.9, features[torch.arange(n)]),
+        seed=7,
     )
     assert set(metrics) == {"fid", "fid_excess", "sfid", "kid", "agreement", "psnr", "feature_distance"}
     assert metrics["fid"].value == pytest.approx(frechet_distance(Statistics.of(features.pooled), reference.statistics))
@@ -234,30 +167,13 @@ def test_features_slice_and_join() -> None:
     assert joined.pooled.equal(features.pooled) and joined.logits.equal(features.logits)
 
 
-def test_resamples_keep_conditions_in_equal_parts() -> None:
-    """Two conditions far apart: sets that hold both alike hardly differ, and the standard error is of such sets."""
-    n, reference = 400, reference_of(samples(4000, 2, 99))
-    far = torch.tensor([20.0, 0.0])
-
-    def one(seed: int, cycle: int) -> Metric:
-        x = samples(n, 2, seed) + far * (torch.arange(n) % 2).unsqueeze(1)
-        return measure(Features(x), torch.zeros(n, 1, 1, 1), reference=reference, cycle=cycle, seed=seed, n_bootstrap=40)["fid"]
-
-    spread = torch.tensor([one(seed, 2).value for seed in range(40)]).std().item()
-    within, blind = (sum(one(seed, cycle).se for seed in range(10)) / 10 for cycle in (2, 1))
-    assert within == pytest.approx(spread, rel=0.4)
-    assert blind > 3 * spread
-    few = _resamples(20, 5, 0, cycle=10)
-    assert torch.equal(few, _resamples(20, 5, 0, cycle=1)), "two images a condition are too few to draw from"
-
-
 def test_the_excess_is_paired_with_full_precision() -> None:
     n, reference = 200, reference_of(samples(4000, 2, 99))
     full = Features(samples(n, 2, 0) + 1)
     images = torch.rand(n, 1, 2, 2)
-    same = measure(full, images, reference=reference, full_precision=(images, full), seed=0)["fid_excess"]
+    same = measure(full, images, reference=reference, full_precision=FullPrecision(images, full), seed=0)["fid_excess"]
     assert (same.value, same.se, same.halves) == (0.0, 0.0, (0.0, 0.0))
-    worse = measure(Features(1.1 * full.pooled), images, reference=reference, full_precision=(images, full), seed=0)
+    worse = measure(Features(1.1 * full.pooled), images, reference=reference, full_precision=FullPrecision(images, full), seed=0)
     alone = measure(full, images, reference=reference, seed=0)["fid"]
     assert worse["fid_excess"].value == pytest.approx(worse["fid"].value - alone.value)
     assert worse["fid_excess"].se < 0.5 * worse["fid"].se

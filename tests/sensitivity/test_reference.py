@@ -13,7 +13,8 @@ from PIL import Image
 from sedaq.errors import InputError
 from sedaq.sensitivity import reference as module
 from sedaq.sensitivity.extractors import load_extractor
-from sedaq.sensitivity.fidelity import Features, Statistics, frechet_distance
+from sedaq.sensitivity.fidelity import Features
+from sedaq.sensitivity.frechet import Statistics, frechet_distance
 from sedaq.sensitivity.reference import Reference, build_reference, load_reference, save_reference, shipped_reference
 
 
