@@ -74,10 +74,17 @@ def _n_probes(data: RunData) -> str:
     return f"{count(data.fit['n_probes'])} probes" if data.fit else "the run's probes"
 
 
-def _per_role(data: RunData) -> str:
+def _per_group(data: RunData) -> str:
     return (
-        "One dot a layer, at its lowest rate; the number of layers in brackets. The dark bar is the median where there are three or more, "
-        f"the shade its quartiles where there are five. {conditions(data)}"
+        "One dot a layer, at its lowest rate, alone; the number of layers in brackets. The dark bar is the median where there are three or "
+        f"more, the box the quartiles where there are five. {conditions(data)}"
+    )
+
+
+def _learning(data: RunData) -> str:
+    return (
+        "Fitted to random parts of the probes and judged on all others; bars from the least to the greatest of three parts. "
+        "The noise ceiling is what a perfect predictor would reach."
     )
 
 
@@ -151,8 +158,8 @@ def _evaluation_table(data: RunData) -> pd.DataFrame:
     return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
-def _role_table(data: RunData) -> pd.DataFrame:
-    rows = data.cheapest.groupby("role")
+def _group_table(data: RunData, column: str) -> pd.DataFrame:
+    rows = data.cheapest.groupby(column, sort=False)
     table = rows["cost"].describe(percentiles=[0.25, 0.5, 0.75])[["count", "min", "25%", "50%", "75%", "max"]]
     table.columns = pd.Index(["n_layers", "cost_min", "cost_quartile_1", "cost_median", "cost_quartile_3", "cost_max"])
     return table.assign(n_weights=rows["n_weights"].sum()).sort_values("cost_median", ascending=False).reset_index()
@@ -219,7 +226,22 @@ FIGURES: tuple[FigureSpec, ...] = (
         _layer_table,
     ),
     FigureSpec(
-        "sensitivity_roles", "Sensitivity by role", *_SENSITIVITY, _has_sensitivity, layers.sensitivity_per_role, _per_role, _role_table
+        "sensitivity_roles",
+        "Sensitivity by role",
+        *_SENSITIVITY,
+        _has_sensitivity,
+        layers.sensitivity_per_role,
+        _per_group,
+        lambda data: _group_table(data, "role"),
+    ),
+    FigureSpec(
+        "sensitivity_blocks",
+        "Sensitivity by depth",
+        *_SENSITIVITY,
+        _has_sensitivity,
+        layers.sensitivity_per_block,
+        _per_group,
+        lambda data: _group_table(data, "block"),
     ),
     FigureSpec(
         "sensitivity_rates",
@@ -238,5 +260,14 @@ FIGURES: tuple[FigureSpec, ...] = (
         layers.predicted_against_measured,
         _predictions,
         lambda data: pd.DataFrame((data.fit or {})["predictions"]),
+    ),
+    FigureSpec(
+        "learning",
+        "How many probes it takes",
+        *_FIT,
+        lambda data: bool(data.fit and data.fit.get("learning_curve")),
+        layers.learning_curve,
+        _learning,
+        lambda data: pd.DataFrame((data.fit or {})["learning_curve"]),
     ),
 )

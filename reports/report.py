@@ -1,7 +1,9 @@
-"""The page of a run: one self-contained HTML file, and its figures as PNG and CSV."""
+"""The page of a run: one self-contained HTML file, and its figures as PNG, SVG and CSV."""
 
 from __future__ import annotations
 
+import base64
+import math
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -18,7 +20,7 @@ from . import numbers
 from .figures import FIGURES, FigureSpec, conditions, evaluation_conditions
 from .inputs import RunData, checked_grids, complaints, read_run, save_grids, text_of
 from .plan_figures import grid_image, rates_of
-from .style import DPI, save_png
+from .style import DPI, save_png, spot_boxes, svg_bytes
 from .tables import evaluation_columns
 
 MAX_ROWS_SHOWN = 40  # of the numbers behind a figure; longer tables are in the CSV only
@@ -27,7 +29,7 @@ MAX_ROWS_SHOWN = 40  # of the numbers behind a figure; longer tables are in the 
 def write_report(run_folder: Path, out: Path | None = None, *, grids: dict[str, torch.Tensor] | None = None) -> Path:
     """Draw all that a run folder has to show.
 
-    Writes figures/*.png and figures/*.csv in the run folder and one page with the figures embedded. A section whose input is not there yet
+    Writes figures/*.png, *.svg and *.csv in the run folder and one page with the figures embedded. A section whose input is not there yet
     is left out, with a line that says which command makes it.
 
     Args:
@@ -53,9 +55,17 @@ def write_report(run_folder: Path, out: Path | None = None, *, grids: dict[str, 
 
 
 def _section(spec: FigureSpec, data: RunData, folder: Path) -> dict[str, Any]:
-    section: dict[str, Any] = {"name": spec.name, "title": spec.title, "source": spec.source, "verb": spec.verb, "image": None, "csv": None}
+    section: dict[str, Any] = {
+        "name": spec.name,
+        "title": spec.title,
+        "source": spec.source,
+        "verb": spec.verb,
+        "image": None,
+        "csv": None,
+        "spots": [],
+    }
     if not spec.available(data):
-        for suffix in (".png", ".csv"):
+        for suffix in (".png", ".svg", ".csv"):
             _remove(folder / f"{spec.name}{suffix}")
         return section
     with complaints(folder.parent / spec.source, f"write it again with `{spec.verb}`"):
@@ -64,10 +74,12 @@ def _section(spec: FigureSpec, data: RunData, folder: Path) -> dict[str, Any]:
         table = spec.table(data) if spec.table else None
         section |= {
             "image": save_png(figure, folder / f"{spec.name}.png"),
+            "spots": spot_boxes(figure),
             "width": round(width * DPI),
             "height": round(height * DPI),
             "caption": caption,
         }
+    write_atomically(folder / f"{spec.name}.svg", svg_bytes(figure))
     if table is not None:
         write_atomically(folder / f"{spec.name}.csv", table.to_csv(index=False).encode())
         section |= {
@@ -127,8 +139,50 @@ def _render(run_folder: Path, data: RunData, sections: list[dict[str, Any]]) -> 
             "verdict": _verdict(data),
             "evaluation": _evaluation(data),
             "layers": _layers(data),
+            "findings": (data.fit or {}).get("findings", []),
+            "trust": _trust(data),
+            "scores": _scores(data),
+            "table_script": base64.b64encode(_asset("dt_bundle.js")).decode(),
+            "table_style": _asset("dt_bundle.css").decode(),
         }
     return environment.from_string(template).render(context)
+
+
+def _asset(name: str) -> bytes:
+    """A file of DataTables as itables bundles it, whole in one file."""
+    return files("itables").joinpath("html", name).read_bytes()
+
+
+def _trust(data: RunData) -> list[str]:
+    """How far the explanation can be trusted, one sentence each."""
+    fit, said = data.fit or {}, []
+    if stability := fit.get("stability"):
+        value, least, greatest = (numbers.number(stability[key]) for key in ("rank_correlation_of_halves", "least", "greatest"))
+        said.append(
+            f"Fitted to random halves of the probes, layers are ranked alike with rank correlation {value} ({least} to {greatest})."
+        )
+    if additivity := fit.get("additivity"):
+        middle, low, high = (numbers.number(value) for value in additivity["measured_over_sum_alone"])
+        own, other = (numbers.percent(math.expm1(additivity[key])) for key in ("error_of_predictor", "error_of_additivity"))
+        said.append(
+            f"Summing what each layer costs alone is off by {other} in the middle (measured over summed: {middle}, quartiles {low} to {high}); "
+            f"this predictor by {own}."
+        )
+    return [*said, *(f"Note: {note}." for note in fit.get("notes", []))]
+
+
+def _scores(data: RunData) -> dict[str, Any] | None:
+    """Every predictor's scores on held-out probes."""
+    scores = (data.fit or {}).get("scores")
+    if not scores:
+        return None
+    rows = [
+        ["this predictor" if name == "sedaq" else name]
+        + [numbers.number(score[key]) for key in ("spearman", "kendall", "ndcg10", "mae")]
+        + [numbers.interval(score.get("behind_ci"))]
+        for name, score in scores.items()
+    ]
+    return {"headings": ["predictor", "Spearman", "Kendall", "NDCG@10", "mean abs. error", "Spearman behind ours, 95 %"], "rows": rows}
 
 
 def _evaluation(data: RunData) -> dict[str, Any] | None:
@@ -197,14 +251,14 @@ def _layers(data: RunData) -> list[list[str]] | None:
     rows = []
     for layer in data.cheapest.itertuples():
         given = chosen.get(layer.layer, {})
-        cost = f"{numbers.number(layer.cost)} {numbers.interval((layer.cost_low, layer.cost_high))}"
         rows.append(
             [
                 str(layer.layer),
                 str(layer.role),
                 numbers.count(layer.n_weights),
                 numbers.bits(layer.rate),
-                cost,
+                numbers.number(layer.cost),
+                numbers.interval((layer.cost_low, layer.cost_high)),
                 numbers.number(layer.contribution),
             ]
             + [str(given.get("format", numbers.ABSENT)), numbers.bits(given.get("bits_per_weight"))]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .inputs import RunData
-from .numbers import METRIC_LABELS, as_float, number
+from .numbers import METRIC_LABELS, as_float, interval, number
 from .style import (
     FULL_PRECISION,
     GROUND,
@@ -23,6 +23,7 @@ from .style import (
     PALE,
     SEARCHED,
     SEQUENTIAL,
+    PageFigure,
     family,
     interval_line,
     log_if_wide,
@@ -68,6 +69,10 @@ def sensitivity_per_layer(data: RunData) -> Figure:
             axes.text(0, place, " not measured", va="center", color=MUTED, fontsize=8.5)
         elif np.isfinite((low, high)).all():
             interval_line(axes, low, high, place)
+            name, rate = shown[["layer", "rate"]].iloc[place]
+            figure.tell(
+                axes, (0, max(cost, high)), (place - 0.4, place + 0.4), f"{name}, {rate:g} bits: {number(cost)} {interval((low, high))}"
+            )
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yticks(places, [shorten(name) for name in shown["layer"]], fontsize=8.5)
     scale = widen_if_skewed(axes, shown["cost"])
@@ -86,28 +91,51 @@ def sensitivity_per_layer(data: RunData) -> Figure:
 
 @styled
 def sensitivity_per_role(data: RunData) -> Figure:
-    """One dot a layer at its lowest rate, in the row of its role; the bar marks the role's median, the box its quartiles."""
+    """Box and dots of every role's layers at their lowest rate, the costliest role on top."""
     rows = data.cheapest.dropna(subset=["cost"])
-    medians = rows.groupby("role")["cost"].median().sort_values()
-    figure = new_figure(1.0 + 0.34 * max(len(medians), 2))
+    order = rows.groupby("role")["cost"].median().sort_values().index
+    return _boxes(data, rows, "role", list(order))
+
+
+@styled
+def sensitivity_per_block(data: RunData) -> Figure:
+    """Box and dots of every block's layers at their lowest rate, in the model's order from the top."""
+    rows = data.cheapest.dropna(subset=["cost"])
+    return _boxes(data, rows, "block", list(dict.fromkeys(rows["block"]))[::-1])
+
+
+def _boxes(data: RunData, rows: pd.DataFrame, column: str, order: list[str]) -> Figure:
+    """One row a group: a dot a layer, coloured by family of roles, a box of quartiles from five layers, a bar at the median from three."""
+    figure = new_figure(1.0 + 0.34 * max(len(order), 2))
     axes = figure.add_subplot()
     random = np.random.default_rng(0)
-    for place, (role, median) in enumerate(medians.items()):
-        costs, colour = rows.loc[rows["role"] == role, "cost"].to_numpy(), family(str(role))[1]
+    for place, group in enumerate(order):
+        members = rows[rows[column] == group]
+        costs = members["cost"].to_numpy()
+        colours = [family(str(role))[1] for role in members["role"]]
         if len(costs) >= 5:
             low, high = np.quantile(costs, (0.25, 0.75))
-            axes.fill_betweenx([place - 0.32, place + 0.32], low, high, color=colour, alpha=0.16, linewidth=0)
+            axes.fill_betweenx(
+                [place - 0.32, place + 0.32], low, high, color=colours[0] if column == "role" else PALE, alpha=0.25, linewidth=0
+            )
         offsets = random.uniform(-0.16, 0.16, len(costs)) if len(costs) > 1 else np.zeros(1)
-        axes.scatter(costs, place + offsets, s=34, color=colour, edgecolor=GROUND, linewidth=0.8, zorder=3, clip_on=False)
+        axes.scatter(costs, place + offsets, s=34, color=colours, edgecolor=GROUND, linewidth=0.8, zorder=3, clip_on=False)
         if len(costs) >= 3:
+            median = float(np.median(costs))
             axes.plot([median, median], [place - 0.34, place + 0.34], color=INK, linewidth=1.6, zorder=4)
-    counts = rows["role"].value_counts()
-    axes.set_yticks(range(len(medians)), [f"{role} ({counts[role]})" for role in medians.index])
+        for layer, cost, offset in zip(members["layer"], costs, offsets, strict=True):
+            figure.tell_point(axes, cost, place + offset, f"{layer}: {number(cost)}")
+    counts = rows[column].value_counts()
+    axes.set_yticks(range(len(order)), [f"{shorten(group, 40) or 'outside of blocks'} ({counts[group]})" for group in order])
     scale = "\nlog scale" if log_if_wide(axes, "x", rows["cost"]) else widen_if_skewed(axes, rows["cost"])
     if axes.get_xscale() != "log":
         axes.axvline(0, color=MUTED, linewidth=0.8)
     label = f"Increase of {label_of(data.metric)} at the lowest rate ({_lowest_rate(data.cheapest)}){scale}"
-    axes.set(ylim=(-0.6, len(medians) - 0.4), xlabel=label)
+    axes.set(ylim=(-0.6, len(order) - 0.4), xlabel=label)
+    if column == "block":
+        families = list(dict.fromkeys(family(str(role)) for role in rows["role"]))
+        handles = [Patch(color=colour, label=name) for name, colour in families]
+        figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
 
 
@@ -141,6 +169,9 @@ def cost_map(data: RunData) -> Figure:
     )
     for row, column in np.argwhere(~np.isfinite(costs)) if labelled else ():
         axes.text(column + 0.5, row + 0.5, "not on its menu", ha="center", va="center", color=MUTED, fontsize=7.5)
+    for row, column in np.argwhere(np.isfinite(costs)) if labelled else ():
+        told = f"{table.index[row]}, {table.columns[column]:g} bits: {number(costs[row, column])}"
+        figure.tell(axes, (column, column + 1), (row, row + 1), told)
     axes.invert_yaxis()
     axes.set_xticks(np.arange(len(table.columns)) + 0.5, [f"{rate:g}" for rate in table.columns])
     axes.set_xlabel("Rate, total bits per weight")
@@ -169,12 +200,12 @@ def predicted_against_measured(data: RunData) -> Figure:
     assert data.fit is not None
     figure = new_figure(3.9)
     left, right = figure.subplots(1, 2, width_ratios=(1.12, 1))
-    _predictions(left, data.fit)
+    _predictions(figure, left, data.fit)
     _correlations(right, data.fit)
     return figure
 
 
-def _predictions(axes: Axes, fit: dict[str, Any]) -> None:
+def _predictions(figure: PageFigure, axes: Axes, fit: dict[str, Any]) -> None:
     rows = np.array([[as_float(row[key]) for key in ("measured", "predicted", "bits_per_weight")] for row in fit["predictions"]]).reshape(
         -1, 3
     )
@@ -184,6 +215,8 @@ def _predictions(axes: Axes, fit: dict[str, Any]) -> None:
     if not len(rows):
         axes.text(0.5, 0.5, "no prediction stored", transform=axes.transAxes, ha="center", color=MUTED)
         return
+    for measured, predicted, bits in rows:
+        figure.tell_point(axes, measured, predicted, f"measured {number(measured)}, predicted {number(predicted)}, {bits:.2f} bits")
     points = axes.scatter(rows[:, 0], rows[:, 1], c=rows[:, 2], cmap=SEQUENTIAL, s=26, edgecolor=FULL_PRECISION, linewidth=0.5, zorder=3)
     both = rows[:, :2].ravel()
     if spread(both) > LOG_RATIO:
@@ -243,3 +276,28 @@ def _correlations(axes: Axes, fit: dict[str, Any]) -> None:
     axes.set_title("How well the order is told")
     axes.axvline(0, color=PALE, linewidth=0.8)
     axes.grid(axis="y", visible=False)
+
+
+@styled
+def learning_curve(data: RunData) -> Figure:
+    """Rank correlation on probes that were left out, by how many were learnt from; bars span the repeats."""
+    assert data.fit is not None
+    points = data.fit["learning_curve"]
+    sizes, values = np.array([p["n_probes"] for p in points]), np.array([p["spearman"] for p in points])
+    figure = new_figure(3.2)
+    axes = figure.add_subplot()
+    lows, highs = np.array([p["low"] for p in points]), np.array([p["high"] for p in points])
+    axes.errorbar(sizes, values, yerr=[values - lows, highs - values], color=SEARCHED, marker="o", markersize=5, capsize=3, linewidth=1.6)
+    for size, value, low, high in zip(sizes, values, lows, highs, strict=True):
+        figure.tell_point(axes, float(size), float(value), f"{size} probes: {number(value)}, {number(low)} to {number(high)}")
+    ceiling = as_float(data.fit["ceiling"])
+    axes.axhline(ceiling, color=FULL_PRECISION, linewidth=1.4, linestyle=(0, (4, 2)))
+    axes.annotate(
+        f"noise ceiling {number(ceiling)}", (0.99, ceiling), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9
+    )
+    least = min(lows.min(), ceiling)
+    axes.set(xscale="log", ylim=(least - 0.15 * (1.01 - least), 1.0 + 0.12 * (1.01 - least)))
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set(xlabel="Probes learnt from", ylabel="Spearman, probes left out")
+    return figure

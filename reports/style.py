@@ -12,6 +12,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -93,9 +94,65 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return drawn
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
+@dataclass(frozen=True)
+class Spot:
+    """A rectangle of a figure, in its data coordinates, and what a reader is told who points at it."""
+
+    axes: Axes
+    x: tuple[float, float]
+    y: tuple[float, float]
+    text: str
+
+
+class PageFigure(Figure):
+    """A figure that says its values where one points at it."""
+
+    spots: list[Spot]
+
+    def tell(self, axes: Axes, x: tuple[float, float], y: tuple[float, float], text: str) -> None:
+        self.spots.append(Spot(axes, x, y, text))
+
+    def tell_point(self, axes: Axes, x: float, y: float, text: str) -> None:
+        """A spot the size of a marker."""
+        self.spots.append(Spot(axes, (x, x), (y, y), text))
+
+
+LEAST_SPOT = 0.012  # of the figure's width, so that a pointer finds it
+
+
+def spot_boxes(figure: Figure) -> list[dict[str, Any]]:
+    """Every spot as percentages of a drawn figure: {left, top, width, height, text}; those outside of their axes are left out."""
+    boxes = []
+    width, height = figure.get_size_inches() * figure.dpi
+    for spot in getattr(figure, "spots", ()):
+        corners = spot.axes.transData.transform(np.array([(spot.x[0], spot.y[0]), (spot.x[1], spot.y[1])]))
+        frame = spot.axes.get_window_extent()
+        if not np.isfinite(corners).all():
+            continue
+        (left, right), (bottom, top) = (sorted(corners[:, axis]) for axis in (0, 1))
+        left, right = max(left, frame.x0), min(right, frame.x1)
+        bottom, top = max(bottom, frame.y0), min(top, frame.y1)
+        if right < left or top < bottom:
+            continue
+        least = LEAST_SPOT * width
+        grow_x, grow_y = max(0.0, least - (right - left)) / 2, max(0.0, least - (top - bottom)) / 2
+        boxes.append(
+            {
+                "left": round(100 * (left - grow_x) / width, 2),
+                "top": round(100 * (1 - (top + grow_y) / height), 2),
+                "width": round(100 * (right - left + 2 * grow_x) / width, 2),
+                "height": round(100 * (top - bottom + 2 * grow_y) / height, 2),
+                "text": spot.text,
+            }
+        )
+    return boxes
+
+
+def new_figure(height: float, width: float = WIDTH) -> PageFigure:
     """An empty figure, in inches."""
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08), facecolor=GROUND)
+    figure = PageFigure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08), facecolor=GROUND)
+    figure.spots = []
+    return figure
 
 
 def png_bytes(figure: Figure) -> bytes:
@@ -103,6 +160,14 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(_RC):
         figure.savefig(buffer, format="png", dpi=DPI, facecolor=GROUND, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg_bytes(figure: Figure) -> bytes:
+    """The figure as SVG, letters as outlines. Equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({**_RC, "svg.hashsalt": "sedaq", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", facecolor=GROUND, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
@@ -185,7 +250,7 @@ def widen_if_skewed(axes: Axes, values: Iterable[float], ratio: float = 20) -> s
     positive = [value for value in values if math.isfinite(value) and value > 0]
     if not positive or max(positive) <= ratio * float(np.median(positive)):
         return ""
-    threshold = 10.0 ** math.floor(math.log10(max(float(np.median(positive)), max(positive) / 1000)))
+    threshold = 10.0 ** math.floor(math.log10(max(float(np.median(positive)), max(positive) / 1e5)))
     axes.set_xscale("symlog", linthresh=threshold, linscale=0.6)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
     if axes.dataLim.x0 >= 0:

@@ -30,7 +30,7 @@ def reference_of(features: Tensor) -> Reference:
     return Reference(Statistics.of(features), features, None, "test", "0")
 
 
-def testresamples_keep_conditions_in_equal_parts() -> None:
+def test_resamples_keep_conditions_in_equal_parts() -> None:
     """Two conditions far apart: sets that hold both alike hardly differ, and the standard error is of such sets."""
     n, reference = 400, reference_of(samples(4000, 2, 99))
     far = torch.tensor([20.0, 0.0])
