@@ -154,7 +154,7 @@ def cost_map(data: RunData) -> Figure:
     costs = table.to_numpy(dtype=float)
     positive = costs[np.isfinite(costs) & (costs > 0)]
     top = positive.max() if positive.size else 1.0
-    floor = max(positive.min(), top / 1000) if positive.size else 0.1
+    floor = float(np.quantile(positive, 0.1)) if positive.size else 0.1  # one layer may cost a million times another
     labelled = len(table) <= MAX_LABELLED_ROWS
     figure = new_figure(1.2 + min(0.2 * len(table), 8.0))
     axes = figure.add_subplot()

@@ -50,7 +50,12 @@ def test_the_page_opens_without_complaint_and_does_not_overflow(browser, full_ru
     text, ground = opened.page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
     light = [sum(map(int, colour[4:-1].split(","))) for colour in (text, ground)]
     assert (light[0] < light[1]) == (scheme == "light")
-    assert opened.page.eval_on_selector_all("nav a", "links => links.every(a => document.querySelector(a.getAttribute('href')))")
+    cell = opened.page.locator("#layer-table tbody td").first
+    ink, over = cell.evaluate("cell => [getComputedStyle(cell).color, getComputedStyle(cell.closest('.dt-container')).backgroundColor]")
+    assert ink == text and over == "rgba(0, 0, 0, 0)", "the table has the page's own colours"
+    assert opened.page.eval_on_selector_all(
+        "nav[aria-label='Contents'] a", "links => links.every(a => document.querySelector(a.getAttribute('href')))"
+    )
 
 
 def test_the_layer_table_sorts_by_numbers_and_filters(browser, full_run: Path) -> None:
