@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from ..aq.menu import Entry
 from ..progress import track
@@ -22,9 +21,8 @@ from .probes import Probes
 from .run import Run
 from .traits import Traits
 
-N_DRAWS = 200
+N_DRAWS = 100
 N_SPLITS = 10
-Rows = NDArray[np.int64]
 MAX_PAIRS_OF = 12  # layers whose pairs are looked at
 
 
@@ -43,19 +41,13 @@ class Explanation:
 
     @classmethod
     def of(cls, run: Run, traits: Traits, probes: Probes, seed: int) -> Explanation:
-        names, n = probes.table.names, len(probes)
+        names = probes.table.names
         entries = [run.menus[name] for name in names]
         errors = np.full((len(names), max(map(len, entries))), np.nan)
         for row, (name, menu) in enumerate(zip(names, entries, strict=True)):
             errors[row, : len(menu)] = [traits.of_entry(name, entry).error for entry in menu]
-        ridge, _ = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
-
-        def fitted(rows: Rows) -> Additive:
-            return fit_additive(probes.errors[rows], probes.labels[rows], probes.table.priors, ridge)
-
-        rng = np.random.default_rng([seed, 1])
-        samples = [rng.integers(n, size=n) for _ in range(N_DRAWS)]
-        return cls(probes, entries, errors, fitted(np.arange(n)), [fitted(rows) for rows in track(samples, "bootstrap of the explanation")])
+        law, *draws = fitted_laws(probes, seed)
+        return cls(probes, entries, errors, law, draws)
 
     @cached_property
     def terms(self) -> Array:
@@ -82,6 +74,17 @@ class Explanation:
     def rates(self) -> list[float]:
         """Of additive formats on any menu, ascending."""
         return sorted({entry.rate for menu in self.entries for entry in menu if entry.format.kind == "additive"})
+
+
+def fitted_laws(probes: Probes, seed: int) -> list[Additive]:
+    """The law of all probes, then those of N_DRAWS bootstrap samples."""
+    ridge, _ = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
+    rng = np.random.default_rng([seed, 1])
+    samples = [np.arange(len(probes)), *(rng.integers(len(probes), size=len(probes)) for _ in range(N_DRAWS))]
+    return [
+        fit_additive(probes.errors[rows], probes.labels[rows], probes.table.priors, ridge)
+        for rows in track(samples, "bootstrap of the explanation")
+    ]
 
 
 def bounds(draws: Array) -> tuple[float, float, float]:
@@ -211,13 +214,10 @@ def additivity(explanation: Explanation, predicted: Array) -> dict[str, Any]:
 
 def stability(probes: Probes, lowest_errors: Array, seed: int) -> dict[str, Any]:
     """Rank correlation of the layers' costs at their lowest entries, (layers,) errors, between laws fitted to random halves of the probes."""
+    ridge, _ = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
     found = []
     for split in range(N_SPLITS):
         order = np.random.default_rng([seed, split]).permutation(len(probes))
-        terms = []
-        for half in np.array_split(order, 2):
-            part = probes[half]
-            ridge, _ = choose_ridge(part.errors, part.labels, part.table.priors, seed)
-            terms.append(fit_additive(part.errors, part.labels, part.table.priors, ridge).terms(lowest_errors))
-        found.append(spearman(*terms))
+        halves = [probes[half] for half in np.array_split(order, 2)]
+        found.append(spearman(*(fit_additive(half.errors, half.labels, half.table.priors, ridge).terms(lowest_errors) for half in halves)))
     return {"rank_correlation_of_halves": float(np.mean(found)), "least": min(found), "greatest": max(found)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,11 +66,20 @@ def interval(statistic: Callable[[Any], float], n: int, seed: int) -> list[float
 # -- predictors --------------------------------------------------------------------------------------------------------------------------
 
 
-def _ours(train: Probes, test: Probes, seed: int, **settings: Any) -> Array:
-    fitted = Predictor.fit(
-        "", train.table, train.errors, train.rates, train.labels, whole=train.whole, error_of=lambda *_: 0.0, seed=seed, **settings
+@functools.lru_cache(maxsize=1)
+def _fitted(train: Probes, seed: int) -> Predictor:
+    """Our predictor, one member, for two rows of the table."""
+    return Predictor.fit(
+        "", train.table, train.errors, train.rates, train.labels, whole=train.whole, error_of=lambda *_: 0.0, seed=seed, n_members=1
     )
-    return fitted.predict_arrays(test.errors, test.rates)[0]
+
+
+def _ours(train: Probes, test: Probes, seed: int) -> Array:
+    return _fitted(train, seed).predict_arrays(test.errors, test.rates)[0]
+
+
+def _law_alone(train: Probes, test: Probes, seed: int) -> Array:
+    return _fitted(train, seed).without_trees().predict_arrays(test.errors, test.rates)[0]
 
 
 def _values(target: Array, train: Probes) -> Array:
@@ -87,11 +97,16 @@ def _one_number(number: Callable[[Probes], Array]) -> Judged:
     return predict
 
 
-def _regressor(make: Callable[[int], Any]) -> Judged:
+def _forest(n_layers: int, seed: int) -> RandomForestRegressor:
+    """Every split looks at all layers, at a hundred of them where there are more."""
+    return RandomForestRegressor(100, max_features=min(1.0, 100 / n_layers), random_state=seed)
+
+
+def _regressor(make: Callable[[int, int], Any]) -> Judged:
     """A regression of the target on every layer's bits."""
 
     def predict(train: Probes, test: Probes, seed: int) -> Array:
-        return _values(make(seed).fit(train.rates, train.labels.target).predict(test.rates), train)
+        return _values(make(train.rates.shape[1], seed).fit(train.rates, train.labels.target).predict(test.rates), train)
 
     return predict
 
@@ -101,15 +116,15 @@ def _log_sum(name: str) -> Callable[[Probes], Array]:
 
 
 PREDICTORS: dict[str, Judged] = {
-    OURS: lambda train, test, seed: _ours(train, test, seed, n_members=1),
-    "additive part alone": lambda train, test, seed: _ours(train, test, seed, n_members=1, with_trees=False),
+    OURS: _ours,
+    "additive part alone": _law_alone,
     "average bits": _one_number(lambda probes: -probes.bits),
     "summed weight error": _one_number(_log_sum("weight_errors")),
     "summed Hessian error": _one_number(_log_sum("errors")),
     "gradient score": _one_number(_log_sum("scores")),
-    "ridge on bits": _regressor(lambda _: RidgeCV(np.logspace(-2, 4, 13))),
-    "random forest on bits": _regressor(lambda seed: RandomForestRegressor(100, random_state=seed)),
-    "xgboost on bits": _regressor(lambda seed: xgboost.XGBRegressor(random_state=seed, n_jobs=1)),
+    "ridge on bits": _regressor(lambda *_: RidgeCV(np.logspace(-2, 4, 13))),
+    "random forest on bits": _regressor(_forest),
+    "xgboost on bits": _regressor(lambda _, seed: xgboost.XGBRegressor(random_state=seed, n_jobs=1)),
 }
 
 
@@ -161,6 +176,6 @@ def learning_curve(probes: Probes, seed: int) -> list[dict[str, float]]:
         for repeat in range(REPEATS):
             order = np.random.default_rng([seed, size, repeat]).permutation(len(probes))
             train, test = probes[order[:size]], probes[order[size:]]
-            found.append(spearman(_ours(train, test, seed, n_members=1), test.values))
+            found.append(spearman(_ours(train, test, seed), test.values))
         curve.append({"n_probes": size, "spearman": float(np.mean(found)), "low": min(found), "high": max(found)})
     return curve

@@ -125,7 +125,6 @@ class Predictor:
         error_of: ErrorOf,
         seed: int = 0,
         n_members: int = N_MEMBERS,
-        with_trees: bool = True,
     ) -> Predictor:
         """Fit to probes: errors and rates (probes, layers)."""
         ridge, misfit = choose_ridge(errors, labels, table.priors, seed)
@@ -137,9 +136,14 @@ class Predictor:
             terms = additive.terms(errors[rows])
             margin = np.log(terms.sum(1) ** additive.power + labels.floor)
             x = features(rates[rows], errors[rows], terms)
-            trees = fit_trees(x, labels[rows].target, margin, labels[rows].weights, features, seed + member) if with_trees else None
+            trees = fit_trees(x, labels[rows].target, margin, labels[rows].weights, features, seed + member)
             members.append(Member(additive, trees))
         return cls(metric, table, members, whole=whole, floor=labels.floor, misfit=misfit, error_of=error_of)
+
+    def without_trees(self) -> Predictor:
+        """The laws alone."""
+        laws = [Member(member.additive, None) for member in self.members]
+        return Predictor(self.metric, self.table, laws, whole=self.whole, floor=self.floor, misfit=self.misfit, error_of=self.error_of)
 
     # -- predicting ------------------------------------------------------------------------------------------------------------------
 

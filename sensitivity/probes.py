@@ -20,7 +20,7 @@ LEAST_PROBES = 12
 HIGHER_IS_BETTER = ("psnr", "agreement", "inception_score")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probes:
     """Plans and what was measured; layers in the run's order.
 

@@ -9,24 +9,17 @@ import numpy as np
 import pytest
 
 from sedaq.sensitivity import explanation as module
-from sedaq.sensitivity.explanation import Explanation, additivity, bounds, group_rows, interaction_rows, stability
+from sedaq.sensitivity.explanation import Explanation, additivity, bounds, fitted_laws, group_rows, interaction_rows, stability
 from sedaq.sensitivity.findings import findings
 from sedaq.sensitivity.predictor import Predictor
 from sedaq.sensitivity.probes import Probes
 
 from .laws import ERRORS, MENU, N_LAYERS, NAMES, POWER, RATES, WHOLE, error_of, known_law, random_probes
 
-N_DRAWS = 40
 
-
-def explain(probes: Probes, seed: int = 0) -> Explanation:
+def explain(probes: Probes) -> Explanation:
     """Explanation.of for a subject without files."""
-    from sedaq.sensitivity.additive import choose_ridge, fit_additive
-
-    ridge, _ = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
-    rng = np.random.default_rng(seed)
-    samples = [np.arange(len(probes)), *(rng.integers(len(probes), size=len(probes)) for _ in range(N_DRAWS))]
-    law, *draws = (fit_additive(probes.errors[rows], probes.labels[rows], probes.table.priors, ridge) for rows in samples)
+    law, *draws = fitted_laws(probes, 0)
     return Explanation(probes, [MENU] * N_LAYERS, np.tile([ERRORS[rate] for rate in RATES], (N_LAYERS, 1)), law, draws)
 
 
@@ -63,8 +56,8 @@ def test_groups_cost_more_than_their_layers_apart(explained: Explanation) -> Non
 def test_interactions_are_what_two_layers_cost_beyond_their_sum(explained: Explanation) -> None:
     probes = explained.probes
     predictor = Predictor.fit(
-        "fid", probes.table, probes.errors, probes.rates, probes.labels, whole=WHOLE, error_of=error_of, with_trees=False, n_members=4
-    )
+        "fid", probes.table, probes.errors, probes.rates, probes.labels, whole=WHOLE, error_of=error_of, n_members=4
+    ).without_trees()
     table = interaction_rows(explained, predictor)
     assert len(table) == N_LAYERS * (N_LAYERS - 1) / 2
     first = table.iloc[0]

@@ -71,8 +71,8 @@ def test_contributions_add_up_to_the_mean_prediction(synthetic) -> None:
 def test_contributions_without_trees_are_shares_of_the_law() -> None:
     probes = random_probes(40)
     predictor = Predictor.fit(
-        "fid", probes.table, probes.errors, probes.rates, probes.labels, whole=WHOLE, error_of=error_of, n_members=1, with_trees=False
-    )
+        "fid", probes.table, probes.errors, probes.rates, probes.labels, whole=WHOLE, error_of=error_of, n_members=1
+    ).without_trees()
     layers, rest = predictor.contributions(probes.errors, probes.rates)
     terms = predictor.members[0].additive.terms(probes.errors)
     rise = layers.sum(1)
@@ -90,13 +90,11 @@ def test_trees_learn_what_the_law_cannot_say() -> None:
         excess = probes.labels.excess * np.where(clash, 3.0, 1.0)
         both.append((probes, type(probes.labels).of(excess, probes.labels.se)))
     (train, labels), (test, truth) = both
-    off = {}
-    for with_trees in (False, True):
-        predictor = Predictor.fit(
-            "fid", train.table, train.errors, train.rates, labels, whole=WHOLE, error_of=error_of, n_members=1, with_trees=with_trees
-        )
-        off[with_trees] = np.abs(predictor.predict_members(test.errors, test.rates)[0] - truth.target).mean()
-    assert off[True] < 0.8 * off[False]
+    predictor = Predictor.fit("fid", train.table, train.errors, train.rates, labels, whole=WHOLE, error_of=error_of, n_members=1)
+    with_trees, without = (
+        np.abs(one.predict_members(test.errors, test.rates)[0] - truth.target).mean() for one in (predictor, predictor.without_trees())
+    )
+    assert with_trees < 0.8 * without
 
 
 def test_saved_and_loaded_predictors_are_equal(synthetic, tmp_path: Path) -> None:
