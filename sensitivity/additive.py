@@ -1,18 +1,19 @@
 """The additive part of the predictor: what layers' errors do to the Fréchet distance, before trees.
 
-    excess = (Σ_l t_l)^r,    t_l = exp(θ_l + p_l (log e_l − ē_l))
+    excess = (Σ_l t_l)^r,    t_l = exp(θ_l + p_l (log e_l − ē_l) + β_l(e_l))
 
 excess is the distance above full precision's on the same noise, e_l the relative output error of layer l's encoding under its Hessian, ē_l the
-mean of its logarithm over the layer's menu. θ_l says how sensitive the layer is, p_l how steeply its harm falls with its error, r how errors of
-several layers add up: distances would add if r were 1, deviations of images if it were 2.
+mean of its logarithm over the layer's menu. θ_l says how sensitive the layer is, p_l how steeply its harm falls with its error, β_l bends that line
+where the probes say so (a number for every entry of the menu, linear between them; t_l never falls with e_l), r how errors of several layers add
+up: distances would add if r were 1, deviations of images if it were 2.
 
 Fitted by penalized least squares in log(excess + floor), by L-BFGS: plans that are nearly lossless count as much as ruined ones. With more layers
-than probes the priors carry: θ_l ~ b + q · log(gradient score), log p_l ~ a common log p, r ~ 1; b, q, p and r are fitted too.
+than probes the priors carry: θ_l ~ b + q · log(gradient score), log p_l ~ a common log p, β_l ~ 0, r ~ 1; b, q, p and r are fitted too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from scipy.sparse import csr_array
 Array = NDArray[np.float64]
 
 RIDGES = (0.03, 0.3, 3.0)  # pull of θ_l to its prior, in units of squared residuals
+BEND_RIDGE = 1.0  # pull of β to zero
 PRIOR_EXPONENT, PRIOR_POWER = 1.5, 1.0
 LIMITS = ((0.5, 3.0), (0.4, 2.0))  # of r, and of the common p over its prior: beyond them lies a second minimum that means nothing
 CERTAINTY = np.array([0.0, 0.0, 0.1, 0.1])  # of the priors of b, q, log r and the common log p: one over their variance
@@ -85,21 +87,42 @@ class Labels:
 
 @dataclass(frozen=True)
 class Additive:
-    """A fitted law; parameters as in the formula above, log_errors is ē."""
+    """A fitted law; parameters as in the formula above, log_errors is ē.
+
+    knots, bends: of each layer, ascending log errors and the values of β there.
+    """
 
     log_slopes: Array  # θ
     exponents: Array  # p
     power: float  # r
     log_errors: Array
+    knots: tuple[Array, ...] = ()
+    bends: tuple[Array, ...] = ()
 
     def terms(self, errors: Array) -> Array:
         """t_l, of the shape of errors (…, layers); a layer without error has none."""
-        logs = np.log(np.where(errors > 0, errors, 1.0)) - self.log_errors
-        return np.where(errors > 0, np.exp(np.clip(self.log_slopes + self.exponents * logs, -60, 60)), 0.0)
+        present = errors > 0
+        logs = np.log(np.where(present, errors, 1.0))
+        line = self.log_slopes + self.exponents * (logs - self.log_errors)
+        for index, (knots, bends) in enumerate(zip(self.knots, self.bends, strict=True)):
+            if len(knots):
+                line[..., index] += np.interp(logs[..., index], knots, bends)
+        return np.where(present, np.exp(np.clip(line, -60, 60)), 0.0)
 
     def excess(self, errors: Array) -> Array:
         """(…, layers) → (…,)"""
         return np.asarray(self.terms(errors).sum(-1) ** self.power)
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("log_slopes", "exponents", "log_errors")
+        lists = {name: getattr(self, name).tolist() for name in names}
+        return {**lists, "power": self.power, "knots": [k.tolist() for k in self.knots], "bends": [b.tolist() for b in self.bends]}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Additive:
+        knots, bends = (tuple(np.array(values, dtype=float) for values in content[name]) for name in ("knots", "bends"))
+        slopes, exponents, logs = (np.array(content[name], dtype=float) for name in ("log_slopes", "exponents", "log_errors"))
+        return cls(slopes, exponents, float(content["power"]), logs, knots, bends)
 
 
 class _Objective:
@@ -126,59 +149,65 @@ class _Objective:
         self.target, self.weights = labels.target, labels.weights
         self.scale = n**0.5
 
-    def parameters(self, u: Array) -> tuple[Array, Array, float]:
-        """θ, p and r from the numbers that are optimized: deviations from the priors in units of their penalties, and common ones of a scale with
+    def law(self, u: Array, log_errors: Array) -> Additive:
+        """Bent so that no term falls as the error grows."""
+        theta, p, r, bends = self.parameters(u)
+        lines = theta[self.layer] + p[self.layer] * self.logs
+        knots, bent = [], []
+        for index in range(self.n_layers):
+            own = (self.layer == index) & self.present  # errors ascend within a layer
+            knots.append(self.logs[own] + log_errors[index])
+            bent.append(np.maximum.accumulate(lines[own] + bends[own]) - lines[own])
+        return Additive(theta, p, r, log_errors, tuple(knots), tuple(bent))
+
+    def parameters(self, u: Array) -> tuple[Array, Array, float, Array]:
+        """θ, p, r and β of every distinct error from the numbers that are optimized: deviations from the priors in units of their penalties, and common ones of a scale with
         them. In θ and p themselves L-BFGS takes ten times as many steps.
         """
-        deviations, steepness, (b, q, log_r, log_p) = self._deviations(u)
+        deviations, steepness, (b, q, log_r, log_p), bends = self._deviations(u)
         theta = b + q * self.scores + deviations / self.ridge**0.5
-        return theta, np.exp(np.log(PRIOR_EXPONENT) + log_p + steepness), float(PRIOR_POWER * np.exp(log_r))
+        return theta, np.exp(np.log(PRIOR_EXPONENT) + log_p + steepness), float(PRIOR_POWER * np.exp(log_r)), bends / BEND_RIDGE**0.5
 
-    def _deviations(self, u: Array) -> tuple[Array, Array, Array]:
-        """What the penalties are of: θ and log p from their priors, in units of their penalties; and b, q, log r, log of the common p over its prior."""
+    def _deviations(self, u: Array) -> tuple[Array, Array, Array, Array]:
+        """What the penalties are of: θ and log p from their priors, in units of their penalties; and b, q, log r, log of the common p over its prior; and β in units of its penalty."""
         n = self.n_layers
-        return u[:n], u[n : 2 * n], u[2 * n :] / self.scale
+        return u[:n], u[n : 2 * n], u[2 * n : 2 * n + 4] / self.scale, u[2 * n + 4 :]
 
     def start(self) -> Array:
         """Every layer in proportion to the root of its score, at the probes' median."""
         slopes = 0.5 * self.scores
         level = np.log(np.median(np.exp(self.target))) - np.log(np.exp(slopes).sum())
-        return np.concatenate([np.zeros(2 * self.n_layers), np.array([level, 0.5, 0.0, 0.0]) * self.scale])
-
-    def _terms(self, theta: Array, p: Array) -> Array:
-        """Of every distinct error."""
-        return np.where(self.present, np.exp(np.clip(theta[self.layer] + p[self.layer] * self.logs, -60, 60)), 0.0)
+        return np.concatenate([np.zeros(2 * self.n_layers), np.array([level, 0.5, 0.0, 0.0]) * self.scale, np.zeros(len(self.logs))])
 
     def __call__(self, u: Array) -> tuple[float, Array]:
         n, layer = self.n_layers, self.layer
-        theta, p, r = self.parameters(u)
-        deviations, steepness, common = self._deviations(u)
-        terms = self._terms(theta, p)
+        theta, p, r, bends = self.parameters(u)
+        deviations, steepness, common, bent = self._deviations(u)
+        terms = np.where(self.present, np.exp(np.clip(theta[layer] + p[layer] * self.logs + bends, -60, 60)), 0.0)
         total = self.plans @ terms + _TINY
         with np.errstate(over="ignore"):
             excess = np.minimum(total**r, 1e30)
         residual = np.log(excess + self.labels.floor) - self.target
         prior = CERTAINTY * common
-        loss = 0.5 * (self.weights @ residual**2 + deviations @ deviations + steepness @ steepness + prior @ common)
+        loss = 0.5 * (self.weights @ residual**2 + deviations @ deviations + steepness @ steepness + prior @ common + bent @ bent)
         outer = self.weights * residual * excess / (excess + self.labels.floor)  # ∂loss/∂log excess
         inner = terms * (self.by_value @ (outer * r / total))
         by_theta = np.bincount(layer, inner, n)
         by_log_p = np.bincount(layer, inner * self.logs, n) * p
         by_common = np.array([by_theta.sum(), by_theta @ self.scores, outer @ np.log(total) * r, by_log_p.sum()]) + prior
-        gradient = np.concatenate([by_theta / self.ridge**0.5 + deviations, by_log_p + steepness, by_common / self.scale])
-        return float(loss), gradient
+        gradient = [by_theta / self.ridge**0.5 + deviations, by_log_p + steepness, by_common / self.scale, inner / BEND_RIDGE**0.5 + bent]
+        return float(loss), np.concatenate(gradient)
 
 
 def fit_additive(errors: Array, labels: Labels, priors: LayerPriors, ridge: float, n_steps: int = 1000) -> Additive:
     """Fit to probes: errors (probes, layers), by at most `n_steps` of L-BFGS."""
     objective = _Objective(errors, labels, priors, ridge)
     common = np.array([(-np.inf, np.inf), (-np.inf, np.inf), *np.log(LIMITS)]) * objective.scale
-    bounds = [(None, None)] * (2 * errors.shape[1]) + common.tolist()
+    bounds = [(None, None)] * (2 * errors.shape[1]) + common.tolist() + [(None, None)] * len(objective.logs)
     found = minimize(
         objective, objective.start(), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": n_steps, "maxcor": 20, "ftol": 1e-7}
     )
-    theta, p, r = objective.parameters(found.x)
-    return Additive(theta, p, r, priors.log_errors)
+    return objective.law(found.x, priors.log_errors)
 
 
 def choose_ridge(errors: Array, labels: Labels, priors: LayerPriors, seed: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ Deviates from Qua²SeDiMo, whose predictor is a graph network over a hand-drawn 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +214,7 @@ class Predictor:
             assert member.trees is not None
             member.trees.save_model(temporary)
             temporary.replace(path)
-            law = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in asdict(member.additive).items()}
-            members.append({**law, "trees": file_sha256(path)})
+            members.append({**member.additive.to_json(), "trees": file_sha256(path)})
         table = {
             "names": self.layers,
             "roles": list(self.table.roles),
@@ -241,8 +240,7 @@ class Predictor:
                 raise InputError(f"{path}: is missing or damaged (its sha256 is not the one in additive.json); run `sedaq fit` again")
             trees = xgboost.XGBRegressor()
             trees.load_model(path)
-            law = {name: np.array(stored[name]) for name in ("log_slopes", "exponents", "log_errors")}
-            members.append(Member(Additive(power=stored["power"], **law), trees))
+            members.append(Member(Additive.from_json(stored), trees))
         table = content["table"]
         priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
         layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from .laws import ERRORS, EXPONENT, N_LAYERS, POWER, SLOPES, known_law, random_p
 def test_the_gradient_is_that_of_the_loss() -> None:
     probes = random_probes(20)
     objective = _Objective(probes.errors, probes.labels, probes.table.priors, 0.3)
-    start = objective.start() + 0.1 * np.random.default_rng(0).normal(size=2 * N_LAYERS + 4)
+    start = objective.start() + 0.1 * np.random.default_rng(0).normal(size=len(objective.start()))
     size = np.linalg.norm(objective(start)[1])
     assert check_grad(lambda z: objective(z)[0], lambda z: objective(z)[1], start) < 1e-4 * size
 
@@ -40,6 +41,27 @@ def test_terms_grow_with_errors_and_are_nothing_without() -> None:
     assert (terms[0] == 0).all() and (np.diff(terms, axis=0) > 0).all()
     assert law.excess(np.zeros(N_LAYERS)) == 0
     np.testing.assert_allclose(law.excess(errors), terms.sum(1) ** POWER)
+
+
+def test_lines_bend_where_probes_say_so_and_never_fall() -> None:
+    """The true harm of layer 1 does not grow beyond its second lowest error."""
+    probes = random_probes(200)
+    flat = probes.errors.copy()
+    flat[:, 1] = np.minimum(flat[:, 1], ERRORS[2.0])
+    truth = known_law().excess(flat)
+    labels = Labels.of(truth, 0.02 * truth + 1e-3)
+    law = fit_additive(probes.errors, labels, probes.table.priors, 0.03)
+    levels = np.zeros((4, N_LAYERS))
+    levels[:, 1] = [ERRORS[4.0], ERRORS[3.0], ERRORS[2.0], ERRORS[1.5]]
+    terms = law.terms(levels)[:, 1]
+    assert (np.diff(terms) >= 0).all()
+    steps = np.diff(np.log(terms)) / np.diff(np.log(levels[:, 1]))
+    assert steps[2] < 0.4 * steps[:2].mean()
+    between = np.zeros((50, N_LAYERS))
+    between[:, 1] = np.geomspace(0.01, 2, 50)
+    assert (np.diff(law.terms(between)[:, 1]) >= 0).all() and np.isfinite(law.terms(between)).all()
+    again = Additive.from_json(json.loads(json.dumps(law.to_json())))
+    np.testing.assert_array_equal(again.terms(probes.errors), law.terms(probes.errors))
 
 
 def test_with_fewer_probes_than_layers_the_scores_carry() -> None:
