@@ -27,11 +27,12 @@ Array = NDArray[np.float64]
 RIDGES = (0.03, 0.3, 3.0)  # pull of θ_l to its prior, in units of squared residuals
 BEND_RIDGE = 1.0  # pull of β to zero
 PRIOR_EXPONENT, PRIOR_POWER = 1.5, 1.0
-LIMITS = ((0.5, 3.0), (0.4, 2.0))  # of r, and of the common p over its prior: beyond them lies a second minimum that means nothing
-CERTAINTY = np.array([0.0, 0.0, 0.1, 0.1])  # of the priors of b, q, log r and the common log p: one over their variance
+# Of the priors of b, q, log r and the common log p: one over their variance; and, steeper, beyond the WIDEST logarithms of r and p, where a second
+# minimum lies that means nothing. Bounds would do the same, but lead L-BFGS astray on its way.
+CERTAINTY, WIDEST, BARRIER = np.array([0.0, 0.0, 0.1, 0.1]), np.array([np.inf, np.inf, 1.1, 0.8]), 100.0
 MISFIT = 0.1  # of the law itself, in log(excess + floor): labels noisier than that weigh less
 FOLDS = 3
-STEPS_TO_CHOOSE = 100  # of L-BFGS while ridges are compared
+STEPS_TO_CHOOSE = 300  # of L-BFGS while ridges are compared
 _TINY = 1e-12
 
 
@@ -188,8 +189,16 @@ class _Objective:
         with np.errstate(over="ignore"):
             excess = np.minimum(total**r, 1e30)
         residual = np.log(excess + self.labels.floor) - self.target
-        prior = CERTAINTY * common
-        loss = 0.5 * (self.weights @ residual**2 + deviations @ deviations + steepness @ steepness + prior @ common + bent @ bent)
+        beyond = np.sign(common) * np.maximum(np.abs(common) - WIDEST, 0)
+        prior = CERTAINTY * common + BARRIER * beyond
+        loss = 0.5 * (
+            self.weights @ residual**2
+            + deviations @ deviations
+            + steepness @ steepness
+            + CERTAINTY @ common**2
+            + BARRIER * beyond @ beyond
+            + bent @ bent
+        )
         outer = self.weights * residual * excess / (excess + self.labels.floor)  # ∂loss/∂log excess
         inner = terms * (self.by_value @ (outer * r / total))
         by_theta = np.bincount(layer, inner, n)
@@ -202,11 +211,7 @@ class _Objective:
 def fit_additive(errors: Array, labels: Labels, priors: LayerPriors, ridge: float, n_steps: int = 1000) -> Additive:
     """Fit to probes: errors (probes, layers), by at most `n_steps` of L-BFGS."""
     objective = _Objective(errors, labels, priors, ridge)
-    common = np.array([(-np.inf, np.inf), (-np.inf, np.inf), *np.log(LIMITS)]) * objective.scale
-    bounds = [(None, None)] * (2 * errors.shape[1]) + common.tolist() + [(None, None)] * len(objective.logs)
-    found = minimize(
-        objective, objective.start(), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": n_steps, "maxcor": 20, "ftol": 1e-7}
-    )
+    found = minimize(objective, objective.start(), jac=True, method="L-BFGS-B", options={"maxiter": n_steps, "maxcor": 20, "ftol": 1e-7})
     return objective.law(found.x, priors.log_errors)
 
 
