@@ -1,0 +1,95 @@
+"""What each part of the predictor's law is worth:  python benchmarks/predictor_parts.py build/sensitivity/mnist-dit build/sensitivity/mnist-unet
+
+Out-of-fold rank correlation and error of a run's probes, by how many were learnt from, with one part left out at a time; ridge 0.3, no trees.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import keep
+from threadpoolctl import threadpool_limits
+
+from sedaq.sensitivity import additive
+from sedaq.sensitivity.additive import LayerPriors, fit_additive
+from sedaq.sensitivity.judging import spearman
+from sedaq.sensitivity.probes import Probes, read_probes
+from sedaq.sensitivity.run import Run
+
+RIDGE, REPEATS, SIZES = 0.3, 4, (12, 25, 50, 160)
+FIXED = 1e6  # a certainty that nothing overcomes
+
+
+@contextmanager
+def constants(**values: Any) -> Iterator[None]:
+    """Run the block with other constants of additive.py."""
+    before = {name: getattr(additive, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(additive, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(additive, name, value)
+
+
+def without_scores(probes: Probes) -> Probes:
+    priors = probes.table.priors
+    return replace(probes, table=replace(probes.table, priors=LayerPriors(priors.log_errors, priors.log_errors)))
+
+
+def without_floor(probes: Probes) -> Probes:
+    """The logarithm of the distance itself instead of that of its excess."""
+    return replace(probes, labels=replace(probes.labels, floor=probes.whole))
+
+
+VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
+    "the law": ({}, lambda probes: probes),
+    "errors in place of gradient scores": ({}, without_scores),
+    "no bends": ({"BEND_RIDGE": FIXED}, lambda probes: probes),
+    "terms add up (r = 1)": ({"CERTAINTY": np.array([0.0, 0.0, FIXED, 0.1])}, lambda probes: probes),
+    "log of the distance, not of its excess": ({}, without_floor),
+    "labels weigh alike": ({"MISFIT": FIXED}, lambda probes: probes),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+")
+    rows: list[dict[str, Any]] = []
+    for folder in parser.parse_args().runs:
+        whole = read_probes(Run.open(folder))
+        for label, (values, change) in VARIANTS.items():
+            probes = change(whole)
+            for size in SIZES:
+                found = []
+                with constants(**values), threadpool_limits(1):
+                    for repeat in range(REPEATS):
+                        order = np.random.default_rng([size, repeat]).permutation(len(probes))
+                        train, test = probes[order[:size]], probes[order[size:]]
+                        law = fit_additive(train.errors, train.labels, train.table.priors, RIDGE)
+                        predicted = law.excess(test.errors)
+                        off = np.median(np.abs(np.log((predicted + test.whole) / test.values)))
+                        found.append((spearman(predicted, test.values), off))
+                correlation, off = np.mean(found, axis=0)
+                rows.append(
+                    {
+                        "model": folder.name,
+                        "variant": label,
+                        "n_probes": size,
+                        "spearman": float(correlation),
+                        "median_log_error": float(off),
+                    }
+                )
+                print(rows[-1], flush=True)
+    keep("predictor_parts", "python benchmarks/predictor_parts.py build/sensitivity/mnist-dit build/sensitivity/mnist-unet", rows)
+
+
+if __name__ == "__main__":
+    main()
