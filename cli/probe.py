@@ -51,8 +51,10 @@ def command(
 ) -> None:
     from ..progress import shown
     from ..search.problem import parse_size
+    from ..sensitivity.designs import AUTO
     from ..sensitivity.probe import probe
     from ..sensitivity.run import Settings
+    from ..storage import read_json
 
     # Later verbs may be called from another folder.
     reference, prompts = (str(Path(path).resolve()) if path else None for path in (reference, prompts))
@@ -71,7 +73,7 @@ def command(
     )
     with shown():
         memory_bytes = parse_size(memory) if memory else None
-        probe(
+        run = probe(
             subject,
             run_folder,
             n_configs=configs,
@@ -81,4 +83,10 @@ def command(
             device=device,
             memory_bytes=memory_bytes,
         )
+    if design == AUTO:
+        outcome = read_json(run.folder / "probing.json", "probing")
+        ranking = ", ".join(f"{value:.3f}" for value in outcome["rankings"][-2:])
+        ended = "--configs is reached" if outcome["n_plans"] >= configs else "the model has no more plans"
+        why = "the ranking of layers is stable" if outcome["stable"] else f"{ended}, the ranking of layers is not stable yet"
+        click.echo(f"{outcome['n_plans']} plans: {why} (rank correlation of the last rounds: {ranking or 'none'})")
     click.echo(f"probes are in {run_folder}; next: sedaq fit --run {run_folder}")

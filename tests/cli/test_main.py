@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,6 +152,23 @@ def test_bench_model(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert "seconds a step" in out and "blocks.2" in out and "float32" in out
     assert main(["bench", "model", made.subject, "--arithmetic", "float8"]) == 2
     assert "arithmetic 'float8' is unknown" in capsys.readouterr().err
+
+
+def test_probing_that_adapts_says_why_it_ended(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shutil.copytree(made.run, tmp_path / "run")
+    probing = ["probe", made.subject, "--run", str(tmp_path / "run"), "--images", "16", "--steps", "2", "--design", "auto", "--configs"]
+    assert main([*probing, "10"]) == 0
+    assert "10 plans: --configs is reached, the ranking of layers is not stable yet (rank correlation" in capsys.readouterr().out
+
+
+def test_fit_says_what_it_found(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shutil.copytree(made.run, tmp_path / "run")
+    assert main(["fit", "--run", str(tmp_path / "run"), "--metric", "feature_distance"]) == 0
+    out = capsys.readouterr().out
+    assert "feature_distance of 13 probes, out of fold" in out or "feature_distance of 14 probes, out of fold" in out
+    assert "gradient score" in out and "noise ceiling" in out and "kendall" in out
+    assert main(["fit", "--run", str(tmp_path / "run"), "--metric", "beauty"]) == 2
+    assert "no metric 'beauty'" in capsys.readouterr().err
 
 
 def test_fit(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
