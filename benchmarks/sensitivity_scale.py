@@ -45,7 +45,7 @@ def synthetic() -> tuple[Probes, list[list[Entry]], np.ndarray, Additive]:
     menus = [[Entry(rate, Format("asis") if rate == 16 else Format.parse(f"1x{k + 3}g2"), k, k) for k, rate in enumerate(RATES)]] * N_LAYERS
     logs = np.log(errors[:, :-1]).mean(1)
     slopes = rng.normal(-4.0, 1.2, N_LAYERS)
-    law = Additive(slopes, rng.normal(1.2, 0.15, N_LAYERS), 1.5, logs)
+    law = Additive.straight(slopes, rng.normal(1.2, 0.15, N_LAYERS), 1.5, logs)
     low = (np.arange(N_PROBES) + 0.5) / N_PROBES
     picks = np.where(
         rng.random((N_PROBES, N_LAYERS)) < low[:, None], rng.integers(0, 4, (N_PROBES, N_LAYERS)), rng.integers(4, 8, (N_PROBES, N_LAYERS))

@@ -33,7 +33,7 @@ CERTAINTY, WIDEST, BARRIER = np.array([0.0, 0.0, 0.1, 0.1]), np.array([np.inf, n
 MISFIT = 0.1  # of the law itself, in log(excess + floor): labels noisier than that weigh less
 FOLDS = 3
 STEPS_TO_CHOOSE = 300  # of L-BFGS while ridges are compared
-_TINY = 1e-12
+_TINY, _FAR = 1e-12, 1e30
 
 
 @dataclass(frozen=True)
@@ -90,40 +90,70 @@ class Labels:
 class Additive:
     """A fitted law; parameters as in the formula above, log_errors is ē.
 
-    knots, bends: of each layer, ascending log errors and the values of β there.
+    knots, bends: (layers, K) ascending log errors and the values of β there; rows of fewer knots end far away.
     """
 
     log_slopes: Array  # θ
     exponents: Array  # p
     power: float  # r
     log_errors: Array
-    knots: tuple[Array, ...] = ()
-    bends: tuple[Array, ...] = ()
+    knots: Array
+    bends: Array
+
+    @classmethod
+    def straight(cls, log_slopes: Array, exponents: Array, power: float, log_errors: Array) -> Additive:
+        """Without bends."""
+        return cls(log_slopes, exponents, power, log_errors, *_padded([[]] * len(log_slopes), [[]] * len(log_slopes)))
 
     def terms(self, errors: Array) -> Array:
         """t_l, of the shape of errors (…, layers); a layer without error has none."""
+        return self._terms(errors, slice(None))
+
+    def term(self, layer: int, error: float) -> float:
+        """t_l of one layer."""
+        return float(self._terms(np.array([error]), slice(layer, layer + 1))[0])
+
+    def _terms(self, errors: Array, layers: slice) -> Array:
         present = errors > 0
         logs = np.log(np.where(present, errors, 1.0))
-        line = self.log_slopes + self.exponents * (logs - self.log_errors)
-        for index, (knots, bends) in enumerate(zip(self.knots, self.bends, strict=True)):
-            if len(knots):
-                line[..., index] += np.interp(logs[..., index], knots, bends)
-        return np.where(present, np.exp(np.clip(line, -60, 60)), 0.0)
+        line = self.log_slopes[layers] + self.exponents[layers] * (logs - self.log_errors[layers])
+        return np.where(present, np.exp(np.clip(line + self._bend(logs, layers), -60, 60)), 0.0)
+
+    def _bend(self, logs: Array, layers: slice) -> Array:
+        """β: linear between knots, constant beyond them."""
+        knots, bends = self.knots[layers], self.bends[layers]
+        rows, last = np.arange(len(knots)), knots.shape[1] - 1
+        n_below = (logs[..., None] >= knots).sum(-1)
+        left, right = np.clip(n_below - 1, 0, last), np.clip(n_below, 0, last)
+        start, width = knots[rows, left], knots[rows, right] - knots[rows, left]
+        share = np.where(width > 0, (logs - start) / np.where(width > 0, width, 1.0), 0.0)
+        return np.asarray(bends[rows, left] + share * (bends[rows, right] - bends[rows, left]))
 
     def excess(self, errors: Array) -> Array:
         """(…, layers) → (…,)"""
         return np.asarray(self.terms(errors).sum(-1) ** self.power)
 
     def to_json(self) -> dict[str, Any]:
-        names = ("log_slopes", "exponents", "log_errors")
-        lists = {name: getattr(self, name).tolist() for name in names}
-        return {**lists, "power": self.power, "knots": [k.tolist() for k in self.knots], "bends": [b.tolist() for b in self.bends]}
+        lists = {name: getattr(self, name).tolist() for name in ("log_slopes", "exponents", "log_errors")}
+        known = [row < _FAR for row in self.knots]
+        for name in ("knots", "bends"):
+            lists[name] = [row[there].tolist() for row, there in zip(getattr(self, name), known, strict=True)]
+        return {**lists, "power": self.power}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Additive:
-        knots, bends = (tuple(np.array(values, dtype=float) for values in content[name]) for name in ("knots", "bends"))
         slopes, exponents, logs = (np.array(content[name], dtype=float) for name in ("log_slopes", "exponents", "log_errors"))
-        return cls(slopes, exponents, float(content["power"]), logs, knots, bends)
+        return cls(slopes, exponents, float(content["power"]), logs, *_padded(content["knots"], content["bends"]))
+
+
+def _padded(knots: Sequence[Sequence[float]], bends: Sequence[Sequence[float]]) -> tuple[Array, Array]:
+    """Rows of unequal length as (layers, K): knots far away and no bend at their end."""
+    width = max(1, *map(len, knots)) if len(knots) > 1 else max(1, len(knots[0]))
+    tables = np.full((len(knots), width), _FAR), np.zeros((len(knots), width))
+    for table, rows in zip(tables, (knots, bends), strict=True):
+        for place, row in enumerate(rows):
+            table[place, : len(row)] = row
+    return tables
 
 
 class _Objective:
@@ -159,7 +189,7 @@ class _Objective:
             own = (self.layer == index) & self.present  # errors ascend within a layer
             knots.append(self.logs[own] + log_errors[index])
             bent.append(np.maximum.accumulate(lines[own] + bends[own]) - lines[own])
-        return Additive(theta, p, r, log_errors, tuple(knots), tuple(bent))
+        return Additive(theta, p, r, log_errors, *_padded(knots, bent))
 
     def parameters(self, u: Array) -> tuple[Array, Array, float, Array]:
         """θ, p, r and β of every distinct error from the numbers that are optimized: deviations from the priors in units of their penalties, and common ones of a scale with

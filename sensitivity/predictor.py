@@ -176,12 +176,8 @@ class Predictor:
 
     def additive_cost(self, name: str, entry: Entry) -> float:
         """The term t_l of `entry` in the additive law, averaged over members: what the exact solver sums."""
-        return float(np.mean([self._term(member.additive, name, entry) for member in self.members]))
-
-    def _term(self, additive: Additive, name: str, entry: Entry) -> float:
-        errors = np.zeros(len(self.layers))
-        errors[self._index[name]] = self._error(name, entry)
-        return float(additive.terms(errors)[self._index[name]])
+        index, error = self._index[name], self._error(name, entry)
+        return float(np.mean([member.additive.term(index, error) for member in self.members]))
 
     def contributions(self, errors: Array, rates: Array) -> tuple[Array, Array]:
         """What each layer adds to log(excess + floor) in each plan, (n, layers), and the rest, (n,): together exactly the mean prediction.

@@ -21,7 +21,7 @@ POWER, EXPONENT, WHOLE = 1.6, 1.2, 4.0
 
 def known_law() -> Additive:
     logs = np.full(N_LAYERS, np.mean([np.log(e) for e in ERRORS.values() if e]))
-    return Additive(np.log(SLOPES), np.full(N_LAYERS, EXPONENT), POWER, logs)
+    return Additive.straight(np.log(SLOPES), np.full(N_LAYERS, EXPONENT), POWER, logs)
 
 
 def table(informed: bool = True) -> LayerTable:

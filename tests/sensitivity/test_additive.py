@@ -64,6 +64,20 @@ def test_lines_bend_where_probes_say_so_and_never_fall() -> None:
     np.testing.assert_array_equal(again.terms(probes.errors), law.terms(probes.errors))
 
 
+def test_bends_are_linear_between_knots_and_constant_beyond() -> None:
+    """Layers with three knots, one and none, against np.interp."""
+    knots, bends = [[-4.0, -2.0, -1.0], [-3.0], []], [[0.5, -0.2, 0.3], [0.7], []]
+    content = {"log_slopes": [0.0] * 3, "exponents": [1.0] * 3, "log_errors": [0.0] * 3, "power": 1.0, "knots": knots, "bends": bends}
+    law = Additive.from_json(content)
+    logs = np.linspace(-6, 1, 57)
+    terms = law.terms(np.exp(np.repeat(logs[:, None], 3, axis=1)))
+    np.testing.assert_allclose(np.log(terms[:, 0]), logs + np.interp(logs, knots[0], bends[0]), atol=1e-12)
+    np.testing.assert_allclose(np.log(terms[:, 1]), logs + 0.7, atol=1e-12)
+    np.testing.assert_allclose(np.log(terms[:, 2]), logs, atol=1e-12)
+    assert law.to_json() == content
+    assert law.term(0, float(np.exp(-3.1))) == pytest.approx(float(law.terms(np.exp([-3.1] * 3))[0]))
+
+
 def test_with_fewer_probes_than_layers_the_scores_carry() -> None:
     """Three probes for six layers: what the gradients knew orders unseen plans, what knows nothing does not."""
     unseen = random_probes(200, seed=9)
