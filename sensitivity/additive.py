@@ -148,7 +148,7 @@ class Additive:
 
 def _padded(knots: Sequence[Sequence[float]], bends: Sequence[Sequence[float]]) -> tuple[Array, Array]:
     """Rows of unequal length as (layers, K): knots far away and no bend at their end."""
-    width = max(1, *map(len, knots)) if len(knots) > 1 else max(1, len(knots[0]))
+    width = max([1, *map(len, knots)])
     tables = np.full((len(knots), width), _FAR), np.zeros((len(knots), width))
     for table, rows in zip(tables, (knots, bends), strict=True):
         for place, row in enumerate(rows):
