@@ -44,6 +44,7 @@ def on_unseen(name: str, probes: Probes, unseen: Probes) -> list[dict[str, Any]]
                     "n_probes": size,
                     "predictor": label,
                     **score,
+                    "n_unseen": len(unseen),
                     "ceiling": ceiling,
                     "ceiling_ci": ceiling_ci,
                     "of_ceiling": of_ceiling,

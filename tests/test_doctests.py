@@ -9,7 +9,7 @@ MODULES = [
     "sedaq.aq.formats",
     "sedaq.aq.encoder",
     "sedaq.aq.layers",
-    "sedaq.sensitivity.fidelity",
+    "sedaq.sensitivity.frechet",
     "sedaq.search.problem",
     "sedaq.reports.numbers",
     "sedaq.reports.style",
