@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from .additive import Array
+
 _TINY = 1e-6  # added before logarithms: of errors, and of sums of the additive part's terms
 
 

@@ -17,15 +17,13 @@ from typing import Any
 
 import numpy as np
 import xgboost
-from numpy.typing import NDArray
 
 from ..aq.menu import Entry
 from ..errors import InputError
 from ..storage import file_sha256, read_json, write_json
-from .additive import Additive, Labels, LayerPriors, choose_ridge, fit_additive
+from .additive import Additive, Array, Labels, LayerPriors, choose_ridge, fit_additive
 from .features import TreeFeatures
 
-Array = NDArray[np.float64]
 ErrorOf = Callable[[str, Entry], float]  # layer name, entry → relative output error of the encoding
 Choice = Mapping[str, Entry]
 N_MEMBERS = 8

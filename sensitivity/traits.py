@@ -11,6 +11,7 @@ import numpy as np
 from ..aq.formats import Format
 from ..aq.menu import Entry
 from ..errors import InputError
+from ..models.hessian import Hessian
 from ..models.layers import Layer
 from ..progress import track
 from ..storage import fingerprint, load_tensors, read_json, save_tensors, write_json
@@ -52,7 +53,7 @@ class Traits:
             return NOTHING
         key = (name, str(format))
         if key not in self._known:
-            self._known[key] = self._trait(self.run.subject.layer(name), format)
+            self._known[key] = self._trait(self.run.subject.layer(name), format, self.run.store.hessian(self.run.subject.layer(name)))
         return self._known[key]
 
     def of_entry(self, name: str, entry: Entry) -> Trait:
@@ -69,9 +70,10 @@ class Traits:
         layers = self.run.subject.layers
         known = {}
         for layer in track(layers, "traits of the menus", sum(layer.n_weights for layer in layers), cost=lambda layer: layer.n_weights):
+            hessian = self.run.store.hessian(layer)
             for entry in self.run.menus[layer.name]:
                 if entry.format.kind != "asis":
-                    known[layer.name, str(entry.format)] = self._trait(layer, entry.format)
+                    known[layer.name, str(entry.format)] = self._trait(layer, entry.format, hessian)
         content = {
             layer.name: {
                 str(e.format): astuple(known[layer.name, str(e.format)]) for e in self.run.menus[layer.name] if e.format.kind != "asis"
@@ -81,7 +83,7 @@ class Traits:
         write_json(self._path, "traits", {"identity": self._identity, "why_no_gradients": self.why_no_gradients, "layers": content})
         return known
 
-    def _trait(self, layer: Layer, format: Format) -> Trait:
+    def _trait(self, layer: Layer, format: Format, hessian: Hessian) -> Trait:
         weight, encoding = self.run.subject.weight(layer.name).cpu(), self.run.store.get(layer, format)
         difference = weight - encoding.dequantize()
         weight_error = difference.double().square().sum() / weight.double().square().sum().clamp(min=1e-30)
@@ -89,7 +91,7 @@ class Traits:
         if not gradients:
             score = encoding.error
         else:
-            score = float(gradients[layer.name] @ row_errors(difference, self.run.store.hessian(layer), layer).numpy())
+            score = float(gradients[layer.name] @ row_errors(difference, hessian, layer).numpy())
         if not all(math.isfinite(value) for value in (weight_error, encoding.error, score)):
             raise InputError(
                 f"layer {layer.name}: its error in format {format} is not finite; calibrate again or leave it out with --exclude"

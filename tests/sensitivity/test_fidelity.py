@@ -23,36 +23,9 @@ from sedaq.sensitivity.fidelity import (
     measure,
     psnr,
 )
-from sedaq.sensitivity.frechet import Statistics, frechet_distance, resamples
+from sedaq.sensitivity.frechet import Statistics, frechet_distance
 
-
-def gaussian(mean: Tensor, covariance: Tensor) -> Statistics:
-    return Statistics(101, mean.double(), covariance.double() * 100)
-
-
-def samples(n: int, d: int, seed: int, *, mean: float = 0.0, scale: float = 1.0) -> Tensor:
-    return mean + scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def reference_of(features: Tensor) -> Reference:
-    return Reference(Statistics.of(features), features, None, "test", "0")
-
-
-def testresamples_keep_conditions_in_equal_parts() -> None:
-    """Two conditions far apart: sets that hold both alike hardly differ, and the standard error is of such sets."""
-    n, reference = 400, reference_of(samples(4000, 2, 99))
-    far = torch.tensor([20.0, 0.0])
-
-    def one(seed: int, cycle: int) -> Metric:
-        x = samples(n, 2, seed) + far * (torch.arange(n) % 2).unsqueeze(1)
-        return measure(Features(x), torch.zeros(n, 1, 1, 1), reference=reference, cycle=cycle, seed=seed, n_bootstrap=40)["fid"]
-
-    spread = torch.tensor([one(seed, 2).value for seed in range(40)]).std().item()
-    within, blind = (sum(one(seed, cycle).se for seed in range(10)) / 10 for cycle in (2, 1))
-    assert within == pytest.approx(spread, rel=0.4)
-    assert blind > 3 * spread
-    few = resamples(20, 5, 0, cycle=10)
-    assert torch.equal(few, resamples(20, 5, 0, cycle=1)), "two images a condition are too few to draw from"
+from .gaussians import reference_of, samples
 
 
 def test_bootstrap_error_is_the_spread_over_fresh_samples() -> None:

@@ -6,28 +6,16 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from sedaq.errors import InputError, SedaqError
 from sedaq.sensitivity.fidelity import (
     Features,
     Metric,
-    Reference,
     measure,
 )
 from sedaq.sensitivity.frechet import Statistics, frechet_difference, frechet_distance, resamples
 
-
-def gaussian(mean: Tensor, covariance: Tensor) -> Statistics:
-    return Statistics(101, mean.double(), covariance.double() * 100)
-
-
-def samples(n: int, d: int, seed: int, *, mean: float = 0.0, scale: float = 1.0) -> Tensor:
-    return mean + scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def reference_of(features: Tensor) -> Reference:
-    return Reference(Statistics.of(features), features, None, "test", "0")
+from .gaussians import gaussian, reference_of, samples
 
 
 def test_resamples_keep_conditions_in_equal_parts() -> None:
