@@ -62,7 +62,7 @@ def on_layers(name: str, run: Run, probes: Probes, truth: Probes) -> list[dict[s
     rows = []
     for size in SIZES:
         train = probes[np.arange(size)]
-        ridge, _ = choose_ridge(train.errors, train.labels, train.table.priors, SEED)
+        ridge = choose_ridge(train.errors, train.labels, train.table.priors, SEED).ridge
         predicted = fit_additive(train.errors, train.labels, train.table.priors, ridge).excess(plans.errors)
         sets = {"all rates": np.ones(len(plans), bool), **{f"{r:g} bits": rate == r for r in np.unique(rate)}}
         for label, chosen in sets.items():

@@ -20,8 +20,8 @@ from sedaq.sensitivity.additive import Additive, Labels, LayerPriors
 from sedaq.sensitivity.explanation import Explanation, fitted_laws, group_rows, interaction_rows, stability
 from sedaq.sensitivity.findings import findings
 from sedaq.sensitivity.judging import OURS, cross_validate, judge, spearman
-from sedaq.sensitivity.predictor import LayerTable, Predictor
-from sedaq.sensitivity.probes import Probes
+from sedaq.sensitivity.predictor import Predictor
+from sedaq.sensitivity.probes import LayerTable, Probes
 
 N_LAYERS, N_PROBES, SEED = 803, 500, 0
 RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 8.0, 16.0)
@@ -73,15 +73,13 @@ def main() -> None:
         start = time.perf_counter()
         predicted = cross_validate(probes, SEED)
         scores = judge(predicted, probes.values, SEED)
-        predictor = Predictor.fit(
-            "fid", probes.table, probes.errors, probes.rates, probes.labels, whole=probes.whole, error_of=lambda *_: 0.0, seed=SEED
-        )
+        predictor = Predictor.fit("fid", probes, error_of=lambda *_: 0.0, seed=SEED)
         fitted = time.perf_counter()
-        laws = fitted_laws(probes, SEED)
+        laws = fitted_laws(probes, predictor.ridge, SEED)
         explanation = Explanation(probes, menus, errors, laws[0], laws[1:])
         tables = [group_rows(explanation), interaction_rows(explanation, predictor)]
         contributions, rest = predictor.contributions(probes.errors, probes.rates)
-        steady = stability(probes, errors[:, 0], SEED)
+        steady = stability(probes, errors[:, 0], predictor.ridge, SEED)
         said = findings(explanation, "Fréchet distance", (0.9, 1.0))
         explained = time.perf_counter()
     off = np.abs(contributions.sum(1) + rest - predictor.predict_members(probes.errors, probes.rates).mean(0)).max()

@@ -12,10 +12,11 @@ METRIC_LABELS = {
     "fid": "Fréchet distance",
     "kid": "KID",
     "agreement": "Classifier agreement",
+    "clip_score": "CLIP score",
+    "inception_score": "Inception score",
     "psnr": "PSNR, dB",
     "feature_distance": "Feature distance",
 }
-HIGHER_IS_BETTER = frozenset({"agreement", "psnr"})
 
 
 def as_float(value: Any) -> float:

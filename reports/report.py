@@ -220,7 +220,7 @@ def _tiles(data: RunData) -> list[dict[str, str]]:
             "note": f"{best['name']}, codebooks and scales included",
         },
     ]
-    for name in ("fid", "agreement"):
+    for name in ("fid", "agreement", "clip_score"):
         if best["metrics"].get(name) is not None:
             note = " · ".join(f"{other} {numbers.metric(name, record['metrics'].get(name))}" for other, record in others)
             tiles.append({"label": numbers.METRIC_LABELS[name], "value": numbers.metric(name, best["metrics"][name]), "note": note})

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from .numbers import ABSENT, METRIC_LABELS, bits, cell, count, megabytes, metric, millions, number, percent
 
-_EVALUATION_METRICS = {"fid": "Fréchet distance", "kid": "KID", "agreement": "agreement", "psnr": "PSNR, dB"}
+_EVALUATION_METRICS = {"fid": "Fréchet distance", "kid": "KID", "agreement": "agreement", "clip_score": "CLIP score", "psnr": "PSNR, dB"}
 
 
 def _table(title: str | None = None) -> Table:

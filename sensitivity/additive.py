@@ -245,15 +245,28 @@ def fit_additive(errors: Array, labels: Labels, priors: LayerPriors, ridge: floa
     return objective.law(found.x, priors.log_errors)
 
 
-def choose_ridge(errors: Array, labels: Labels, priors: LayerPriors, seed: int) -> tuple[float, float]:
-    """The ridge of least weighted squared residual on held-out thirds, and that residual's root mean square."""
+@dataclass(frozen=True)
+class HeldOut:
+    """The ridge that held-out probes chose, and the laws fitted with it without each fold.
+
+    fold: (probes,) of each probe; misfit: root of the weighted mean squared residual on the held-out folds.
+    """
+
+    ridge: float
+    fold: NDArray[np.int64]
+    laws: Sequence[Additive]
+    misfit: float
+
+
+def choose_ridge(errors: Array, labels: Labels, priors: LayerPriors, seed: int) -> HeldOut:
+    """The ridge of least weighted squared residual on held-out thirds."""
     fold = np.random.default_rng(seed).permutation(len(errors)) % FOLDS
-    losses = {}
+    tried = []
     for ridge in RIDGES:
+        laws = [fit_additive(errors[fold != k], labels[fold != k], priors, ridge, STEPS_TO_CHOOSE) for k in range(FOLDS)]
         residual = np.empty(len(errors))
-        for k in range(FOLDS):
-            fitted = fit_additive(errors[fold != k], labels[fold != k], priors, ridge, STEPS_TO_CHOOSE)
-            residual[fold == k] = np.log(fitted.excess(errors[fold == k]) + labels.floor) - labels.target[fold == k]
-        losses[ridge] = float((labels.weights @ residual**2) / labels.weights.sum())
-    best = min(losses, key=losses.__getitem__)
-    return best, losses[best] ** 0.5
+        for k, law in enumerate(laws):
+            residual[fold == k] = np.log(law.excess(errors[fold == k]) + labels.floor) - labels.target[fold == k]
+        misfit = float((labels.weights @ residual**2) / labels.weights.sum()) ** 0.5
+        tried.append(HeldOut(ridge, fold, laws, misfit))
+    return min(tried, key=lambda held_out: held_out.misfit)

@@ -79,13 +79,11 @@ def evaluate(
         raise InputError("no reference to compare with; give real images or statistics by --reference")
 
     target = load_reference(reference, extract, image_shape=measured.image_shape, default=default)
-    conditions = conditions_of(measured.conditions, 0, n_images)
-    requested = torch.tensor(conditions) if conditions and isinstance(conditions[0], int) else None
     metrics = measure(
         features,
         images,
         reference=target,
-        requested=requested,
+        requested=extract.requested(conditions_of(measured.conditions, 0, n_images)),
         full_precision=FullPrecision(*paired) if paired else None,
         cycle=measured.cycle,
         seed=seed,

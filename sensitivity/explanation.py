@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..aq.menu import Entry
 from ..progress import track
-from .additive import Additive, Array, choose_ridge, fit_additive
+from .additive import Additive, Array, fit_additive
 from .designs import at_rate
 from .judging import spearman
 from .predictor import Predictor
@@ -40,13 +40,13 @@ class Explanation:
     draws: Sequence[Additive]
 
     @classmethod
-    def of(cls, run: Run, traits: Traits, probes: Probes, seed: int) -> Explanation:
+    def of(cls, run: Run, traits: Traits, probes: Probes, ridge: float, seed: int) -> Explanation:
         names = probes.table.names
         entries = [run.menus[name] for name in names]
         errors = np.full((len(names), max(map(len, entries))), np.nan)
         for row, (name, menu) in enumerate(zip(names, entries, strict=True)):
             errors[row, : len(menu)] = [traits.of_entry(name, entry).error for entry in menu]
-        law, *draws = fitted_laws(probes, seed)
+        law, *draws = fitted_laws(probes, ridge, seed)
         return cls(probes, entries, errors, law, draws)
 
     @cached_property
@@ -76,9 +76,8 @@ class Explanation:
         return sorted({entry.rate for menu in self.entries for entry in menu if entry.format.kind == "additive"})
 
 
-def fitted_laws(probes: Probes, seed: int) -> list[Additive]:
+def fitted_laws(probes: Probes, ridge: float, seed: int) -> list[Additive]:
     """The law of all probes, then those of N_DRAWS bootstrap samples."""
-    ridge, _ = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
     rng = np.random.default_rng([seed, 1])
     samples = [np.arange(len(probes)), *(rng.integers(len(probes), size=len(probes)) for _ in range(N_DRAWS))]
     return [
@@ -212,9 +211,8 @@ def additivity(explanation: Explanation, predicted: Array) -> dict[str, Any]:
     }
 
 
-def stability(probes: Probes, lowest_errors: Array, seed: int) -> dict[str, Any]:
+def stability(probes: Probes, lowest_errors: Array, ridge: float, seed: int) -> dict[str, Any]:
     """Rank correlation of the layers' costs at their lowest entries, (layers,) errors, between laws fitted to random halves of the probes."""
-    ridge, _ = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
     found = []
     for split in range(N_SPLITS):
         order = np.random.default_rng([seed, split]).permutation(len(probes))

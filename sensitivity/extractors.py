@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import InputError
+from ..models.sampling import Condition
 from ..models.shipped.classifier import DigitClassifier
 from ..storage import file_sha256, fingerprint, tensor_fingerprint
 from .fidelity import Features
@@ -25,6 +26,7 @@ __all__ = ["CHOICES", "EXTRACTORS", "Extractor", "Features", "load_extractor"]
 CLASSIFIER = Path(__file__).parent.parent / "models" / "shipped" / "classifier"
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 CHOICES = (
     "embedded (shipped subjects, 1×28×28 only), inception or inception:FILE "
     f"({INCEPTION_FILE}, as published with pytorch-fid), transformers:FOLDER (a vision model such as DINOv2 or CLIP)"
@@ -43,6 +45,9 @@ class Extractor(Protocol):
 
     def __call__(self, images: Tensor) -> Features: ...
 
+    def requested(self, conditions: Sequence[Condition] | None) -> Tensor | None:
+        """What measure compares images with: classes (n,), or the prompts' embeddings (n, p); None where the extractor has no use for them."""
+
 
 class NetworkExtractor:
     """An extractor that is a network: works in batches, in inference mode, and hands back features on the CPU in float32.
@@ -50,10 +55,19 @@ class NetworkExtractor:
     Args:
         forward: images (b, C, H, W) in [0, 1] on `device` → Features.
         in_channels: gray images are repeated to that many channels.
+        read: prompts → embeddings (n, p), where the network reads text.
     """
 
     def __init__(
-        self, name: str, fingerprint: str, forward: Callable[[Tensor], Features], *, in_channels: int, batch_size: int, device: str
+        self,
+        name: str,
+        fingerprint: str,
+        forward: Callable[[Tensor], Features],
+        *,
+        in_channels: int,
+        batch_size: int,
+        device: str,
+        read: Callable[[list[str]], Tensor] | None = None,
     ) -> None:
         self.name = name
         self.fingerprint = fingerprint
@@ -61,6 +75,7 @@ class NetworkExtractor:
         self._in_channels = in_channels
         self._batch_size = batch_size
         self._device = device
+        self._read = read
 
     def __call__(self, images: Tensor) -> Features:
         if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, self._in_channels):
@@ -73,9 +88,21 @@ class NetworkExtractor:
 
     def _features(self, batch: Tensor) -> Features:
         batch = batch.to(self._device, torch.float32).expand(-1, self._in_channels, -1, -1)
-        features = self._forward(batch)
-        spatial, logits = (None if x is None else x.float().cpu() for x in (features.spatial, features.logits))
-        return Features(features.pooled.float().cpu(), spatial, logits)
+        return self._forward(batch).map(lambda x: x.float().cpu())
+
+    def requested(self, conditions: Sequence[Condition] | None) -> Tensor | None:
+        if not conditions:
+            return None
+        if not isinstance(conditions[0], str):
+            return torch.tensor(conditions)
+        if self._read is None:
+            return None
+        prompts = list(map(str, conditions))
+        place = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+        distinct, size = list(place), self._batch_size
+        with torch.inference_mode():
+            read = torch.cat([self._read(distinct[i : i + size]).float().cpu() for i in range(0, len(distinct), size)])
+        return read[[place[prompt] for prompt in prompts]]
 
 
 def _network_fingerprint(name: str, network: nn.Module, settings: Any = None) -> str:
@@ -164,8 +191,7 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     return {"size": int(size), "mean": config.get("image_mean") or [0.5] * 3, "std": config.get("image_std") or [0.5] * 3}
 
 
-def _vision_network(folder: Path) -> nn.Module:
-    """The vision model in `folder`; of a model with a text half, such as CLIP, the vision half."""
+def _transformers_network(folder: Path) -> nn.Module:
     try:
         from transformers import AutoModel
     except ImportError as error:
@@ -176,12 +202,30 @@ def _vision_network(folder: Path) -> nn.Module:
         network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: transformers cannot load it ({str(error).splitlines()[0]}); give a vision model's folder") from error
-    vision: nn.Module = getattr(network, "vision_model", network)
-    return vision.float().eval()
+    loaded: nn.Module = network.float().eval()
+    return loaded
+
+
+def _reader(folder: Path, network: Any, device: str) -> Callable[[list[str]], Tensor]:
+    """Prompts → embeddings by the text half of a CLIP; the tokenizer is looked for when there are prompts."""
+
+    def read(prompts: list[str]) -> Tensor:
+        from transformers import AutoTokenizer
+
+        if not any((folder / name).exists() for name in TOKENIZER_FILES):  # transformers would make an empty one
+            raise InputError(f"{folder}: has a text model and no tokenizer ({' or '.join(TOKENIZER_FILES)}); copy the model's whole folder")
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        longest = network.config.text_config.max_position_embeddings
+        tokens = tokenizer(prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
+        embeddings: Tensor = network.get_text_features(**tokens).pooler_output
+        return embeddings
+
+    return read
 
 
 def _transformers(argument: str, image_shape: Shape, device: str) -> Extractor:
-    """Any vision model of transformers: its pooler output, or else its first token.
+    """Any vision model of transformers: its pooler output, or else its first token; of a CLIP, the vision half's, and embeddings of images and
+    prompts.
 
     Images are resized straight to the model's side, bicubic with antialiasing; the models' own recipe resizes the shorter side further
     and crops, which would cut the border off generated images.
@@ -189,19 +233,22 @@ def _transformers(argument: str, image_shape: Shape, device: str) -> Extractor:
     folder = Path(argument).expanduser()
     if not argument:
         raise InputError("extractor transformers: no folder given; write transformers:FOLDER")
-    network = _vision_network(folder).to(device)
+    network = _transformers_network(folder).to(device)
+    vision, projection = getattr(network, "vision_model", network), getattr(network, "visual_projection", None)
     settings = _preprocessing(folder)
     mean, std = (torch.tensor(settings[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std"))
 
     def forward(images: Tensor) -> Features:
         side = (settings["size"], settings["size"])
         x = F.interpolate(images, side, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        output = network(pixel_values=(x - mean) / std)
+        output = vision(pixel_values=(x - mean) / std)
         pooled = getattr(output, "pooler_output", None)
-        return Features(output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1))
+        pooled = output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        return Features(pooled, embeddings=None if projection is None else projection(pooled))
 
     mark = _network_fingerprint("transformers", network, settings)
-    return NetworkExtractor("transformers", mark, forward, in_channels=3, batch_size=32, device=device)
+    read = None if projection is None else _reader(folder, network, device)
+    return NetworkExtractor("transformers", mark, forward, in_channels=3, batch_size=32, device=device, read=read)
 
 
 EXTRACTORS: dict[str, Callable[[str, Shape, str], Extractor]] = {

@@ -7,17 +7,19 @@ PSNR and the inception score are higher-is-better.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..errors import InputError
 from .frechet import Statistics, frechet_distances, half_slices, resamples
 from .inception import N_CLASSES as INCEPTION_CLASSES
 
+HIGHER_IS_BETTER = frozenset({"agreement", "clip_score", "psnr", "inception_score"})
 MAX_PSNR = 100.0  # dB, reported for identical images, for JSON has no infinity; an error of 1e-5 a pixel
 KID_SUBSETS = 20
 KID_SUBSET_SHARE = 0.5  # of the images; subsets of 1,000 as in the paper are out of reach, for a probe has 512
@@ -27,20 +29,25 @@ KID_SUBSET_SHARE = 0.5  # of the images; subsets of 1,000 as in the paper are ou
 class Features:
     """What an extractor says about n images.
 
-    pooled (n, d) float32; spatial (n, d') or None; logits (n, k) or None.
+    pooled (n, d) float32; spatial (n, d'), logits (n, k) and embeddings (n, p), which stand in one space with prompts', or None.
     """
 
     pooled: Tensor
     spatial: Tensor | None = None
     logits: Tensor | None = None
+    embeddings: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
 
     def __getitem__(self, index: slice | Tensor) -> Features:
         """The images that `index` picks."""
-        spatial, logits = (None if x is None else x[index] for x in (self.spatial, self.logits))
-        return Features(self.pooled[index], spatial, logits)
+        return self.map(lambda x: x[index])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Features:
+        """What there is, changed."""
+        others = (None if x is None else change(x) for x in (self.spatial, self.logits, self.embeddings))
+        return Features(change(self.pooled), *others)
 
     @staticmethod
     def cat(parts: Sequence[Features]) -> Features:
@@ -50,7 +57,7 @@ class Features:
             tensors = [getattr(part, name) for part in parts]
             return None if tensors[0] is None else torch.cat(tensors)
 
-        return Features(torch.cat([part.pooled for part in parts]), join("spatial"), join("logits"))
+        return Features(torch.cat([part.pooled for part in parts]), join("spatial"), join("logits"), join("embeddings"))
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,14 @@ def agreement(logits: Tensor, requested: Tensor) -> Tensor:
     return (logits.argmax(dim=1).cpu() == requested.cpu()).double()
 
 
+def clip_score(images: Tensor, prompts: Tensor) -> Tensor:
+    """100 max(cos, 0) between embeddings of images and of the prompts that they were made from, (n, p) each → (n,).
+
+    Hessel et al. 2021, eq. 1, with weight 100, which diffusion papers print, in place of 2.5.
+    """
+    return 100 * functional.cosine_similarity(images.double(), prompts.double()).clamp(min=0)
+
+
 def inception_score(logits: Tensor) -> float:
     """exp of the mean KL(p(y|x) ‖ p(y)) of logits (n, k): Salimans et al. 2016, over all images at once instead of ten splits."""
     log_p = logits.detach().cpu().double().log_softmax(dim=1)
@@ -218,14 +233,15 @@ def measure(
     Args:
         features: of `images` (n, C, H, W) in [0, 1], n at least 4.
         reference: statistics of the same extractor's features.
-        requested: (n,) classes that were asked for; gives `agreement` if the extractor classifies the subject's own classes.
+        requested: what was asked for: (n,) classes, which give `agreement` if the extractor classifies the subject's own classes; or (n, p)
+            embeddings of the prompts, which give `clip_score`.
         full_precision: of the same noise; gives `psnr`, `feature_distance`
             and `fid_excess`.
         cycle: number of conditions; image i has condition i mod cycle.
         seed: of the bootstrap (fid, sfid, inception_score) and of the subsets (kid).
 
     Returns:
-        by name, of fid, fid_excess, sfid, kid, agreement, inception_score, psnr, feature_distance. `fid_excess` is `fid` less that of full
+        by name, of fid, fid_excess, sfid, kid, agreement, clip_score, inception_score, psnr, feature_distance. `fid_excess` is `fid` less that of full
         precision on the same noise: a Fréchet distance's bias in n is much the same in both, and so is most of its noise. `fid` is in the
         features of whichever extractor was used; sfid (Nash et al. 2021) and inception_score exist for Inception features only. The
         bootstrap's se of fid is 1.0 to 1.1 times the true spread for n = 512, d = 128.
@@ -243,8 +259,10 @@ def measure(
         metrics["kid"] = _kernel(features.pooled, reference.features, seed)
     if features.logits is not None and features.logits.shape[1] == INCEPTION_CLASSES:
         metrics["inception_score"] = _score(features.logits, counts)
-    elif features.logits is not None and requested is not None:
+    elif features.logits is not None and requested is not None and requested.ndim == 1:
         metrics["agreement"] = _mean(agreement(features.logits, requested))
+    if features.embeddings is not None and requested is not None and requested.ndim == 2:
+        metrics["clip_score"] = _mean(clip_score(features.embeddings, requested))
     if full_precision is not None:
         metrics["fid_excess"] = _resampled_metric(distances - full_precision.distances(reference.statistics, n_bootstrap, seed, cycle))
         metrics["psnr"] = _mean(psnr(images, full_precision.images))

@@ -63,17 +63,16 @@ def fit(run: Run, *, metric: str = "fid", seed: int | None = None) -> Fitted:
 def _fit(run: Run, traits: Traits, probes: Probes, metric: str, seed: int) -> tuple[Predictor, dict[str, pd.DataFrame], dict[str, Any]]:
     """The predictor, its tables by name, and what fit.json says of it."""
     predicted = cross_validate(probes, seed)
-    predictor = Predictor.fit(
-        metric, probes.table, probes.errors, probes.rates, probes.labels, whole=probes.whole, error_of=error_of(traits), seed=seed
-    )
-    explanation = Explanation.of(run, traits, probes, seed)
+    predictor = Predictor.fit(metric, probes, error_of=error_of(traits), seed=seed)
+    explanation = Explanation.of(run, traits, probes, predictor.ridge, seed)
     judged = _judged(probes, predicted, seed)
     summary = {
         "n_probes": len(probes),
+        "n_trees": predictor.n_trees,
         "notes": [*probes.notes, *_why_not(traits)],
         **judged,
         "learning_curve": learning_curve(probes, seed),
-        "stability": stability(probes, explanation.errors[:, 0], seed),
+        "stability": stability(probes, explanation.errors[:, 0], predictor.ridge, seed),
         "additivity": additivity(explanation, predicted[OURS].mean(0)),
         "findings": findings(explanation, METRIC_NAMES.get(metric, metric), judged["spearman_ci"]),
     }

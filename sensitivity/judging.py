@@ -69,9 +69,7 @@ def interval(statistic: Callable[[Any], float], n: int, seed: int) -> list[float
 @functools.lru_cache(maxsize=1)
 def _fitted(train: Probes, seed: int) -> Predictor:
     """Our predictor, one member, for two rows of the table."""
-    return Predictor.fit(
-        "", train.table, train.errors, train.rates, train.labels, whole=train.whole, error_of=lambda *_: 0.0, seed=seed, n_members=1
-    )
+    return Predictor.fit("", train, error_of=lambda *_: 0.0, seed=seed, n_members=1)
 
 
 def _ours(train: Probes, test: Probes, seed: int) -> Array:

@@ -3,8 +3,8 @@
     log(d − d₀ + floor) ≈ log(excess(errors) + floor) + trees(features)
 
 d is the metric (the Fréchet distance by default), d₀ that of full precision on the same noise; excess is the law of additive.py, which comes
-first and carries; xgboost starts from it (base_margin) and is monotone. Members of the ensemble see bootstrap samples of the probes;
-their spread and the error on held-out probes together are the uncertainty.
+first and carries; xgboost starts from it (base_margin) and is monotone, with as many trees as held-out probes bear out, none included. Members
+of the ensemble see bootstrap samples of the probes; their spread and the error on held-out probes together are the uncertainty.
 Deviates from Qua²SeDiMo, whose predictor is a graph network over a hand-drawn graph.
 """
 
@@ -21,35 +21,15 @@ import xgboost
 from ..aq.menu import Entry
 from ..errors import InputError
 from ..storage import file_sha256, read_json, write_json
-from .additive import Additive, Array, Labels, LayerPriors, choose_ridge, fit_additive
+from .additive import Additive, Array, LayerPriors, choose_ridge, fit_additive
 from .features import TreeFeatures
+from .probes import LayerTable, Probes
+from .trees import choose_number, fit_trees, inputs
 
 ErrorOf = Callable[[str, Entry], float]  # layer name, entry → relative output error of the encoding
 Choice = Mapping[str, Entry]
 N_MEMBERS = 8
-TREES = {
-    "max_depth": 2,
-    "learning_rate": 0.05,
-    "n_estimators": 80,
-    "subsample": 0.8,
-    "colsample_bytree": 0.5,
-    "reg_lambda": 5.0,
-    "min_child_weight": 3,
-}
-
-
-@dataclass(frozen=True)
-class LayerTable:
-    """The layers of a model as a predictor knows them, in the order of all arrays."""
-
-    names: Sequence[str]
-    roles: Sequence[str]
-    blocks: Sequence[str]
-    priors: LayerPriors
-
-    @property
-    def features(self) -> TreeFeatures:
-        return TreeFeatures(self.roles, self.blocks)
+SCALARS = ("whole", "floor", "misfit", "ridge")  # of a Predictor
 
 
 @dataclass(frozen=True)
@@ -61,24 +41,8 @@ class Member:
 
     def log_excess(self, errors: Array, rates: Array, features: TreeFeatures, floor: float) -> Array:
         """log(excess + floor), (n,)"""
-        terms = self.additive.terms(errors)
-        margin = np.log(terms.sum(1) ** self.additive.power + floor)
-        if self.trees is None:
-            return margin
-        return np.asarray(self.trees.predict(features(rates, errors, terms), base_margin=margin), np.float64)
-
-
-def fit_trees(x: Array, target: Array, margin: Array, weights: Array, features: TreeFeatures, seed: int) -> xgboost.XGBRegressor:
-    """Gradient-boosted trees on what `margin` leaves of `target`."""
-    model = xgboost.XGBRegressor(
-        **TREES,
-        monotone_constraints=features.monotone,
-        feature_weights=features.weights,
-        base_score=0.0,
-        random_state=seed,
-        n_jobs=1,
-    )
-    return model.fit(x, target, base_margin=margin, sample_weight=weights)
+        x, margin = inputs(self.additive, errors, rates, features, floor)
+        return margin if self.trees is None else np.asarray(self.trees.predict(x, base_margin=margin), np.float64)
 
 
 class Predictor:
@@ -89,6 +53,7 @@ class Predictor:
         whole: the metric of full precision.
         floor: of Labels.
         misfit: root mean square of log(excess + floor) on held-out probes.
+        ridge: that the laws were fitted with.
         error_of: looks the error of an entry up.
     """
 
@@ -101,47 +66,41 @@ class Predictor:
         whole: float,
         floor: float,
         misfit: float,
+        ridge: float,
         error_of: ErrorOf,
     ) -> None:
         self.metric, self.table, self.members = metric, table, list(members)
-        self.whole, self.floor, self.misfit, self.error_of = whole, floor, misfit, error_of
+        self.whole, self.floor, self.misfit, self.ridge, self.error_of = whole, floor, misfit, ridge, error_of
         self.layers = list(table.names)
         self._features = table.features
         self._index = {name: index for index, name in enumerate(self.layers)}
         self._errors: dict[tuple[str, str], float] = {}
 
     @classmethod
-    def fit(
-        cls,
-        metric: str,
-        table: LayerTable,
-        errors: Array,
-        rates: Array,
-        labels: Labels,
-        *,
-        whole: float,
-        error_of: ErrorOf,
-        seed: int = 0,
-        n_members: int = N_MEMBERS,
-    ) -> Predictor:
-        """Fit to probes: errors and rates (probes, layers)."""
-        ridge, misfit = choose_ridge(errors, labels, table.priors, seed)
-        features, members = table.features, []
+    def fit(cls, metric: str, probes: Probes, *, error_of: ErrorOf, seed: int = 0, n_members: int = N_MEMBERS) -> Predictor:
+        """Fit to probes whose values are of `metric`."""
+        table, labels, n = probes.table, probes.labels, len(probes)
+        held_out = choose_ridge(probes.errors, labels, table.priors, seed)
+        n_trees, misfit = choose_number(held_out, probes, seed)
+        members = []
         for member in range(n_members):
             # The first member sees every probe once, so that the ensemble of one is the plain fit.
-            rows = np.arange(len(errors)) if member == 0 else np.random.default_rng([seed, member]).integers(len(errors), size=len(errors))
-            additive = fit_additive(errors[rows], labels[rows], table.priors, ridge)
-            terms = additive.terms(errors[rows])
-            margin = np.log(terms.sum(1) ** additive.power + labels.floor)
-            x = features(rates[rows], errors[rows], terms)
-            trees = fit_trees(x, labels[rows].target, margin, labels[rows].weights, features, seed + member)
-            members.append(Member(additive, trees))
-        return cls(metric, table, members, whole=whole, floor=labels.floor, misfit=misfit, error_of=error_of)
+            drawn = probes[np.arange(n) if member == 0 else np.random.default_rng([seed, member]).integers(n, size=n)]
+            law = fit_additive(drawn.errors, drawn.labels, table.priors, held_out.ridge)
+            members.append(Member(law, fit_trees(law, drawn, n_trees, seed + member) if n_trees else None))
+        return cls(metric, table, members, whole=probes.whole, floor=labels.floor, misfit=misfit, ridge=held_out.ridge, error_of=error_of)
 
     def without_trees(self) -> Predictor:
         """The laws alone."""
         laws = [Member(member.additive, None) for member in self.members]
-        return Predictor(self.metric, self.table, laws, whole=self.whole, floor=self.floor, misfit=self.misfit, error_of=self.error_of)
+        numbers = {name: getattr(self, name) for name in SCALARS}
+        return Predictor(self.metric, self.table, laws, error_of=self.error_of, **numbers)
+
+    @property
+    def n_trees(self) -> int:
+        """Of each member."""
+        trees = self.members[0].trees
+        return 0 if trees is None else trees.get_booster().num_boosted_rounds()
 
     # -- predicting ------------------------------------------------------------------------------------------------------------------
 
@@ -204,11 +163,12 @@ class Predictor:
         members = []
         for number, member in enumerate(self.members):
             path = folder / f"trees{number}.ubj"
-            temporary = folder / f".trees{number}.ubj"
-            assert member.trees is not None
-            member.trees.save_model(temporary)
-            temporary.replace(path)
-            members.append({**member.additive.to_json(), "trees": file_sha256(path)})
+            path.unlink(missing_ok=True)  # of an earlier fit
+            if member.trees is not None:
+                temporary = folder / f".trees{number}.ubj"
+                member.trees.save_model(temporary)
+                temporary.replace(path)
+            members.append({**member.additive.to_json(), "trees": file_sha256(path) if member.trees is not None else None})
         table = {
             "names": self.layers,
             "roles": list(self.table.roles),
@@ -216,7 +176,7 @@ class Predictor:
             "log_errors": self.table.priors.log_errors.tolist(),
             "log_scores": self.table.priors.log_scores.tolist(),
         }
-        numbers = {"whole": self.whole, "floor": self.floor, "misfit": self.misfit}
+        numbers = {name: getattr(self, name) for name in SCALARS}
         write_json(
             folder / "additive.json", "predictor", {**identity, "metric": self.metric, **numbers, "table": table, "members": members}
         )
@@ -225,11 +185,14 @@ class Predictor:
     def load(cls, folder: Path, error_of: ErrorOf) -> tuple[Predictor, dict[str, Any]]:
         """The predictor and the identity that it was saved with."""
         content = read_json(folder / "additive.json", "predictor")
-        if "table" not in content:
+        if "ridge" not in content:
             raise InputError(f"{folder / 'additive.json'}: was written by an earlier version of sedaq; run `sedaq fit` again")
         members = []
         for number, stored in enumerate(content["members"]):
             path = folder / f"trees{number}.ubj"
+            if stored["trees"] is None:
+                members.append(Member(Additive.from_json(stored), None))
+                continue
             if not path.exists() or file_sha256(path) != stored["trees"]:
                 raise InputError(f"{path}: is missing or damaged (its sha256 is not the one in additive.json); run `sedaq fit` again")
             trees = xgboost.XGBRegressor()
@@ -238,5 +201,5 @@ class Predictor:
         table = content["table"]
         priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
         layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)
-        numbers = {name: content[name] for name in ("whole", "floor", "misfit")}
+        numbers = {name: content[name] for name in SCALARS}
         return cls(content["metric"], layers, members, error_of=error_of, **numbers), content

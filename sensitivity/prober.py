@@ -160,14 +160,12 @@ class Prober:
         self._assembly.set(formats)
         images = self._sample(purpose, n_images, steps)
         features = self.extractor(images)
-        conditions = conditions_of(subject.conditions, 0, n_images)
-        requested = torch.tensor(conditions) if conditions and isinstance(conditions[0], int) else None
         try:
             metrics = measure(
                 features,
                 images,
                 reference=self.reference,
-                requested=requested,
+                requested=self.extractor.requested(conditions_of(subject.conditions, 0, n_images)),
                 full_precision=full_precision,
                 cycle=subject.cycle,
                 seed=self.run.settings.seed,

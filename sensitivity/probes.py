@@ -12,12 +12,26 @@ from ..aq.formats import Format
 from ..errors import InputError
 from ..storage import ends_cut_short, fingerprint, read_records
 from .additive import Array, Labels, LayerPriors
-from .predictor import LayerTable
+from .features import TreeFeatures
+from .fidelity import HIGHER_IS_BETTER
 from .run import Run
 from .traits import Traits
 
 LEAST_PROBES = 12
-HIGHER_IS_BETTER = ("psnr", "agreement", "inception_score")
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """The layers of a model as a predictor knows them, in the order of all arrays."""
+
+    names: Sequence[str]
+    roles: Sequence[str]
+    blocks: Sequence[str]
+    priors: LayerPriors
+
+    @property
+    def features(self) -> TreeFeatures:
+        return TreeFeatures(self.roles, self.blocks)
 
 
 @dataclass(frozen=True, eq=False)

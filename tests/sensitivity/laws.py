@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from sedaq.aq.formats import Format
 from sedaq.aq.menu import Entry
 from sedaq.sensitivity.additive import Additive, Labels, LayerPriors
-from sedaq.sensitivity.predictor import LayerTable
-from sedaq.sensitivity.probes import Probes
+from sedaq.sensitivity.probes import LayerTable, Probes
 
 N_LAYERS = 6
 RATES = (1.5, 2.0, 3.0, 4.0, 16.0)
@@ -57,6 +58,13 @@ def random_probes(n: int, *, seed: int = 0, noise: float = 0.02, informed: bool 
         halves,
         WHOLE,
     )
+
+
+def clashing_probes(n: int, *, seed: int = 0) -> Probes:
+    """Layers 1 and 4 together cost three times what the law allows: work for trees."""
+    probes = random_probes(n, seed=seed)
+    clash = (probes.rates[:, 1] < 2.5) & (probes.rates[:, 4] < 2.5)
+    return replace(probes, labels=Labels.of(probes.labels.excess * np.where(clash, 3.0, 1.0), probes.labels.se))
 
 
 def error_of(_: str, entry: Entry) -> float:

@@ -113,9 +113,12 @@ def test_labels_below_full_precision_are_kept_finite_and_the_floor_is_the_noise_
 
 def test_the_ridge_is_chosen_by_held_out_probes_and_says_how_far_off() -> None:
     probes = random_probes(80, noise=0.05)
-    ridge, misfit = choose_ridge(probes.errors, probes.labels, probes.table.priors, 0)
-    assert ridge < 3 and 0.02 < misfit < 0.2
-    assert choose_ridge(probes.errors, probes.labels, probes.table.priors, 0) == (ridge, misfit)
+    chosen, again = (choose_ridge(probes.errors, probes.labels, probes.table.priors, 0) for _ in range(2))
+    assert chosen.ridge < 3 and 0.02 < chosen.misfit < 0.2
+    assert (chosen.ridge, chosen.misfit) == (again.ridge, again.misfit)
+    law, out = chosen.laws[1], chosen.fold == 1
+    kept = fit_additive(probes.errors[~out], probes.labels[~out], probes.table.priors, chosen.ridge)
+    np.testing.assert_allclose(law.log_slopes, kept.log_slopes, rtol=1e-3, err_msg="of the probes outside its fold")
 
 
 def test_layers_without_any_error_do_no_harm() -> None:

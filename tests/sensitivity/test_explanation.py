@@ -14,12 +14,14 @@ from sedaq.sensitivity.findings import findings
 from sedaq.sensitivity.predictor import Predictor
 from sedaq.sensitivity.probes import Probes
 
-from .laws import ERRORS, MENU, N_LAYERS, NAMES, POWER, RATES, WHOLE, error_of, known_law, random_probes
+from .laws import ERRORS, MENU, N_LAYERS, NAMES, POWER, RATES, error_of, known_law, random_probes
+
+RIDGE = 0.3
 
 
 def explain(probes: Probes) -> Explanation:
     """Explanation.of for a subject without files."""
-    law, *draws = fitted_laws(probes, 0)
+    law, *draws = fitted_laws(probes, RIDGE, 0)
     return Explanation(probes, [MENU] * N_LAYERS, np.tile([ERRORS[rate] for rate in RATES], (N_LAYERS, 1)), law, draws)
 
 
@@ -55,9 +57,7 @@ def test_groups_cost_more_than_their_layers_apart(explained: Explanation) -> Non
 
 def test_interactions_are_what_two_layers_cost_beyond_their_sum(explained: Explanation) -> None:
     probes = explained.probes
-    predictor = Predictor.fit(
-        "fid", probes.table, probes.errors, probes.rates, probes.labels, whole=WHOLE, error_of=error_of, n_members=4
-    ).without_trees()
+    predictor = Predictor.fit("fid", probes, error_of=error_of, n_members=4).without_trees()
     table = interaction_rows(explained, predictor)
     assert len(table) == N_LAYERS * (N_LAYERS - 1) / 2
     first = table.iloc[0]
@@ -85,9 +85,9 @@ def test_assuming_additivity_errs_where_errors_do_not_add(explained: Explanation
 def test_halves_agree_where_probes_are_many_and_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "N_SPLITS", 3)
     lowest = np.full(N_LAYERS, ERRORS[1.5])
-    clear = stability(random_probes(120, noise=0.02), lowest, 0)
+    clear = stability(random_probes(120, noise=0.02), lowest, RIDGE, 0)
     assert clear["least"] <= clear["rank_correlation_of_halves"] <= clear["greatest"] and clear["rank_correlation_of_halves"] > 0.9
-    lost = stability(random_probes(12, noise=1.5, informed=False), lowest, 0)
+    lost = stability(random_probes(12, noise=1.5, informed=False), lowest, RIDGE, 0)
     assert lost["rank_correlation_of_halves"] < clear["rank_correlation_of_halves"]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from sedaq.errors import InputError
 from sedaq.sensitivity import extractors
@@ -128,13 +129,63 @@ def test_transformers_missing_or_without_folder(tmp_path: Path) -> None:
         load_extractor(f"transformers:{tmp_path / 'absent'}", image_shape=(3, 32, 32))
 
 
+def write_preprocessing(folder: Path) -> None:
+    settings = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
 def test_transformers_vision_model(tmp_path: Path, rng: torch.Generator) -> None:
-    transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8
     )
     transformers.ViTModel(config).save_pretrained(tmp_path)
-    settings = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    write_preprocessing(tmp_path)
     extractor = load_extractor(f"transformers:{tmp_path}", image_shape=(1, 8, 8))
     assert extractor(torch.rand(2, 1, 8, 8, generator=rng)).pooled.shape == (2, 16)
+    assert extractor.requested(["a digit"]) is None, "it reads no text"
+    assert extractor.requested([3, 1]).tolist() == [3, 1] and extractor.requested(None) is None
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of random weights whose tokenizer knows letters."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    common = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    letters = [chr(97 + i) for i in range(26)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    config = transformers.CLIPConfig(
+        text_config={**common, "vocab_size": len(words), "max_position_embeddings": 8, "bos_token_id": 52, "eos_token_id": 53},
+        vision_config={**common, "image_size": 16, "patch_size": 8},
+        projection_dim=6,
+    )
+    transformers.CLIPModel(config).save_pretrained(folder)
+    write_preprocessing(folder)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}), encoding="utf-8")
+    return folder
+
+
+def test_a_clip_sets_images_beside_their_prompts(clip: Path, rng: torch.Generator) -> None:
+    extractor = load_extractor(f"transformers:{clip}", image_shape=(3, 16, 16))
+    images = torch.rand(3, 3, 16, 16, generator=rng)
+    features, prompts = extractor(images), extractor.requested(["a cat", "an extremely long prompt", "a cat"])
+    assert features.pooled.shape == (3, 16) and features.embeddings is not None and features.embeddings.shape == (3, 6)
+    assert prompts is not None and prompts.shape == (3, 6)
+    assert torch.equal(prompts[0], prompts[2]) and not torch.allclose(prompts[0], prompts[1])
+    model = transformers.CLIPModel.from_pretrained(clip).eval()
+    tokens = transformers.AutoTokenizer.from_pretrained(clip)(["a cat"], return_tensors="pt")
+    with torch.inference_mode():
+        whole = model(pixel_values=(images - 0.5) / 0.5, **tokens)
+        cosine = torch.nn.functional.cosine_similarity(features.embeddings, prompts[:1])
+        torch.testing.assert_close(cosine, whole.logits_per_image[:, 0] / model.logit_scale.exp(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_clip_without_tokenizer_serves_classes_and_refuses_prompts(clip: Path, tmp_path: Path, rng: torch.Generator) -> None:
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((clip / name).read_bytes())
+    extractor = load_extractor(f"transformers:{tmp_path}", image_shape=(3, 16, 16))
+    assert extractor(torch.rand(1, 3, 16, 16, generator=rng)).pooled.shape == (1, 16)
+    with pytest.raises(InputError, match="a text model and no tokenizer"):
+        extractor.requested(["a cat"])

@@ -17,6 +17,7 @@ from sedaq.sensitivity.fidelity import (
     Metric,
     Reference,
     agreement,
+    clip_score,
     feature_distance,
     inception_score,
     kernel_distance,
@@ -118,6 +119,22 @@ def test_measure_gives_the_inception_score_in_place_of_agreement() -> None:
     features = Features(samples(8, 2, 0), None, samples(8, 1008, 1))
     metrics = measure(features, torch.zeros(8, 3, 2, 2), reference=reference_of(samples(9, 2, 2)), requested=torch.arange(8), seed=0)
     assert "inception_score" in metrics and "agreement" not in metrics
+
+
+def test_clip_score_is_the_cosine_in_percent_and_never_negative() -> None:
+    images = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-1.0, 0.0]])
+    scores = clip_score(images, torch.tensor([[2.0, 0.0]]).expand(3, 2))
+    torch.testing.assert_close(scores, torch.tensor([100.0, 100 / 2**0.5, 0.0]).double())
+
+
+def test_measure_scores_images_against_their_prompts() -> None:
+    features = Features(samples(8, 2, 0), embeddings=samples(8, 5, 1))
+    prompts = samples(8, 5, 2)
+    metrics = measure(features, torch.zeros(8, 3, 2, 2), reference=reference_of(samples(9, 2, 2)), requested=prompts, seed=0)
+    assert metrics["clip_score"].value == pytest.approx(clip_score(features.embeddings, prompts).mean().item())
+    assert "agreement" not in metrics
+    classes = measure(features, torch.zeros(8, 3, 2, 2), reference=reference_of(samples(9, 2, 2)), requested=torch.arange(8), seed=0)
+    assert "clip_score" not in classes
 
 
 def test_measure_refuses_too_few_images_and_broken_features() -> None:

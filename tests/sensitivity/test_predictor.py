@@ -12,14 +12,27 @@ from sedaq.errors import InputError
 from sedaq.sensitivity.predictor import Predictor
 from sedaq.sensitivity.probes import Probes
 
-from .laws import MENU, N_LAYERS, NAMES, WHOLE, error_of, known_law, random_probes
+from .laws import MENU, N_LAYERS, NAMES, WHOLE, clashing_probes, error_of, known_law, random_probes
+
+
+def fitted(probes: Probes, **options: int) -> tuple[Predictor, Probes]:
+    return Predictor.fit("fid", probes, error_of=error_of, **options), probes
 
 
 @pytest.fixture(scope="module")
 def synthetic() -> tuple[Predictor, Probes]:
-    probes = random_probes(80)
-    predictor = Predictor.fit("fid", probes.table, probes.errors, probes.rates, probes.labels, whole=WHOLE, error_of=error_of, seed=0)
-    return predictor, probes
+    return fitted(random_probes(80))
+
+
+@pytest.fixture(scope="module")
+def clashing() -> tuple[Predictor, Probes]:
+    """Has trees."""
+    return fitted(clashing_probes(300), n_members=3)
+
+
+@pytest.fixture(params=["synthetic", "clashing"])
+def either(request: pytest.FixtureRequest) -> tuple[Predictor, Probes]:
+    return request.getfixturevalue(request.param)
 
 
 def random_choices(n: int, seed: int) -> list[dict]:
@@ -37,8 +50,8 @@ def test_unseen_plans_are_predicted_with_an_honest_deviation(synthetic) -> None:
     assert np.mean(missed < 2) > 0.9
 
 
-def test_more_bits_in_a_layer_never_predict_worse(synthetic) -> None:
-    predictor, _ = synthetic
+def test_more_bits_in_a_layer_never_predict_worse(either) -> None:
+    predictor, _ = either
     for choice in random_choices(20, 2):
         for name in NAMES:
             predicted, _ = predictor.predict([{**choice, name: entry} for entry in MENU])
@@ -61,8 +74,8 @@ def test_additive_costs_are_the_terms(synthetic) -> None:
         assert costs[0] == pytest.approx(np.mean([member.additive.terms(errors)[index] for member in predictor.members]))
 
 
-def test_contributions_add_up_to_the_mean_prediction(synthetic) -> None:
-    predictor, probes = synthetic
+def test_contributions_add_up_to_the_mean_prediction(either) -> None:
+    predictor, probes = either
     layers, rest = predictor.contributions(probes.errors, probes.rates)
     assert layers.shape == probes.errors.shape
     np.testing.assert_allclose(layers.sum(1) + rest, predictor.predict_members(probes.errors, probes.rates).mean(0), atol=1e-4)
@@ -70,9 +83,7 @@ def test_contributions_add_up_to_the_mean_prediction(synthetic) -> None:
 
 def test_contributions_without_trees_are_shares_of_the_law() -> None:
     probes = random_probes(40)
-    predictor = Predictor.fit(
-        "fid", probes.table, probes.errors, probes.rates, probes.labels, whole=WHOLE, error_of=error_of, n_members=1
-    ).without_trees()
+    predictor = fitted(probes, n_members=1)[0].without_trees()
     layers, rest = predictor.contributions(probes.errors, probes.rates)
     terms = predictor.members[0].additive.terms(probes.errors)
     rise = layers.sum(1)
@@ -81,24 +92,30 @@ def test_contributions_without_trees_are_shares_of_the_law() -> None:
     assert (layers[0] == 0).all()  # full precision
 
 
-def test_trees_learn_what_the_law_cannot_say() -> None:
-    """Layers 1 and 4 together cost much more than the law allows."""
-    both = []
-    for seed in (0, 1):
-        probes = random_probes(300, seed=seed)
-        clash = (probes.rates[:, 1] < 2.5) & (probes.rates[:, 4] < 2.5)
-        excess = probes.labels.excess * np.where(clash, 3.0, 1.0)
-        both.append((probes, type(probes.labels).of(excess, probes.labels.se)))
-    (train, labels), (test, truth) = both
-    predictor = Predictor.fit("fid", train.table, train.errors, train.rates, labels, whole=WHOLE, error_of=error_of, n_members=1)
+def test_trees_learn_what_the_law_cannot_say(clashing) -> None:
+    predictor, _ = clashing
+    test = clashing_probes(300, seed=1)
     with_trees, without = (
-        np.abs(one.predict_members(test.errors, test.rates)[0] - truth.target).mean() for one in (predictor, predictor.without_trees())
+        np.abs(one.predict_members(test.errors, test.rates)[0] - test.labels.target).mean()
+        for one in (predictor, predictor.without_trees())
     )
-    assert with_trees < 0.8 * without
+    assert predictor.n_trees > 0 and with_trees < 0.8 * without
 
 
-def test_saved_and_loaded_predictors_are_equal(synthetic, tmp_path: Path) -> None:
-    predictor, probes = synthetic
+def test_where_the_law_is_the_truth_there_are_no_trees(synthetic) -> None:
+    predictor, _ = synthetic
+    assert predictor.n_trees == 0 and all(member.trees is None for member in predictor.members)
+
+
+def test_a_fit_without_trees_leaves_none_of_an_earlier_one(synthetic, clashing, tmp_path: Path) -> None:
+    clashing[0].save(tmp_path, {})
+    assert list(tmp_path.glob("*.ubj"))
+    synthetic[0].save(tmp_path, {})
+    assert not list(tmp_path.glob("*.ubj")) and Predictor.load(tmp_path, error_of)[0].n_trees == 0
+
+
+def test_saved_and_loaded_predictors_are_equal(clashing, tmp_path: Path) -> None:
+    predictor, probes = clashing
     predictor.save(tmp_path, {"subject": "s"})
     loaded, content = Predictor.load(tmp_path, error_of)
     assert content["subject"] == "s" and loaded.layers == predictor.layers and loaded.metric == "fid"
@@ -112,7 +129,7 @@ def test_saved_and_loaded_predictors_are_equal(synthetic, tmp_path: Path) -> Non
 
 def test_the_same_seed_fits_the_same_predictor(synthetic) -> None:
     predictor, probes = synthetic
-    again = Predictor.fit("fid", probes.table, probes.errors, probes.rates, probes.labels, whole=WHOLE, error_of=error_of, seed=0)
+    again, _ = fitted(random_probes(80))
     assert np.array_equal(predictor.predict_arrays(probes.errors, probes.rates)[0], again.predict_arrays(probes.errors, probes.rates)[0])
 
 
