@@ -97,8 +97,10 @@ def _cost_map(data: RunData) -> str:
 
 def _predictions(data: RunData) -> str:
     assert data.fit is not None
+    n_trees = data.fit["n_trees"]
+    trees = f"The law and {n_trees} trees" if n_trees else "The law alone, for held-out probes gain nothing by trees"
     return (
-        f"Cross-validated over {_n_probes(data)}: Spearman {number(data.fit['spearman'])}, "
+        f"{trees}. Cross-validated over {_n_probes(data)}: Spearman {number(data.fit['spearman'])}, "
         f"95 % interval {interval(data.fit.get('spearman_ci'))}. "
         f"The noise ceiling {number(data.fit['ceiling'])} {interval(data.fit.get('ceiling_ci'))} is what a perfect predictor would reach "
         "against labels as noisy as these. "

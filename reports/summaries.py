@@ -30,7 +30,9 @@ def fit_table(summary: Mapping[str, Any]) -> Table:
     rows[0]["behind, 95 %"] = f"itself {interval(summary['spearman_ci'])}"
     rows.append({"predictor": "noise ceiling", "spearman": summary["ceiling"], "behind, 95 %": interval(summary["ceiling_ci"])})
     columns = ["predictor", "spearman", "kendall", "ndcg10", "mae", "behind, 95 %"]
-    return rows_table(rows, columns, title=f"{summary['metric']} of {summary['n_probes']} probes, out of fold")
+    return rows_table(
+        rows, columns, title=f"{summary['metric']} of {summary['n_probes']} probes, out of fold; {summary['n_trees'] or 'no'} trees"
+    )
 
 
 def front_table(found: Sequence[FoundPlan]) -> Table:

@@ -120,7 +120,7 @@ def _read_back(folder: Path, identity: dict[str, Any], traits: Traits) -> Fitted
     if not (folder / "fit.json").exists() or not (folder / "additive.json").exists():
         return None
     summary = read_json(folder / "fit.json", "fit")
-    if summary["probes"] != identity["probes"] or "findings" not in summary:
+    if summary["probes"] != identity["probes"] or "n_trees" not in summary:
         return None
     predictor, found = Predictor.load(folder, error_of(traits))
     return Fitted(predictor, summary) if all(found[name] == value for name, value in identity.items()) else None

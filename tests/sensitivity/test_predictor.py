@@ -122,8 +122,12 @@ def test_saved_and_loaded_predictors_are_equal(clashing, tmp_path: Path) -> None
     for a, b in zip(predictor.predict_arrays(probes.errors, probes.rates), loaded.predict_arrays(probes.errors, probes.rates), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     assert not [path for path in tmp_path.iterdir() if path.suffix not in (".ubj", ".json")]
-    (tmp_path / "trees1.ubj").unlink()
-    with pytest.raises(InputError, match=r"trees1\.ubj: is missing or damaged"):
+    trees = tmp_path / "trees1.ubj"
+    trees.write_bytes(trees.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=r"trees1\.ubj: is missing or damaged .*run `sedaq fit` again"):
+        Predictor.load(tmp_path, error_of)
+    trees.unlink()
+    with pytest.raises(InputError, match=r"trees1\.ubj: is missing"):
         Predictor.load(tmp_path, error_of)
 
 
