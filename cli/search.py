@@ -22,6 +22,11 @@ from . import options
 @click.option("--min-rate", type=float, default=None, help="No layer below this rate.")
 @click.option("--max-rate", type=float, default=None, help="No layer above this rate.")
 @click.option("--solver", default="auto", show_default=True, help="exact, optuna or auto.")
+@click.option("--trials", type=click.IntRange(0), default=200, show_default=True, help="Of Optuna, for each budget.")
+@click.option(
+    "--risk", type=click.FloatRange(0), default=1.0, show_default=True, help="Standard deviations that predictions are raised by."
+)
+@click.option("--storage", default=None, metavar="FILE|URL", help="Keep a copy of Optuna's studies there: a journal file or a database.")
 @click.option(
     "--verify", type=click.IntRange(0), default=0, show_default=True, help="Samplings at most, to measure the best plans beside uniform."
 )
@@ -40,6 +45,9 @@ def command(
     min_rate: float | None,
     max_rate: float | None,
     solver: str,
+    trials: int,
+    risk: float,
+    storage: str | None,
     verify: int,
     images: int | None,
     out: Path | None,
@@ -61,6 +69,9 @@ def command(
         "min_rate": min_rate,
         "max_rate": max_rate,
         "solver": solver,
+        "n_trials": trials,
+        "risk": risk,
+        "storage": storage,
         "verify": verify,
         "n_images": images,
         "seed": seed,

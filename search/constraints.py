@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..aq.formats import AS_IS, Format
 from ..aq.menu import Entry, entry
@@ -16,7 +16,7 @@ from ..models.subject import Subject
 class Constraints:
     """Pins win over rates; a pin on one layer of a tie holds for all of it."""
 
-    pins: Mapping[str, Format]  # by glob of layer paths; a format need not be on the menu
+    pins: Mapping[str, Format] = field(default_factory=dict)  # by glob of layer paths; a format need not be on the menu
     keep: Sequence[str] = ()  # globs of layers that stay as they are
     ties: Sequence[str] = ()  # globs; layers that match one choose together, by equal rate: equal shapes get equal formats
     min_rate: float | None = None

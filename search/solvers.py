@@ -1,18 +1,17 @@
-"""The table of solvers. All take a problem and a predictor and hand back a Solution."""
+"""The table of solvers. All take an evaluator, which holds problem and predictor, and hand back a Solution."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
-
-import numpy as np
 
 from ..errors import InputError
 from . import optuna_solver, swaps
-from .evaluate import Candidate, Evaluator, Predictor
+from .evaluate import Candidate, Evaluator
 from .exact import solve_exact
-from .problem import Choice, Problem
+from .optuna_solver import Keep
+from .problem import Choice
 from .uniform import uniform_choices
 
 N_TRIALS = 200
@@ -21,87 +20,125 @@ _N_CANDIDATES = 32
 
 @dataclass(frozen=True)
 class Solution:
-    """The best predicted choice, how it was found, and those that come next."""
+    """The choice of best score, how it was found, and those that come next."""
 
-    choice: tuple[int, ...]
-    mean: float
-    std: float
+    best: Candidate
     gap: float | None  # optimality gap of the additive part's exact solution
-    solver: str  # which solver found it: exact, optuna, uniform, exact+swaps, …
     n_trials: int  # Optuna trials that were run
-    candidates: tuple[Candidate, ...]  # distinct, the best first, then the best of every stage, then the rest by prediction
+    gains: dict[str, float]  # by how much each stage lowered the best score, in the order of the stages
+    candidates: tuple[Candidate, ...]  # distinct, the best first, then the best of every stage, then the rest by score
+
+    @property
+    def solver(self) -> str:
+        """The stage that found it: exact, optuna, uniform, front, exact+swaps, …"""
+        return self.best.found_by
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a search may spend, and what it starts from."""
+
+    seed: int = 0
+    n_trials: int = N_TRIALS
+    starts: Sequence[Choice] = ()
+    keep: Keep | None = None
 
 
 class Solver(Protocol):
-    def __call__(
-        self, problem: Problem, predictor: Predictor, *, seed: int = 0, n_trials: int = N_TRIALS, starts: Sequence[Choice] = ()
-    ) -> Solution: ...
+    def __call__(self, evaluator: Evaluator, effort: Effort) -> Solution: ...
 
 
-def _solution(evaluator: Evaluator, best: Candidate, *, gap: float | None, n_trials: int = 0, suffix: str = "") -> Solution:
-    ranked = evaluator.best(len(evaluator.seen))
-    stages = {candidate.found_by: candidate for candidate in reversed(ranked)}
-    ordered = dict.fromkeys([best, *sorted(stages.values(), key=lambda candidate: candidate.mean), *ranked])
-    return Solution(best.choice, best.mean, best.std, gap, best.found_by + suffix, n_trials, tuple(ordered)[:_N_CANDIDATES])
+@dataclass
+class _Stages:
+    """Exact, given and uniform plans, and what later stages add to them."""
+
+    evaluator: Evaluator
+    effort: Effort
+    gap: float | None = None
+    n_trials: int = 0
+    gains: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problem = self.evaluator.problem
+        choice, self.gap = solve_exact(problem)
+        given = [start for start in self.effort.starts if problem.fits(start)]
+        uniform = uniform_choices(problem, seed=self.effort.seed)
+        self.exact = self.evaluator([choice], "exact")[0]
+        self.evaluator(uniform, "uniform")
+        if given:
+            before = self.evaluator.best()[0]
+            self.evaluator(given, "front")
+            self._gained("front", before)
+        self.enqueued = [choice, *given, *uniform]
+
+    def optuna(self) -> None:
+        self.n_trials = self.effort.n_trials
+        if not self.n_trials:
+            return
+        before = self.evaluator.best()[0]
+        optuna_solver.search(
+            self.evaluator,
+            self.enqueued,
+            fallback=self.enqueued[0],
+            seed=self.effort.seed,
+            n_trials=self.n_trials,
+            keep=self.effort.keep,
+        )
+        self._gained("optuna", before)
+
+    def swaps(self) -> None:
+        before = self.evaluator.best()[0]
+        for start in dict.fromkeys([self.exact, before]):
+            swaps.improve(self.evaluator, start)
+        self._gained("swaps", before)
+
+    def _gained(self, stage: str, before: Candidate) -> None:
+        self.gains[stage] = before.score - self.evaluator.best()[0].score
+
+    @property
+    def solution(self) -> Solution:
+        ranked = self.evaluator.best(len(self.evaluator.seen))
+        stages = {candidate.found_by: candidate for candidate in reversed(ranked)}
+        ordered = dict.fromkeys([ranked[0], *sorted(stages.values(), key=lambda candidate: candidate.score), *ranked])
+        return Solution(ranked[0], self.gap, self.n_trials, self.gains, tuple(ordered)[:_N_CANDIDATES])
 
 
-def _begin(problem: Problem, predictor: Predictor, *, seed: int, starts: Sequence[Choice]) -> tuple[Evaluator, list[Choice], float | None]:
-    """Exact, given and uniform plans, evaluated; the first of them is the exact one."""
-    choice, gap = solve_exact(problem)
-    given = [start for start in starts if problem.fits(start)]
-    uniform = uniform_choices(problem, seed=seed)
-    evaluator = Evaluator(problem, predictor)
-    for choices, name in (([choice], "exact"), (uniform, "uniform"), (given, "front")):
-        evaluator(choices, name)
-    return evaluator, [choice, *given, *uniform], gap
+def exact(evaluator: Evaluator, effort: Effort) -> Solution:
+    """Least sum of additive costs (exact.py); the effort changes nothing."""
+    choice, gap = solve_exact(evaluator.problem)
+    best = evaluator([choice], "exact")[0]
+    return Solution(best, gap, 0, {}, (best,))
 
 
-def exact(problem: Problem, predictor: Predictor, *, seed: int = 0, n_trials: int = 0, starts: Sequence[Choice] = ()) -> Solution:
-    """Least sum of additive costs (exact.py); seed, trials and starts change nothing."""
-    choice, gap = solve_exact(problem)
-    evaluator = Evaluator(problem, predictor)
-    return _solution(evaluator, evaluator([choice], "exact")[0], gap=gap)
+def optuna(evaluator: Evaluator, effort: Effort) -> Solution:
+    """The best of Optuna's trials and of exact, given and uniform plans."""
+    stages = _Stages(evaluator, effort)
+    stages.optuna()
+    return stages.solution
 
 
-def optuna(problem: Problem, predictor: Predictor, *, seed: int = 0, n_trials: int = N_TRIALS, starts: Sequence[Choice] = ()) -> Solution:
-    """The best predicted of Optuna's trials and of the exact and uniform plans enqueued; above MAX_UNITS units swaps take its place."""
-    if len(problem.units) > optuna_solver.MAX_UNITS:
-        return auto(problem, predictor, seed=seed, n_trials=n_trials, starts=starts)
-    evaluator, enqueued, gap = _begin(problem, predictor, seed=seed, starts=starts)
-    best = optuna_solver.search(evaluator, enqueued, fallback=enqueued[0], seed=seed, n_trials=n_trials)
-    return _solution(evaluator, best, gap=gap, n_trials=n_trials)
-
-
-def auto(problem: Problem, predictor: Predictor, *, seed: int = 0, n_trials: int = N_TRIALS, starts: Sequence[Choice] = ()) -> Solution:
-    """The best predicted of exact, Optuna (up to MAX_UNITS units) and uniform plans, and of swaps from the exact and the best one."""
-    evaluator, enqueued, gap = _begin(problem, predictor, seed=seed, starts=starts)
-    first, suffix = evaluator([enqueued[0]], "exact")[0], ""
-    if len(problem.units) <= optuna_solver.MAX_UNITS:
-        optuna_solver.search(evaluator, enqueued, fallback=enqueued[0], seed=seed, n_trials=n_trials)
-    else:
-        n_trials, suffix = 0, f" (no Optuna above {optuna_solver.MAX_UNITS} decisions)"
-    for start in dict.fromkeys([first, evaluator.best()[0]]):
-        swaps.improve(evaluator, start)
-    return _solution(evaluator, evaluator.best()[0], gap=gap, n_trials=n_trials, suffix=suffix)
+def auto(evaluator: Evaluator, effort: Effort) -> Solution:
+    """The best of exact, given, uniform plans and Optuna's, and of swaps from the exact and the best one."""
+    stages = _Stages(evaluator, effort)
+    stages.optuna()
+    stages.swaps()
+    return stages.solution
 
 
 SOLVERS: dict[str, Solver] = {"exact": exact, "optuna": optuna, "auto": auto}
 
 
-def solve(
-    problem: Problem,
-    predictor: Predictor,
-    *,
-    solver: str = "auto",
-    seed: int = 0,
-    n_trials: int = N_TRIALS,
-    starts: Sequence[Choice] = (),
-) -> Solution:
-    """Run the solver called `solver`. `starts`: further choices to begin from; those above a budget are left out.
+def check_solver(name: str) -> None:
+    """Raise InputError unless SOLVERS has it."""
+    if name not in SOLVERS:
+        raise InputError(f"solver {name!r} is unknown; choose one of {', '.join(SOLVERS)}")
+
+
+def solve(evaluator: Evaluator, *, solver: str = "auto", effort: Effort | None = None) -> Solution:
+    """Run the solver called `solver`; starts above a budget are left out.
 
     Raises:
         InputError: unknown solver, or budgets that cannot be met together.
     """
-    if solver not in SOLVERS:
-        raise InputError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
-    return SOLVERS[solver](problem, predictor, seed=seed, n_trials=n_trials, starts=[np.asarray(start) for start in starts])
+    check_solver(solver)
+    return SOLVERS[solver](evaluator, effort or Effort())

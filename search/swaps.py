@@ -1,4 +1,4 @@
-"""Local improvement: change one unit, or two at once, while the predictor says that it helps and the budgets hold."""
+"""Local improvement: change one unit, or two at once, while the score says that it helps and the budgets hold."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _neighbours(problem: Problem, choice: Choice, n: int) -> list[Choice]:
 
 
 def improve(evaluator: Evaluator, start: Candidate, *, n_neighbours: int = 512, n_predictions: int | None = None) -> Candidate:
-    """The candidate that swaps reach from `start`; never one that is predicted worse.
+    """The candidate that swaps reach from `start`; never one of worse score.
 
     In each round neighbours are predicted in batches, by ascending additive cost; the best of the first batch that holds a better one is
     the start of the next round. It ends at a local optimum, or after `n_predictions` (None: as many as hold a million layers, seconds).
@@ -50,8 +50,8 @@ def improve(evaluator: Evaluator, start: Candidate, *, n_neighbours: int = 512, 
         for first in range(0, len(neighbours), _BATCH):
             left -= _BATCH
             batch = evaluator(neighbours[first : first + _BATCH], f"{start.found_by}+swaps")
-            better = min(batch, key=lambda candidate: candidate.mean)
-            if better.mean < best.mean:
+            better = min(batch, key=lambda candidate: candidate.score)
+            if better.score < best.score:
                 best = better
                 break
         else:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..aq.formats import Format
 from ..errors import InputError
 from ..sensitivity.fitting import load_predictor
-from ..sensitivity.prober import Prober
+from ..sensitivity.predictor import Predictor
+from ..sensitivity.prober import Measurement, Prober
+from ..sensitivity.probes import read_probes
 from ..sensitivity.run import Run
 from ..storage import write_json
-from .find import FRONT_BITS, FoundPlan, find_front, find_plan
+from .engine import FoundPlan
+from .find import FRONT_BITS, find_front, find_plan
 from .problem import parse_size
+from .verify import Verification
 
 
 def parse_pins(texts: Sequence[str]) -> dict[str, Format]:
@@ -44,26 +48,28 @@ def search_run(
     verify: int = 0,
     n_images: int | None = None,
     out: Path | None = None,
-    **constraints: Any,
+    **options: Any,
 ) -> FoundPlan:
     """Find a plan for the budgets given and save it to `out` (plans/BITS.json in the run by default).
 
     Args:
         bits: total bits per weight; size, pipeline_size: text such as "2MB", "2MiB" or a number of bytes.
         verify, n_images: samplings at most, and images in each (the run's own number by default).
-        constraints: passed to find_plan.
+        options: passed to find_plan.
     """
     limits = [parse_size(size)] if size else []
     if pipeline_size:
         limits.append(parse_size(pipeline_size) - other_pipeline_bytes(run))
+    predictor = load_predictor(run)
     found = find_plan(
         run.subject,
         run.menus,
-        load_predictor(run),
+        predictor,
         bits=bits,
         size_bytes=min(limits) if limits else None,
-        **_verification(run, verify, n_images),
-        **constraints,
+        verification=_verification(run, predictor, verify, n_images),
+        encoding=run.store.identity,
+        **options,
     )
     path = out or run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json"
     found.plan.save(path)
@@ -71,19 +77,24 @@ def search_run(
 
 
 def search_front(
-    run: Run, *, bits: Sequence[float] = FRONT_BITS, verify: int = 0, n_images: int | None = None, **constraints: Any
+    run: Run, *, bits: Sequence[float] = FRONT_BITS, verify: int = 0, n_images: int | None = None, **options: Any
 ) -> list[FoundPlan]:
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
-    found = find_front(run.subject, run.menus, load_predictor(run), bits=bits, **_verification(run, verify, n_images), **constraints)
+    predictor = load_predictor(run)
+    verification = _verification(run, predictor, verify, n_images)
+    found = find_front(run.subject, run.menus, predictor, bits=bits, verification=verification, encoding=run.store.identity, **options)
     write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_json() for plan in found]})
     return found
 
 
-def _verification(run: Run, verify: int, n_images: int | None) -> Mapping[str, Any]:
-    return {
-        "verify": verify,
-        "prober": Prober(run) if verify else None,
-        "n_images": n_images or run.settings.n_images,
-        "steps": run.settings.steps,
-        "encoding": run.store.identity,
-    }
+def _verification(run: Run, predictor: Predictor, n: int, n_images: int | None) -> Verification | None:
+    """Measurements on the run's own number of images, unless told otherwise; the predictor learns from them beside the run's probes."""
+    if n == 0:
+        return None
+
+    def refit(measured: Sequence[Measurement]) -> Predictor:
+        return predictor.taught(
+            read_probes(run, predictor.metric, others=[measurement.record for measurement in measured]), run.settings.seed
+        )
+
+    return Verification(n, Prober(run), refit, n_images or run.settings.n_images, run.settings.steps)

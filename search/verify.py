@@ -1,14 +1,14 @@
-"""Candidates against the uniform plan of the same bytes, measured on equal noise."""
+"""Plans against the uniform plan of the same bytes, measured on equal noise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ..aq.formats import Format
 from ..errors import InputError
-from ..progress import track
+from .evaluate import Predictor
 
 PURPOSE = "verify"
 
@@ -22,52 +22,39 @@ class Measurement(Protocol):
     def metrics(self) -> Mapping[str, Metric]: ...
 
 
-M = TypeVar("M", bound=Measurement)
-
-
-class Prober(Protocol[M]):
+class Prober(Protocol):
     """What verification needs of a prober: equal purpose means equal noise, so differences are paired."""
 
-    def measure(self, formats: Mapping[str, Format], *, purpose: str, n_images: int, steps: int | None) -> M: ...
+    def measure(self, formats: Mapping[str, Format], *, purpose: str, n_images: int, steps: int | None) -> Any: ...
 
-    def difference(self, a: M, b: M) -> tuple[float, float, float]: ...
+    def difference(self, a: Any, b: Any) -> tuple[float, float, float]: ...
+
+
+Refit = Callable[[Sequence[Any]], Predictor]  # measurements of a verification → the predictor taught by them
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What measuring said. `winner` indexes the candidates, None where none of them is better than uniform."""
+class Verification:
+    """How many samplings, and of what.
 
-    winner: int | None
-    measured: dict[str, Any]  # of what is handed out
-    uniform_measured: dict[str, Any]
-    difference: tuple[float, float, float]  # best candidate minus uniform, with its 95 % interval
-
-
-def check_verify(verify: int, prober: object | None) -> None:
-    """Raise InputError unless `verify` samplings can be done."""
-    if verify < 0 or verify == 1:
-        raise InputError(f"--verify {verify}: a verification measures the uniform plan and at least one candidate; use 0 or at least 2")
-    if verify and prober is None:
-        raise InputError(f"--verify {verify}: there is nothing to measure with; pass a prober")
-
-
-def verify_candidates(
-    prober: Prober[Any], candidates: Sequence[Mapping[str, Format]], uniform: Mapping[str, Format], *, n_images: int, steps: int | None
-) -> Verdict:
-    """Measure the uniform plan and every candidate, and name the one with the least paired difference, if that is below zero.
-
-    The interval is of the chosen one on the images that chose it: with few candidates on equal noise the optimism is small, and
-    `sedaq evaluate` gives figures on other noise.
+    n: samplings at most, the uniform plan's included. refit: teaches the predictor what was measured; None: it stays as it is.
+    n_images, steps: of each sampling; steps None: the subject's own.
     """
 
-    def measure(formats: Mapping[str, Format]) -> Any:
-        return prober.measure(formats, purpose=PURPOSE, n_images=n_images, steps=steps)
+    n: int
+    prober: Prober
+    refit: Refit | None = None
+    n_images: int = 512
+    steps: int | None = None
 
-    def content(measurement: Any) -> dict[str, Any]:
-        return {"metrics": {name: metric.to_json() for name, metric in measurement.metrics.items()}, "n_images": n_images, "steps": steps}
+    def __post_init__(self) -> None:
+        if self.n < 2:
+            raise InputError(f"--verify {self.n}: a verification measures the uniform plan and at least one other; use 0 or at least 2")
 
-    reference, *measurements = [measure(formats) for formats in track([uniform, *candidates], "verify")]
-    differences = [prober.difference(measurement, reference) for measurement in measurements]
-    best = min(range(len(candidates)), key=lambda index: differences[index][0])
-    better = differences[best][0] < 0
-    return Verdict(best if better else None, content(measurements[best] if better else reference), content(reference), differences[best])
+    def measure(self, formats: Mapping[str, Format]) -> Any:
+        return self.prober.measure(formats, purpose=PURPOSE, n_images=self.n_images, steps=self.steps)
+
+    def content(self, measurement: Measurement) -> dict[str, Any]:
+        """As it stands in a plan."""
+        metrics = {name: metric.to_json() for name, metric in measurement.metrics.items()}
+        return {"metrics": metrics, "n_images": self.n_images, "steps": self.steps}

@@ -105,23 +105,26 @@ class Additive:
         """Without bends."""
         return cls(log_slopes, exponents, power, log_errors, *_padded([[]] * len(log_slopes), [[]] * len(log_slopes)))
 
+    @classmethod
+    def across(cls, laws: Sequence[Additive], layer: int) -> Additive:
+        """One layer by each of several laws, as if these were its layers; powers are left out."""
+        slopes, exponents, logs = (
+            np.array([getattr(law, name)[layer] for law in laws]) for name in ("log_slopes", "exponents", "log_errors")
+        )
+        known = [law.knots[layer] < _FAR for law in laws]
+        rows = ([getattr(law, name)[layer][there] for law, there in zip(laws, known, strict=True)] for name in ("knots", "bends"))
+        return cls(slopes, exponents, 1.0, logs, *_padded(*rows))
+
     def terms(self, errors: Array) -> Array:
         """t_l, of the shape of errors (…, layers); a layer without error has none."""
-        return self._terms(errors, slice(None))
-
-    def term(self, layer: int, error: float) -> float:
-        """t_l of one layer."""
-        return float(self._terms(np.array([error]), slice(layer, layer + 1))[0])
-
-    def _terms(self, errors: Array, layers: slice) -> Array:
         present = errors > 0
         logs = np.log(np.where(present, errors, 1.0))
-        line = self.log_slopes[layers] + self.exponents[layers] * (logs - self.log_errors[layers])
-        return np.where(present, np.exp(np.clip(line + self._bend(logs, layers), -60, 60)), 0.0)
+        line = self.log_slopes + self.exponents * (logs - self.log_errors)
+        return np.where(present, np.exp(np.clip(line + self._bend(logs), -60, 60)), 0.0)
 
-    def _bend(self, logs: Array, layers: slice) -> Array:
+    def _bend(self, logs: Array) -> Array:
         """β: linear between knots, constant beyond them."""
-        knots, bends = self.knots[layers], self.bends[layers]
+        knots, bends = self.knots, self.bends
         rows, last = np.arange(len(knots)), knots.shape[1] - 1
         n_below = (logs[..., None] >= knots).sum(-1)
         left, right = np.clip(n_below - 1, 0, last), np.clip(n_below, 0, last)

@@ -75,20 +75,32 @@ class Predictor:
         self._features = table.features
         self._index = {name: index for index, name in enumerate(self.layers)}
         self._errors: dict[tuple[str, str], float] = {}
+        self._across: dict[str, Additive] = {}
+        self._costs: dict[tuple[str, float], Array] = {}
 
     @classmethod
     def fit(cls, metric: str, probes: Probes, *, error_of: ErrorOf, seed: int = 0, n_members: int = N_MEMBERS) -> Predictor:
         """Fit to probes whose values are of `metric`."""
-        table, labels, n = probes.table, probes.labels, len(probes)
-        held_out = choose_ridge(probes.errors, labels, table.priors, seed)
+        held_out = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
         n_trees, misfit = choose_number(held_out, probes, seed)
-        members = []
+        return cls._of(metric, probes, held_out.ridge, n_trees, misfit, error_of=error_of, seed=seed, n_members=n_members)
+
+    def taught(self, probes: Probes, seed: int = 0) -> Predictor:
+        """Fitted to other probes, with the ridge, the number of trees and the misfit that this one has chosen."""
+        n_members = len(self.members)
+        return self._of(self.metric, probes, self.ridge, self.n_trees, self.misfit, error_of=self.error_of, seed=seed, n_members=n_members)
+
+    @classmethod
+    def _of(
+        cls, metric: str, probes: Probes, ridge: float, n_trees: int, misfit: float, *, error_of: ErrorOf, seed: int, n_members: int
+    ) -> Predictor:
+        table, labels, n, members = probes.table, probes.labels, len(probes), []
         for member in range(n_members):
             # The first member sees every probe once, so that the ensemble of one is the plain fit.
             drawn = probes[np.arange(n) if member == 0 else np.random.default_rng([seed, member]).integers(n, size=n)]
-            law = fit_additive(drawn.errors, drawn.labels, table.priors, held_out.ridge)
+            law = fit_additive(drawn.errors, drawn.labels, table.priors, ridge)
             members.append(Member(law, fit_trees(law, drawn, n_trees, seed + member) if n_trees else None))
-        return cls(metric, table, members, whole=probes.whole, floor=labels.floor, misfit=misfit, ridge=held_out.ridge, error_of=error_of)
+        return cls(metric, table, members, whole=probes.whole, floor=labels.floor, misfit=misfit, ridge=ridge, error_of=error_of)
 
     def without_trees(self) -> Predictor:
         """The laws alone."""
@@ -133,8 +145,17 @@ class Predictor:
 
     def additive_cost(self, name: str, entry: Entry) -> float:
         """The term t_l of `entry` in the additive law, averaged over members: what the exact solver sums."""
-        index, error = self._index[name], self._error(name, entry)
-        return float(np.mean([member.additive.term(index, error) for member in self.members]))
+        return float(self.member_costs(name, entry).mean())
+
+    def member_costs(self, name: str, entry: Entry) -> Array:
+        """The term t_l of `entry` by each member, (members,)."""
+        error = self._error(name, entry)
+        key = (name, error)
+        if key not in self._costs:
+            if name not in self._across:
+                self._across[name] = Additive.across([member.additive for member in self.members], self._index[name])
+            self._costs[key] = self._across[name].terms(np.full(len(self.members), error))
+        return self._costs[key]
 
     def contributions(self, errors: Array, rates: Array) -> tuple[Array, Array]:
         """What each layer adds to log(excess + floor) in each plan, (n, layers), and the rest, (n,): together exactly the mean prediction.

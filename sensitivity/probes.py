@@ -78,8 +78,13 @@ def layer_table(run: Run, traits: Traits) -> LayerTable:
     )
 
 
-def read_probes(run: Run, metric: str = "fid", *, purpose: str = "probe", traits: Traits | None = None) -> Probes:
+def read_probes(
+    run: Run, metric: str = "fid", *, purpose: str = "probe", traits: Traits | None = None, others: Sequence[dict[str, Any]] = ()
+) -> Probes:
     """The probes of a run, each plan once, by its measurement with most images.
+
+    Args:
+        others: records of measurements for other purposes, which count as probes too.
 
     Raises:
         InputError: for probes of another model, extractor or reference than the rest, for too few, and for labels that are all equal.
@@ -87,6 +92,7 @@ def read_probes(run: Run, metric: str = "fid", *, purpose: str = "probe", traits
     path = run.folder / "probes.jsonl"
     found = [r for r in read_records(path, "probe") if r["purpose"] == purpose and r["steps"] == run.settings.steps]
     notes = ["the last line of probes.jsonl was cut short and is left out"] if ends_cut_short(path) else []
+    found += others
     _check(run, found, metric)
     finite = [record for record in found if _excess(record, metric, found) is not None]
     if len(finite) < len(found):

@@ -35,6 +35,20 @@ def random_problem(rng: np.random.Generator, n_units: int, n_options: int, *, ti
     return Problem(tuple(units), n_weights=n_units * 400, fixed_file_bytes=100)
 
 
+def large_problem(n_units: int = 803, n_options: int = 8) -> Problem:
+    """Shapes and costs as spread as those of a large UNet: four orders of magnitude."""
+    rng = np.random.default_rng(5)
+    units = []
+    for unit in range(n_units):
+        n_weights = int(10 ** rng.uniform(4, 7))
+        rates = np.linspace(1.5, 5, n_options) + rng.uniform(0, 0.2, n_options)
+        entries = tuple((Entry(float(r), FORMATS[k], int(n_weights * r / 8), int(n_weights * r / 8) + 250),) for k, r in enumerate(rates))
+        costs = 10 ** rng.normal(-3, 1) * 4.0**-rates * rng.uniform(0.9, 1.1, n_options)
+        units.append(Unit((f"layer{unit}",), entries, tuple(costs)))
+    n_weights = sum(int(unit.options[0][0].size_bytes * 8 / unit.options[0][0].rate) for unit in units)
+    return Problem(tuple(units), n_weights, 10_000)
+
+
 @dataclass
 class FakePredictor:
     """Additive costs by layer and bits, and a penalty for neighbours whose costs are both high: not additive."""
@@ -46,6 +60,9 @@ class FakePredictor:
 
     def additive_cost(self, name: str, entry: Entry) -> float:
         return self.sensitivity.get(name, 1.0) * 4.0 ** -min(entry.rate, 8.0)
+
+    def member_costs(self, name: str, entry: Entry) -> np.ndarray:
+        return self.additive_cost(name, entry) * np.array([0.8, 1.0, 1.2])
 
     def predict(self, choices: Sequence[Mapping[str, Entry]]) -> tuple[np.ndarray, np.ndarray]:
         self.n_calls += 1

@@ -16,7 +16,7 @@ from sedaq.search.evaluate import Evaluator
 from sedaq.search.exact import solve_exact
 from sedaq.search.problem import Choice, Problem, Unit
 from sedaq.search.repair import repair
-from sedaq.search.solvers import SOLVERS, solve
+from sedaq.search.solvers import SOLVERS, Effort, solve
 from sedaq.search.uniform import at_rate, uniform_choices
 
 from .conftest import FORMATS, FakePredictor
@@ -202,5 +202,5 @@ def test_swaps_and_solvers_keep_the_limits(seed: int, book_bytes: int, budgets: 
     assert swaps.improve(evaluator, start).mean <= start.mean
     assert all(problem.fits(np.array(choice)) for choice in evaluator.seen)
     for solver in SOLVERS:
-        solution = solve(problem, predictor, solver=solver, n_trials=8)
+        solution = solve(Evaluator(problem, predictor), solver=solver, effort=Effort(n_trials=8))
         assert all(problem.fits(np.array(candidate.choice)) for candidate in solution.candidates)

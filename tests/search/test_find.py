@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from sedaq.aq.formats import Format
 from sedaq.aq.plan import Plan
 from sedaq.errors import InputError
 from sedaq.search.find import find_front, find_plan
+from sedaq.search.verify import Verification
 
-from .conftest import FakeProber
+from .conftest import FakePredictor, FakeProber
 
 INT8 = Format.parse("int8")
 KEYS = {"bits_per_weight", "size_bytes", "predicted", "measured", "uniform_measured", "difference_ci", "solver", "plan"}
@@ -82,14 +86,17 @@ def test_a_pin_holds_for_the_whole_tie_and_overlapping_ties_are_one(subject, men
         ({"bits": 0.5}, "cannot be met; the least reachable"),
         ({"bits": None}, "no budget is given"),
         ({"solver": "magic"}, "solver 'magic' is unknown"),
-        ({"verify": 1}, "--verify 1"),
-        ({"verify": 3}, "nothing to measure with"),
     ],
 )
 def test_contradictions_are_explained(subject, menu, predictor, settings, message) -> None:
     with pytest.raises(InputError, match=message) as caught:
         find_plan(subject, menu, predictor, **{"bits": 3.0, **settings})
     assert "\n" not in str(caught.value)
+
+
+def test_a_verification_of_one_sampling_says_nothing() -> None:
+    with pytest.raises(InputError, match="--verify 1: .*use 0 or at least 2"):
+        Verification(1, FakeProber(len))
 
 
 def test_identical_pins_are_no_contradiction(subject, menu, predictor) -> None:
@@ -99,7 +106,7 @@ def test_identical_pins_are_no_contradiction(subject, menu, predictor) -> None:
 def test_verification_hands_out_the_best_measured_candidate(subject, menu, predictor) -> None:
     plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
     prober = FakeProber(lambda formats: 1.0 if formats == plain.plan.formats else 2.0 if formats != plain.uniform.formats else 3.0)
-    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verify=4, prober=prober, n_images=64, steps=5)
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(4, prober, n_images=64, steps=5))
     assert found.plan.formats == plain.plan.formats and found.solver == plain.solver
     assert len(prober.measured) == 4 == len({str(formats) for formats in prober.measured})
     assert found.difference_ci == pytest.approx((-2.1, -1.9))
@@ -110,7 +117,7 @@ def test_verification_hands_out_the_best_measured_candidate(subject, menu, predi
 def test_verification_prefers_another_candidate_where_it_measures_better(subject, menu, predictor) -> None:
     plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
     prober = FakeProber(lambda formats: 3.0 if formats in (plain.plan.formats, plain.uniform.formats) else 1.0)
-    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verify=3, prober=prober)
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(3, prober))
     assert found.plan.formats not in (plain.plan.formats, plain.uniform.formats)
     assert found.predicted["value"] >= plain.predicted["value"]
 
@@ -118,7 +125,7 @@ def test_verification_prefers_another_candidate_where_it_measures_better(subject
 def test_uniform_is_handed_out_where_nothing_beats_it(subject, menu, predictor) -> None:
     plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
     prober = FakeProber(lambda formats: 1.0 if formats == plain.uniform.formats else 2.0)
-    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verify=3, prober=prober)
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(3, prober))
     assert found.solver == "uniform" == found.plan.provenance["solver"]
     assert found.plan.formats == found.uniform.formats and found.measured == found.uniform_measured
     assert found.difference_ci == (0.0, 0.0)
@@ -140,3 +147,66 @@ def test_a_front_leaves_out_what_cannot_be_reached(subject, menu, predictor) -> 
     assert max(found.plan.budget["bits_per_weight"] for found in front) <= 2.25
     with pytest.raises(InputError, match=r"none of the budgets of 0\.5, 1 bits can be met"):
         find_front(subject, menu, predictor, bits=[0.5, 1.0])
+
+
+def test_what_is_measured_teaches_the_predictor_until_it_finds_what_is_measured(subject, menu, predictor) -> None:
+    """Measured, layer 0 is worth nothing; the predictor that learns it finds another plan, which is measured, too, and wins."""
+    plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
+    truth = FakePredictor({**predictor.sensitivity, "0": 0.0, "1": 50.0})
+    entries = {name: {entry.format: entry for entry in entries} for name, entries in menu.items()}
+
+    def score(formats) -> float:
+        return float(truth.predict([{name: entries[name][format] for name, format in formats.items()}])[0][0])
+
+    prober, taught = FakeProber(score), []
+
+    def refit(measured) -> FakePredictor:
+        taught.append(len(measured))
+        return truth
+
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(8, prober, refit))
+    assert taught[0] == 3 and len(prober.measured) == taught[-1] < 8, "uniform and two plans first; it ends when nothing new is found"
+    assert found.plan.formats != plain.plan.formats
+    assert found.measured is not None and found.uniform_measured is not None
+    values = [score(formats) for formats in prober.measured]
+    assert found.measured["metrics"]["fid"]["value"] == min(values) < score(plain.plan.formats)
+    few = FakeProber(score)
+    find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(2, few, refit))
+    assert len(few.measured) == 2
+
+
+def test_a_risk_prefers_plans_that_the_predictor_is_sure_of(subject, menu, predictor) -> None:
+    class Unsure(FakePredictor):
+        """Knows nothing of plans that give layer 1 few bits."""
+
+        def predict(self, choices):
+            mean, _ = super().predict(choices)
+            return mean, np.array([5.0 * mean.max() if choice["1"].rate < 3 else 0.0 for choice in choices])
+
+    unsure = Unsure({**predictor.sensitivity, "1": 0.01})
+    bold, careful = (find_plan(subject, menu, unsure, bits=2.4, n_trials=24, risk=risk) for risk in (0.0, 1.0))
+    rate = {entry.format: entry.rate for entry in menu["1"]}
+    assert rate[bold.plan.formats["1"]] < 3 <= rate[careful.plan.formats["1"]]
+    assert bold.plan.provenance["risk"] == 0 and careful.predicted["std"] == 0 < bold.predicted["std"]
+
+
+def test_a_storage_keeps_studies_to_look_at_and_changes_nothing(subject, menu, predictor, tmp_path) -> None:
+    plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=16)
+    journal, database = str(tmp_path / "new" / "studies.log"), f"sqlite:///{tmp_path / 'studies.db'}"
+    for storage in (journal, journal, database):
+        assert find_plan(subject, menu, predictor, bits=2.4, n_trials=16, storage=storage) == plain
+    find_front(subject, menu, predictor, bits=[2.0, 2.4], n_trials=8, storage=database)
+    backend = optuna.storages.JournalStorage(JournalFileBackend(journal))
+    (name,) = optuna.get_all_study_names(backend)
+    assert name.startswith("small, 2.") and name.endswith(" bits, seed 0")
+    study = optuna.load_study(study_name=name, storage=backend)
+    assert len(study.trials) == 16 and study.best_value >= plain.predicted["value"]
+    assert "small, front, seed 0" in optuna.get_all_study_names(database)
+    with pytest.raises(InputError, match="--storage nonsense://x: .*; give a journal file or a URL"):
+        find_plan(subject, menu, predictor, bits=2.4, n_trials=16, storage="nonsense://x")
+
+
+def test_a_new_budget_on_the_front_begins_from_it(subject, menu, predictor) -> None:
+    front = find_front(subject, menu, predictor, bits=[1.75, 2.5], n_trials=30)
+    assert all(set(found.plan.provenance["gains"]) == {"front", "swaps"} for found in front)
+    assert find_front(subject, menu, predictor, bits=[1.75, 2.5], n_trials=30) == front

@@ -7,17 +7,16 @@ import time
 import numpy as np
 import pytest
 
-from sedaq.aq.menu import Entry
 from sedaq.errors import InputError
 from sedaq.search import swaps
 from sedaq.search.evaluate import Evaluator
 from sedaq.search.exact import solve_exact
-from sedaq.search.problem import Problem, Unit, build_problem
+from sedaq.search.problem import Problem, build_problem
 from sedaq.search.program import _silent_stdout
-from sedaq.search.solvers import SOLVERS, solve
+from sedaq.search.solvers import SOLVERS, Effort, solve
 from sedaq.search.uniform import uniform_choices
 
-from .conftest import FORMATS, FakePredictor, random_problem
+from .conftest import FakePredictor, large_problem, random_problem
 
 
 def brute_force(problem: Problem) -> float | None:
@@ -56,18 +55,9 @@ def test_exact_without_a_budget_takes_the_least_costs() -> None:
     assert problem.cost(choice) == pytest.approx(brute_force(problem)) and gap == 0
 
 
-def large_problem(n_units: int = 803, n_options: int = 8) -> Problem:
-    """Shapes and costs as spread as those of a large UNet: four orders of magnitude."""
-    rng = np.random.default_rng(5)
-    units = []
-    for unit in range(n_units):
-        n_weights = int(10 ** rng.uniform(4, 7))
-        rates = np.linspace(1.5, 5, n_options) + rng.uniform(0, 0.2, n_options)
-        entries = tuple((Entry(float(r), FORMATS[k], int(n_weights * r / 8), int(n_weights * r / 8) + 250),) for k, r in enumerate(rates))
-        costs = 10 ** rng.normal(-3, 1) * 4.0**-rates * rng.uniform(0.9, 1.1, n_options)
-        units.append(Unit((f"layer{unit}",), entries, tuple(costs)))
-    n_weights = sum(int(unit.options[0][0].size_bytes * 8 / unit.options[0][0].rate) for unit in units)
-    return Problem(tuple(units), n_weights, 10_000)
+@pytest.fixture(scope="module")
+def large() -> Problem:
+    return large_problem(70, 4)
 
 
 def test_exact_is_quick_at_803_layers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,11 +95,11 @@ def test_swaps_never_worsen_and_reach_a_local_optimum() -> None:
 
 def test_optuna_is_repeatable_and_never_worse_than_what_was_enqueued(subject, menu, predictor) -> None:
     problem = build_problem(subject, menu, predictor.additive_cost, bits=2.3)
-    first, second = (solve(problem, predictor, solver="optuna", seed=7, n_trials=40) for _ in range(2))
+    first, second = (solve(Evaluator(problem, predictor), solver="optuna", effort=Effort(7, 40)) for _ in range(2))
     assert first == second
-    exact = solve(problem, predictor, solver="exact")
+    exact = solve(Evaluator(problem, predictor), solver="exact")
     uniform = Evaluator(problem, predictor)(uniform_choices(problem, seed=7), "uniform")
-    assert first.mean <= min(exact.mean, *(candidate.mean for candidate in uniform))
+    assert first.best.score <= min(exact.best.score, *(candidate.score for candidate in uniform))
     assert first.n_trials == 40 and first.gap is not None
     assert all(problem.fits(np.array(candidate.choice)) for candidate in first.candidates)
 
@@ -117,26 +107,30 @@ def test_optuna_is_repeatable_and_never_worse_than_what_was_enqueued(subject, me
 def test_auto_is_the_best_of_all_and_says_which(subject, menu) -> None:
     predictor = FakePredictor({layer.name: 1.0 + i for i, layer in enumerate(subject.layers)}, interaction=5.0)
     problem = build_problem(subject, menu, predictor.additive_cost, bits=2.3)
-    found = {name: solve(problem, predictor, solver=name, n_trials=40) for name in SOLVERS}
-    assert found["auto"].mean <= min(solution.mean for solution in found.values())
+    found = {name: solve(Evaluator(problem, predictor), solver=name, effort=Effort(n_trials=40)) for name in SOLVERS}
+    assert found["auto"].best.score <= min(solution.best.score for solution in found.values())
     assert found["auto"].solver in {"exact", "optuna", "uniform", "exact+swaps", "optuna+swaps", "uniform+swaps"}
     candidates = found["auto"].candidates
     assert len({candidate.choice for candidate in candidates}) == len(candidates) > 3
-    assert candidates[0].choice == found["auto"].choice
+    assert candidates[0] == found["auto"].best
 
 
-def test_above_64_units_swaps_take_the_place_of_optuna() -> None:
-    free = large_problem(70, 4)
+def test_above_64_units_optuna_prices_groups_and_gains(large: Problem) -> None:
     predictor = FakePredictor({}, interaction=3.0)
-    problem = free.bounded(bits=2.5)
-    solution = solve(problem, predictor, n_trials=40)
-    assert solution.solver.endswith("(no Optuna above 64 decisions)") and solution.n_trials == 0
-    assert solution.mean <= solve(problem, predictor, solver="exact").mean
+    problem = large.bounded(bits=2.5)
+    first, second = (solve(Evaluator(problem, predictor), solver="optuna", effort=Effort(3, 60)) for _ in range(2))
+    assert first == second and first.n_trials == 60
+    assert "optuna" in {candidate.found_by for candidate in first.candidates}
+    exact = solve(Evaluator(problem, predictor), solver="exact")
+    assert first.best.score <= exact.best.score
+    whole = solve(Evaluator(problem, predictor), effort=Effort(3, 60))
+    assert whole.best.score <= first.best.score and set(whole.gains) == {"optuna", "swaps"}
+    assert min(whole.gains.values()) >= 0
 
 
 def test_an_unknown_solver_is_named(subject, menu, predictor) -> None:
     with pytest.raises(InputError, match="solver 'greedy' is unknown; choose one of exact, optuna, auto"):
-        solve(build_problem(subject, menu, predictor.additive_cost, bits=3), predictor, solver="greedy")
+        solve(Evaluator(build_problem(subject, menu, predictor.additive_cost, bits=3), predictor), solver="greedy")
 
 
 def test_nothing_is_printed_by_the_solver(capfd: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,11 @@ def test_bends_are_linear_between_knots_and_constant_beyond() -> None:
     np.testing.assert_allclose(np.log(terms[:, 1]), logs + 0.7, atol=1e-12)
     np.testing.assert_allclose(np.log(terms[:, 2]), logs, atol=1e-12)
     assert law.to_json() == content
-    assert law.term(0, float(np.exp(-3.1))) == pytest.approx(float(law.terms(np.exp([-3.1] * 3))[0]))
+    other = replace(law, log_slopes=law.log_slopes + 1)
+    for layer in range(3):
+        both = Additive.across([law, other], layer).terms(np.exp([-3.1, -2.0]))
+        alone = [one.terms(np.exp([x] * 3))[layer] for one, x in ((law, -3.1), (other, -2.0))]
+        np.testing.assert_allclose(both, alone)
 
 
 def test_with_fewer_probes_than_layers_the_scores_carry() -> None:

@@ -1,0 +1,240 @@
+"""One search: a subject, its constraints and a predictor; plans for any budget, verified or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..aq.menu import Entry
+from ..aq.plan import Plan
+from ..errors import SedaqError
+from ..models.subject import Subject
+from ..progress import track
+from . import optuna_solver
+from .constraints import Constraints, apply_constraints
+from .evaluate import RISK, Candidate, Evaluator, Predictor
+from .margins import undecided
+from .optuna_solver import Keep
+from .problem import Choice, Problem, build_problem
+from .solvers import N_TRIALS, Effort, Solution, check_solver, solve
+from .uniform import uniform_choices
+from .verify import Verification
+
+FIRST_MEASURED = 2  # plans that are measured before the predictor is taught by them
+Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes; None: no such bound
+
+
+@dataclass(frozen=True)
+class FoundPlan:
+    """A plan within its budget, what is known of it, and the uniform plan that it was held against."""
+
+    plan: Plan
+    uniform: Plan
+    predicted: dict[str, Any]  # {metric, value, std}
+    uniform_predicted: dict[str, Any]  # mean over the five orders
+    measured: dict[str, Any] | None  # {metrics: {name: {value, se, …}}, n_images, steps}; None without verification
+    uniform_measured: dict[str, Any] | None
+    difference_ci: tuple[float, float] | None  # 95 %, searched minus uniform, below zero is better; zeros where uniform is handed out
+    solver: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bits_per_weight": self.plan.bits_per_weight,
+            "size_bytes": self.plan.size_bytes,
+            "predicted": self.predicted,
+            "uniform_predicted": self.uniform_predicted,
+            "uniform_bits_per_weight": self.uniform.bits_per_weight,
+            "measured": self.measured,
+            "uniform_measured": self.uniform_measured,
+            "difference_ci": None if self.difference_ci is None else list(self.difference_ci),
+            "solver": self.solver,
+            "plan": self.plan.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What is handed out, the uniform plan where measuring found none better; and what was measured, if anything was."""
+
+    choice: Choice
+    solver: str
+    measured: dict[str, Any] | None = None
+    uniform_measured: dict[str, Any] | None = None
+    interval: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Search:
+    """Everything that is the same for all budgets."""
+
+    subject: Subject
+    predictor: Predictor
+    menus: Mapping[str, Sequence[Entry]]  # constraints applied
+    ties: Sequence[tuple[str, ...]]
+    notes: tuple[str, ...]
+    encoding: Mapping[str, Any]
+    solver: str = "auto"
+    seed: int = 0
+    n_trials: int = N_TRIALS
+    risk: float = RISK
+    storage: str | None = None
+    verification: Verification | None = None
+
+    @classmethod
+    def of(cls, subject: Subject, menus: Mapping[str, Sequence[Entry]], predictor: Predictor, options: Mapping[str, Any]) -> Search:
+        """From find_plan's options. Raises InputError for those that contradict each other."""
+        settings = dict(options)
+        check_solver(settings.get("solver", cls.solver))
+        of_layers = {field.name: settings.pop(field.name) for field in fields(Constraints) if field.name in settings}
+        restricted, groups, notes = apply_constraints(subject, menus, Constraints(**of_layers))
+        return cls(subject, predictor, restricted, groups, tuple(notes), settings.pop("encoding", {}), **settings)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """Without a budget."""
+        return build_problem(self.subject, self.menus, self.predictor.additive_cost, ties=self.ties)
+
+    def sweep(self, n_trials: int) -> list[Candidate]:
+        """What Optuna sees of the whole front; nothing where only the exact solver was asked for."""
+        if self.solver == "exact" or not n_trials:
+            return []
+        evaluator = Evaluator(self.problem, self.predictor, self.risk)
+        return optuna_solver.sweep(evaluator, seed=self.seed, n_trials=n_trials, keep=self._keep("front"))
+
+    def find(self, budget: Budget, *, n_trials: int = 0, starts: Sequence[Choice] = ()) -> tuple[FoundPlan, Choice]:
+        """The best plan for a budget, with `n_trials` of Optuna for it alone."""
+        problem = self.problem.bounded(bits=budget.get("bits_per_weight"), size_bytes=_whole(budget.get("size_bytes")))
+        uniforms = uniform_choices(problem, seed=self.seed)
+        uniform = uniforms[0]
+        solution = self._solve(problem, uniform, n_trials, starts)
+        verdict = _Verdict(np.array(solution.best.choice), solution.solver)
+        if self.verification is not None:
+            verdict = self._verified(self.verification, problem, uniform, solution)
+        choice, solver = verdict.choice, verdict.solver
+        evaluator = Evaluator(problem, self.predictor, self.risk)
+        predicted = self._predicted(evaluator([choice], solver))
+        named = {name: value for name, value in budget.items() if value is not None}
+        provenance = self._provenance(problem, choice, solution, solver, verdict.notes)
+        plan = self._plan(problem, choice, budget=named, predicted=predicted, measured=verdict.measured, provenance=provenance)
+        uniform_plan = self._plan(problem, uniform, budget=named, measured=verdict.uniform_measured)
+        found = FoundPlan(
+            plan,
+            uniform_plan,
+            predicted,
+            self._predicted(evaluator(uniforms, "uniform")),
+            verdict.measured,
+            verdict.uniform_measured,
+            verdict.interval,
+            solver,
+        )
+        return found, choice
+
+    # -- solving ---------------------------------------------------------------------------------------------------------------------
+
+    def _solve(self, problem: Problem, uniform: Choice, n_trials: int, starts: Sequence[Choice]) -> Solution:
+        """Solved at the bytes that the uniform plan really uses, so that no candidate's real file is larger than uniform's.
+
+        File bytes in the problem are upper bounds; where a candidate with a smaller bound has the larger file, the limit goes down by the
+        difference (some tens of bytes: digits of offsets).
+        """
+        weight_bytes = None if problem.max_weight_bytes is None else problem.total_weight_bytes(uniform)
+        file_bytes = problem.total_file_bytes(uniform)
+        real = self._plan(problem, uniform).size_bytes
+        name = f"{8 * problem.total_weight_bytes(uniform) / problem.n_weights:.4g} bits"
+        while True:
+            tight = problem.within(max_weight_bytes=weight_bytes, max_file_bytes=file_bytes)
+            effort = Effort(self.seed, n_trials, [start for start in starts if tight.fits(start)], self._keep(name))
+            solution = solve(Evaluator(tight, self.predictor, self.risk), solver=self.solver, effort=effort)
+            excess = self._plan(problem, np.array(solution.best.choice)).size_bytes - real
+            if excess <= 0:
+                return solution
+            file_bytes -= excess
+            if file_bytes < problem.least_file_bytes:
+                alone = Evaluator(problem, self.predictor, self.risk)([uniform], "uniform")[0]
+                return replace(solution, best=alone, candidates=(alone,))
+
+    def _keep(self, name: str) -> Keep | None:
+        return optuna_solver.copy_to(self.storage, f"{self.subject.name}, {name}, seed {self.seed}") if self.storage else None
+
+    def _plan(self, problem: Problem, choice: Choice, **details: Any) -> Plan:
+        """The plan of a choice, its exact sizes held against the budgets."""
+        plan = Plan.of(self.subject, problem.formats(choice), encoding=dict(self.encoding), **details)
+        counted = math.isclose(plan.bits_per_weight * problem.n_weights, 8 * problem.total_weight_bytes(choice))
+        if not (counted and problem.fits(choice) and plan.size_bytes <= problem.total_file_bytes(choice)):
+            raise SedaqError(f"a plan of {plan.size_bytes} bytes and {plan.bits_per_weight:.6g} bits is not what was searched; report this")
+        return plan
+
+    def _predicted(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
+        mean, std = (float(np.mean([getattr(candidate, name) for candidate in candidates])) for name in ("mean", "std"))
+        return {"metric": self.predictor.metric, "value": mean, "std": std}
+
+    def _provenance(self, problem: Problem, choice: Choice, solution: Solution, solver: str, notes: Sequence[str]) -> dict[str, Any]:
+        above = [
+            f"{name}: no format within {entry.rate:g} bits, takes {entry.format}"
+            for name, entry in problem.entries(choice).items()
+            if not entry.book and 8 * entry.size_bytes / self.subject.layer(name).n_weights > entry.rate + 1e-9
+        ]
+        return {
+            "solver": solver,
+            "gap": solution.gap,
+            "seed": self.seed,
+            "trials": solution.n_trials,
+            "gains": solution.gains,
+            "risk": self.risk,
+            "undecided": undecided(problem, choice, self.predictor.member_costs),
+            "notes": [*self.notes, *above, *notes],
+        }
+
+    # -- measuring -------------------------------------------------------------------------------------------------------------------
+
+    def _verified(self, verification: Verification, problem: Problem, uniform: Choice, solution: Solution) -> _Verdict:
+        """Measure uniform and the best plans, teach the predictor by them and search again, until it finds a plan that is measured already.
+
+        The interval is of the chosen plan on the images that chose it: with few plans on equal noise the optimism is small, and
+        `sedaq evaluate` gives figures on other noise.
+        """
+        left = verification.n - 1
+        reference = verification.measure(problem.formats(uniform))
+        measured: dict[Candidate, Any] = {}
+        rivals = self._rivals(problem, uniform, solution)
+        wanted = rivals[: left if verification.refit is None else min(left, FIRST_MEASURED)]
+        while wanted:
+            for rival in track(wanted, "verify"):
+                measured[rival] = verification.measure(problem.formats(np.array(rival.choice)))
+            left -= len(wanted)
+            if not left or verification.refit is None:
+                break
+            taught = replace(self, predictor=verification.refit([reference, *measured.values()]))
+            again = taught.problem.within(max_weight_bytes=problem.max_weight_bytes, max_file_bytes=problem.max_file_bytes)
+            known = {rival.choice for rival in measured}
+            rivals = taught._rivals(again, uniform, taught._solve(again, uniform, 0, [np.array(choice) for choice in known]))
+            wanted = [] if rivals and rivals[0].choice in known else rivals[:1]
+        differences = {rival: verification.prober.difference(found, reference) for rival, found in measured.items()}
+        uniform_measured = verification.content(reference)
+        best = min(differences, key=lambda rival: differences[rival][0], default=None)
+        if best is not None and differences[best][0] < 0:
+            return _Verdict(
+                np.array(best.choice), best.found_by, verification.content(measured[best]), uniform_measured, differences[best][1:], ()
+            )
+        why = "the search found no other plan"
+        if best is not None:
+            value, low, high = differences[best]
+            why = f"the best of {len(measured)} measured {value:+.4g} ({low:+.4g} to {high:+.4g})"
+        note = f"no searched plan is better than uniform, which is handed out: {why}"
+        return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
+
+    def _rivals(self, problem: Problem, uniform: Choice, solution: Solution) -> list[Candidate]:
+        """The candidates to measure: distinct, other than uniform, their files no larger than its file."""
+        real = self._plan(problem, uniform).size_bytes
+        others = [candidate for candidate in solution.candidates if not np.array_equal(candidate.choice, uniform)]
+        return [candidate for candidate in others if self._plan(problem, np.array(candidate.choice)).size_bytes <= real]
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
