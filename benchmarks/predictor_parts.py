@@ -53,7 +53,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
     "the law": ({}, lambda probes: probes),
     "errors in place of gradient scores": ({}, without_scores),
     "no bends": ({"BEND_RIDGE": FIXED}, lambda probes: probes),
-    "terms add up (r = 1)": ({"CERTAINTY": np.array([0.0, 0.0, FIXED, 0.1])}, lambda probes: probes),
+    "terms add up (r = 1)": ({"CERTAINTY": np.array([0.0, 0.0, FIXED, 0.1, 0.25])}, lambda probes: probes),
+    "a power everywhere (no knee)": ({"CERTAINTY": np.array([0.0, 0.0, 0.1, 0.1, FIXED]), "PRIOR_KNEE": 1e-6}, lambda probes: probes),
     "log of the distance, not of its excess": ({}, without_floor),
     "labels weigh alike": ({"MISFIT": FIXED}, lambda probes: probes),
 }

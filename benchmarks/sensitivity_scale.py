@@ -45,7 +45,7 @@ def synthetic() -> tuple[Probes, list[list[Entry]], np.ndarray, Additive]:
     menus = [[Entry(rate, Format("asis") if rate == 16 else Format.parse(f"1x{k + 3}g2"), k, k) for k, rate in enumerate(RATES)]] * N_LAYERS
     logs = np.log(errors[:, :-1]).mean(1)
     slopes = rng.normal(-4.0, 1.2, N_LAYERS)
-    law = Additive.straight(slopes, rng.normal(1.2, 0.15, N_LAYERS), 1.5, logs)
+    law = Additive.straight(slopes, rng.normal(1.2, 0.15, N_LAYERS), 1.5, 1.0, logs)
     low = (np.arange(N_PROBES) + 0.5) / N_PROBES
     picks = np.where(
         rng.random((N_PROBES, N_LAYERS)) < low[:, None], rng.integers(0, 4, (N_PROBES, N_LAYERS)), rng.integers(4, 8, (N_PROBES, N_LAYERS))
@@ -54,15 +54,15 @@ def synthetic() -> tuple[Probes, list[list[Entry]], np.ndarray, Additive]:
     of_plans = errors[np.arange(N_LAYERS), picks]
     terms = law.terms(of_plans)
     together = terms.sum(1) + 3 * np.sqrt(terms[:, :-1] * terms[:, 1:]).sum(1)  # neighbours hurt each other
-    truth = together**law.power
+    truth = law.of_total(together)
     halves = truth[:, None] * np.exp(0.05 * rng.normal(size=(N_PROBES, 2))) + 0.05 * rng.normal(size=(N_PROBES, 2))
     scores = [np.exp(2 * slopes[i] + rng.normal(0, 1.0)) * errors[i] for i in range(N_LAYERS)]
     roles = [ROLES[i % len(ROLES)] for i in range(N_LAYERS)]
     blocks = [f"blocks.{i // 12}" for i in range(N_LAYERS)]
     table = LayerTable([f"{block}.{i}" for i, block in enumerate(blocks)], roles, blocks, LayerPriors.of(list(errors), scores))
     rates = np.array(RATES)[picks]
-    labels = Labels.of(halves.mean(1), 0.04 * truth + 0.04)
-    probes = Probes([str(i) for i in range(N_PROBES)], table, rates, of_plans, of_plans, of_plans, rates.mean(1), labels, halves, 4.0)
+    labels = Labels.of(halves.mean(1), 0.04 * truth + 0.04, 4.0)
+    probes = Probes([str(i) for i in range(N_PROBES)], table, rates, of_plans, of_plans, of_plans, rates.mean(1), labels, halves)
     return probes, menus, errors, law
 
 

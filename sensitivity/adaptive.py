@@ -152,7 +152,9 @@ class Adaptive:
         """The law of all finite probes, then those of bootstrap samples."""
         finite = [seen for seen in self.seen.values() if np.isfinite(seen.excess)]
         metrics = [seen.measurement.metrics["fid_excess"] for seen in finite]
-        labels = Labels.of(np.array([metric.value for metric in metrics]), np.array([metric.se for metric in metrics]))
+        excess, se = (np.array([getattr(metric, name) for metric in metrics]) for name in ("value", "se"))
+        values = np.array([seen.measurement.metrics["fid"].value for seen in finite])
+        labels = Labels.of(excess, se, float(np.median(values - excess)))
         errors = self._errors_of([seen.picks for seen in finite])
         rng = np.random.default_rng([self.run.settings.seed, len(self.seen)])
         samples = [np.arange(len(finite)), *(rng.integers(len(finite), size=len(finite)) for _ in range(N_LAWS))]

@@ -1,14 +1,15 @@
 """The additive part of the predictor: what layers' errors do to the Fréchet distance, before trees.
 
-    excess = (Σ_l t_l)^r,    t_l = exp(θ_l + p_l (log e_l − ē_l) + β_l(e_l))
+    excess = S (1 + S/κ)^(r−1),    S = Σ_l t_l,    t_l = exp(θ_l + p_l (log e_l − ē_l) + β_l(e_l))
 
 excess is the distance above full precision's on the same noise, e_l the relative output error of layer l's encoding under its Hessian, ē_l the
 mean of its logarithm over the layer's menu. θ_l says how sensitive the layer is, p_l how steeply its harm falls with its error, β_l bends that line
-where the probes say so (a number for every entry of the menu, linear between them; t_l never falls with e_l), r how errors of several layers add
-up: distances would add if r were 1, deviations of images if it were 2.
+where the probes say so (a number for every entry of the menu, linear between them; t_l never falls with e_l). Small harms add up, so that t_l is
+what layer l costs alone; far above κ they grow with the power r, as deviations of images that point the same way would with r = 2.
 
 Fitted by penalized least squares in log(excess + floor), by L-BFGS: plans that are nearly lossless count as much as ruined ones. With more layers
-than probes the priors carry: θ_l ~ b + q · log(gradient score), log p_l ~ a common log p, β_l ~ 0, r ~ 1; b, q, p and r are fitted too.
+than probes the priors carry: θ_l ~ b + q · log(gradient score), log p_l ~ a common log p, β_l ~ 0, r ~ 1, κ ~ d₀, the distance of full precision;
+b, q, p, r and κ are fitted too. Why d₀: where features are off by m already, a shift s adds 2ms + s², which is linear up to s ~ m and a square beyond.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ Array = NDArray[np.float64]
 
 RIDGES = (0.03, 0.3, 3.0)  # pull of θ_l to its prior, in units of squared residuals
 BEND_RIDGE = 1.0  # pull of β to zero
-PRIOR_EXPONENT, PRIOR_POWER = 1.5, 1.0
-# Of the priors of b, q, log r and the common log p: one over their variance; and, steeper, beyond the WIDEST logarithms of r and p, where a second
+PRIOR_EXPONENT, PRIOR_POWER, PRIOR_KNEE = 1.5, 1.0, 1.0  # the knee as a multiple of full precision's distance
+# Of the priors of b, q, log r, the common log p and log κ: one over their variance; and, steeper, beyond the WIDEST logarithms of r and p, where a second
 # minimum lies that means nothing. Bounds would do the same, but lead L-BFGS astray on its way.
-CERTAINTY, WIDEST, BARRIER = np.array([0.0, 0.0, 0.1, 0.1]), np.array([np.inf, np.inf, 1.1, 0.8]), 100.0
+CERTAINTY, WIDEST, BARRIER = np.array([0.0, 0.0, 0.1, 0.1, 0.25]), np.array([np.inf, np.inf, 1.1, 0.8, np.inf]), 100.0
 MISFIT = 0.1  # of the law itself, in log(excess + floor): labels noisier than that weigh less
 FOLDS = 3
 STEPS_TO_CHOOSE = 300  # of L-BFGS while ridges are compared
@@ -58,18 +59,19 @@ def _mean_logs(values: Sequence[Array]) -> Array:
 class Labels:
     """What probes measured, (probes,) each.
 
-    floor: the excess below which noise hides differences; targets are log(excess + floor).
+    whole: what full precision measures. floor: the excess below which noise hides differences; targets are log(excess + floor).
     """
 
     excess: Array
     se: Array
+    whole: float
     floor: float
 
     @classmethod
-    def of(cls, excess: Array, se: Array) -> Labels:
+    def of(cls, excess: Array, se: Array, whole: float) -> Labels:
         """The floor is the median standard error of the third of the probes that lost least."""
         best = np.argsort(excess, kind="stable")[: max(1, len(excess) // 3)]
-        return cls(excess, se, max(float(np.median(se[best])), 1e-3 * float(np.median(np.abs(excess))), _TINY))
+        return cls(excess, se, whole, max(float(np.median(se[best])), 1e-3 * float(np.median(np.abs(excess))), _TINY))
 
     @property
     def target(self) -> Array:
@@ -83,7 +85,7 @@ class Labels:
         return 1 / (1 + (noise / MISFIT) ** 2)
 
     def __getitem__(self, rows: Any) -> Labels:
-        return Labels(self.excess[rows], self.se[rows], self.floor)
+        return Labels(self.excess[rows], self.se[rows], self.whole, self.floor)
 
 
 @dataclass(frozen=True)
@@ -96,24 +98,25 @@ class Additive:
     log_slopes: Array  # θ
     exponents: Array  # p
     power: float  # r
+    knee: float  # κ
     log_errors: Array
     knots: Array
     bends: Array
 
     @classmethod
-    def straight(cls, log_slopes: Array, exponents: Array, power: float, log_errors: Array) -> Additive:
+    def straight(cls, log_slopes: Array, exponents: Array, power: float, knee: float, log_errors: Array) -> Additive:
         """Without bends."""
-        return cls(log_slopes, exponents, power, log_errors, *_padded([[]] * len(log_slopes), [[]] * len(log_slopes)))
+        return cls(log_slopes, exponents, power, knee, log_errors, *_padded([[]] * len(log_slopes), [[]] * len(log_slopes)))
 
     @classmethod
     def across(cls, laws: Sequence[Additive], layer: int) -> Additive:
-        """One layer by each of several laws, as if these were its layers; powers are left out."""
+        """One layer by each of several laws, as if these were its layers; how terms add up is left out."""
         slopes, exponents, logs = (
             np.array([getattr(law, name)[layer] for law in laws]) for name in ("log_slopes", "exponents", "log_errors")
         )
         known = [law.knots[layer] < _FAR for law in laws]
         rows = ([getattr(law, name)[layer][there] for law, there in zip(laws, known, strict=True)] for name in ("knots", "bends"))
-        return cls(slopes, exponents, 1.0, logs, *_padded(*rows))
+        return cls(slopes, exponents, 1.0, 1.0, logs, *_padded(*rows))
 
     def terms(self, errors: Array) -> Array:
         """t_l, of the shape of errors (…, layers); a layer without error has none."""
@@ -132,21 +135,25 @@ class Additive:
         share = np.where(width > 0, (logs - start) / np.where(width > 0, width, 1.0), 0.0)
         return np.asarray(bends[rows, left] + share * (bends[rows, right] - bends[rows, left]))
 
+    def of_total(self, total: Array) -> Array:
+        """The excess of a sum of terms."""
+        return np.asarray(total * (1 + total / self.knee) ** (self.power - 1))
+
     def excess(self, errors: Array) -> Array:
         """(…, layers) → (…,)"""
-        return np.asarray(self.terms(errors).sum(-1) ** self.power)
+        return self.of_total(self.terms(errors).sum(-1))
 
     def to_json(self) -> dict[str, Any]:
         lists = {name: getattr(self, name).tolist() for name in ("log_slopes", "exponents", "log_errors")}
         known = [row < _FAR for row in self.knots]
         for name in ("knots", "bends"):
             lists[name] = [row[there].tolist() for row, there in zip(getattr(self, name), known, strict=True)]
-        return {**lists, "power": self.power}
+        return {**lists, "power": self.power, "knee": self.knee}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Additive:
         slopes, exponents, logs = (np.array(content[name], dtype=float) for name in ("log_slopes", "exponents", "log_errors"))
-        return cls(slopes, exponents, float(content["power"]), logs, *_padded(content["knots"], content["bends"]))
+        return cls(slopes, exponents, float(content["power"]), float(content["knee"]), logs, *_padded(content["knots"], content["bends"]))
 
 
 def _padded(knots: Sequence[Sequence[float]], bends: Sequence[Sequence[float]]) -> tuple[Array, Array]:
@@ -181,46 +188,49 @@ class _Objective:
         self.by_value = self.plans.T.tocsr()
         self.labels, self.scores, self.ridge = labels, priors.log_scores - priors.log_scores.mean(), ridge
         self.target, self.weights = labels.target, labels.weights
+        self.median = float(np.median(np.exp(self.target)))
+        self.knee = PRIOR_KNEE * max(abs(labels.whole), labels.floor)
         self.scale = n**0.5
 
     def law(self, u: Array, log_errors: Array) -> Additive:
         """Bent so that no term falls as the error grows."""
-        theta, p, r, bends = self.parameters(u)
+        theta, p, r, knee, bends = self.parameters(u)
         lines = theta[self.layer] + p[self.layer] * self.logs
         knots, bent = [], []
         for index in range(self.n_layers):
             own = (self.layer == index) & self.present  # errors ascend within a layer
             knots.append(self.logs[own] + log_errors[index])
             bent.append(np.maximum.accumulate(lines[own] + bends[own]) - lines[own])
-        return Additive(theta, p, r, log_errors, *_padded(knots, bent))
+        return Additive(theta, p, r, knee, log_errors, *_padded(knots, bent))
 
-    def parameters(self, u: Array) -> tuple[Array, Array, float, Array]:
-        """θ, p, r and β of every distinct error from the numbers that are optimized: deviations from the priors in units of their penalties, and common ones of a scale with
+    def parameters(self, u: Array) -> tuple[Array, Array, float, float, Array]:
+        """θ, p, r, κ and β of every distinct error from the numbers that are optimized: deviations from the priors in units of their penalties, and common ones of a scale with
         them. In θ and p themselves L-BFGS takes ten times as many steps.
         """
-        deviations, steepness, (b, q, log_r, log_p), bends = self._deviations(u)
+        deviations, steepness, (b, q, log_r, log_p, log_knee), bends = self._deviations(u)
         theta = b + q * self.scores + deviations / self.ridge**0.5
-        return theta, np.exp(np.log(PRIOR_EXPONENT) + log_p + steepness), float(PRIOR_POWER * np.exp(log_r)), bends / BEND_RIDGE**0.5
+        power, knee = float(PRIOR_POWER * np.exp(log_r)), float(self.knee * np.exp(np.clip(log_knee, -30, 30)))
+        return theta, np.exp(np.log(PRIOR_EXPONENT) + log_p + steepness), power, knee, bends / BEND_RIDGE**0.5
 
     def _deviations(self, u: Array) -> tuple[Array, Array, Array, Array]:
-        """What the penalties are of: θ and log p from their priors, in units of their penalties; and b, q, log r, log of the common p over its prior; and β in units of its penalty."""
+        """What the penalties are of: θ and log p from their priors, in units of their penalties; and b, q, log r, log of the common p and of κ over their priors; and β in units of its penalty."""
         n = self.n_layers
-        return u[:n], u[n : 2 * n], u[2 * n : 2 * n + 4] / self.scale, u[2 * n + 4 :]
+        return u[:n], u[n : 2 * n], u[2 * n : 2 * n + 5] / self.scale, u[2 * n + 5 :]
 
     def start(self) -> Array:
         """Every layer in proportion to the root of its score, at the probes' median."""
         slopes = 0.5 * self.scores
-        level = np.log(np.median(np.exp(self.target))) - np.log(np.exp(slopes).sum())
-        return np.concatenate([np.zeros(2 * self.n_layers), np.array([level, 0.5, 0.0, 0.0]) * self.scale, np.zeros(len(self.logs))])
+        level = np.log(self.median) - np.log(np.exp(slopes).sum())
+        return np.concatenate([np.zeros(2 * self.n_layers), np.array([level, 0.5, 0.0, 0.0, 0.0]) * self.scale, np.zeros(len(self.logs))])
 
     def __call__(self, u: Array) -> tuple[float, Array]:
         n, layer = self.n_layers, self.layer
-        theta, p, r, bends = self.parameters(u)
+        theta, p, r, knee, bends = self.parameters(u)
         deviations, steepness, common, bent = self._deviations(u)
         terms = np.where(self.present, np.exp(np.clip(theta[layer] + p[layer] * self.logs + bends, -60, 60)), 0.0)
         total = self.plans @ terms + _TINY
         with np.errstate(over="ignore"):
-            excess = np.minimum(total**r, 1e30)
+            excess = np.minimum(total * (1 + total / knee) ** (r - 1), 1e30)
         residual = np.log(excess + self.labels.floor) - self.target
         beyond = np.sign(common) * np.maximum(np.abs(common) - WIDEST, 0)
         prior = CERTAINTY * common + BARRIER * beyond
@@ -233,10 +243,12 @@ class _Objective:
             + bent @ bent
         )
         outer = self.weights * residual * excess / (excess + self.labels.floor)  # ∂loss/∂log excess
-        inner = terms * (self.by_value @ (outer * r / total))
+        above = total / (knee + total)
+        inner = terms * (self.by_value @ (outer * (1 + (r - 1) * above) / total))
         by_theta = np.bincount(layer, inner, n)
         by_log_p = np.bincount(layer, inner * self.logs, n) * p
-        by_common = np.array([by_theta.sum(), by_theta @ self.scores, outer @ np.log(total) * r, by_log_p.sum()]) + prior
+        by_log_r, by_log_knee = r * (outer @ np.log1p(total / knee)), (1 - r) * (outer @ above)
+        by_common = np.array([by_theta.sum(), by_theta @ self.scores, by_log_r, by_log_p.sum(), by_log_knee]) + prior
         gradient = [by_theta / self.ridge**0.5 + deviations, by_log_p + steepness, by_common / self.scale, inner / BEND_RIDGE**0.5 + bent]
         return float(loss), np.concatenate(gradient)
 

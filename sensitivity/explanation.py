@@ -55,14 +55,17 @@ class Explanation:
         laws = (self.law, *self.draws)
         return np.stack([np.stack([law.terms(column) for column in self.errors.T], axis=1) for law in laws])
 
-    @cached_property
-    def powers(self) -> Array:
-        return np.array([law.power for law in (self.law, *self.draws)])
-
     def cost(self, picks: Sequence[tuple[int, int]]) -> Array:
         """(1 + draws,) excess when these (layer, entry) are chosen and all other layers are left as they are."""
-        total = sum((self.terms[:, layer, entry] for layer, entry in picks), np.zeros(len(self.powers)))
-        return np.asarray(total**self.powers)
+        total = sum((self.terms[:, layer, entry] for layer, entry in picks), np.zeros(len(self.terms)))
+        return np.array([law.of_total(one) for law, one in zip((self.law, *self.draws), total, strict=True)])
+
+    @cached_property
+    def together_over_apart(self) -> Array:
+        """(1 + draws,) what all layers at their lowest entries cost together, over the sum of what each costs alone."""
+        lowest = [(layer, 0) for layer in range(len(self.entries))]
+        apart = sum((self.cost([pick]) for pick in lowest), np.zeros(len(self.terms)))
+        return self.cost(lowest) / np.maximum(apart, 1e-300)
 
     def at(self, layer: int, rate: float) -> int:
         """Index of the entry that a layer has at a rate."""
@@ -189,25 +192,25 @@ def interaction_rows(explanation: Explanation, predictor: Predictor) -> pd.DataF
 
 
 def additivity(explanation: Explanation, predicted: Array) -> dict[str, Any]:
-    """Measured excess over the sum of what each layer would cost alone: median and quartiles over the probes, and the power r with its interval.
+    """Measured excess over the sum of what each layer would cost alone: median and quartiles over the probes; and the same for all layers at their
+    lowest entries by the law, with its interval.
 
     Args:
         predicted: out-of-fold values of the probes; their own median error stands beside.
     """
     probes = explanation.probes
-    alone = (explanation.law.terms(probes.errors) ** explanation.law.power).sum(1)
+    alone = explanation.law.of_total(explanation.law.terms(probes.errors)).sum(1)
     clear = (probes.labels.excess > 3 * probes.labels.se) & (alone > 0)
     if not clear.any():
         return {}
     ratio = probes.labels.excess[clear] / alone[clear]
     own = probes.labels.excess[clear] / np.maximum(predicted[clear] - probes.whole, probes.labels.floor / 3)
     low, median, high = np.percentile(ratio, [25, 50, 75])
-    power, power_low, power_high = bounds(explanation.powers)
     return {
         "measured_over_sum_alone": [float(median), float(low), float(high)],
         "error_of_additivity": float(np.median(np.abs(np.log(ratio)))),
         "error_of_predictor": float(np.median(np.abs(np.log(own)))),
-        "power": [power, power_low, power_high],
+        "together_over_apart": list(bounds(explanation.together_over_apart)),
     }
 
 

@@ -124,13 +124,10 @@ def _places(explanation: Explanation, chosen: Sequence[int]) -> str:
 
 
 def _adding_up(explanation: Explanation) -> list[str]:
-    power, low, high = bounds(explanation.powers)
+    ratio, low, high = bounds(explanation.together_over_apart)
+    times = f"{_interval(ratio, low, high)} times what they cost apart"
     if low > 1.05:
-        return [
-            f"Errors of several layers cost more together than apart: sums to the power {power:.2f} ({low:.2f} to {high:.2f}), so spread low rates thinly."
-        ]
+        return [f"All layers at their lowest rates cost {times}: what a layer costs alone understates its part in plans of few bits."]
     if high < 0.95:
-        return [
-            f"Errors of several layers cost less together than apart: sums to the power {power:.2f} ({low:.2f} to {high:.2f}), so low rates may be concentrated."
-        ]
+        return [f"All layers at their lowest rates cost {times}: what a layer costs alone overstates its part in plans of few bits."]
     return []

@@ -167,7 +167,7 @@ class Predictor:
         for member in self.members:
             terms = member.additive.terms(errors)
             total = terms.sum(1)
-            rise = np.log(total**member.additive.power + self.floor) - np.log(self.floor)
+            rise = np.log(member.additive.of_total(total) + self.floor) - np.log(self.floor)
             layers += terms * (rise / np.maximum(total, 1e-300))[:, None] / len(self.members)
             if member.trees is not None:
                 matrix = xgboost.DMatrix(self._features(rates, errors, terms))  # without the margin: its part is known by layer
@@ -206,7 +206,7 @@ class Predictor:
     def load(cls, folder: Path, error_of: ErrorOf) -> tuple[Predictor, dict[str, Any]]:
         """The predictor and the identity that it was saved with."""
         content = read_json(folder / "additive.json", "predictor")
-        if "ridge" not in content:
+        if "ridge" not in content or "knee" not in content["members"][0]:
             raise InputError(f"{folder / 'additive.json'}: was written by an earlier version of sedaq; run `sedaq fit` again")
         members = []
         for number, stored in enumerate(content["members"]):

@@ -51,11 +51,14 @@ class Probes:
     bits: Array  # (probes,) total bits per weight
     labels: Labels
     halves: Array  # (probes, 2)
-    whole: float
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.hashes)
+
+    @property
+    def whole(self) -> float:
+        return self.labels.whole
 
     @property
     def values(self) -> Array:
@@ -128,9 +131,8 @@ def read_probes(
         errors,
         scores,
         np.array([record["bits_per_weight"] for record in records]),
-        Labels.of(measured[:, 0], measured[:, 1]),
+        Labels.of(measured[:, 0], measured[:, 1], _whole(finite, metric, run.settings.n_images)),
         measured[:, 2:],
-        _whole(finite, metric, run.settings.n_images),
         tuple(notes),
     )
 

@@ -23,7 +23,7 @@ NUMBERS = (10, 20, 40, 80)
 def inputs(law: Additive, errors: Array, rates: Array, features: TreeFeatures, floor: float) -> tuple[Array, Array]:
     """What trees see, (n, features), and where they start: log(excess + floor) by the law, (n,)."""
     terms = law.terms(errors)
-    return features(rates, errors, terms), np.log(terms.sum(1) ** law.power + floor)
+    return features(rates, errors, terms), np.log(law.of_total(terms.sum(1)) + floor)
 
 
 def fit_trees(law: Additive, probes: Probes, n_trees: int, seed: int) -> xgboost.XGBRegressor:

@@ -145,7 +145,7 @@ def fit_content() -> dict[str, Any]:
             "measured_over_sum_alone": [1.8, 1.2, 2.4],
             "error_of_additivity": 0.6,
             "error_of_predictor": 0.1,
-            "power": [1.4, 1.2, 1.6],
+            "together_over_apart": [3.1, 2.4, 4.0],
         },
         "findings": ["input: 1.5 bits cost 12 (9 to 15) Fréchet distance, 4 bits 0.1 (0.05 to 0.2): keep at 4 bits or more."],
         "notes": ["1 of 81 probes have no finite fid and are left out"],

@@ -17,12 +17,12 @@ ERRORS = {1.5: 0.4, 2.0: 0.25, 3.0: 0.1, 4.0: 0.04, 16.0: 0.0}
 MENU = [Entry(rate, Format("asis") if rate == 16 else Format.parse(f"1x{i}g2"), i, i) for i, rate in enumerate(RATES, start=3)]
 NAMES = [f"blocks.{i}.l" for i in range(N_LAYERS)]
 SLOPES = np.array([0.1, 4.0, 1.0, 0.3, 2.0, 0.02])
-POWER, EXPONENT, WHOLE = 1.6, 1.2, 4.0
+POWER, KNEE, EXPONENT, WHOLE = 1.6, 3.0, 1.2, 4.0
 
 
 def known_law() -> Additive:
     logs = np.full(N_LAYERS, np.mean([np.log(e) for e in ERRORS.values() if e]))
-    return Additive.straight(np.log(SLOPES), np.full(N_LAYERS, EXPONENT), POWER, logs)
+    return Additive.straight(np.log(SLOPES), np.full(N_LAYERS, EXPONENT), POWER, KNEE, logs)
 
 
 def table(informed: bool = True) -> LayerTable:
@@ -54,17 +54,16 @@ def random_probes(n: int, *, seed: int = 0, noise: float = 0.02, informed: bool 
         errors,
         errors,
         rates.mean(1),
-        Labels.of(excess, noise * truth + 1e-3),
+        Labels.of(excess, noise * truth + 1e-3, WHOLE),
         halves,
-        WHOLE,
     )
 
 
 def clashing_probes(n: int, *, seed: int = 0) -> Probes:
-    """Layers 1 and 4 together cost three times what the law allows: work for trees."""
+    """Low rates of layers 0 and 3, harmless apart, together triple a plan's cost: work for trees."""
     probes = random_probes(n, seed=seed)
-    clash = (probes.rates[:, 1] < 2.5) & (probes.rates[:, 4] < 2.5)
-    return replace(probes, labels=Labels.of(probes.labels.excess * np.where(clash, 3.0, 1.0), probes.labels.se))
+    clash = (probes.rates[:, 0] < 2.5) & (probes.rates[:, 3] < 2.5)
+    return replace(probes, labels=Labels.of(probes.labels.excess * np.where(clash, 3.0, 1.0), probes.labels.se, WHOLE))
 
 
 def error_of(_: str, entry: Entry) -> float:

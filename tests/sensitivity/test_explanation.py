@@ -14,7 +14,7 @@ from sedaq.sensitivity.findings import findings
 from sedaq.sensitivity.predictor import Predictor
 from sedaq.sensitivity.probes import Probes
 
-from .laws import ERRORS, MENU, N_LAYERS, NAMES, POWER, RATES, error_of, known_law, random_probes
+from .laws import ERRORS, MENU, N_LAYERS, NAMES, RATES, error_of, known_law, random_probes
 
 RIDGE = 0.3
 
@@ -65,8 +65,9 @@ def test_interactions_are_what_two_layers_cost_beyond_their_sum(explained: Expla
     np.testing.assert_allclose(table["interaction"], table["together"] - table["alone"] - table["other_alone"], rtol=1e-6, atol=1e-6)
     lowest = np.zeros(N_LAYERS)
     lowest[[1, 4]] = ERRORS[1.5]
-    terms = known_law().terms(lowest)
-    assert first["interaction"] == pytest.approx(terms.sum() ** POWER - (terms**POWER).sum(), rel=0.3)
+    law = known_law()
+    terms = law.terms(lowest)
+    assert first["interaction"] == pytest.approx(law.of_total(terms.sum()) - law.of_total(terms).sum(), rel=0.3)
     assert first["low"] <= first["interaction"] <= first["high"]
 
 
@@ -76,8 +77,9 @@ def test_assuming_additivity_errs_where_errors_do_not_add(explained: Explanation
     middle, low, high = found["measured_over_sum_alone"]
     assert low <= middle <= high and middle > 1.2
     assert found["error_of_additivity"] > 0.2 and found["error_of_predictor"] == pytest.approx(0, abs=1e-9)
-    power, power_low, power_high = found["power"]
-    assert power_low <= power <= power_high and power == pytest.approx(POWER, rel=0.15)
+    law, (ratio, least, greatest) = known_law(), found["together_over_apart"]
+    terms = law.terms(np.full(N_LAYERS, ERRORS[RATES[0]]))
+    assert least <= ratio <= greatest and ratio == pytest.approx(law.of_total(terms.sum()) / law.of_total(terms).sum(), rel=0.15)
     silent = replace(probes, labels=replace(probes.labels, se=probes.labels.excess + 1))
     assert additivity(replace(explained, probes=silent), probes.values) == {}
 
@@ -100,8 +102,8 @@ def test_sentences_follow_the_numbers(explained: Explanation) -> None:
     assert any(re.search(r"blocks\.1\.l.*of the harm at 1\.5 bits everywhere; with 4 bits there that plan costs", s) for s in text)
     assert any(s.startswith("even: 1.5 bits cost") and "keep at" in s for s in text), text
     assert any("1.5 bits cost less than" in s and "block 2" in s for s in text), "the last layer is harmless"
-    power = next(s for s in text if "sums to the power" in s)
-    value, low, high = map(float, re.search(r"power ([\d.]+) \(([\d.]+) to ([\d.]+)\)", power).groups())
+    together = next(s for s in text if "times what they cost apart" in s)
+    value, low, high = map(float, re.search(r"cost ([\d.]+) \(([\d.]+) to ([\d.]+)\) times", together).groups())
     assert low <= value <= high and low > 1.05
 
 
