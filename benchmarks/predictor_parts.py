@@ -1,6 +1,7 @@
 """What each part of the predictor's law is worth:  python benchmarks/predictor_parts.py build/sensitivity/mnist-dit build/sensitivity/mnist-unet
 
-Out-of-fold rank correlation and error of a run's probes, by how many were learnt from, with one part left out at a time; ridge 0.3, no trees.
+Out-of-fold rank correlation and error of a run's probes, by how many were learnt from, with one part left out at a time; and where the run has every layer
+alone (sensitivity_data.py --truth), predicted over measured of what is clear of noise. Ridge 0.3, no trees.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from results import keep
 from threadpoolctl import threadpool_limits
 
+from sedaq.errors import InputError
 from sedaq.sensitivity import additive
 from sedaq.sensitivity.additive import LayerPriors, fit_additive
 from sedaq.sensitivity.judging import spearman
@@ -60,16 +62,26 @@ VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
+def alone(run: Run) -> Probes | None:
+    """Plans that lower one layer, and measured more than twice their standard error."""
+    try:
+        truth = read_probes(run, purpose="truth")
+    except InputError:
+        return None
+    return truth[((truth.errors > 0).sum(1) == 1) & (truth.labels.excess > 2 * truth.labels.se)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     rows: list[dict[str, Any]] = []
     for folder in parser.parse_args().runs:
-        whole = read_probes(Run.open(folder))
+        run = Run.open(folder)
+        whole, single = read_probes(run), alone(run)
         for label, (values, change) in VARIANTS.items():
             probes = change(whole)
             for size in SIZES:
-                found = []
+                found, ratios = [], []
                 with constants(**values), threadpool_limits(1):
                     for repeat in range(REPEATS):
                         order = np.random.default_rng([size, repeat]).permutation(len(probes))
@@ -78,6 +90,8 @@ def main() -> None:
                         predicted = law.excess(test.errors)
                         off = np.median(np.abs(np.log((predicted + test.whole) / test.values)))
                         found.append((spearman(predicted, test.values), off))
+                        if single is not None:
+                            ratios.append(np.median(law.excess(single.errors) / single.labels.excess))
                 correlation, off = np.mean(found, axis=0)
                 rows.append(
                     {
@@ -86,6 +100,7 @@ def main() -> None:
                         "n_probes": size,
                         "spearman": float(correlation),
                         "median_log_error": float(off),
+                        "alone_over_measured": float(np.mean(ratios)) if ratios else None,
                     }
                 )
                 print(rows[-1], flush=True)

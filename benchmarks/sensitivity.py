@@ -66,6 +66,7 @@ def on_layers(name: str, run: Run, probes: Probes, truth: Probes) -> list[dict[s
         predicted = fit_additive(train.errors, train.labels, train.table.priors, ridge).excess(plans.errors)
         sets = {"all rates": np.ones(len(plans), bool), **{f"{r:g} bits": rate == r for r in np.unique(rate)}}
         for label, chosen in sets.items():
+            clear = plans.labels.excess[chosen] > 2 * plans.labels.se[chosen]
             measured, said, halves = plans.labels.excess[chosen], predicted[chosen], plans.halves[chosen]
             rows.append(
                 {
@@ -76,7 +77,8 @@ def on_layers(name: str, run: Run, probes: Probes, truth: Probes) -> list[dict[s
                     "spearman": spearman(said, measured),
                     "spearman_ci": interval(lambda rows, a=said, b=measured: spearman(a[rows], b[rows]), len(said), SEED),
                     "ceiling": noise_ceiling(halves),
-                    "above_noise": float((measured > 2 * plans.labels.se[chosen]).mean()),
+                    "above_noise": float(clear.mean()),
+                    "predicted_over_measured": float(np.median(said[clear] / measured[clear])),
                 }
             )
     return rows
