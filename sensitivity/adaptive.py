@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..aq.formats import Format
-from .additive import RIDGES, Additive, Array, Labels, fit_additive
+from .additive import RIDGES, Additive, Array, Labels, fit_samples
 from .crew import Crew, Job
 from .designs import Plan, design_plans
 from .judging import spearman
@@ -158,7 +158,7 @@ class Adaptive:
         errors = self._errors_of([seen.picks for seen in finite])
         rng = np.random.default_rng([self.run.settings.seed, len(self.seen)])
         samples = [np.arange(len(finite)), *(rng.integers(len(finite), size=len(finite)) for _ in range(N_LAWS))]
-        return [fit_additive(errors[rows], labels[rows], self.priors, RIDGES[1]) for rows in samples]
+        return list(fit_samples(errors, labels, self.priors, RIDGES[1], samples))
 
     def _errors_of(self, picks: Sequence[Sequence[int]]) -> Array:
         """(n, layers)"""

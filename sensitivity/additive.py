@@ -14,7 +14,7 @@ b, q, p, r and κ are fitted too. Why d₀: where features are off by m already,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +166,14 @@ def _padded(knots: Sequence[Sequence[float]], bends: Sequence[Sequence[float]]) 
     return tables
 
 
+@dataclass(frozen=True)
+class Near:
+    """Where a search for parameters begins: what another one found, with other probes or another ridge."""
+
+    found: Array
+    ridge: float
+
+
 class _Objective:
     """Penalized half squared residuals and their gradient.
 
@@ -217,8 +225,11 @@ class _Objective:
         n = self.n_layers
         return u[:n], u[n : 2 * n], u[2 * n : 2 * n + 5] / self.scale, u[2 * n + 5 :]
 
-    def start(self) -> Array:
-        """Every layer in proportion to the root of its score, at the probes' median."""
+    def start(self, near: Near | None = None) -> Array:
+        """Every layer in proportion to the root of its score, at the probes' median; or what was found near by, without its bends."""
+        if near is not None:
+            n, bends = self.n_layers, np.zeros(len(self.logs))
+            return np.concatenate([near.found[:n] * (self.ridge / near.ridge) ** 0.5, near.found[n : 2 * n + 5], bends])
         slopes = 0.5 * self.scores
         level = np.log(self.median) - np.log(np.exp(slopes).sum())
         return np.concatenate([np.zeros(2 * self.n_layers), np.array([level, 0.5, 0.0, 0.0, 0.0]) * self.scale, np.zeros(len(self.logs))])
@@ -253,35 +264,57 @@ class _Objective:
         return float(loss), np.concatenate(gradient)
 
 
-def fit_additive(errors: Array, labels: Labels, priors: LayerPriors, ridge: float, n_steps: int = 1000) -> Additive:
-    """Fit to probes: errors (probes, layers), by at most `n_steps` of L-BFGS."""
+def fit_additive(errors: Array, labels: Labels, priors: LayerPriors, ridge: float, near: Near | None = None) -> Additive:
+    """Fit to probes: errors (probes, layers)."""
+    return _fitted(errors, labels, priors, ridge, near)[0]
+
+
+def fit_samples(
+    errors: Array, labels: Labels, priors: LayerPriors, ridge: float, samples: Iterable[Any], near: Near | None = None
+) -> Iterator[Additive]:
+    """Fit to each of several samples of the probes (rows); all but the first start from what the first found, in a third of the steps."""
+    for rows in samples:
+        law, found = _fitted(errors[rows], labels[rows], priors, ridge, near)
+        near = near or found
+        yield law
+
+
+def _fitted(
+    errors: Array, labels: Labels, priors: LayerPriors, ridge: float, near: Near | None, n_steps: int = 1000
+) -> tuple[Additive, Near]:
     objective = _Objective(errors, labels, priors, ridge)
-    found = minimize(objective, objective.start(), jac=True, method="L-BFGS-B", options={"maxiter": n_steps, "maxcor": 20, "ftol": 1e-7})
-    return objective.law(found.x, priors.log_errors)
+    options = {"maxiter": n_steps, "maxcor": 20, "ftol": 1e-7}
+    found = minimize(objective, objective.start(near), jac=True, method="L-BFGS-B", options=options).x
+    return objective.law(found, priors.log_errors), Near(found, ridge)
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """The ridge that held-out probes chose, and the laws fitted with it without each fold.
 
-    fold: (probes,) of each probe; misfit: root of the weighted mean squared residual on the held-out folds.
+    fold: (probes,) of each probe; misfit: root of the weighted mean squared residual on the held-out folds; near: where other fits may begin.
     """
 
     ridge: float
     fold: NDArray[np.int64]
     laws: Sequence[Additive]
     misfit: float
+    near: Near
 
 
 def choose_ridge(errors: Array, labels: Labels, priors: LayerPriors, seed: int) -> HeldOut:
-    """The ridge of least weighted squared residual on held-out thirds."""
+    """The ridge of least weighted squared residual on held-out thirds. The strongest is fitted first; others start near what it found."""
     fold = np.random.default_rng(seed).permutation(len(errors)) % FOLDS
-    tried = []
-    for ridge in RIDGES:
-        laws = [fit_additive(errors[fold != k], labels[fold != k], priors, ridge, STEPS_TO_CHOOSE) for k in range(FOLDS)]
-        residual = np.empty(len(errors))
-        for k, law in enumerate(laws):
-            residual[fold == k] = np.log(law.excess(errors[fold == k]) + labels.floor) - labels.target[fold == k]
+    tried, near = [], None
+    for ridge in sorted(RIDGES, reverse=True):
+        laws, residual = [], np.empty(len(errors))
+        for k in range(FOLDS):
+            rows = fold != k
+            law, found = _fitted(errors[rows], labels[rows], priors, ridge, near, STEPS_TO_CHOOSE)
+            near = near or found
+            laws.append(law)
+            residual[~rows] = np.log(law.excess(errors[~rows]) + labels.floor) - labels.target[~rows]
         misfit = float((labels.weights @ residual**2) / labels.weights.sum()) ** 0.5
-        tried.append(HeldOut(ridge, fold, laws, misfit))
+        tried.append(HeldOut(ridge, fold, laws, misfit, found))
+        near = found
     return min(tried, key=lambda held_out: held_out.misfit)

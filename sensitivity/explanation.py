@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..aq.menu import Entry
 from ..progress import track
-from .additive import Additive, Array, fit_additive
+from .additive import Additive, Array, fit_additive, fit_samples
 from .designs import at_rate
 from .judging import spearman
 from .predictor import Predictor
@@ -83,10 +83,8 @@ def fitted_laws(probes: Probes, ridge: float, seed: int) -> list[Additive]:
     """The law of all probes, then those of N_DRAWS bootstrap samples."""
     rng = np.random.default_rng([seed, 1])
     samples = [np.arange(len(probes)), *(rng.integers(len(probes), size=len(probes)) for _ in range(N_DRAWS))]
-    return [
-        fit_additive(probes.errors[rows], probes.labels[rows], probes.table.priors, ridge)
-        for rows in track(samples, "bootstrap of the explanation")
-    ]
+    laws = fit_samples(probes.errors, probes.labels, probes.table.priors, ridge, samples)
+    return list(track(laws, "bootstrap of the explanation", len(samples)))
 
 
 def bounds(draws: Array) -> tuple[float, float, float]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import xgboost
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import kendalltau, rankdata
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.metrics import ndcg_score
@@ -25,7 +26,15 @@ Judged = Callable[[Probes, Probes, int], Array]  # training probes, probes to pr
 
 
 def spearman(predicted: Array, measured: Array) -> float:
-    return 0.0 if np.ptp(predicted) == 0 or np.ptp(measured) == 0 else float(spearmanr(predicted, measured)[0])
+    return float(spearmans(predicted[None], measured)[0])
+
+
+def spearmans(predicted: Array, measured: Array) -> Array:
+    """Rank correlation of each row of `predicted` (m, n) with `measured` (n,); 0 where either is constant."""
+    ranks, other = rankdata(predicted, axis=1), rankdata(measured)
+    ranks, other = ranks - ranks.mean(1, keepdims=True), other - other.mean()
+    scale = np.sqrt((ranks**2).sum(1) * (other @ other))
+    return np.asarray(np.where(scale > 0, ranks @ other / np.where(scale > 0, scale, 1.0), 0.0))
 
 
 def kendall(predicted: Array, measured: Array) -> float:
@@ -57,10 +66,10 @@ def noise_ceiling(halves: Array) -> float:
     return float(np.sqrt(2 * r / (1 + r)))
 
 
-def interval(statistic: Callable[[Any], float], n: int, seed: int) -> list[float]:
-    """95 % percentile interval over bootstrap samples of n probes."""
+def interval(statistic: Callable[[Any], Any], n: int, seed: int) -> Any:
+    """95 % percentile interval over bootstrap samples of n probes: [low, high], or a list of such where the statistic is an array."""
     rng = np.random.default_rng(seed)
-    return [float(x) for x in np.percentile([statistic(rng.integers(n, size=n)) for _ in range(BOOTSTRAPS)], [2.5, 97.5])]
+    return np.percentile([statistic(rng.integers(n, size=n)) for _ in range(BOOTSTRAPS)], [2.5, 97.5], axis=0).T.tolist()
 
 
 # -- predictors --------------------------------------------------------------------------------------------------------------------------
@@ -125,6 +134,8 @@ PREDICTORS: dict[str, Judged] = {
     "xgboost on bits": _regressor(lambda _, seed: xgboost.XGBRegressor(random_state=seed, n_jobs=1)),
 }
 
+_WITH_LAW = list(PREDICTORS)[:2]  # share one fit
+
 
 # -- judging -----------------------------------------------------------------------------------------------------------------------------
 
@@ -134,11 +145,14 @@ def cross_validate(probes: Probes, seed: int) -> dict[str, Array]:
     n = len(probes)
     predicted = {name: np.empty((REPEATS, n)) for name in PREDICTORS}
     jobs = [(repeat, fold) for repeat in range(REPEATS) for fold in range(FOLDS)]
-    for repeat, fold in track(jobs, "cross-validation"):
-        folds = np.random.default_rng([seed, repeat]).permutation(n) % FOLDS
-        train, test = probes[folds != fold], probes[folds == fold]
-        for name, predict in PREDICTORS.items():
-            predicted[name][repeat, folds == fold] = predict(train, test, seed)
+    with ThreadPoolExecutor(1) as simpler:  # forests release the interpreter's lock, so that they grow while ours is fitted here
+        for repeat, fold in track(jobs, "cross-validation"):
+            folds = np.random.default_rng([seed, repeat]).permutation(n) % FOLDS
+            train, test = probes[folds != fold], probes[folds == fold]
+            others = {name: simpler.submit(predict, train, test, seed) for name, predict in PREDICTORS.items() if name not in _WITH_LAW}
+            for name in PREDICTORS:
+                found = PREDICTORS[name](train, test, seed) if name in _WITH_LAW else others[name].result()
+                predicted[name][repeat, folds == fold] = found
     return predicted
 
 
@@ -149,19 +163,20 @@ def judge(predicted: Mapping[str, Array], measured: Array, seed: int) -> dict[st
         predicted: (repeats, probes) each; scores are means over repeats. measured: (probes,).
     """
 
-    def mean_score(score: Callable[[Array, Array], float], name: str, rows: Any = slice(None)) -> float:
-        return float(np.mean([score(one[rows], measured[rows]) for one in predicted[name]]))
+    result: dict[str, dict[str, Any]] = {
+        name: {label: float(np.mean([score(one, measured) for one in repeats])) for label, score in SCORES.items()}
+        for name, repeats in predicted.items()
+    }
+    others = [name for name in predicted if name != OURS]
+    stacked = np.concatenate([predicted[name] for name in (OURS, *others)])
 
-    result: dict[str, dict[str, Any]] = {}
-    for name in predicted:
-        result[name] = {label: mean_score(score, name) for label, score in SCORES.items()}
-        if name != OURS:
+    def ahead(rows: Array) -> Array:
+        ours, *theirs = spearmans(stacked[:, rows], measured[rows]).reshape(1 + len(others), -1).mean(1)
+        return np.asarray(ours - np.array(theirs))
 
-            def ahead(rows: Array, name: str = name) -> float:
-                return mean_score(spearman, OURS, rows) - mean_score(spearman, name, rows)
-
-            result[name]["behind"] = result[OURS]["spearman"] - result[name]["spearman"]
-            result[name]["behind_ci"] = interval(ahead, len(measured), seed)
+    for name, bounds in zip(others, interval(ahead, len(measured), seed), strict=True):
+        result[name]["behind"] = result[OURS]["spearman"] - result[name]["spearman"]
+        result[name]["behind_ci"] = bounds
     return result
 
 

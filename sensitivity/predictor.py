@@ -21,7 +21,7 @@ import xgboost
 from ..aq.menu import Entry
 from ..errors import InputError
 from ..storage import file_sha256, read_json, write_json
-from .additive import Additive, Array, LayerPriors, choose_ridge, fit_additive
+from .additive import Additive, Array, LayerPriors, Near, choose_ridge, fit_samples
 from .features import TreeFeatures
 from .probes import LayerTable, Probes
 from .trees import choose_number, fit_trees, inputs
@@ -83,23 +83,37 @@ class Predictor:
         """Fit to probes whose values are of `metric`."""
         held_out = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
         n_trees, misfit = choose_number(held_out, probes, seed)
-        return cls._of(metric, probes, held_out.ridge, n_trees, misfit, error_of=error_of, seed=seed, n_members=n_members)
+        return cls._of(metric, probes, held_out.ridge, n_trees, misfit, held_out.near, error_of=error_of, seed=seed, n_members=n_members)
 
     def taught(self, probes: Probes, seed: int = 0) -> Predictor:
         """Fitted to other probes, with the ridge, the number of trees and the misfit that this one has chosen."""
         n_members = len(self.members)
-        return self._of(self.metric, probes, self.ridge, self.n_trees, self.misfit, error_of=self.error_of, seed=seed, n_members=n_members)
+        return self._of(
+            self.metric, probes, self.ridge, self.n_trees, self.misfit, None, error_of=self.error_of, seed=seed, n_members=n_members
+        )
 
     @classmethod
     def _of(
-        cls, metric: str, probes: Probes, ridge: float, n_trees: int, misfit: float, *, error_of: ErrorOf, seed: int, n_members: int
+        cls,
+        metric: str,
+        probes: Probes,
+        ridge: float,
+        n_trees: int,
+        misfit: float,
+        near: Near | None,
+        *,
+        error_of: ErrorOf,
+        seed: int,
+        n_members: int,
     ) -> Predictor:
-        table, labels, n, members = probes.table, probes.labels, len(probes), []
-        for member in range(n_members):
-            # The first member sees every probe once, so that the ensemble of one is the plain fit.
-            drawn = probes[np.arange(n) if member == 0 else np.random.default_rng([seed, member]).integers(n, size=n)]
-            law = fit_additive(drawn.errors, drawn.labels, table.priors, ridge)
-            members.append(Member(law, fit_trees(law, drawn, n_trees, seed + member) if n_trees else None))
+        table, labels, n = probes.table, probes.labels, len(probes)
+        # The first member sees every probe once, so that the ensemble of one is the plain fit.
+        samples = [np.arange(n), *(np.random.default_rng([seed, member]).integers(n, size=n) for member in range(1, n_members))]
+        laws = fit_samples(probes.errors, labels, table.priors, ridge, samples, near)
+        members = [
+            Member(law, fit_trees(law, probes[rows], n_trees, seed + member) if n_trees else None)
+            for member, (rows, law) in enumerate(zip(samples, laws, strict=True))
+        ]
         return cls(metric, table, members, whole=probes.whole, floor=labels.floor, misfit=misfit, ridge=ridge, error_of=error_of)
 
     def without_trees(self) -> Predictor:

@@ -50,9 +50,10 @@ def choose_number(held_out: HeldOut, probes: Probes, seed: int) -> tuple[int, fl
     labels, squares = probes.labels, np.empty((1 + len(NUMBERS), len(probes)))
     for k, law in enumerate(held_out.laws):
         test = held_out.fold == k
-        trees = fit_trees(law, probes[~test], max(NUMBERS), seed)
+        trees = fit_trees(law, probes[~test], max(NUMBERS), seed).get_booster()
         x, margin = inputs(law, probes.errors[test], probes.rates[test], probes.table.features, labels.floor)
-        predicted = [margin, *(trees.predict(x, base_margin=margin, iteration_range=(0, n)) for n in NUMBERS)]
+        matrix = xgboost.DMatrix(x, base_margin=margin)
+        predicted = [margin, *(trees.predict(matrix, iteration_range=(0, n)) for n in NUMBERS)]
         squares[:, test] = (np.array(predicted, np.float64) - labels.target[test]) ** 2
     squares *= labels.weights / labels.weights.mean()
     best = int(squares.mean(1).argmin())
