@@ -1,9 +1,10 @@
-"""sedaq bench (distortion | encode | kernels | model)"""
+"""sedaq bench (distortion | encode | kernels | model | search)"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,7 +14,7 @@ from . import options
 EFFORT_HELP = "draft, fast, full or seconds a layer."
 
 
-@click.group(help="Measure distortion, encoding, kernels or a whole model.")
+@click.group(help="Measure distortion, encoding, kernels, a whole model or a search.")
 def command() -> None:
     pass
 
@@ -178,3 +179,30 @@ def model(subjects: tuple[str, ...], images: int, arithmetic: str, layers: bool,
     for row in rows if layers else ():
         ms = {layer["name"]: layer["ms"] for layer in row["layers"]}
         show(operations_table({"layers": row["layers"], "plan": row}, ms, f"{row['subject']}, {row['arithmetic']}: "))
+
+
+@command.command(help="Searched plans beside what others do at equal bytes, measured on noise that no choice was made on.")
+@options.run_folder
+@click.option("--bits", default="1.5,2,2.5,3,4", show_default=True, help="Total bits, separated by commas.")
+@click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="Of each plan and each of three noise seeds.")
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Sampling steps.")
+@click.option("--verify", type=click.IntRange(2), default=4, show_default=True, help="Samplings that the searched plan may take.")
+@click.option(
+    "--random", type=click.IntRange(0), default=0, help="Random plans measured on the search's noise, the best of which competes."
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the measuring.")
+@options.together(options.device, options.as_json)
+def search(
+    run_folder: Path, bits: str, images: int, steps: int, verify: int, random: int, workers: int, device: str, as_json: bool
+) -> None:
+    from ..errors import InputError
+    from ..search.bench import bench_search
+    from ..sensitivity.run import Run
+
+    try:
+        rates = [float(text) for text in bits.split(",")]
+    except ValueError as error:
+        raise InputError(f"--bits {bits!r}: give numbers separated by commas, such as 1.5,2") from error
+    run = Run.open(run_folder, device=device)
+    settings = {"n_images": images, "steps": steps, "verify": verify, "n_random": random, "workers": workers}
+    _print(lambda: bench_search(run, bits=rates, **settings), as_json)

@@ -67,7 +67,7 @@ def search_run(
         predictor,
         bits=bits,
         size_bytes=min(limits) if limits else None,
-        verification=_verification(run, predictor, verify, n_images),
+        verification=verification(run, predictor, verify, n_images),
         encoding=run.store.identity,
         **options,
     )
@@ -81,13 +81,20 @@ def search_front(
 ) -> list[FoundPlan]:
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
     predictor = load_predictor(run)
-    verification = _verification(run, predictor, verify, n_images)
-    found = find_front(run.subject, run.menus, predictor, bits=bits, verification=verification, encoding=run.store.identity, **options)
+    found = find_front(
+        run.subject,
+        run.menus,
+        predictor,
+        bits=bits,
+        verification=verification(run, predictor, verify, n_images),
+        encoding=run.store.identity,
+        **options,
+    )
     write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_json() for plan in found]})
     return found
 
 
-def _verification(run: Run, predictor: Predictor, n: int, n_images: int | None) -> Verification | None:
+def verification(run: Run, predictor: Predictor, n: int, n_images: int | None) -> Verification | None:
     """Measurements on the run's own number of images, unless told otherwise; the predictor learns from them beside the run's probes."""
     if n == 0:
         return None

@@ -19,11 +19,12 @@ from .run import Run
 
 @dataclass(frozen=True)
 class Job:
-    """A plan to be measured."""
+    """A plan to be measured. steps None: as many as the run has."""
 
     formats: Mapping[str, Format]
     n_images: int
     purpose: str = "probe"
+    steps: int | None = None
 
 
 class Crew:
@@ -53,21 +54,28 @@ class Crew:
         self._exits.close()
 
     def is_stored(self, job: Job) -> bool:
-        return self.prober.stored(job.formats, job.purpose, job.n_images, self.prober.run.settings.steps) is not None
+        return self._stored(job) is not None
+
+    def _steps(self, job: Job) -> int | None:
+        return self.prober.run.settings.steps if job.steps is None else job.steps
+
+    def _stored(self, job: Job) -> Measurement | None:
+        return self.prober.stored(job.formats, job.purpose, job.n_images, self._steps(job))
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[Measurement]:
         """Measurements in the order of the jobs, each kept as it comes: the files are those that one worker writes."""
-        steps = self.prober.run.settings.steps
         missing = [job for job in jobs if not self.is_stored(job)]
         if self.workers > 1 and len(missing) > 1:
-            futures = {id(job): self._started_pool().submit(_work, job, steps) for job in missing}
+            futures = {id(job): self._started_pool().submit(_work, job, self._steps(job)) for job in missing}
         else:
             futures = {}
         for job in jobs:
-            found = self.prober.stored(job.formats, job.purpose, job.n_images, steps)
+            found = self._stored(job)
             if found is None:
                 future = futures.get(id(job))
-                found = future.result() if future else self.prober.sample_and_measure(job.formats, job.purpose, job.n_images, steps)
+                found = (
+                    future.result() if future else self.prober.sample_and_measure(job.formats, job.purpose, job.n_images, self._steps(job))
+                )
                 self.prober.keep(found)
             yield found
 
@@ -88,6 +96,6 @@ def _start_worker(folder: str, split: str, device: str, threads: int) -> None:
     _worker = Prober(Run.open(folder, device=device), split=split)
 
 
-def _work(job: Job, steps: int) -> Measurement:
+def _work(job: Job, steps: int | None) -> Measurement:
     assert _worker is not None
     return _worker.sample_and_measure(job.formats, job.purpose, job.n_images, steps)

@@ -192,6 +192,28 @@ def test_search_and_its_plan(made: Made, capsys: pytest.CaptureFixture[str], tmp
     assert isinstance(front, list) and all(plan.keys() >= keys for plan in front)
 
 
+def test_bench_search_measures_all_at_equal_bytes(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shutil.copytree(made.run, tmp_path / "run")
+    arguments = ["--bits", "3,5", "--images", "16", "--steps", "1", "--verify", "2", "--random", "2"]
+    rows = as_json(capsys, "bench", "search", "--run", tmp_path / "run", *arguments)
+    methods = {row["method"] for row in rows}
+    assert methods >= {"searched", "uniform", "weight error, knapsack", "first and last high", "best of random"}
+    assert "one at a time, greedy" not in methods, "layers were not measured alone"
+    for bits in (3, 5):
+        of_budget = {row["method"]: row for row in rows if row["bits"] == bits}
+        assert of_budget.keys() == methods
+        most = of_budget["uniform"]
+        assert all(row["bits_per_weight"] <= most["bits_per_weight"] + 1e-9 <= bits + 1e-9 for row in of_budget.values())
+        assert most["over_uniform"] == {"value": 0, "ci": [0, 0]} == of_budget["searched"]["over_searched"]
+        for row in of_budget.values():
+            low, high = row["excess"]["ci"]
+            assert low <= row["excess"]["value"] <= high
+            expected = row["fid"] - most["fid"]
+            assert row["over_uniform"]["value"] == pytest.approx(expected, abs=1e-6 * (1 + abs(expected)))
+    assert as_json(capsys, "bench", "search", "--run", tmp_path / "run", *arguments) == rows, "what was measured is read back"
+    assert main(["bench", "search", "--run", str(made.run), "--bits", "two"]) == 2
+
+
 def test_evaluate(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     result = as_json(capsys, "evaluate", made.subject, "--against", made.subject, "--images", "16", "--steps", "1")
     assert result.keys() >= {"metrics", "n_images", "seconds"} and result["n_images"] == 16

@@ -1,0 +1,114 @@
+"""What others do for a budget, on the same encodings and at the same bytes: what a search has to beat.
+
+Each takes a Rivals and a problem whose budgets are the bytes that the uniform plan really uses, and gives a choice within them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..aq.menu import Entry
+from .exact import solve_exact
+from .prices import STEPS, Prices
+from .problem import Choice, Problem
+from .repair import repair
+from .uniform import uniform_choice
+
+Cost = Callable[[str, Entry], float]
+HIGH_RATE = 8.0  # what the first and the last layer get by the rule
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What the baselines know, costs by layer and entry.
+
+    alone: measured excess with this entry in this layer and full precision in all others; None where it was not measured.
+    learnt: contribution to the target by a predictor on raw bits.
+    """
+
+    weight_error: Cost
+    hessian_error: Cost
+    learnt: Cost
+    alone: Cost | None = None
+    seed: int = 0
+
+
+def with_costs(problem: Problem, cost: Cost) -> Problem:
+    """The same decisions at other costs."""
+
+    def priced(names: Sequence[str], options: Sequence[Sequence[Entry]]) -> tuple[float, ...]:
+        return tuple(float(sum(cost(name, entry) for name, entry in zip(names, option, strict=True))) for option in options)
+
+    return replace(problem, units=tuple(replace(unit, costs=priced(unit.names, unit.options)) for unit in problem.units))
+
+
+def knapsack(problem: Problem, cost: Cost) -> Choice:
+    """The exact solution for the sum of a layer-wise error."""
+    return solve_exact(with_costs(problem, cost))[0]
+
+
+def greedy(problem: Problem, cost: Cost) -> Choice:
+    """From the highest rates down, each step the one of least cost for what it saves (as MixDQ, Zhao et al. 2024, from layers measured alone)."""
+    priced = with_costs(problem, cost)
+    return repair(priced, priced.n_options - 1, fallback=solve_exact(problem)[0])
+
+
+def bit_price(problem: Problem, cost: Cost) -> Choice:
+    """Each unit's own best at one price of bytes, the least that keeps the budget (as Qua²SeDiMo, Mills et al. 2025, trades scores for bits)."""
+    prices = Prices(with_costs(problem, cost), np.zeros(len(problem.units), np.int64))
+    choice = prices.at([STEPS // 2], prices.price_within([STEPS // 2]))
+    return choice if problem.fits(choice) else solve_exact(problem)[0]
+
+
+def ends_high(problem: Problem, seed: int) -> Choice:
+    """The first and the last layer at HIGH_RATE bits or the next below, all others uniform; without the first where that is too dear."""
+    for ends in ((0, len(problem.units) - 1), (len(problem.units) - 1,), ()):
+        units = list(problem.units)
+        for row in ends:
+            unit, rates = units[row], [option[0].rate for option in units[row].options]
+            k = int(np.argmax([rate if rate <= HIGH_RATE + 1e-9 else -1.0 for rate in rates]))
+            units[row] = replace(unit, options=(unit.options[k],), costs=(unit.costs[k],))
+        fixed = replace(problem, units=tuple(units))
+        if fixed.least_weight_bytes <= (problem.max_weight_bytes or np.inf) and fixed.least_file_bytes <= (
+            problem.max_file_bytes or np.inf
+        ):
+            choice = uniform_choice(fixed, seed=seed)
+            return _translated(fixed, choice, problem)
+    raise AssertionError("without ends it is the uniform plan, which fits")
+
+
+def _translated(source: Problem, choice: Choice, target: Problem) -> Choice:
+    """The same entries, by their places in `target`."""
+    return np.array(
+        [wanted.options.index(unit.options[k]) for unit, k, wanted in zip(source.units, choice, target.units, strict=True)], np.int64
+    )
+
+
+def random_choice(problem: Problem, seed: int, index: int) -> Choice:
+    """Random options, lowered and raised at random until they fill the budget."""
+    rng = np.random.default_rng([seed, index])
+    noise = {unit.names[0]: np.sort(rng.random(len(unit.options)))[::-1] for unit in problem.units}
+    units = tuple(replace(unit, costs=tuple(map(float, noise[unit.names[0]]))) for unit in problem.units)
+    return repair(replace(problem, units=units), rng.integers(0, problem.n_options), fallback=solve_exact(problem)[0])
+
+
+BASELINES: Mapping[str, Callable[[Problem, Rivals], Choice | None]] = {
+    "uniform": lambda problem, rivals: uniform_choice(problem, seed=rivals.seed),
+    "weight error, knapsack": lambda problem, rivals: knapsack(problem, rivals.weight_error),
+    "Hessian error, knapsack": lambda problem, rivals: knapsack(problem, rivals.hessian_error),
+    "one at a time, greedy": lambda problem, rivals: None if rivals.alone is None else greedy(problem, rivals.alone),
+    "learnt scores, bit price": lambda problem, rivals: bit_price(problem, rivals.learnt),
+    "first and last high": lambda problem, rivals: ends_high(problem, rivals.seed),
+}
+
+
+def mean_contributions(rates: NDArray[np.float64], contributions: NDArray[np.float64]) -> list[dict[float, float]]:
+    """For each layer, by rate, the mean contribution over the plans that have it: what a predictor on raw bits says of a layer's rate."""
+    return [
+        {float(rate): float(contributions[rates[:, layer] == rate, layer].mean()) for rate in np.unique(rates[:, layer])}
+        for layer in range(rates.shape[1])
+    ]

@@ -1,0 +1,167 @@
+"""Searched plans against what others do, at equal bytes with the same encodings, on noise that no choice was made on: `sedaq bench search`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xgboost
+
+from ..aq.formats import AS_IS, Format
+from ..aq.menu import Entry
+from ..aq.plan import Plan
+from ..progress import track
+from ..sensitivity.crew import Crew, Job
+from ..sensitivity.fitting import load_predictor
+from ..sensitivity.prober import Measurement, Prober
+from ..sensitivity.probes import Probes, read_probes
+from ..sensitivity.run import Run
+from ..sensitivity.traits import Traits
+from ..storage import read_records
+from .baselines import BASELINES, Cost, Rivals, mean_contributions, random_choice
+from .engine import Search
+from .problem import Choice, Problem
+from .uniform import uniform_choice
+from .verb import verification
+
+SEARCHED, RANDOM = "searched", "best of random"
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The plans of every method at one budget, and the searched plan's own verification."""
+
+    bits: float
+    plans: Mapping[str, dict[str, Format]]
+    solver: str
+
+
+def bench_search(
+    run: Run, *, bits: Sequence[float], n_images: int = 2000, steps: int = 20, verify: int = 4, n_random: int = 0, workers: int = 1
+) -> list[dict[str, Any]]:
+    """One row a budget and method.
+
+    Args:
+        n_images, steps: of each of the SEEDS final samplings; references are the test set's for shipped subjects.
+        verify: samplings that the searched plan may take, on other noise. n_random: random plans measured on that noise, the best of which is a
+            method of its own; 0: none.
+        workers: processes that share the measuring.
+
+    Returns:
+        {bits, method, bits_per_weight, size_bytes, fid, excess: {value, ci}, over_uniform: {value, ci}, over_searched: {value, ci}, solver}: mean
+        distances over the seeds; excess over full precision and differences on equal noise, with 95 % intervals.
+    """
+    predictor, rivals = load_predictor(run), rivals_of(run)
+    options = {"verification": verification(run, predictor, verify, None), "encoding": run.store.identity, "seed": run.settings.seed}
+    search = Search.of(run.subject, run.menus, predictor, options)
+    with Crew(Prober(run), workers) as crew:
+        contests = [contest(run, search, rivals, rate, n_random, crew) for rate in track(list(bits), "plans of each method")]
+    full = {layer.name: AS_IS for layer in run.subject.layers}
+    wanted = [full, *(plan for contest in contests for plan in contest.plans.values())]
+    purposes = [f"bench {seed}" for seed in range(1, SEEDS + 1)]
+    prober = Prober(run, split="test")
+    distinct = {_named(plan): plan for plan in wanted}
+    jobs = [Job(plan, n_images, purpose, steps) for purpose in purposes for plan in distinct.values()]
+    with Crew(prober, workers) as crew:
+        found = dict(
+            zip(((job.purpose, _named(job.formats)) for job in jobs), track(crew.measure(jobs), "measuring", len(jobs)), strict=True)
+        )
+    rows = []
+    for one in contests:
+        for method, plan in one.plans.items():
+            measured = {name: [found[purpose, _named(other)] for purpose in purposes] for name, other in _against(plan, full, one)}
+            own = measured.pop("own")
+            whole = Plan.of(run.subject, plan, encoding=run.store.identity)
+            rows.append(
+                {
+                    "bits": one.bits,
+                    "method": method,
+                    "bits_per_weight": whole.bits_per_weight,
+                    "size_bytes": whole.size_bytes,
+                    "fid": float(np.mean([m.metrics["fid"].value for m in own])),
+                    **{name: difference(prober, own, others) for name, others in measured.items()},
+                    "solver": one.solver if method == SEARCHED else None,
+                }
+            )
+    return rows
+
+
+def _named(plan: Mapping[str, Format]) -> str:
+    return " ".join(f"{name}={format}" for name, format in plan.items())
+
+
+def _against(plan: dict[str, Format], full: dict[str, Format], one: Contest) -> list[tuple[str, dict[str, Format]]]:
+    return [("own", plan), ("excess", full), ("over_uniform", one.plans["uniform"]), ("over_searched", one.plans[SEARCHED])]
+
+
+def difference(prober: Prober, a: Sequence[Measurement], b: Sequence[Measurement]) -> dict[str, Any]:
+    """Mean over seeds of the paired difference, with a 95 % interval: the seeds' intervals are independent."""
+    values = np.array([prober.difference(x, y) for x, y in zip(a, b, strict=True)])
+    mean = values[:, 0].mean()
+    low, high = (np.sqrt(((values[:, k] - values[:, 0]) ** 2).sum()) / len(values) for k in (1, 2))
+    return {"value": float(mean), "ci": [float(mean - low), float(mean + high)]}
+
+
+def contest(run: Run, search: Search, rivals: Rivals, bits: float, n_random: int, crew: Crew) -> Contest:
+    """Every method's plan within the bytes that uniform really uses."""
+    problem = search.problem.bounded(bits=bits)
+    uniform = uniform_choice(problem, seed=rivals.seed)
+    tight = problem.within(max_weight_bytes=problem.total_weight_bytes(uniform), max_file_bytes=problem.total_file_bytes(uniform))
+    plans = {}
+    for name, method in BASELINES.items():
+        choice = method(tight, rivals)
+        if choice is not None:
+            plans[name] = tight.formats(choice)
+    if n_random:
+        plans[RANDOM] = tight.formats(best_of_random(run, tight, rivals.seed, n_random, crew))
+    found, _ = search.find({"bits_per_weight": bits}, n_trials=search.n_trials)
+    return Contest(bits, {SEARCHED: found.plan.formats, **plans}, found.solver)
+
+
+def best_of_random(run: Run, problem: Problem, seed: int, n: int, crew: Crew) -> Choice:
+    choices = [random_choice(problem, seed, index) for index in range(n)]
+    jobs = [Job(problem.formats(choice), run.settings.n_images, "random") for choice in choices]
+    values = [measured.metrics["fid"].value for measured in crew.measure(jobs)]
+    return choices[int(np.nanargmin(values))]
+
+
+# -- what the baselines know -------------------------------------------------------------------------------------------------------------
+
+
+def rivals_of(run: Run) -> Rivals:
+    traits = Traits(run)
+    probes = read_probes(run, traits=traits)
+    return Rivals(
+        weight_error=lambda name, entry: traits.of_entry(name, entry).weight_error,
+        hessian_error=lambda name, entry: traits.of_entry(name, entry).error,
+        learnt=learnt_scores(probes, run.settings.seed),
+        alone=measured_alone(run),
+        seed=run.settings.seed,
+    )
+
+
+def learnt_scores(probes: Probes, seed: int) -> Cost:
+    """Contribution of a layer's rate to the target by xgboost on raw bits, linear between the rates that probes had."""
+    model = xgboost.XGBRegressor(random_state=seed, n_jobs=1).fit(probes.rates, probes.labels.target)
+    shap = model.get_booster().predict(xgboost.DMatrix(probes.rates), pred_contribs=True)[:, :-1]
+    tables = dict(zip(probes.table.names, mean_contributions(probes.rates, shap), strict=True))
+    return lambda name, entry: float(np.interp(entry.rate, list(tables[name]), list(tables[name].values())))
+
+
+def measured_alone(run: Run) -> Cost | None:
+    """Excess of each layer alone at each entry, from the plans that lower one layer (`probe --design layer`); None unless all are there."""
+    alone: dict[tuple[str, str], tuple[int, float]] = {}
+    for record in read_records(run.folder / "probes.jsonl", "probe"):
+        lowered = [(name, format) for name, format in record["layers"].items() if format != str(AS_IS)]
+        excess = record["metrics"].get("fid_excess", {}).get("value")
+        if len(lowered) == 1 and excess is not None and record["n_images"] > alone.get(lowered[0], (0, 0.0))[0]:
+            alone[lowered[0]] = (record["n_images"], excess)
+
+    def cost(name: str, entry: Entry) -> float:
+        return 0.0 if entry.format == AS_IS else max(0.0, alone[name, str(entry.format)][1])
+
+    known = all((name, str(entry.format)) in alone for name, menu in run.menus.items() for entry in menu if entry.format != AS_IS)
+    return cost if known else None

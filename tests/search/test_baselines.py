@@ -1,0 +1,69 @@
+"""Baselines: within the budgets, and each what its name says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sedaq.search.baselines import BASELINES, HIGH_RATE, Rivals, bit_price, greedy, knapsack, mean_contributions, random_choice, with_costs
+from sedaq.search.exact import solve_exact
+from sedaq.search.problem import Problem, build_problem
+from sedaq.search.uniform import uniform_choice
+
+from .conftest import FakePredictor
+
+
+@pytest.fixture
+def problem(subject, menu, predictor: FakePredictor) -> Problem:
+    return build_problem(subject, menu, predictor.additive_cost, bits=2.6, size_bytes=26_000)
+
+
+@pytest.fixture
+def rivals(predictor: FakePredictor) -> Rivals:
+    flat = FakePredictor({})
+    return Rivals(flat.additive_cost, predictor.additive_cost, predictor.additive_cost, predictor.additive_cost)
+
+
+def test_all_are_within_the_budgets(problem: Problem, rivals: Rivals) -> None:
+    found = {name: method(problem, rivals) for name, method in BASELINES.items()}
+    for choice in found.values():
+        assert choice is not None and problem.fits(choice)
+    assert len({tuple(choice) for choice in found.values()}) > 3
+    assert BASELINES["one at a time, greedy"](problem, replace(rivals, alone=None)) is None
+
+
+def test_knapsacks_minimise_their_own_error(problem: Problem, rivals: Rivals, predictor: FakePredictor) -> None:
+    np.testing.assert_array_equal(knapsack(problem, rivals.hessian_error), solve_exact(problem)[0])
+    other = with_costs(problem, rivals.weight_error)
+    choice = knapsack(problem, rivals.weight_error)
+    for rival in (solve_exact(problem)[0], uniform_choice(problem)):
+        assert other.cost(choice) <= other.cost(rival) + 1e-12
+
+
+def test_greedy_and_prices_come_close_to_the_exact_solution_of_their_costs(problem: Problem, rivals: Rivals) -> None:
+    exact = problem.cost(solve_exact(problem)[0])
+    assert rivals.alone is not None
+    for choice in (greedy(problem, rivals.alone), bit_price(problem, rivals.learnt)):
+        assert exact <= problem.cost(choice) + 1e-12 and problem.cost(choice) < problem.cost(uniform_choice(problem))
+
+
+def test_the_ends_are_high_and_the_rest_uniform(subject, menu, predictor: FakePredictor, rivals: Rivals) -> None:
+    problem = build_problem(subject, menu, predictor.additive_cost, bits=4.5)
+    rates = problem.rates[np.arange(len(problem.units)), BASELINES["first and last high"](problem, rivals)]
+    assert rates[0] == rates[-1] == max(rate for rate in problem.rates[0] if rate <= HIGH_RATE)
+    middle = np.unique(rates[1:-1])
+    assert len(middle) <= 2 and middle.max() < rates[0]
+
+
+def test_random_choices_fit_differ_and_repeat(problem: Problem) -> None:
+    choices = [random_choice(problem, 0, index) for index in range(10)]
+    assert all(problem.fits(choice) for choice in choices) and len({tuple(choice) for choice in choices}) > 5
+    np.testing.assert_array_equal(choices[3], random_choice(problem, 0, 3))
+
+
+def test_mean_contributions_are_means_by_rate() -> None:
+    rates = np.array([[2.0, 3.0], [2.0, 4.0], [4.0, 4.0]])
+    contributions = np.array([[1.0, 5.0], [3.0, 6.0], [-1.0, 8.0]])
+    assert mean_contributions(rates, contributions) == [{2.0: 2.0, 4.0: -1.0}, {3.0: 5.0, 4.0: 7.0}]
