@@ -108,7 +108,7 @@ class Resampled:
 def resamples(n: int, n_bootstrap: int, seed: int, cycle: int) -> Tensor:
     """How often each of n images occurs in each resample, (n_bootstrap, n) float64; image i is replaced by one of equal i mod `cycle`.
 
-    Every set of images holds the conditions in equal parts, so resamples must too: without it the error is 2.6 times the spread over sets
+    Every set of images holds the conditions in equal parts, so resamples must too: without it the error is two to three times the spread over sets
     on mnist-dit (docs/experiments.md).
     """
     rng = torch.Generator().manual_seed(seed)
