@@ -54,14 +54,17 @@ def knapsack(problem: Problem, cost: Cost) -> Choice:
 def greedy(problem: Problem, cost: Cost) -> Choice:
     """From the highest rates down, each step the one of least cost for what it saves (as MixDQ, Zhao et al. 2024, from layers measured alone)."""
     priced = with_costs(problem, cost)
-    return repair(priced, priced.n_options - 1, fallback=solve_exact(problem)[0])
+    return repair(priced, priced.n_options - 1, fallback=solve_exact(priced)[0])
 
 
 def bit_price(problem: Problem, cost: Cost) -> Choice:
-    """Each unit's own best at one price of bytes, the least that keeps the budget (as Qua²SeDiMo, Mills et al. 2025, trades scores for bits)."""
+    """Each unit's own best at one price of bytes, the least that keeps the budget (as Qua²SeDiMo, Mills et al. 2025, trades scores for bits).
+
+    Where no price keeps it, which shared codebooks or two budgets may bring about, the exact solution of the same scores.
+    """
     prices = Prices(with_costs(problem, cost), np.zeros(len(problem.units), np.int64))
     choice = prices.at([STEPS // 2], prices.price_within([STEPS // 2]))
-    return choice if problem.fits(choice) else solve_exact(problem)[0]
+    return choice if problem.fits(choice) else knapsack(problem, cost)
 
 
 def ends_high(problem: Problem, seed: int) -> Choice:
@@ -93,7 +96,8 @@ def random_choice(problem: Problem, seed: int, index: int) -> Choice:
     rng = np.random.default_rng([seed, index])
     noise = {unit.names[0]: np.sort(rng.random(len(unit.options)))[::-1] for unit in problem.units}
     units = tuple(replace(unit, costs=tuple(map(float, noise[unit.names[0]]))) for unit in problem.units)
-    return repair(replace(problem, units=units), rng.integers(0, problem.n_options), fallback=solve_exact(problem)[0])
+    noisy = replace(problem, units=units)
+    return repair(noisy, rng.integers(0, problem.n_options), fallback=solve_exact(noisy)[0])
 
 
 BASELINES: Mapping[str, Callable[[Problem, Rivals], Choice | None]] = {

@@ -4,8 +4,8 @@
 
 excess is the distance above full precision's on the same noise, e_l the relative output error of layer l's encoding under its Hessian, ē_l the
 mean of its logarithm over the layer's menu. θ_l says how sensitive the layer is, p_l how steeply its harm falls with its error, β_l bends that line
-where the probes say so (a number for every entry of the menu, linear between them; t_l never falls with e_l). Small harms add up, so that t_l is
-what layer l costs alone; far above κ they grow with the power r, as deviations of images that point the same way would with r = 2.
+where the probes say so (a number for every entry of the menu, linear between them; t_l never falls with e_l). Small harms add up, so that a
+small t_l is what layer l costs alone; far above κ they grow with the power r, as deviations of images that point the same way would with r = 2.
 
 Fitted by penalized least squares in log(excess + floor), by L-BFGS: plans that are nearly lossless count as much as ruined ones. With more layers
 than probes the priors carry: θ_l ~ b + q · log(gradient score), log p_l ~ a common log p, β_l ~ 0, r ~ 1, κ ~ d₀, the distance of full precision;
@@ -272,7 +272,7 @@ def fit_additive(errors: Array, labels: Labels, priors: LayerPriors, ridge: floa
 def fit_samples(
     errors: Array, labels: Labels, priors: LayerPriors, ridge: float, samples: Iterable[Any], near: Near | None = None
 ) -> Iterator[Additive]:
-    """Fit to each of several samples of the probes (rows); all but the first start from what the first found, in a third of the steps."""
+    """Fit to each of several samples of the probes (rows); all but the first start from what the first found."""
     for rows in samples:
         law, found = _fitted(errors[rows], labels[rows], priors, ridge, near)
         near = near or found
