@@ -184,6 +184,7 @@ def model(subjects: tuple[str, ...], images: int, arithmetic: str, layers: bool,
 @command.command(help="Searched plans beside what others do at equal bytes, measured on noise that no choice was made on.")
 @options.run_folder
 @click.option("--bits", default="1.5,2,2.5,3,4", show_default=True, help="Total bits, separated by commas.")
+@click.option("--method", multiple=True, metavar="NAME", help="What it is held against beside uniform; may be repeated. All if left out.")
 @click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="Of each plan and each of three noise seeds.")
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Sampling steps.")
 @click.option("--verify", type=click.IntRange(2), default=4, show_default=True, help="Samplings that the searched plan may take.")
@@ -193,9 +194,19 @@ def model(subjects: tuple[str, ...], images: int, arithmetic: str, layers: bool,
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the measuring.")
 @options.together(options.device, options.as_json)
 def search(
-    run_folder: Path, bits: str, images: int, steps: int, verify: int, random: int, workers: int, device: str, as_json: bool
+    run_folder: Path,
+    bits: str,
+    method: tuple[str, ...],
+    images: int,
+    steps: int,
+    verify: int,
+    random: int,
+    workers: int,
+    device: str,
+    as_json: bool,
 ) -> None:
     from ..errors import InputError
+    from ..search.baselines import BASELINES
     from ..search.bench import bench_search
     from ..sensitivity.run import Run
 
@@ -204,5 +215,12 @@ def search(
     except ValueError as error:
         raise InputError(f"--bits {bits!r}: give numbers separated by commas, such as 1.5,2") from error
     run = Run.open(run_folder, device=device)
-    settings = {"n_images": images, "steps": steps, "verify": verify, "n_random": random, "workers": workers}
+    settings: dict[str, Any] = {
+        "methods": method or tuple(BASELINES),
+        "n_images": images,
+        "steps": steps,
+        "verify": verify,
+        "n_random": random,
+        "workers": workers,
+    }
     _print(lambda: bench_search(run, bits=rates, **settings), as_json)

@@ -19,6 +19,7 @@ from .repair import repair
 from .uniform import uniform_choice
 
 Cost = Callable[[str, Entry], float]
+UNIFORM = "uniform"
 HIGH_RATE = 8.0  # what the first and the last layer get by the rule
 
 
@@ -101,11 +102,11 @@ def random_choice(problem: Problem, seed: int, index: int) -> Choice:
 
 
 BASELINES: Mapping[str, Callable[[Problem, Rivals], Choice | None]] = {
-    "uniform": lambda problem, rivals: uniform_choice(problem, seed=rivals.seed),
-    "weight error, knapsack": lambda problem, rivals: knapsack(problem, rivals.weight_error),
-    "Hessian error, knapsack": lambda problem, rivals: knapsack(problem, rivals.hessian_error),
-    "one at a time, greedy": lambda problem, rivals: None if rivals.alone is None else greedy(problem, rivals.alone),
-    "learnt scores, bit price": lambda problem, rivals: bit_price(problem, rivals.learnt),
+    UNIFORM: lambda problem, rivals: uniform_choice(problem, seed=rivals.seed),
+    "weight-error knapsack": lambda problem, rivals: knapsack(problem, rivals.weight_error),
+    "Hessian-error knapsack": lambda problem, rivals: knapsack(problem, rivals.hessian_error),
+    "one-at-a-time greedy": lambda problem, rivals: None if rivals.alone is None else greedy(problem, rivals.alone),
+    "learnt scores with bit price": lambda problem, rivals: bit_price(problem, rivals.learnt),
     "first and last high": lambda problem, rivals: ends_high(problem, rivals.seed),
 }
 

@@ -12,6 +12,7 @@ import xgboost
 from ..aq.formats import AS_IS, Format
 from ..aq.menu import Entry
 from ..aq.plan import Plan
+from ..errors import InputError
 from ..progress import track
 from ..sensitivity.crew import Crew, Job
 from ..sensitivity.fitting import load_predictor
@@ -20,7 +21,7 @@ from ..sensitivity.probes import Probes, read_probes
 from ..sensitivity.run import Run
 from ..sensitivity.traits import Traits
 from ..storage import read_records
-from .baselines import BASELINES, Cost, Rivals, mean_contributions, random_choice
+from .baselines import BASELINES, UNIFORM, Cost, Rivals, mean_contributions, random_choice
 from .engine import Search
 from .problem import Choice, Problem
 from .uniform import uniform_choice
@@ -40,11 +41,20 @@ class Contest:
 
 
 def bench_search(
-    run: Run, *, bits: Sequence[float], n_images: int = 2000, steps: int = 20, verify: int = 4, n_random: int = 0, workers: int = 1
+    run: Run,
+    *,
+    bits: Sequence[float],
+    methods: Sequence[str] = tuple(BASELINES),
+    n_images: int = 2000,
+    steps: int = 20,
+    verify: int = 4,
+    n_random: int = 0,
+    workers: int = 1,
 ) -> list[dict[str, Any]]:
     """One row a budget and method.
 
     Args:
+        methods: what the searched plan is held against, names of BASELINES; uniform always is.
         n_images, steps: of each of the SEEDS final samplings; references are the test set's for shipped subjects.
         verify: samplings that the searched plan may take, on other noise. n_random: random plans measured on that noise, the best of which is a
             method of its own; 0: none.
@@ -53,12 +63,18 @@ def bench_search(
     Returns:
         {bits, method, bits_per_weight, size_bytes, fid, excess: {value, ci}, over_uniform: {value, ci}, over_searched: {value, ci}, solver}: mean
         distances over the seeds; excess over full precision and differences on equal noise, with 95 % intervals.
+
+    Raises:
+        InputError: a method that is unknown.
     """
+    unknown = [name for name in methods if name not in BASELINES]
+    if unknown:
+        raise InputError(f"method {unknown[0]!r} is unknown; choose among {', '.join(BASELINES)}")
     predictor, rivals = load_predictor(run), rivals_of(run)
     options = {"verification": verification(run, predictor, verify, None), "encoding": run.store.identity, "seed": run.settings.seed}
     search = Search.of(run.subject, run.menus, predictor, options)
     with Crew(Prober(run), workers) as crew:
-        contests = [contest(run, search, rivals, rate, n_random, crew) for rate in track(list(bits), "plans of each method")]
+        contests = [contest(run, search, rivals, rate, methods, n_random, crew) for rate in track(list(bits), "plans of each method")]
     full = {layer.name: AS_IS for layer in run.subject.layers}
     wanted = [full, *(plan for contest in contests for plan in contest.plans.values())]
     purposes = [f"bench {seed}" for seed in range(1, SEEDS + 1)]
@@ -94,7 +110,7 @@ def _named(plan: Mapping[str, Format]) -> str:
 
 
 def _against(plan: dict[str, Format], full: dict[str, Format], one: Contest) -> list[tuple[str, dict[str, Format]]]:
-    return [("own", plan), ("excess", full), ("over_uniform", one.plans["uniform"]), ("over_searched", one.plans[SEARCHED])]
+    return [("own", plan), ("excess", full), ("over_uniform", one.plans[UNIFORM]), ("over_searched", one.plans[SEARCHED])]
 
 
 def difference(prober: Prober, a: Sequence[Measurement], b: Sequence[Measurement]) -> dict[str, Any]:
@@ -105,14 +121,14 @@ def difference(prober: Prober, a: Sequence[Measurement], b: Sequence[Measurement
     return {"value": float(mean), "ci": [float(mean - low), float(mean + high)]}
 
 
-def contest(run: Run, search: Search, rivals: Rivals, bits: float, n_random: int, crew: Crew) -> Contest:
+def contest(run: Run, search: Search, rivals: Rivals, bits: float, methods: Sequence[str], n_random: int, crew: Crew) -> Contest:
     """Every method's plan within the bytes that uniform really uses."""
     problem = search.problem.bounded(bits=bits)
     uniform = uniform_choice(problem, seed=rivals.seed)
     tight = problem.within(max_weight_bytes=problem.total_weight_bytes(uniform), max_file_bytes=problem.total_file_bytes(uniform))
     plans = {}
     for name, method in BASELINES.items():
-        choice = method(tight, rivals)
+        choice = method(tight, rivals) if name in (UNIFORM, *methods) else None
         if choice is not None:
             plans[name] = tight.formats(choice)
     if n_random:

@@ -31,7 +31,7 @@ def test_all_are_within_the_budgets(problem: Problem, rivals: Rivals) -> None:
     for choice in found.values():
         assert choice is not None and problem.fits(choice)
     assert len({tuple(choice) for choice in found.values()}) > 3
-    assert BASELINES["one at a time, greedy"](problem, replace(rivals, alone=None)) is None
+    assert BASELINES["one-at-a-time greedy"](problem, replace(rivals, alone=None)) is None
 
 
 def test_knapsacks_minimise_their_own_error(problem: Problem, rivals: Rivals, predictor: FakePredictor) -> None:
