@@ -105,7 +105,7 @@ def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
         holder = holders.get(layer, layer)
         for name, tensor in encoding.tensors.items():
             if name not in BOOK_TENSORS or holder == layer:
-                state[f"{layer}.{name}"] = tensor
+                state[f"{layer}.{name}"] = tensor.contiguous()
             elif not tensor.equal(tuned.encodings[holder].tensors[name]):
                 raise InputError(
                     f"layer {layer}: its {name} are not those of {holder}, with which it shares them; encode both from one book"

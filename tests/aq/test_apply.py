@@ -155,6 +155,7 @@ def test_a_unet_with_convolutions(tmp_path):
     model.save_pretrained(tmp_path / "unet")
     DDIMScheduler(num_train_timesteps=100).save_pretrained(tmp_path / "unet")
     subject = load(tmp_path / "unet")
+    subject.denoiser.to(memory_format=torch.channels_last)  # as weights lie that were trained so: files hold them in the usual order
     store = EncodingStore(subject, tmp_path / "run", calibration=CALIBRATION)
     texts = ("1x4g4", "1x4g4c", "int8")
     formats = {
@@ -162,7 +163,8 @@ def test_a_unet_with_convolutions(tmp_path):
         for i, layer in enumerate(subject.layers)
     }
     formats = {name: f if f.fits(subject.layer(name).shape) else Format.parse("int8") for name, f in formats.items()}
-    assert {str(f) for f in formats.values()} >= {"1x4g4", "1x4g9t", "int8"}
+    formats["mid_block.resnets.0.conv1"] = AS_IS
+    assert {str(f) for f in formats.values()} >= {"1x4g4", "1x4g9t", "int8", "asis"}
     plan = Plan.of(subject, formats, encoding=store.identity)
     apply(subject, plan, store, tmp_path / "quantized")
     assert (tmp_path / "quantized" / WEIGHTS_FILE).stat().st_size == plan.size_bytes
