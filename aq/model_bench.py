@@ -5,9 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..models.subject import Subject
 from ..progress import track
 from .layers import coded_modules
 from .operations import Operations, described, modules_of, of_module, tokens_counted
+from .step_times import timed
 
 # What a denoiser computes in. Of coded layers: their class "exact", "bf16" or "a8"; other layers stay in float32 under "a8".
 ARITHMETICS = ("float32", "bfloat16", "a8")
@@ -102,7 +102,7 @@ def _counted(subject: Subject, n_images: int) -> dict[str, Any]:
     modules: dict[str, Any] = modules_of(subject.denoiser)
     with tokens_counted(modules) as tokens:
         _step(subject, 1, 1)
-    with _timed(modules) as ms:
+    with timed(modules) as ms:
         _step(subject, n_images, STEPS)
     total, layers = Operations(), []
     for name, module in modules.items():
@@ -110,29 +110,6 @@ def _counted(subject: Subject, n_images: int) -> dict[str, Any]:
         total += of_layer
         layers.append({"name": name, **described(module), "tokens": tokens[name], "operations": of_layer.row(), "ms": ms[name] / STEPS})
     return {"operations": total.row(), "layers": layers}
-
-
-@contextmanager
-def _timed(modules: dict[str, nn.Module]) -> Iterator[dict[str, float]]:
-    """Milliseconds spent in every module while the block runs."""
-    spent, started = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
-
-    def start(name: str) -> Any:
-        return lambda *_: started.__setitem__(name, time.perf_counter())
-
-    def stop(name: str) -> Any:
-        return lambda *_: spent.__setitem__(name, spent[name] + 1e3 * (time.perf_counter() - started[name]))
-
-    handles = [
-        handle
-        for name, module in modules.items()
-        for handle in (module.register_forward_pre_hook(start(name)), module.register_forward_hook(stop(name)))
-    ]
-    try:
-        yield spent
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _in_own_process(name: str, arithmetic: str, n_images: int) -> int:

@@ -16,8 +16,8 @@ from results import keep
 from threadpoolctl import threadpool_limits
 
 from sedaq.progress import shown, track
+from sedaq.search.building import build_problem
 from sedaq.search.exact import solve_exact
-from sedaq.search.problem import build_problem
 from sedaq.sensitivity.adaptive import FEW
 from sedaq.sensitivity.crew import Crew, Job
 from sedaq.sensitivity.designs import design_plans

@@ -50,7 +50,7 @@ def command(
     memory: str | None,
 ) -> None:
     from ..progress import shown
-    from ..search.problem import parse_size
+    from ..search.budgets import parse_size
     from ..sensitivity.designs import AUTO
     from ..sensitivity.probe import probe
     from ..sensitivity.run import Settings

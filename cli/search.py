@@ -1,4 +1,4 @@
-"""sedaq search --run DIR (--front | --bits B | --size S | --pipeline-size S)"""
+"""sedaq search --run DIR (--front | any of --bits B, --size S, --pipeline-size S, --ms-per-step T)"""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from . import options
 @click.option("--bits", type=float, default=None, help="Total bits per weight, at most.")
 @click.option("--size", default=None, metavar="SIZE", help="Bytes of the denoiser's file, at most: 2MB, 2MiB or a number.")
 @click.option("--pipeline-size", default=None, metavar="SIZE", help="Bytes of the whole pipeline's folder, at most.")
+@click.option("--ms-per-step", type=float, default=None, help="Milliseconds of a sampling step on this machine, at most, as foretold.")
+@click.option("--step-images", type=click.IntRange(1), default=64, show_default=True, help="Images at once that --ms-per-step is for.")
 @click.option("--pin", multiple=True, metavar="GLOB=FORMAT", help="Give layers this format; may be repeated.")
 @click.option("--keep", multiple=True, metavar="GLOB", help="Leave layers as they are; may be repeated.")
 @click.option("--tie", multiple=True, metavar="GLOB", help="Layers that must share a rate; may be repeated.")
@@ -39,6 +41,8 @@ def command(
     bits: float | None,
     size: str | None,
     pipeline_size: str | None,
+    ms_per_step: float | None,
+    step_images: int,
     pin: tuple[str, ...],
     keep: tuple[str, ...],
     tie: tuple[str, ...],
@@ -60,8 +64,8 @@ def command(
     from ..search.verb import parse_pins, search_front, search_run
     from ..sensitivity.run import Run
 
-    if front and any(given is not None for given in (bits, size, pipeline_size, out)):
-        raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size and --out.")
+    if front and any(given is not None for given in (bits, size, pipeline_size, ms_per_step, out)):
+        raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size, --ms-per-step and --out.")
     settings: dict[str, Any] = {
         "pins": parse_pins(pin),
         "keep": keep,
@@ -81,7 +85,8 @@ def command(
         if front:
             found = search_front(run, **settings)
         else:
-            found = [search_run(run, bits=bits, size=size, pipeline_size=pipeline_size, out=out, **settings)]
+            limits: dict[str, Any] = {"bits": bits, "size": size, "pipeline_size": pipeline_size, "ms_per_step": ms_per_step}
+            found = [search_run(run, **limits, step_images=step_images, out=out, **settings)]
     if as_json:
         rows = [plan.to_json() for plan in found]
         options.print_json(rows if front else rows[0])

@@ -75,11 +75,23 @@ def cheapest(names: Sequence[str], tokens: int, matrix: CodedMatrix) -> str:
     """The name among those that are candidates of the law that the matrix carries, or of this machine's."""
     if len(names) == 1:
         return names[0]
-    known = _adopted[matrix.law] if matrix.law else law()
-    return min(
-        (name for name in names if name in known),
-        key=lambda name: float(terms(name, tokens, matrix) @ np.asarray(known[name][_size(tokens)])),
-    )
+    known = _law_of(matrix)
+    return min((name for name in names if name in known), key=lambda name: seconds(name, tokens, matrix))
+
+
+def seconds(name: str, tokens: int, matrix: CodedMatrix) -> float:
+    """What the law says of one product. Only shapes of the matrix are read, so that it may lie on the device "meta".
+
+    Raises InputError for a kernel that is not in the law.
+    """
+    known = _law_of(matrix)
+    if name not in known:
+        raise InputError(f"what kernel {name!r} costs is not known; choose among {', '.join(known)}, or unset SEDAQ_KERNEL")
+    return float(terms(name, tokens, matrix) @ np.asarray(known[name][_size(tokens)]))
+
+
+def _law_of(matrix: CodedMatrix) -> Law:
+    return _adopted[matrix.law] if matrix.law else law()
 
 
 def _size(tokens: int) -> str:
@@ -178,7 +190,7 @@ def measure() -> dict[str, dict[str, list[float]]]:
     names = candidates()
     cases = [(name, size) for name in names for size in SIZES]
     rows: dict[tuple[str, str], list[np.ndarray]] = {case: [] for case in cases}
-    seconds: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
+    taken: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
     for n_out, n_in in _SHAPES:
         for m, k, g, structure in _FORMATS:
             matrix = random_matrix(n_out, n_in, m, k, g, structure)
@@ -195,8 +207,8 @@ def measure() -> dict[str, dict[str, list[float]]]:
                         best[name] = min(best[name], time.perf_counter() - start)
                 for name in names:
                     rows[name, _size(tokens)].append(terms(name, tokens, matrix))
-                    seconds[name, _size(tokens)].append(best[name])
-    found = {case: _fit(np.array(rows[case]), np.array(seconds[case])) for case in cases}
+                    taken[name, _size(tokens)].append(best[name])
+    found = {case: _fit(np.array(rows[case]), np.array(taken[case])) for case in cases}
     return {name: {size: found[name, size] for size in SIZES} for name in names}
 
 

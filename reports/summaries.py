@@ -45,6 +45,7 @@ def front_table(found: Sequence[FoundPlan]) -> Table:
             "size_bytes": plan.plan.size_bytes,
             f"predicted {predicted['metric']}": f"{number(predicted['value'])} ± {number(predicted['std'])}",
             "uniform predicted": number(plan.uniform_predicted["value"]),
+            **({"ms_per_step": predicted["ms_per_step"]} if "ms_per_step" in predicted else {}),
             "solver": plan.solver,
         }
         if plan.measured and plan.uniform_measured and plan.difference_ci:

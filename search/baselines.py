@@ -77,9 +77,7 @@ def ends_high(problem: Problem, seed: int) -> Choice:
             k = int(np.argmax([rate if rate <= HIGH_RATE + 1e-9 else -1.0 for rate in rates]))
             units[row] = replace(unit, options=(unit.options[k],), costs=(unit.costs[k],))
         fixed = replace(problem, units=tuple(units))
-        if fixed.least_weight_bytes <= (problem.max_weight_bytes or np.inf) and fixed.least_file_bytes <= (
-            problem.max_file_bytes or np.inf
-        ):
+        if all(fixed.least(name) <= limit for name, limit in problem.budgets.given.items()):
             choice = uniform_choice(fixed, seed=seed)
             return _translated(fixed, choice, problem)
     raise AssertionError("without ends it is the uniform plan, which fits")

@@ -125,7 +125,7 @@ def contest(run: Run, search: Search, rivals: Rivals, bits: float, methods: Sequ
     """Every method's plan within the bytes that uniform really uses."""
     problem = search.problem.bounded(bits=bits)
     uniform = uniform_choice(problem, seed=rivals.seed)
-    tight = problem.within(max_weight_bytes=problem.total_weight_bytes(uniform), max_file_bytes=problem.total_file_bytes(uniform))
+    tight = problem.within(problem.like(uniform, "weight_bytes", "file_bytes"))
     plans = {}
     for name, method in BASELINES.items():
         choice = method(tight, rivals) if name in (UNIFORM, *methods) else None

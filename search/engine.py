@@ -12,21 +12,23 @@ import numpy as np
 
 from ..aq.menu import Entry
 from ..aq.plan import Plan
+from ..aq.step_times import StepTimes
 from ..errors import SedaqError
 from ..models.subject import Subject
 from ..progress import track
 from . import optuna_solver
+from .building import build_problem
 from .constraints import Constraints, apply_constraints
 from .evaluate import RISK, Candidate, Evaluator, Predictor
 from .margins import undecided
 from .optuna_solver import Keep
-from .problem import Choice, Problem, build_problem
+from .problem import Choice, Problem
 from .solvers import N_TRIALS, Effort, Solution, check_solver, solve
 from .uniform import uniform_choices
 from .verify import Verification
 
 FIRST_MEASURED = 2  # plans that are measured before the predictor is taught by them
-Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes; None: no such bound
+Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes, ms_per_step; None: no such bound
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class FoundPlan:
 
     plan: Plan
     uniform: Plan
-    predicted: dict[str, Any]  # {metric, value, std}
+    predicted: dict[str, Any]  # {metric, value, std}, and ms_per_step where times are known
     uniform_predicted: dict[str, Any]  # mean over the five orders
     measured: dict[str, Any] | None  # {metrics: {name: {value, se, …}}, n_images, steps}; None without verification
     uniform_measured: dict[str, Any] | None
@@ -85,6 +87,7 @@ class Search:
     risk: float = RISK
     storage: str | None = None
     verification: Verification | None = None
+    times: StepTimes | None = None
 
     @classmethod
     def of(cls, subject: Subject, menus: Mapping[str, Sequence[Entry]], predictor: Predictor, options: Mapping[str, Any]) -> Search:
@@ -98,7 +101,7 @@ class Search:
     @cached_property
     def problem(self) -> Problem:
         """Without a budget."""
-        return build_problem(self.subject, self.menus, self.predictor.additive_cost, ties=self.ties)
+        return build_problem(self.subject, self.menus, self.predictor.additive_cost, ties=self.ties, times=self.times)
 
     def sweep(self, n_trials: int) -> list[Candidate]:
         """What Optuna sees of the whole front; nothing where only the exact solver was asked for."""
@@ -109,7 +112,12 @@ class Search:
 
     def find(self, budget: Budget, *, n_trials: int = 0, starts: Sequence[Choice] = ()) -> tuple[FoundPlan, Choice]:
         """The best plan for a budget, with `n_trials` of Optuna for it alone."""
-        problem = self.problem.bounded(bits=budget.get("bits_per_weight"), size_bytes=_whole(budget.get("size_bytes")))
+        size_bytes = budget.get("size_bytes")
+        problem = self.problem.bounded(
+            bits=budget.get("bits_per_weight"),
+            size_bytes=None if size_bytes is None else int(size_bytes),
+            ms_per_step=budget.get("ms_per_step"),
+        )
         uniforms = uniform_choices(problem, seed=self.seed)
         uniform = uniforms[0]
         solution = self._solve(problem, uniform, n_trials, starts)
@@ -118,7 +126,7 @@ class Search:
             verdict = self._verified(self.verification, problem, uniform, solution)
         choice, solver = verdict.choice, verdict.solver
         evaluator = Evaluator(problem, self.predictor, self.risk)
-        predicted = self._predicted(evaluator([choice], solver))
+        predicted = self._predicted(evaluator([choice], solver)) | self._ms_per_step(problem, choice)
         named = {name: value for name, value in budget.items() if value is not None}
         provenance = self._provenance(problem, choice, solution, solver, verdict.notes)
         plan = self._plan(problem, choice, budget=named, predicted=predicted, measured=verdict.measured, provenance=provenance)
@@ -127,7 +135,7 @@ class Search:
             plan,
             uniform_plan,
             predicted,
-            self._predicted(evaluator(uniforms, "uniform")),
+            self._predicted(evaluator(uniforms, "uniform")) | self._ms_per_step(problem, uniform),
             verdict.measured,
             verdict.uniform_measured,
             verdict.interval,
@@ -143,19 +151,19 @@ class Search:
         File bytes in the problem are upper bounds; where a candidate with a smaller bound has the larger file, the limit goes down by the
         difference (some tens of bytes: digits of offsets).
         """
-        weight_bytes = None if problem.max_weight_bytes is None else problem.total_weight_bytes(uniform)
-        file_bytes = problem.total_file_bytes(uniform)
+        names = ("file_bytes",) if problem.budgets.weight_bytes is None else ("weight_bytes", "file_bytes")
+        budgets = problem.like(uniform, *names)
         real = self._plan(problem, uniform).size_bytes
-        name = f"{8 * problem.total_weight_bytes(uniform) / problem.n_weights:.4g} bits"
+        name = f"{8 * problem.total('weight_bytes', uniform) / problem.n_weights:.4g} bits"
         while True:
-            tight = problem.within(max_weight_bytes=weight_bytes, max_file_bytes=file_bytes)
+            tight = problem.within(budgets)
             effort = Effort(self.seed, n_trials, [start for start in starts if tight.fits(start)], self._keep(name))
             solution = solve(Evaluator(tight, self.predictor, self.risk), solver=self.solver, effort=effort)
             excess = self._plan(problem, np.array(solution.best.choice)).size_bytes - real
             if excess <= 0:
                 return solution
-            file_bytes -= excess
-            if file_bytes < problem.least_file_bytes:
+            budgets = replace(budgets, file_bytes=tight.budgets.given["file_bytes"] - excess)
+            if budgets.given["file_bytes"] < problem.least("file_bytes"):
                 alone = Evaluator(problem, self.predictor, self.risk)([uniform], "uniform")[0]
                 return replace(solution, best=alone, candidates=(alone,))
 
@@ -165,14 +173,17 @@ class Search:
     def _plan(self, problem: Problem, choice: Choice, **details: Any) -> Plan:
         """The plan of a choice, its exact sizes held against the budgets."""
         plan = Plan.of(self.subject, problem.formats(choice), encoding=dict(self.encoding), **details)
-        counted = math.isclose(plan.bits_per_weight * problem.n_weights, 8 * problem.total_weight_bytes(choice))
-        if not (counted and problem.fits(choice) and plan.size_bytes <= problem.total_file_bytes(choice)):
+        counted = math.isclose(plan.bits_per_weight * problem.n_weights, 8 * problem.total("weight_bytes", choice))
+        if not (counted and problem.fits(choice) and plan.size_bytes <= problem.total("file_bytes", choice)):
             raise SedaqError(f"a plan of {plan.size_bytes} bytes and {plan.bits_per_weight:.6g} bits is not what was searched; report this")
         return plan
 
     def _predicted(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         mean, std = (float(np.mean([getattr(candidate, name) for candidate in candidates])) for name in ("mean", "std"))
         return {"metric": self.predictor.metric, "value": mean, "std": std}
+
+    def _ms_per_step(self, problem: Problem, choice: Choice) -> dict[str, float]:
+        return {} if self.times is None else {"ms_per_step": problem.total("nanoseconds", choice) / 1e6}
 
     def _provenance(self, problem: Problem, choice: Choice, solution: Solution, solver: str, notes: Sequence[str]) -> dict[str, Any]:
         above = [
@@ -211,7 +222,7 @@ class Search:
             if not left or verification.refit is None:
                 break
             taught = replace(self, predictor=verification.refit([reference, *measured.values()]))
-            again = taught.problem.within(max_weight_bytes=problem.max_weight_bytes, max_file_bytes=problem.max_file_bytes)
+            again = taught.problem.within(problem.budgets)
             known = {rival.choice for rival in measured}
             rivals = taught._rivals(again, uniform, taught._solve(again, uniform, 0, [np.array(choice) for choice in known]))
             wanted = [] if rivals and rivals[0].choice in known else rivals[:1]
@@ -234,7 +245,3 @@ class Search:
         real = self._plan(problem, uniform).size_bytes
         others = [candidate for candidate in solution.candidates if not np.array_equal(candidate.choice, uniform)]
         return [candidate for candidate in others if self._plan(problem, np.array(candidate.choice)).size_bytes <= real]
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)

@@ -50,8 +50,8 @@ def _milp(problem: Problem, limits: np.ndarray, seconds: float) -> OptimizeResul
 def _without_solution(problem: Problem, result: OptimizeResult) -> tuple[Choice, float | None]:
     if result.status == 2:
         raise InputError(
-            f"the budgets of {8 * (problem.max_weight_bytes or 0) / problem.n_weights:.6g} bits and {problem.max_file_bytes} bytes "
-            "cannot be met together; raise one"
+            f"the budgets of {' and '.join(problem.text(*budget) for budget in problem.budgets.given.items())} cannot be met together; "
+            "raise one, or loosen pins and rates"
         )
     choice = problem.sizes[0].argmin(axis=1)
     repaired = repair(problem, choice, fallback=choice)

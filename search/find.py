@@ -7,6 +7,7 @@ from typing import Any, TypedDict, Unpack
 
 from ..aq.formats import Format
 from ..aq.menu import Entry
+from ..aq.step_times import StepTimes
 from ..errors import InputError
 from ..models.subject import Subject
 from ..progress import track
@@ -29,6 +30,7 @@ class Options(TypedDict, total=False):
     storage: journal file or database URL that gets a copy of Optuna's studies.
     verification: samplings to compare plans by (none).
     encoding: effort, seed and calibration of the encodings, for the plan.
+    times: what layers take of a sampling step, for a budget of milliseconds and to be stated in plans (none).
     """
 
     pins: Mapping[str, Format]
@@ -43,6 +45,7 @@ class Options(TypedDict, total=False):
     storage: str | None
     verification: Verification | None
     encoding: Mapping[str, Any]
+    times: StepTimes | None
 
 
 def find_plan(
@@ -52,22 +55,25 @@ def find_plan(
     *,
     bits: float | None = None,
     size_bytes: int | None = None,
+    ms_per_step: float | None = None,
     **options: Unpack[Options],
 ) -> FoundPlan:
     """The best plan for a budget; it is never above the budget, and has at most the bytes that the uniform plan (first order) uses.
 
     Args:
-        bits, size_bytes: bounds on total bits per weight and on the denoiser's file; either or both.
+        bits, size_bytes, ms_per_step: bounds on total bits per weight, on the denoiser's file and on a sampling step; one or several.
 
     Raises:
         InputError: a budget that cannot be met (the message states the least reachable size), constraints that contradict each other.
 
     A verified plan is the one with the least measured difference to uniform, and the uniform plan itself where none is below zero.
     """
-    if bits is None and size_bytes is None:
-        raise InputError("no budget is given; pass --bits, --size or both")
+    if bits is None and size_bytes is None and ms_per_step is None:
+        raise InputError("no budget is given; pass --bits, --size, --ms-per-step or several of them")
+    if ms_per_step is not None and options.get("times") is None:
+        raise InputError("a budget of milliseconds needs times=StepTimes.measure(subject, n_images)")
     search = Search.of(subject, menus, predictor, options)
-    return search.find({"bits_per_weight": bits, "size_bytes": size_bytes}, n_trials=search.n_trials)[0]
+    return search.find({"bits_per_weight": bits, "size_bytes": size_bytes, "ms_per_step": ms_per_step}, n_trials=search.n_trials)[0]
 
 
 def find_front(

@@ -135,7 +135,7 @@ def sweep(evaluator: Evaluator, *, seed: int, n_trials: int, keep: Keep | None =
             choices = [prices.at(values[1:], low + (high - low) * values[0] / PRICE_STEPS) for values in named]
             for trial, candidate in zip(trials, evaluator(choices, "optuna"), strict=True):
                 found[candidate] = None
-                study.tell(trial, [problem.total_weight_bytes(np.array(candidate.choice)), candidate.score])
+                study.tell(trial, [problem.total("weight_bytes", np.array(candidate.choice)), candidate.score])
     if keep is not None:
         keep(study)
     return list(found)

@@ -57,7 +57,7 @@ class Prices:
         if len(problem.limits):
             shares = (problem.sizes / np.maximum(problem.limits, 1)[:, None, None]).sum(0)
         else:
-            shares = problem.weight_bytes / problem.weight_bytes[np.isfinite(problem.costs)].sum()
+            shares = problem.amounts["weight_bytes"] / problem.amounts["weight_bytes"][np.isfinite(problem.costs)].sum()
         return np.where(np.isfinite(problem.costs), shares, np.inf)
 
     @cached_property

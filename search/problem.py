@@ -1,37 +1,22 @@
-"""The decisions of a search, what each option weighs and costs, and the budgets that bound their sum."""
+"""The decisions of a search, what each option uses and costs, and the budgets that bound their sum."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..aq.formats import Format
-from ..aq.menu import Entry, header_bytes, model_bytes
-from ..errors import InputError, SedaqError
-from ..models.subject import Subject
+from ..aq.menu import Entry
+from ..errors import InputError
+from .budgets import Budgets
 from .program import choose, taken
 
 Choice = NDArray[np.int64]  # (n_units,), index of the option taken by each unit
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_HEADER_BYTES = 8 + len('{"__metadata__":{"format":"pt"}}') + 7  # its length, what it says beside tensors, its padding at most
-
-
-def parse_size(text: str) -> int:
-    """Bytes that `text` names; 1 MB = 10^6, 1 MiB = 2^20, fractions of a byte are dropped. Raises InputError for anything else.
-
-    >>> parse_size("700kB"), parse_size("1.5 MiB"), parse_size("1500000")
-    (700000, 1572864, 1500000)
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].lower() not in _UNITS or float(match[1]) * _UNITS[match[2].lower()] < 1:
-        raise InputError(f"size {text!r} is not a size; write bytes or a number with kB, MB, GB, KiB, MiB or GiB, such as 700kB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 @dataclass(frozen=True)
@@ -41,6 +26,7 @@ class Unit:
     names: tuple[str, ...]
     options: tuple[tuple[Entry, ...], ...]  # by ascending weight bytes; options[k][i] is what names[i] gets
     costs: tuple[float, ...]  # additive expected increase of the target, one an option
+    nanoseconds: tuple[int, ...] = ()  # of a step, one an option; empty where times are not asked for
 
 
 @dataclass(frozen=True)
@@ -50,30 +36,39 @@ class Problem:
     units: tuple[Unit, ...]
     n_weights: int
     fixed_file_bytes: int  # all of the denoiser's file that is not an eligible weight or its header entries
-    max_weight_bytes: int | None = None
-    max_file_bytes: int | None = None
+    fixed_nanoseconds: int = 0  # of all of a step but the eligible layers
+    budgets: Budgets = field(default_factory=Budgets)
 
-    def within(self, *, max_weight_bytes: int | None = None, max_file_bytes: int | None = None) -> Problem:
-        """The same decisions under other budgets. Raises InputError, with the least reachable size, for one that is impossible."""
-        if max_weight_bytes is not None and max_weight_bytes < self.least_weight_bytes:
-            bits = 8 * max_weight_bytes / self.n_weights
-            raise InputError(
-                f"the budget of {bits:.4g} bits per weight cannot be met; the least reachable is {self.least_bits_text} bits, "
-                "allow that or loosen pins and rates"
-            )
-        if max_file_bytes is not None and max_file_bytes < self.least_file_bytes:
-            raise InputError(
-                f"the budget of {max_file_bytes} bytes cannot be met; the least reachable is {self.least_file_bytes} bytes, "
-                "allow that or loosen pins and rates"
-            )
-        return replace(self, max_weight_bytes=max_weight_bytes, max_file_bytes=max_file_bytes)
+    def within(self, budgets: Budgets) -> Problem:
+        """The same decisions under other budgets. Raises InputError, with the least reachable, for one that is impossible."""
+        for name, limit in budgets.given.items():
+            if limit < self.least(name):
+                raise InputError(
+                    f"the budget of {self.text(name, limit)} cannot be met; the least reachable is {self._least_text(name)}, "
+                    "allow that or loosen pins and rates"
+                )
+        return replace(self, budgets=budgets)
 
-    def bounded(self, *, bits: float | None = None, size_bytes: int | None = None) -> Problem:
-        """The same decisions with at most that many bits per weight and bytes of the file. Raises InputError as `within` does."""
-        if bits is not None and not (math.isfinite(bits) and bits > 0):
-            raise InputError(f"the budget of {bits} bits per weight is no budget; the least reachable is {self.least_bits_text} bits")
+    def bounded(self, *, bits: float | None = None, size_bytes: int | None = None, ms_per_step: float | None = None) -> Problem:
+        """The same decisions with at most that many bits per weight, bytes of the file and milliseconds a step. Raises as `within` does."""
+        for name, limit, unit in (("weight_bytes", bits, "bits per weight"), ("nanoseconds", ms_per_step, "ms a step")):
+            if limit is not None and not (math.isfinite(limit) and limit > 0):
+                raise InputError(f"the budget of {limit} {unit} is no budget; the least reachable is {self._least_text(name)}")
         weight_bytes = None if bits is None else math.floor(bits * self.n_weights / 8 * (1 + 1e-12))  # 2.1 bits of 80 weights are 21 bytes
-        return self.within(max_weight_bytes=weight_bytes, max_file_bytes=size_bytes)
+        return self.within(Budgets(weight_bytes, size_bytes, None if ms_per_step is None else math.floor(ms_per_step * 1e6)))
+
+    def text(self, name: str, amount: int) -> str:
+        """An amount of what a budget bounds, as people read it."""
+        if name == "weight_bytes":
+            return f"{8 * amount / self.n_weights:.4g} bits per weight"
+        return f"{amount / 1e6:.4g} ms a step" if name == "nanoseconds" else f"{amount} bytes"
+
+    def _least_text(self, name: str) -> str:
+        """Rounded up, so that a budget of what it says can be met."""
+        if name == "weight_bytes":
+            return f"{self.least_bits_text} bits"
+        least = self.least(name)
+        return f"{math.ceil(least / 1e2) / 1e4:.4f} ms" if name == "nanoseconds" else f"{least} bytes"
 
     @cached_property
     def n_options(self) -> Choice:
@@ -97,25 +92,36 @@ class Problem:
         return self._table(lambda unit, k: unit.options[k][0].rate, math.inf, np.float64).astype(np.float64)
 
     @cached_property
-    def weight_bytes(self) -> NDArray[np.int64]:
-        """(n_units, K) bytes that bits_per_weight counts."""
-        return self._table(lambda unit, k: sum(entry.size_bytes for entry in unit.options[k]), 2**52, np.int64).astype(np.int64)
+    def amounts(self) -> dict[str, NDArray[np.int64]]:
+        """(n_units, K) for each name of Budgets: what every option uses, codebooks that layers share apart; far too much beyond a menu's end."""
+        of_options: dict[str, Callable[[Unit, int], int]] = {
+            "weight_bytes": lambda unit, k: sum(entry.size_bytes for entry in unit.options[k]),
+            "file_bytes": lambda unit, k: sum(entry.file_bytes for entry in unit.options[k]),
+            "nanoseconds": lambda unit, k: unit.nanoseconds[k] if unit.nanoseconds else 0,
+        }
+        return {name: self._table(of_option, 2**52, np.int64).astype(np.int64) for name, of_option in of_options.items()}
 
     @cached_property
-    def file_bytes(self) -> NDArray[np.int64]:
-        """(n_units, K) bytes in the file, header entries included."""
-        return self._table(lambda unit, k: sum(entry.file_bytes for entry in unit.options[k]), 2**52, np.int64).astype(np.int64)
+    def _fixed(self) -> dict[str, int]:
+        """What a plan uses whatever its choices."""
+        return {"weight_bytes": 0, "file_bytes": self.fixed_file_bytes, "nanoseconds": self.fixed_nanoseconds}
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """(n_budgets, n_units, K), one table a budget."""
-        tables = [(self.weight_bytes, self.max_weight_bytes), (self.file_bytes, self.max_file_bytes)]
-        bounded = [table for table, limit in tables if limit is not None]
+        bounded = [self.amounts[name] for name in self.budgets.given]
         return np.stack(bounded) if bounded else np.zeros((0, *self.costs.shape), np.int64)
 
     @cached_property
+    def limits(self) -> NDArray[np.int64]:
+        """(n_budgets,), what the sums over `sizes` must not exceed."""
+        return np.array([limit - self._fixed[name] for name, limit in self.budgets.given.items()], np.int64)
+
+    # -- codebooks that layers share -------------------------------------------------------------------------------------------------
+
+    @cached_property
     def _books(self) -> dict[str, Entry]:
-        """Codebooks that layers share, each with an entry that needs it."""
+        """Each with an entry that needs it."""
         return {entry.book: entry for unit in self.units for option in unit.options for entry in option if entry.book}
 
     @cached_property
@@ -125,15 +131,26 @@ class Problem:
         return np.array(tables, np.bool_).reshape(-1, *self.costs.shape)
 
     @cached_property
+    def _book_amounts(self) -> dict[str, NDArray[np.int64]]:
+        """(n_books,) for each name of Budgets; they count once if any option needs them."""
+        entries = self._books.values()
+        return {
+            "weight_bytes": np.array([entry.book_bytes for entry in entries], np.int64),
+            "file_bytes": np.array([entry.book_file_bytes for entry in entries], np.int64),
+            "nanoseconds": np.zeros(len(entries), np.int64),
+        }
+
+    @cached_property
     def book_sizes(self) -> NDArray[np.int64]:
-        """(n_budgets, n_books), bytes that count once if any option needs them."""
-        columns = [(entry.book_bytes, entry.book_file_bytes) for entry in self._books.values()]
-        bounded = [self.max_weight_bytes is not None, self.max_file_bytes is not None]
-        return np.array(columns, np.int64).reshape(-1, 2).T[bounded]
+        """(n_budgets, n_books)"""
+        rows = [self._book_amounts[name] for name in self.budgets.given]
+        return np.array(rows, np.int64).reshape(len(rows), len(self._books))
 
     def _needed(self, choice: Choice) -> NDArray[np.bool_]:
         """(n_books,)"""
         return np.asarray(self.needs[:, np.arange(len(self.units)), choice].any(axis=1))
+
+    # -- what choices use ------------------------------------------------------------------------------------------------------------
 
     def steps(self, choice: Choice) -> NDArray[np.int64]:
         """(n_budgets, n_units, K): by how much each option would raise what is used, at most; codebooks that are new with it included."""
@@ -142,33 +159,45 @@ class Problem:
         new = np.nonzero(~self._needed(choice))[0]
         return steps + np.tensordot(self.book_sizes[:, new], self.needs[new], 1)
 
-    @cached_property
-    def limits(self) -> NDArray[np.int64]:
-        """(n_budgets,), what the sums over `sizes` must not exceed."""
-        fixed = [(0, self.max_weight_bytes), (self.fixed_file_bytes, self.max_file_bytes)]
-        return np.array([limit - used for used, limit in fixed if limit is not None], np.int64)
+    def used(self, choice: Choice) -> NDArray[np.int64]:
+        """(n_budgets,), to be compared with `limits`."""
+        total: NDArray[np.int64] = self.sizes[:, np.arange(len(self.units)), choice].sum(axis=1) + self.book_sizes @ self._needed(choice)
+        return total
+
+    def fits(self, choice: Choice) -> bool:
+        return bool((self.used(choice) <= self.limits).all())
+
+    def total(self, name: str, choice: Choice) -> int:
+        """What a choice uses of what `name` in Budgets bounds; of file bytes an upper bound."""
+        of_units = self.amounts[name][np.arange(len(self.units)), choice].sum()
+        return self._fixed[name] + int(of_units) + int(self._book_amounts[name] @ self._needed(choice))
+
+    def like(self, choice: Choice, *names: str) -> Budgets:
+        """Budgets that `choice` just fits, of these names; of the others those that there are."""
+        return replace(self.budgets, **{name: self.total(name, choice) for name in names})
 
     @cached_property
-    def least_weight_bytes(self) -> int:
-        return self.total_weight_bytes(self._least(self.weight_bytes, [entry.book_bytes for entry in self._books.values()]))
+    def _leasts(self) -> dict[str, int]:
+        return {name: self.total(name, self._least_choice(name)) for name in self.amounts}
 
-    @cached_property
-    def least_file_bytes(self) -> int:
-        return self.total_file_bytes(self._least(self.file_bytes, [entry.book_file_bytes for entry in self._books.values()]))
+    def least(self, name: str) -> int:
+        """The least that any choice uses of what `name` in Budgets bounds."""
+        return self._leasts[name]
 
-    def _least(self, table: NDArray[np.int64], book_bytes: Sequence[int]) -> Choice:
-        """The choice of least bytes: whether shared codebooks pay is a matter of all that share them."""
+    def _least_choice(self, name: str) -> Choice:
+        """Whether shared codebooks pay is a matter of all that share them."""
+        table = self.amounts[name]
         choice = table.argmin(axis=1)
-        if self._needed(choice).any():
+        if self._book_amounts[name] @ self._needed(choice):
             excess = np.where(np.isfinite(self.costs), table - table.min(axis=1, keepdims=True), np.inf)
-            none = np.zeros((0, *table.shape)), np.zeros((0, len(book_bytes))), np.zeros(0)  # no budgets
-            result = choose(excess, self.needs, np.array(book_bytes, float), *none)
+            none = np.zeros((0, *table.shape)), np.zeros((0, len(self._books))), np.zeros(0)  # no budgets
+            result = choose(excess, self.needs, self._book_amounts[name].astype(float), *none)
             choice = choice if result.x is None else taken(excess, result.x)
         return choice
 
     @property
     def least_bits(self) -> float:
-        return 8 * self.least_weight_bytes / self.n_weights
+        return 8 * self.least("weight_bytes") / self.n_weights
 
     @property
     def least_bits_text(self) -> str:
@@ -177,24 +206,7 @@ class Problem:
 
     @property
     def greatest_bits(self) -> float:
-        return 8 * self.total_weight_bytes(self.n_options - 1) / self.n_weights
-
-    def total_weight_bytes(self, choice: Choice) -> int:
-        books = {entry.book: entry.book_bytes for entry in self.entries(choice).values()}
-        return int(self.weight_bytes[np.arange(len(self.units)), choice].sum()) + sum(books.values())
-
-    def total_file_bytes(self, choice: Choice) -> int:
-        """Upper bound of the file's bytes."""
-        books = {entry.book: entry.book_file_bytes for entry in self.entries(choice).values()}
-        return self.fixed_file_bytes + int(self.file_bytes[np.arange(len(self.units)), choice].sum()) + sum(books.values())
-
-    def used(self, choice: Choice) -> NDArray[np.int64]:
-        """(n_budgets,), to be compared with `limits`."""
-        total: NDArray[np.int64] = self.sizes[:, np.arange(len(self.units)), choice].sum(axis=1) + self.book_sizes @ self._needed(choice)
-        return total
-
-    def fits(self, choice: Choice) -> bool:
-        return bool((self.used(choice) <= self.limits).all())
+        return 8 * self.total("weight_bytes", self.n_options - 1) / self.n_weights
 
     def cost(self, choice: Choice) -> float:
         """Sum of additive costs."""
@@ -211,60 +223,3 @@ class Problem:
 
 def _needs(book: str, unit: Unit, k: int) -> bool:
     return any(entry.book == book for entry in unit.options[k])
-
-
-def _fixed_file_bytes(subject: Subject, menus: Mapping[str, Sequence[Entry]]) -> int:
-    """Bytes of the file, at most, that no entry of a menu counts."""
-    weights = {f"{name}.weight" for name in menus}
-    specs = {name: spec for name, spec in subject.tensor_specs.items() if name not in weights}
-    payload, whole = sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values()), model_bytes(subject)
-    # A pin may weigh more than the weight as it is; then offsets can have more digits than entries counted, in at most 4 tensors a layer.
-    heaviest = payload + sum(max(entry.size_bytes + entry.book_bytes for entry in menu) for menu in menus.values())
-    digits = max(0, len(str(heaviest)) - len(str(whole)))
-    return payload + header_bytes(specs, whole) + _HEADER_BYTES + 2 * digits * (len(specs) + 4 * len(menus))
-
-
-def _unit(names: tuple[str, ...], menus: Mapping[str, Sequence[Entry]], cost: Callable[[str, Entry], float]) -> Unit:
-    """A decision over the rates that all of `names` offer."""
-    by_rate = [{entry.rate: entry for entry in menus[name]} for name in names]
-    alone = len(names) == 1 or all(len(menus[name]) == 1 for name in names)
-    rows = (
-        zip(*(menus[name] for name in names), strict=True)
-        if alone
-        else (tuple(table[rate] for table in by_rate) for rate in by_rate[0] if all(rate in table for table in by_rate))
-    )
-    options = tuple(sorted(rows, key=lambda row: sum(entry.size_bytes for entry in row)))
-    if not options:
-        raise InputError(f"tie {', '.join(names)}: the layers have no rate in common; tie layers of equal shape, or change pins and rates")
-    costs = tuple(math.fsum(cost(name, entry) for name, entry in zip(names, row, strict=True)) for row in options)
-    if not np.isfinite(costs).all():
-        raise SedaqError(f"layer {names[0]}: the predictor gave a cost that is not finite; fit it again")
-    return Unit(names, options, costs)
-
-
-def build_problem(
-    subject: Subject,
-    menus: Mapping[str, Sequence[Entry]],
-    cost: Callable[[str, Entry], float],
-    *,
-    ties: Sequence[tuple[str, ...]] = (),
-    bits: float | None = None,
-    size_bytes: int | None = None,
-) -> Problem:
-    """The search for a plan of `subject`.
-
-    Args:
-        menus: entries that each eligible layer may take, by ascending size.
-        cost: additive cost of giving a layer an entry, in units of the target, lower is better.
-        ties: disjoint groups of layers that choose by equal rate.
-        bits: bound on total bits per weight; size_bytes: bound on the denoiser's file. None: no such bound.
-
-    Raises:
-        InputError: a budget that is not positive or below the least reachable size, which the message states; ties without a common rate.
-    """
-    group_of = {name: group for group in ties for name in group}
-    groups = dict.fromkeys(group_of.get(layer.name, (layer.name,)) for layer in subject.layers)
-    units = tuple(_unit(group, menus, cost) for group in groups)
-    n_weights = sum(layer.n_weights for layer in subject.layers)
-    problem = Problem(units, n_weights, _fixed_file_bytes(subject, menus))
-    return problem.bounded(bits=bits, size_bytes=size_bytes)

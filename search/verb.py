@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..aq.formats import Format
+from ..aq.step_times import StepTimes
 from ..errors import InputError
 from ..sensitivity.fitting import load_predictor
 from ..sensitivity.predictor import Predictor
@@ -14,10 +15,12 @@ from ..sensitivity.prober import Measurement, Prober
 from ..sensitivity.probes import read_probes
 from ..sensitivity.run import Run
 from ..storage import write_json
+from .budgets import parse_size
 from .engine import FoundPlan
 from .find import FRONT_BITS, find_front, find_plan
-from .problem import parse_size
 from .verify import Verification
+
+STEP_IMAGES = 64  # as `bench model` samples at once
 
 
 def parse_pins(texts: Sequence[str]) -> dict[str, Format]:
@@ -45,6 +48,8 @@ def search_run(
     bits: float | None = None,
     size: str | None = None,
     pipeline_size: str | None = None,
+    ms_per_step: float | None = None,
+    step_images: int = STEP_IMAGES,
     verify: int = 0,
     n_images: int | None = None,
     out: Path | None = None,
@@ -54,18 +59,23 @@ def search_run(
 
     Args:
         bits: total bits per weight; size, pipeline_size: text such as "2MB", "2MiB" or a number of bytes.
+        ms_per_step: milliseconds of a sampling step of `step_images` images at once, on this machine with its present number of threads.
         verify, n_images: samplings at most, and images in each (the run's own number by default).
         options: passed to find_plan.
     """
     limits = [parse_size(size)] if size else []
     if pipeline_size:
         limits.append(parse_size(pipeline_size) - other_pipeline_bytes(run))
-    predictor = load_predictor(run)
+    predictor, times = load_predictor(run), None
+    if ms_per_step is not None:
+        times = StepTimes.of_run(run.folder, run.subject, step_images, **run.settings.sampling)
     found = find_plan(
         run.subject,
         run.menus,
         predictor,
         bits=bits,
+        ms_per_step=ms_per_step,
+        times=times,
         size_bytes=min(limits) if limits else None,
         verification=verification(run, predictor, verify, n_images),
         encoding=run.store.identity,

@@ -31,8 +31,9 @@ def random_problem(rng: np.random.Generator, n_units: int, n_options: int, *, ti
             sizes = np.sort(rng.choice(np.arange(10, 400), k, replace=False))
             columns.append([Entry(float(i + 1), FORMATS[i], int(s), int(s + rng.integers(0, 60))) for i, s in enumerate(sizes)])
         costs = np.sort(rng.gamma(0.5, 1.0, k))[::-1] + rng.normal(0, 0.05, k)
-        units.append(Unit(names, tuple(zip(*columns, strict=True)), tuple(float(c) for c in costs)))
-    return Problem(tuple(units), n_weights=n_units * 400, fixed_file_bytes=100)
+        nanoseconds = rng.integers(1, 200, k)  # in no order
+        units.append(Unit(names, tuple(zip(*columns, strict=True)), tuple(map(float, costs)), tuple(map(int, nanoseconds))))
+    return Problem(tuple(units), n_weights=n_units * 400, fixed_file_bytes=100, fixed_nanoseconds=50)
 
 
 def large_problem(n_units: int = 803, n_options: int = 8) -> Problem:

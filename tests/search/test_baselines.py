@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from sedaq.search.baselines import BASELINES, HIGH_RATE, Rivals, bit_price, greedy, knapsack, mean_contributions, random_choice, with_costs
+from sedaq.search.building import build_problem
 from sedaq.search.exact import solve_exact
-from sedaq.search.problem import Problem, build_problem
+from sedaq.search.problem import Problem
 from sedaq.search.uniform import uniform_choice
 
 from .conftest import FakePredictor
@@ -17,7 +18,7 @@ from .conftest import FakePredictor
 
 @pytest.fixture
 def problem(subject, menu, predictor: FakePredictor) -> Problem:
-    return build_problem(subject, menu, predictor.additive_cost, bits=2.6, size_bytes=26_000)
+    return build_problem(subject, menu, predictor.additive_cost).bounded(bits=2.6, size_bytes=26_000)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_greedy_and_prices_come_close_to_the_exact_solution_of_their_costs(probl
 
 
 def test_the_ends_are_high_and_the_rest_uniform(subject, menu, predictor: FakePredictor, rivals: Rivals) -> None:
-    problem = build_problem(subject, menu, predictor.additive_cost, bits=4.5)
+    problem = build_problem(subject, menu, predictor.additive_cost).bounded(bits=4.5)
     rates = problem.rates[np.arange(len(problem.units)), BASELINES["first and last high"](problem, rivals)]
     assert rates[0] == rates[-1] == max(rate for rate in problem.rates[0] if rate <= HIGH_RATE)
     middle = np.unique(rates[1:-1])

@@ -12,6 +12,7 @@ from sedaq.aq.formats import Format
 from sedaq.aq.menu import Entry
 from sedaq.errors import InputError
 from sedaq.search import swaps
+from sedaq.search.budgets import Budgets
 from sedaq.search.evaluate import Evaluator
 from sedaq.search.exact import solve_exact
 from sedaq.search.problem import Choice, Problem, Unit
@@ -76,10 +77,10 @@ def bounded(rng: np.random.Generator, free: Problem, budgets: str) -> tuple[Prob
     weight, file = bytes_of(free, anchor)
     slack = int(rng.integers(0, 120)) * int(rng.integers(0, 2))
     limits = {
-        "max_weight_bytes": None if budgets == "file" else weight + slack,
-        "max_file_bytes": None if budgets == "bits" else file + slack,
+        "weight_bytes": None if budgets == "file" else weight + slack,
+        "file_bytes": None if budgets == "bits" else file + slack,
     }
-    return free.within(**limits), anchor
+    return free.within(Budgets(**limits)), anchor
 
 
 def cases() -> Iterator[tuple[int, int, str]]:
@@ -93,9 +94,9 @@ def test_what_is_used_counts_a_book_once(book_bytes: int) -> None:
         problem, _ = bounded(rng, problem_with_books(rng, 5, book_bytes), "both")
         for choice in all_choices(problem)[::7]:
             weight, file = bytes_of(problem, choice)
-            assert (problem.total_weight_bytes(choice), problem.total_file_bytes(choice)) == (weight, file)
+            assert (problem.total("weight_bytes", choice), problem.total("file_bytes", choice)) == (weight, file)
             assert problem.used(choice).tolist() == [weight, file - problem.fixed_file_bytes]
-            assert problem.fits(choice) == (weight <= problem.max_weight_bytes and file <= problem.max_file_bytes)
+            assert problem.fits(choice) == (weight <= problem.budgets.weight_bytes and file <= problem.budgets.file_bytes)
 
 
 @pytest.mark.parametrize("budgets", BUDGETS)
@@ -138,12 +139,12 @@ def test_steps_of_two_moves_bound_their_sum() -> None:
 def test_the_least_size_is_the_least_of_all_choices_and_can_be_asked_for(seed: int) -> None:
     problem = problem_with_books(np.random.default_rng(seed), 5, BOOKS[seed % len(BOOKS)], n_roles=1 + seed % 3)
     weights, files = zip(*(bytes_of(problem, choice) for choice in all_choices(problem)), strict=True)
-    assert (problem.least_weight_bytes, problem.least_file_bytes) == (min(weights), min(files))
-    for name, least in (("max_weight_bytes", min(weights)), ("max_file_bytes", min(files))):
-        choice, _ = solve_exact(problem.within(**{name: least}))
-        assert bytes_of(problem, choice)[name == "max_file_bytes"] == least
+    assert (problem.least("weight_bytes"), problem.least("file_bytes")) == (min(weights), min(files))
+    for name, least in (("weight_bytes", min(weights)), ("file_bytes", min(files))):
+        choice, _ = solve_exact(problem.within(Budgets(**{name: least})))
+        assert bytes_of(problem, choice)[name == "file_bytes"] == least
         with pytest.raises(InputError, match="cannot be met; the least reachable is"):
-            problem.within(**{name: least - 1})
+            problem.within(Budgets(**{name: least - 1}))
 
 
 @pytest.mark.parametrize(("seed", "book_bytes", "budgets"), cases())
@@ -153,7 +154,7 @@ def test_exact_equals_brute_force(seed: int, book_bytes: int, budgets: str) -> N
     costs = [
         problem.cost(choice)
         for choice, (weight, file) in ((choice, bytes_of(problem, choice)) for choice in all_choices(problem))
-        if weight <= (problem.max_weight_bytes or weight) and file <= (problem.max_file_bytes or file)
+        if weight <= (problem.budgets.weight_bytes or weight) and file <= (problem.budgets.file_bytes or file)
     ]
     choice, gap = solve_exact(problem)
     assert problem.fits(choice) and gap is not None and gap <= 1e-6
@@ -165,8 +166,8 @@ def test_a_book_is_taken_when_it_pays_for_all(book_bytes: int, n_sharing: int) -
     """Four layers save 90 bytes each: where bytes are scarce, a book of less than 360 bytes is worth it."""
     shared, own = Entry(2.0, Format.parse("1x4g4@r"), 110, 110, book_bytes, book_bytes), Entry(2.0, Format.parse("1x4g4"), 200, 200)
     free = Problem(tuple(Unit((f"l{i}",), ((shared,), (own,)), (1.0, 1.0)) for i in range(4)), 1600, 0)
-    assert free.least_weight_bytes == min(800, 440 + book_bytes)
-    choice, _ = solve_exact(free.within(max_weight_bytes=free.least_weight_bytes))
+    assert free.least("weight_bytes") == min(800, 440 + book_bytes)
+    choice, _ = solve_exact(free.within(Budgets(weight_bytes=free.least("weight_bytes"))))
     assert (choice == 0).sum() == n_sharing
 
 
@@ -176,7 +177,7 @@ def test_uniform_goes_by_rates_where_the_bytes_of_a_layer_do_not() -> None:
     units = tuple(Unit((f"l{i}",), ((shared,), (own,), (Entry(8.0, Format.parse("int8"), 600, 600),)), (1.0, 2.0, 0.0)) for i in range(5))
     problem = Problem(units, 2500, 0)
     assert [at_rate(problem, rate).tolist() for rate in (1.0, 1.5, 2.0, 8.0, 16.0)] == [[0] * 5, [1] * 5, [0] * 5, [2] * 5, [2] * 5]
-    assert all((choice == 0).all() for choice in uniform_choices(problem.within(max_weight_bytes=500)))
+    assert all((choice == 0).all() for choice in uniform_choices(problem.within(Budgets(weight_bytes=500))))
 
 
 @pytest.mark.parametrize(("seed", "book_bytes", "budgets"), cases())

@@ -13,8 +13,8 @@ from sedaq.aq.menu import Entry, layer_menu
 from sedaq.aq.plan import SAFETENSORS_METADATA, tensor_specs
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
+from sedaq.search.building import build_problem
 from sedaq.search.find import find_front, find_plan
-from sedaq.search.problem import build_problem
 
 from .conftest import FakePredictor
 
@@ -60,7 +60,7 @@ def test_the_bound_on_file_bytes_holds_on_disk_and_is_close(blocks, shared_menus
         data = safetensors.torch.save(
             {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in specs.items()}, SAFETENSORS_METADATA
         )
-        assert len(data) <= problem.total_file_bytes(choice) <= len(data) + 400
+        assert len(data) <= problem.total("file_bytes", choice) <= len(data) + 400
 
 
 @pytest.mark.parametrize("budget", [{"bits": 2.2}, {"size_bytes": 17_000}, {"bits": 2.6, "size_bytes": 18_000}])

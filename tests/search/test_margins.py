@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sedaq.search.budgets import Budgets
 from sedaq.search.exact import solve_exact
 from sedaq.search.margins import undecided
 from sedaq.search.problem import Problem
@@ -13,7 +14,7 @@ from .conftest import random_problem
 
 def solved(seed: int) -> tuple[Problem, np.ndarray]:
     free = random_problem(np.random.default_rng(seed), 8, 4)
-    problem = free.within(max_weight_bytes=(free.least_weight_bytes + free.total_weight_bytes(free.n_options - 1)) // 2)
+    problem = free.within(Budgets(weight_bytes=(free.least("weight_bytes") + free.total("weight_bytes", free.n_options - 1)) // 2))
     return problem, solve_exact(problem)[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sedaq.search.budgets import Budgets
 from sedaq.search.exact import solve_exact
 from sedaq.search.prices import MAX_GROUPS, STEPS, Prices, groups_of
 
@@ -21,10 +22,10 @@ def test_even_prices_are_the_lagrangian_solution(seed: int) -> None:
     low, high = prices.log_prices
     for log_price in np.linspace(low, high, 12):
         choice = prices.at([EVEN], log_price)
-        best, _ = solve_exact(free.within(max_weight_bytes=free.total_weight_bytes(choice)))
+        best, _ = solve_exact(free.within(Budgets(weight_bytes=free.total("weight_bytes", choice))))
         assert free.cost(choice) == pytest.approx(free.cost(best))
-    ends = [free.total_weight_bytes(prices.at([EVEN], end)) for end in (low, high)]
-    assert ends[1] == free.least_weight_bytes and ends[0] > ends[1]
+    ends = [free.total("weight_bytes", prices.at([EVEN], end)) for end in (low, high)]
+    assert ends[1] == free.least("weight_bytes") and ends[0] > ends[1]
 
 
 def test_a_dearer_group_gets_fewer_bytes_and_the_budget_holds() -> None:
@@ -35,7 +36,7 @@ def test_a_dearer_group_gets_fewer_bytes_and_the_budget_holds() -> None:
     for values in ([EVEN, EVEN], [EVEN + 4, EVEN], [STEPS, 0]):
         choice = prices.within(values, fallback)
         assert problem.fits(choice)
-        sizes.append(problem.weight_bytes[np.arange(40), choice][groups == 0].sum())
+        sizes.append(problem.amounts["weight_bytes"][np.arange(40), choice][groups == 0].sum())
     assert sizes[0] > sizes[1] > sizes[2]
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sedaq.aq.formats import Format
 from sedaq.aq.plan import SAFETENSORS_METADATA, tensor_specs
 from sedaq.errors import InputError
-from sedaq.search.problem import build_problem, parse_size
+from sedaq.search.budgets import Budgets, parse_size
+from sedaq.search.building import build_problem
 from sedaq.search.repair import repair
 from sedaq.search.uniform import at_rate, uniform_choice, uniform_choices
 
@@ -40,7 +41,7 @@ def test_bound_on_file_bytes_holds_on_disk_and_is_close(subject, menu, predictor
         specs = tensor_specs(subject, problem.formats(choice))
         tensors = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in specs.items()}
         data = safetensors.torch.save(tensors, SAFETENSORS_METADATA)
-        assert len(data) <= problem.total_file_bytes(choice) <= len(data) + 200
+        assert len(data) <= problem.total("file_bytes", choice) <= len(data) + 200
 
 
 def test_impossible_budgets_name_the_least_size_and_that_size_is_possible(subject, menu, predictor) -> None:
@@ -48,9 +49,9 @@ def test_impossible_budgets_name_the_least_size_and_that_size_is_possible(subjec
     with pytest.raises(InputError, match=rf"1 bits per weight cannot be met; the least reachable is {problem.least_bits_text} bits"):
         problem.bounded(bits=1.0)
     problem.bounded(bits=float(problem.least_bits_text))
-    with pytest.raises(InputError, match=rf"1000 bytes cannot be met; the least reachable is {problem.least_file_bytes} bytes"):
+    with pytest.raises(InputError, match=rf"1000 bytes cannot be met; the least reachable is {problem.least('file_bytes')} bytes"):
         problem.bounded(size_bytes=1000)
-    problem.bounded(size_bytes=problem.least_file_bytes)
+    problem.bounded(size_bytes=problem.least("file_bytes"))
     for bits in (math.nan, 0.0, -1.0, math.inf):
         with pytest.raises(InputError, match="is no budget"):
             problem.bounded(bits=bits)
@@ -63,9 +64,9 @@ def test_repair_never_exceeds_a_budget_and_gains_where_it_can(seed: int, share: 
     free = random_problem(rng, 6, 5, tied=True)
     anchor = rng.integers(0, free.n_options)  # a choice that fits, so that both budgets can be met together
     top = free.n_options - 1
-    weight = free.total_weight_bytes(anchor) + int(share * max(0, free.total_weight_bytes(top) - free.total_weight_bytes(anchor)))
-    size = free.total_file_bytes(anchor) + int(share * max(0, free.total_file_bytes(top) - free.total_file_bytes(anchor)))
-    problem = free.within(max_weight_bytes=None if budgets == "file" else weight, max_file_bytes=None if budgets == "bits" else size)
+    weight = free.total("weight_bytes", anchor) + int(share * max(0, free.total("weight_bytes", top) - free.total("weight_bytes", anchor)))
+    size = free.total("file_bytes", anchor) + int(share * max(0, free.total("file_bytes", top) - free.total("file_bytes", anchor)))
+    problem = free.within(Budgets(weight_bytes=None if budgets == "file" else weight, file_bytes=None if budgets == "bits" else size))
     start = rng.integers(0, free.n_options)
     repaired = repair(problem, start, fallback=anchor)
     assert problem.fits(repaired)
@@ -78,18 +79,18 @@ def test_repair_never_exceeds_a_budget_and_gains_where_it_can(seed: int, share: 
 @given(seed=st.integers(0, 2**32 - 1), first=st.floats(0, 1), second=st.floats(0, 1))
 def test_uniform_is_within_the_budget_and_grows_with_it(seed: int, first: float, second: float) -> None:
     free = random_problem(np.random.default_rng(seed), 8, 5)
-    low, high = free.least_weight_bytes, free.total_weight_bytes(free.n_options - 1)
+    low, high = free.least("weight_bytes"), free.total("weight_bytes", free.n_options - 1)
     used = []
     for share in sorted((first, second)):
-        problem = free.within(max_weight_bytes=int(low + share * (high - low)))
+        problem = free.within(Budgets(weight_bytes=int(low + share * (high - low))))
         choices = uniform_choices(problem, seed=3)
         assert all(problem.fits(choice) for choice in choices)
-        used.append([problem.total_weight_bytes(choice) for choice in choices])
+        used.append([problem.total("weight_bytes", choice) for choice in choices])
     assert all(a <= b for a, b in zip(*used, strict=True))
 
 
 def test_uniform_mixes_two_neighbouring_rates_and_orders_differ(subject, menu, predictor) -> None:
-    problem = build_problem(subject, menu, predictor.additive_cost, bits=2.3)
+    problem = build_problem(subject, menu, predictor.additive_cost).bounded(bits=2.3)
     choices = uniform_choices(problem)
     low, high = at_rate(problem, 2.0), at_rate(problem, 2.5)
     for choice in choices:
@@ -97,15 +98,15 @@ def test_uniform_mixes_two_neighbouring_rates_and_orders_differ(subject, menu, p
         assert ((choice == low) | (choice == high)).all() and (choice != low).any()
     assert len({tuple(choice) for choice in choices}) > 1
     assert (uniform_choice(problem) == choices[0]).all()
-    left_over = problem.limits[0] - problem.total_weight_bytes(choices[0])
-    steps = problem.weight_bytes[range(6), high] - problem.weight_bytes[range(6), low]
+    left_over = problem.limits[0] - problem.total("weight_bytes", choices[0])
+    steps = problem.amounts["weight_bytes"][range(6), high] - problem.amounts["weight_bytes"][range(6), low]
     assert all(step > left_over for step, taken in zip(steps, choices[0] == high, strict=True) if not taken)
 
 
 def test_uniform_at_the_least_file_is_the_least_file(subject, menu, predictor) -> None:
     free = build_problem(subject, menu, predictor.additive_cost)
-    problem = free.within(max_file_bytes=free.least_file_bytes)
-    assert problem.total_file_bytes(uniform_choice(problem)) == free.least_file_bytes
+    problem = free.within(Budgets(file_bytes=free.least("file_bytes")))
+    assert problem.total("file_bytes", uniform_choice(problem)) == free.least("file_bytes")
 
 
 def test_a_heavy_pin_is_still_bounded(subject, menu, predictor) -> None:
@@ -115,4 +116,4 @@ def test_a_heavy_pin_is_still_bounded(subject, menu, predictor) -> None:
     heavy = {layer.name: (entry(subject, layer, Format.parse("8x8g8")),) for layer in subject.layers}
     problem = build_problem(subject, heavy, predictor.additive_cost)
     only = 0 * problem.n_options
-    assert file_bytes(tensor_specs(subject, problem.formats(only))) <= problem.total_file_bytes(only)
+    assert file_bytes(tensor_specs(subject, problem.formats(only))) <= problem.total("file_bytes", only)

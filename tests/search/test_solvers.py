@@ -7,11 +7,16 @@ import time
 import numpy as np
 import pytest
 
+from sedaq.aq.menu import Entry
+from sedaq.aq.plan import weight_bits
 from sedaq.errors import InputError
 from sedaq.search import swaps
+from sedaq.search.budgets import Budgets
+from sedaq.search.building import build_problem
+from sedaq.search.constraints import Constraints, apply_constraints
 from sedaq.search.evaluate import Evaluator
 from sedaq.search.exact import solve_exact
-from sedaq.search.problem import Problem, build_problem
+from sedaq.search.problem import Problem
 from sedaq.search.program import _silent_stdout
 from sedaq.search.solvers import SOLVERS, Effort, solve
 from sedaq.search.uniform import uniform_choices
@@ -31,13 +36,15 @@ def brute_force(problem: Problem) -> float | None:
 
 @pytest.mark.parametrize("seed", range(120))
 def test_exact_equals_brute_force(seed: int) -> None:
+    """One, two or three budgets at once; units of one option stand for pins, of two layers for ties."""
     rng = np.random.default_rng(seed)
-    free = random_problem(rng, int(rng.integers(2, 8)), 4, tied=seed % 2 == 0)
-    low, high = free.least_weight_bytes, free.total_weight_bytes(free.n_options - 1)
-    low_file, high_file = free.least_file_bytes, free.total_file_bytes(free.n_options - 1)
-    weight = int(low + rng.random() * (high - low)) if seed % 3 != 1 else None
-    size = int(low_file + rng.random() * max(0, high_file - low_file)) if seed % 3 != 0 else None
-    problem = free.within(max_weight_bytes=weight, max_file_bytes=size)
+    free = random_problem(rng, int(rng.integers(2, 9)), 4, tied=seed % 2 == 0)
+    limits = {}
+    for name in ("weight_bytes", "file_bytes", "nanoseconds"):
+        most = max(free.total(name, choice) for choice in (free.n_options - 1, free.amounts["weight_bytes"].argmin(axis=1)))
+        limits[name] = int(free.least(name) + rng.random() * max(0, most - free.least(name)))
+    given = rng.permutation(list(limits))[: rng.integers(1, 4)]
+    problem = free.within(Budgets(**{name: limits[name] for name in given}))
     expected = brute_force(problem)
     if expected is None:
         with pytest.raises(InputError, match="cannot be met together"):
@@ -47,6 +54,43 @@ def test_exact_equals_brute_force(seed: int) -> None:
     assert problem.fits(choice)
     assert problem.cost(choice) == pytest.approx(expected, abs=1e-6)
     assert gap is not None and gap <= 1e-6
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_exact_equals_brute_force_over_plans_that_keep_pins_and_ties(seed: int, subject, menu) -> None:
+    """From constraints as users write them to a plan, against all assignments of formats, bits counted by Plan alone."""
+    rng = np.random.default_rng(seed)
+    names = list(menu)
+    menus = {name: tuple(sorted(rng.choice(len(entries), 4, replace=False))) for name, entries in menu.items()}
+    common = sorted(rng.choice(5, 4, replace=False)) if rng.random() < 0.7 else None  # else ties may have few rates in common
+    menus = {name: tuple(menu[name][k] for k in common or kept) for name, kept in menus.items()}
+    costs = {(name, e.format): float(rng.gamma(0.5)) for name in names for e in menus[name]}
+    tied = [names[i] for i in rng.choice(6, 2, replace=False)]
+    free = [name for name in names if name not in tied]
+    pinned = {str(rng.choice(free)): menus[free[0]][0].format} if rng.random() < 0.5 else {}
+    pinned = {name: menus[name][int(rng.integers(4))].format for name in pinned}
+    asked = Constraints(pins=pinned, ties=[f"[{tied[0]}{tied[1]}]"])
+
+    def cost(name: str, entry: Entry) -> float:
+        return costs[name, entry.format]
+
+    allowed = []
+    for entries in itertools.product(*menus.values()):
+        plan = dict(zip(names, entries, strict=True))
+        if plan[tied[0]].rate == plan[tied[1]].rate and all(plan[name].format == format for name, format in pinned.items()):
+            allowed.append(plan)
+    try:
+        restricted, groups, _ = apply_constraints(subject, menus, asked)
+        problem = build_problem(subject, restricted, cost, ties=groups)
+    except InputError as error:
+        assert "no rate in common" in str(error) and not allowed
+        return
+    bits = float(rng.uniform(problem.least_bits, problem.greatest_bits))
+    fitting = [plan for plan in allowed if weight_bits(subject, {name: e.format for name, e in plan.items()}) <= bits]
+    expected = min(sum(cost(name, entry) for name, entry in plan.items()) for plan in fitting)
+    choice, _ = solve_exact(problem.bounded(bits=bits))
+    assert problem.cost(choice) == pytest.approx(expected, abs=1e-6)
+    assert problem.formats(choice) in [{name: e.format for name, e in plan.items()} for plan in fitting]
 
 
 def test_exact_without_a_budget_takes_the_least_costs() -> None:
@@ -78,8 +122,8 @@ def test_swaps_never_worsen_and_reach_a_local_optimum() -> None:
     for seed in range(10):
         rng = np.random.default_rng(seed)
         free = random_problem(rng, 7, 4)
-        low, high = free.least_weight_bytes, free.total_weight_bytes(free.n_options - 1)
-        problem = free.within(max_weight_bytes=(low + high) // 2)
+        low, high = free.least("weight_bytes"), free.total("weight_bytes", free.n_options - 1)
+        problem = free.within(Budgets(weight_bytes=(low + high) // 2))
         names = [name for unit in problem.units for name in unit.names]
         predictor = FakePredictor({name: float(rng.gamma(0.5)) for name in names}, interaction=2.0)
         evaluator = Evaluator(problem, predictor)
@@ -94,7 +138,7 @@ def test_swaps_never_worsen_and_reach_a_local_optimum() -> None:
 
 
 def test_optuna_is_repeatable_and_never_worse_than_what_was_enqueued(subject, menu, predictor) -> None:
-    problem = build_problem(subject, menu, predictor.additive_cost, bits=2.3)
+    problem = build_problem(subject, menu, predictor.additive_cost).bounded(bits=2.3)
     first, second = (solve(Evaluator(problem, predictor), solver="optuna", effort=Effort(7, 40)) for _ in range(2))
     assert first == second
     exact = solve(Evaluator(problem, predictor), solver="exact")
@@ -106,7 +150,7 @@ def test_optuna_is_repeatable_and_never_worse_than_what_was_enqueued(subject, me
 
 def test_auto_is_the_best_of_all_and_says_which(subject, menu) -> None:
     predictor = FakePredictor({layer.name: 1.0 + i for i, layer in enumerate(subject.layers)}, interaction=5.0)
-    problem = build_problem(subject, menu, predictor.additive_cost, bits=2.3)
+    problem = build_problem(subject, menu, predictor.additive_cost).bounded(bits=2.3)
     found = {name: solve(Evaluator(problem, predictor), solver=name, effort=Effort(n_trials=40)) for name in SOLVERS}
     assert found["auto"].best.score <= min(solution.best.score for solution in found.values())
     assert found["auto"].solver in {"exact", "optuna", "uniform", "exact+swaps", "optuna+swaps", "uniform+swaps"}
@@ -130,7 +174,7 @@ def test_above_64_units_optuna_prices_groups_and_gains(large: Problem) -> None:
 
 def test_an_unknown_solver_is_named(subject, menu, predictor) -> None:
     with pytest.raises(InputError, match="solver 'greedy' is unknown; choose one of exact, optuna, auto"):
-        solve(Evaluator(build_problem(subject, menu, predictor.additive_cost, bits=3), predictor), solver="greedy")
+        solve(Evaluator(build_problem(subject, menu, predictor.additive_cost).bounded(bits=3), predictor), solver="greedy")
 
 
 def test_nothing_is_printed_by_the_solver(capfd: pytest.CaptureFixture[str]) -> None:
