@@ -169,14 +169,17 @@ def _library() -> Any:
 
 
 def _runs(matrix: CodedMatrix) -> torch.Tensor:
-    """Stretches of columns that meet neighbouring channels at one tap, as sedaq_run: (n, 4) of first column, length, tap, first channel."""
-    columns = torch.arange(matrix.n_in) if matrix.order is None else matrix.order.cpu()
+    """Stretches of columns that meet neighbouring channels at one tap, as sedaq_run: (n, 5) of first column, length, tap, first channel, and how
+    far apart the columns are."""
+    if matrix.order is None:
+        return torch.tensor([[tap, matrix.n_in // matrix.taps, tap, 0, matrix.taps] for tap in range(matrix.taps)])
+    columns = matrix.order.cpu()
     tap, channel = columns % matrix.taps, columns // matrix.taps
     new = torch.ones(matrix.n_in, dtype=torch.bool)
     new[1:] = (tap[1:] != tap[:-1]) | (channel[1:] != channel[:-1] + 1)
     first = new.nonzero().squeeze(1)
     length = torch.diff(first, append=torch.tensor([matrix.n_in]))
-    return torch.stack([first, length, tap[first], channel[first]], 1).contiguous()
+    return torch.stack([first, length, tap[first], channel[first], torch.ones_like(first)], 1)
 
 
 def product(

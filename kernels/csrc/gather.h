@@ -1,4 +1,5 @@
-// Activations to rows of tokens: a run of columns is a run of channels at one tap, or zeros where the tap is in the padding.
+// Activations to rows of tokens: a run of columns, side by side or so many apart, is a run of channels at one tap, or zeros where the tap is in
+// the padding.
 
 static uint16_t narrowed(float x) {  // to bfloat16, nearest even
     union { float f; uint32_t i; } u = {x};
@@ -50,16 +51,26 @@ static void copy_channels(const sedaq_input &x, int64_t at, int64_t n, float *ou
         for (int64_t c = 0; c < n; c++) out[c] = ((const float *)x.data)[at + c];
 }
 
+static void scatter_channels(const sedaq_input &x, int64_t at, int64_t n, float *out, int64_t apart) {
+    if (x.is_bf16)
+        for (int64_t c = 0; c < n; c++) out[c * apart] = widened(((const uint16_t *)x.data)[at + c]);
+    else
+        for (int64_t c = 0; c < n; c++) out[c * apart] = ((const float *)x.data)[at + c];
+}
+
 static void gather_token(const sedaq_input &x, int64_t number, float *row) {
     const Token token(x, number);
     int64_t p[3];
     for (int32_t i = 0; i < x.n_runs; i++) {
         const sedaq_run &run = x.runs[i];
-        if (token.sees(x, run.tap, p))
-            copy_channels(x, token.image * x.image_stride + p[0] * x.stride[0] + p[1] * x.stride[1] + p[2] * x.stride[2] + run.channel, run.length,
-                          row + run.first);
+        const bool inside = token.sees(x, run.tap, p);
+        const int64_t at = token.image * x.image_stride + p[0] * x.stride[0] + p[1] * x.stride[1] + p[2] * x.stride[2] + run.channel;
+        if (!inside)
+            for (int64_t c = 0; c < run.length; c++) row[run.first + c * run.apart] = 0;
+        else if (run.apart == 1)
+            copy_channels(x, at, run.length, row + run.first);
         else
-            for (int64_t c = 0; c < run.length; c++) row[run.first + c] = 0;
+            scatter_channels(x, at, run.length, row + run.first, run.apart);
     }
 }
 

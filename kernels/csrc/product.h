@@ -110,7 +110,7 @@ struct Product {
         int64_t channels = 0;
         for (int32_t i = 0; i < x.n_runs; i++) {
             const sedaq_run &run = x.runs[i];
-            if (run.first % STEP || run.length % STEP || run.channel % STEP) return 0;
+            if (run.first % STEP || run.length % STEP || run.channel % STEP || run.apart != 1) return 0;
             if (channels < run.channel + run.length) channels = run.channel + run.length;
         }
         return Kernel::EIGHT_BIT || x.n_runs < 2 ? 0 : channels / STEP;

@@ -20,9 +20,9 @@ typedef struct {
     const float *bias;         // (n_out) or null
 } sedaq_matrix;
 
-// Columns first … first + length − 1 of the coded matrix meet neighbouring channels from `channel` on at one tap.
+// `length` columns of the coded matrix, first, first + apart, …, meet neighbouring channels from `channel` on at one tap.
 typedef struct {
-    int64_t first, length, tap, channel;
+    int64_t first, length, tap, channel, apart;
 } sedaq_run;
 
 // Activations, channels innermost: (images, *size, channels). One token for every place of the output; a linear layer has images only.

@@ -20,7 +20,7 @@ PROMISED = {
     "inspect": "--plan --exclude --json",
     "probe": "--run --configs --images --steps --seed --workers --reference --extractor --guidance --prompts --device",
     "fit": "--run --json",
-    "search": "--run --front --bits --size --pipeline-size --pin --keep --tie --min-rate --max-rate --solver --verify --out --json",
+    "search": "--run --front --bits --size --pipeline-size --ms-per-step --pin --keep --tie --min-rate --max-rate --solver --verify --out --json",
     "apply": "--out --run --effort --tune-steps",
     "evaluate": "--against --images --reference --extractor --guidance --prompts --device --json",
     "bench": "distortion encode kernels model",
@@ -188,6 +188,12 @@ def test_search_and_its_plan(made: Made, capsys: pytest.CaptureFixture[str], tmp
     assert stored["layers"] == found["plan"]["layers"]
     planned = as_json(capsys, "inspect", made.subject, "--plan", tmp_path / "deep" / "p.json")
     assert [layer["planned"] for layer in planned["layers"]] == [layer["format"] for layer in stored["layers"].values()]
+    whole = as_json(
+        capsys, "search", "--run", made.run, "--bits", "16", "--ms-per-step", "1e6", "--step-images", "2", "--out", tmp_path / "t"
+    )
+    ms = whole["predicted"]["ms_per_step"]
+    quick = as_json(capsys, "search", "--run", made.run, "--ms-per-step", ms, "--step-images", "2", "--out", tmp_path / "t")
+    assert 0 < quick["predicted"]["ms_per_step"] <= ms and quick["plan"]["budget"] == {"ms_per_step": ms}
     front = as_json(capsys, "search", "--run", made.run, "--front")
     assert isinstance(front, list) and all(plan.keys() >= keys for plan in front)
 

@@ -49,7 +49,7 @@ static double error_of(int kernel, const Case &c) {
 
     // Columns are tap by tap, as formats over channels have them.
     std::vector<sedaq_run> runs;
-    for (int64_t tap = 0; tap < taps; tap++) runs.push_back({tap * c.n_in, c.n_in, tap, 0});
+    for (int64_t tap = 0; tap < taps; tap++) runs.push_back({tap * c.n_in, c.n_in, tap, 0, 1});
     const int64_t side = c.kernel ? 5 : 1, images = c.kernel ? (c.tokens + 8) / 9 : c.tokens, out_side = c.kernel ? 3 : 1;
     std::vector<float> x = normal(images * side * side * c.n_in);
     sedaq_input input = {x.data(), 0, (int32_t)runs.size(), runs.data(), images, {1, side, side}, {1, out_side, out_side},

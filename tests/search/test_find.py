@@ -35,6 +35,37 @@ def test_a_plan_is_within_its_budgets_and_no_larger_than_uniform(subject, menu, 
     assert found.plan.provenance.keys() >= {"solver", "gap", "seed", "trials", "notes"}
 
 
+class Times:
+    """A millisecond a layer and what lies between its bits and 8, so that few bits are slow; one for the rest."""
+
+    rest = 10**6
+
+    def of(self, name: str, format: Format) -> int:
+        bits = 16 if format.kind == "asis" else 8 if format.kind == "int8" else format.n_codebooks * format.code_bits / format.group_size
+        return int(1e6 + 1e5 * abs(bits - 8))
+
+
+@pytest.mark.parametrize("budget", [{"ms_per_step": 8.5}, {"ms_per_step": 9.9, "bits": 2.8}, {"ms_per_step": 10, "size_bytes": 30_000}])
+@pytest.mark.parametrize("solver", ["exact", "auto"])
+def test_milliseconds_a_step_are_a_budget_beside_others(subject, menu, predictor, budget, solver) -> None:
+    found = find_plan(subject, menu, predictor, **budget, solver=solver, n_trials=16, times=Times())
+    ms = (Times.rest + sum(Times().of(*pair) for pair in found.plan.formats.items())) / 1e6
+    assert ms == pytest.approx(found.predicted["ms_per_step"]) and ms <= budget["ms_per_step"]
+    assert found.plan.bits_per_weight <= budget.get("bits", 32) and found.plan.size_bytes <= budget.get("size_bytes", 10**9)
+    assert found.uniform_predicted["ms_per_step"] <= budget["ms_per_step"] == found.plan.budget["ms_per_step"]
+
+
+def test_milliseconds_that_cannot_be_kept_are_refused(subject, menu, predictor) -> None:
+    with pytest.raises(InputError, match=r"6 ms a step cannot be met; the least reachable is 7\.\d+ ms") as refused:
+        find_plan(subject, menu, predictor, ms_per_step=6, times=Times())
+    least = float(str(refused.value).partition("reachable is ")[2].split()[0])
+    assert find_plan(subject, menu, predictor, ms_per_step=least, times=Times(), solver="exact").predicted["ms_per_step"] <= least
+    with pytest.raises(InputError, match=r"budgets of 2 bits per weight and 8\.\d+ ms a step cannot be met together"):
+        find_plan(subject, menu, predictor, bits=2, ms_per_step=8.2, times=Times())
+    with pytest.raises(InputError, match="needs times="):
+        find_plan(subject, menu, predictor, ms_per_step=8.2)
+
+
 def test_the_same_seed_gives_the_same_plan(subject, menu, predictor) -> None:
     first, second = (find_plan(subject, menu, predictor, bits=2.2, n_trials=24, seed=5) for _ in range(2))
     assert first == second
