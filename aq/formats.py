@@ -56,6 +56,10 @@ class Format:
         return cls("additive", m, b, g, match["structure"], match["grouping"], bool(match["q"]), match["book"] or "")
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:  # a search asks for it a million times
         if self.kind != "additive":
             return self.kind
         book = f"@{self.book}" if self.book else ""

@@ -40,7 +40,8 @@ def model(names: list[str]) -> Subject:
                 parent.add_module(part, nn.Module())
             parent = getattr(parent, part)
         parent.add_module(path[-1], nn.Linear(*(int(width) for width in rng.choice(WIDTHS, 2))))
-    return Subject(root, sample=lambda **_: torch.zeros(1, 1, 1, 1), name=f"{N_LAYERS} layers")
+    stored = dict.fromkeys(root.state_dict(), torch.float16)
+    return Subject(root, sample=lambda **_: torch.zeros(1, 1, 1, 1), name=f"{N_LAYERS} layers", stored_dtypes=stored)
 
 
 def main() -> None:
