@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -76,14 +76,14 @@ class StepTimes:
         tokens = {name: [places for _, places in of_layer] for name, of_layer in calls.items()}
         by_law = cls(subject, n_images, tokens, dense, dict.fromkeys(modules, 0), round(1e6 * median(rests) / _STEPS), costs.to_store())
         known: dict[Any, int] = {}
+        beyond = {}
         for layer in track(subject.layers, "milliseconds of layers"):
             twins = [(repr(modules[layer.name]), size) for size, _ in calls[layer.name]]
             for twin in twins:
                 if twin not in known:
                     known[twin] = _nanoseconds(_random_twin(modules[layer.name], layer), torch.randn(twin[1]))
-            by_law.beyond[layer.name] = sum(known[twin] for twin in twins) - by_law.of(layer.name, _TRIAL)  # type: ignore[index]
-        by_law._known.clear()
-        return by_law
+            beyond[layer.name] = sum(known[twin] for twin in twins) - by_law.of(layer.name, _TRIAL)
+        return replace(by_law, beyond=beyond, _known={})
 
     @classmethod
     def of_run(cls, folder: Path, subject: Subject, n_images: int, **settings: Any) -> StepTimes:
@@ -122,7 +122,7 @@ class StepTimes:
 
 
 @contextmanager
-def _calls(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[tuple[tuple[int, ...], int]]]]:
+def _calls(modules: Mapping[str, Any]) -> Iterator[dict[str, list[tuple[tuple[int, ...], int]]]]:
     """Of every module the shape of each input while the block runs, and the places of the output."""
     found: dict[str, list[tuple[tuple[int, ...], int]]] = {name: [] for name in modules}
 

@@ -187,7 +187,7 @@ def model(subjects: tuple[str, ...], images: int, arithmetic: str, layers: bool,
 @click.option("--method", multiple=True, metavar="NAME", help="What it is held against beside uniform; may be repeated. All if left out.")
 @click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="Of each plan and each of three noise seeds.")
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Sampling steps.")
-@click.option("--verify", type=click.IntRange(2), default=4, show_default=True, help="Samplings that the searched plan may take.")
+@click.option("--verify", type=click.IntRange(2), default=8, show_default=True, help="Samplings that the searched plan may take.")
 @click.option(
     "--random", type=click.IntRange(0), default=0, help="Random plans measured on the search's noise, the best of which competes."
 )

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from . import plan_figures as plans
+from . import search_figures as searches
 from . import sensitivity_figures as layers
 from .inputs import RunData, text_of
 from .numbers import METRIC_LABELS, bits, count, interval, megabytes, number
@@ -133,7 +134,8 @@ def _plan(data: RunData) -> str:
     assert data.plan is not None
     estimate = "" if data.sensitivity is not None else " Rates are code bits only, since the run has no table of layers yet."
     size = f"{bits(data.plan.bits_per_weight)} bits per weight, {megabytes(data.plan.size_bytes)} on disk"
-    return f"{data.plan_name}: {size}. Numbers are each layer's rate in total bits.{estimate}"
+    found = searches.how_found(data.plan.provenance)
+    return f"{data.plan_name}: {size}. Numbers are each layer's rate in total bits.{estimate} {found}".strip()
 
 
 def _grids(data: RunData) -> str:
@@ -217,6 +219,16 @@ FIGURES: tuple[FigureSpec, ...] = (
         plans.plan_map,
         _plan,
         plans.rates_of,
+    ),
+    FigureSpec(
+        "contest",
+        "The search beside other methods",
+        "contest.json",
+        "sedaq bench search",
+        lambda data: data.contest is not None,
+        searches.contest,
+        searches.contest_caption,
+        searches.contest_table,
     ),
     FigureSpec(
         "sensitivity_layers",

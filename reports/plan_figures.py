@@ -125,6 +125,7 @@ def rates_of(data: RunData) -> pd.DataFrame:
     known: dict[tuple[str, str], Any] = {}
     if data.sensitivity is not None:
         known = {(row.layer, row.format): row for row in data.sensitivity.itertuples()}
+    undecided = {name: row for row in data.plan.provenance.get("undecided") or () for name in row["layers"]}
     rows = []
     for name, format in data.plan.formats.items():
         entry = known.get((name, str(format)))
@@ -140,6 +141,7 @@ def rates_of(data: RunData) -> pd.DataFrame:
                 "format": str(format),
                 "rate": rate,
                 "bits_per_weight": counted,
+                "would_also_do": undecided.get(name, {}).get("or"),
             }
         )
     return pd.DataFrame(rows)

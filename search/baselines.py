@@ -5,7 +5,7 @@ Each takes a Rivals and a problem whose budgets are the bytes that the uniform p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,23 +38,14 @@ class Rivals:
     seed: int = 0
 
 
-def with_costs(problem: Problem, cost: Cost) -> Problem:
-    """The same decisions at other costs."""
-
-    def priced(names: Sequence[str], options: Sequence[Sequence[Entry]]) -> tuple[float, ...]:
-        return tuple(float(sum(cost(name, entry) for name, entry in zip(names, option, strict=True))) for option in options)
-
-    return replace(problem, units=tuple(replace(unit, costs=priced(unit.names, unit.options)) for unit in problem.units))
-
-
 def knapsack(problem: Problem, cost: Cost) -> Choice:
     """The exact solution for the sum of a layer-wise error."""
-    return solve_exact(with_costs(problem, cost))[0]
+    return solve_exact(problem.priced(cost))[0]
 
 
 def greedy(problem: Problem, cost: Cost) -> Choice:
     """From the highest rates down, each step the one of least cost for what it saves (as MixDQ, Zhao et al. 2024, from layers measured alone)."""
-    priced = with_costs(problem, cost)
+    priced = problem.priced(cost)
     return repair(priced, priced.n_options - 1, fallback=solve_exact(priced)[0])
 
 
@@ -63,7 +54,7 @@ def bit_price(problem: Problem, cost: Cost) -> Choice:
 
     Where no price keeps it, which shared codebooks or two budgets may bring about, the exact solution of the same scores.
     """
-    prices = Prices(with_costs(problem, cost), np.zeros(len(problem.units), np.int64))
+    prices = Prices(problem.priced(cost), np.zeros(len(problem.units), np.int64))
     choice = prices.at([STEPS // 2], prices.price_within([STEPS // 2]))
     return choice if problem.fits(choice) else knapsack(problem, cost)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..sensitivity.prober import Measurement, Prober
 from ..sensitivity.probes import Probes, read_probes
 from ..sensitivity.run import Run
 from ..sensitivity.traits import Traits
-from ..storage import read_records
+from ..storage import read_json, read_records, write_json
 from .baselines import BASELINES, UNIFORM, Cost, Rivals, mean_contributions, random_choice
 from .engine import Search
 from .problem import Choice, Problem
@@ -47,11 +48,11 @@ def bench_search(
     methods: Sequence[str] = tuple(BASELINES),
     n_images: int = 2000,
     steps: int = 20,
-    verify: int = 4,
+    verify: int = 8,
     n_random: int = 0,
     workers: int = 1,
 ) -> list[dict[str, Any]]:
-    """One row a budget and method.
+    """One row a budget and method; the run keeps them in contest.json.
 
     Args:
         methods: what the searched plan is held against, names of BASELINES; uniform always is.
@@ -85,7 +86,7 @@ def bench_search(
         found = dict(
             zip(((job.purpose, _named(job.formats)) for job in jobs), track(crew.measure(jobs), "measuring", len(jobs)), strict=True)
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one in contests:
         for method, plan in one.plans.items():
             measured = {name: [found[purpose, _named(other)] for purpose in purposes] for name, other in _against(plan, full, one)}
@@ -102,7 +103,16 @@ def bench_search(
                     "solver": one.solver if method == SEARCHED else None,
                 }
             )
+    _keep(run.folder / "contest.json", rows, {"n_images": n_images, "steps": steps, "seeds": SEEDS})
     return rows
+
+
+def _keep(path: Path, rows: list[dict[str, Any]], conditions: dict[str, int]) -> None:
+    """For the report: rows of other budgets and methods that were measured alike stay."""
+    earlier = read_json(path, "contest") if path.exists() else {}
+    kept = {(row["bits"], row["method"]): row for row in earlier.get("rows", ()) if earlier["conditions"] == conditions}
+    kept |= {(row["bits"], row["method"]): row for row in rows}
+    write_json(path, "contest", {"rows": sorted(kept.values(), key=lambda row: float(row["bits"])), "conditions": conditions})
 
 
 def _named(plan: Mapping[str, Format]) -> str:

@@ -17,17 +17,18 @@ from ..errors import SedaqError
 from ..models.subject import Subject
 from ..progress import track
 from . import optuna_solver
+from .budgets import Budgets
 from .building import build_problem
 from .constraints import Constraints, apply_constraints
 from .evaluate import RISK, Candidate, Evaluator, Predictor
-from .margins import undecided
+from .margins import optima, undecided
 from .optuna_solver import Keep
 from .problem import Choice, Problem
 from .solvers import N_TRIALS, Effort, Solution, check_solver, solve
 from .uniform import uniform_choices
 from .verify import Verification
 
-FIRST_MEASURED = 2  # plans that are measured before the predictor is taught by them
+ROUND = 4  # plans that are measured before the predictor is taught by them
 Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes, ms_per_step; None: no such bound
 
 
@@ -151,8 +152,7 @@ class Search:
         File bytes in the problem are upper bounds; where a candidate with a smaller bound has the larger file, the limit goes down by the
         difference (some tens of bytes: digits of offsets).
         """
-        names = ("file_bytes",) if problem.budgets.weight_bytes is None else ("weight_bytes", "file_bytes")
-        budgets = problem.like(uniform, *names)
+        budgets = self._bytes_of(problem, uniform)
         real = self._plan(problem, uniform).size_bytes
         name = f"{8 * problem.total('weight_bytes', uniform) / problem.n_weights:.4g} bits"
         while True:
@@ -166,6 +166,9 @@ class Search:
             if budgets.given["file_bytes"] < problem.least("file_bytes"):
                 alone = Evaluator(problem, self.predictor, self.risk)([uniform], "uniform")[0]
                 return replace(solution, best=alone, candidates=(alone,))
+
+    def _bytes_of(self, problem: Problem, uniform: Choice) -> Budgets:
+        return problem.like(uniform, *(("file_bytes",) if problem.budgets.weight_bytes is None else ("weight_bytes", "file_bytes")))
 
     def _keep(self, name: str) -> Keep | None:
         return optuna_solver.copy_to(self.storage, f"{self.subject.name}, {name}, seed {self.seed}") if self.storage else None
@@ -205,27 +208,29 @@ class Search:
     # -- measuring -------------------------------------------------------------------------------------------------------------------
 
     def _verified(self, verification: Verification, problem: Problem, uniform: Choice, solution: Solution) -> _Verdict:
-        """Measure uniform and the best plans, teach the predictor by them and search again, until it finds a plan that is measured already.
+        """Measure uniform and plans that may be the best; after every round teach the predictor what was measured, and search again.
 
-        The interval is of the chosen plan on the images that chose it: with few plans on equal noise the optimism is small, and
-        `sedaq evaluate` gives figures on other noise.
+        The interval is of the chosen plan on the images that chose it, so that it is a little optimistic; `sedaq evaluate` and `sedaq bench
+        search` give figures on other noise.
         """
         left = verification.n - 1
         reference = verification.measure(problem.formats(uniform))
         measured: dict[Candidate, Any] = {}
         rivals = self._rivals(problem, uniform, solution)
-        wanted = rivals[: left if verification.refit is None else min(left, FIRST_MEASURED)]
-        while wanted:
+        while wanted := rivals[: min(left, ROUND)]:
             for rival in track(wanted, "verify"):
                 measured[rival] = verification.measure(problem.formats(np.array(rival.choice)))
             left -= len(wanted)
-            if not left or verification.refit is None:
+            if not left:
                 break
+            known = {rival.choice for rival in measured}
+            if verification.refit is None:
+                rivals = [rival for rival in rivals if rival.choice not in known]
+                continue
             taught = replace(self, predictor=verification.refit([reference, *measured.values()]))
             again = taught.problem.within(problem.budgets)
-            known = {rival.choice for rival in measured}
-            rivals = taught._rivals(again, uniform, taught._solve(again, uniform, 0, [np.array(choice) for choice in known]))
-            wanted = [] if rivals and rivals[0].choice in known else rivals[:1]
+            found = taught._solve(again, uniform, 0, [np.array(choice) for choice in known])
+            rivals = [rival for rival in taught._rivals(again, uniform, found) if rival.choice not in known]
         differences = {rival: verification.prober.difference(found, reference) for rival, found in measured.items()}
         uniform_measured = verification.content(reference)
         best = min(differences, key=lambda rival: differences[rival][0], default=None)
@@ -241,7 +246,11 @@ class Search:
         return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
 
     def _rivals(self, problem: Problem, uniform: Choice, solution: Solution) -> list[Candidate]:
-        """The candidates to measure: distinct, other than uniform, their files no larger than its file."""
-        real = self._plan(problem, uniform).size_bytes
-        others = [candidate for candidate in solution.candidates if not np.array_equal(candidate.choice, uniform)]
-        return [candidate for candidate in others if self._plan(problem, np.array(candidate.choice)).size_bytes <= real]
+        """The candidates to measure: the best, then those that members of the ensemble would choose, then the next by score; distinct, other than
+        uniform, their files no larger than its file."""
+        tight = problem.within(self._bytes_of(problem, uniform))
+        sampled = Evaluator(tight, self.predictor, self.risk)(optima(tight, self.predictor.member_costs), "ensemble")
+        distinct = {candidate.choice: candidate for candidate in [*reversed(solution.candidates), *reversed(sampled), solution.best]}
+        real, own = self._plan(problem, uniform).size_bytes, tuple(map(int, uniform))
+        ordered = dict.fromkeys([solution.best.choice, *(c.choice for c in sampled), *(c.choice for c in solution.candidates)])
+        return [distinct[c] for c in ordered if c != own and self._plan(problem, np.array(c)).size_bytes <= real]

@@ -1,4 +1,4 @@
-"""Layers whose choice hangs on less than the predictor knows."""
+"""What the predictor leaves open: layers whose choice hangs on less than it knows, and plans that would be best if it erred as it may."""
 
 from __future__ import annotations
 
@@ -9,10 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..aq.menu import Entry
+from .exact import solve_exact
 from .prices import STEPS, Prices
 from .problem import Choice, Problem
 
 CostsOf = Callable[[str, Entry], NDArray[np.float64]]  # layer, entry → additive cost by each member of an ensemble
+
+
+def optima(problem: Problem, costs_of: CostsOf) -> list[Choice]:
+    """The exact solution for each member of the ensemble, distinct: plans that are each the best with the probability that it is (Thompson 1933).
+
+    Between them lie the choices that the probes leave open, which measuring a few such plans settles; plans next in score to the best mostly
+    differ from it in what hardly matters.
+    """
+
+    def of_member(member: int) -> Callable[[str, Entry], float]:
+        return lambda name, entry: float(costs_of(name, entry)[member])
+
+    unit = problem.units[0]
+    n_members = len(costs_of(unit.names[0], unit.options[0][0]))
+    solved = [solve_exact(problem.priced(of_member(member)))[0] for member in range(n_members)]
+    return [np.array(choice) for choice in dict.fromkeys(tuple(map(int, choice)) for choice in solved)]
 
 
 def undecided(problem: Problem, choice: Choice, costs_of: CostsOf) -> list[dict[str, Any]]:

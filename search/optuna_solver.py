@@ -6,7 +6,7 @@ A trial names an option for each unit where units are few, else a factor for eac
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,14 +82,14 @@ def search(
     problem = evaluator.problem
     evaluator(starts, "start")
     if len(problem.units) <= MAX_UNITS:
-        ranges = [int(n) - 1 for n in problem.n_options]
+        ranges = {unit.names[0]: int(n) - 1 for unit, n in zip(problem.units, problem.n_options, strict=True)}
         first = [list(map(int, start)) for start in starts]
 
         def decode(values: list[int]) -> Choice:
             return repair(problem, np.array(values), fallback=fallback)
     else:
         prices = Prices(problem, groups_of(problem.units))
-        ranges, first = [STEPS] * prices.n_variables, [[STEPS // 2] * prices.n_variables]
+        ranges, first = dict.fromkeys(prices.labels, STEPS), [[STEPS // 2] * prices.n_variables]
 
         def decode(values: list[int]) -> Choice:
             return prices.within(values, fallback)
@@ -98,7 +98,7 @@ def search(
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=max(10, n_trials // 10))
         study = optuna.create_study(sampler=sampler)
         for values in first[:n_trials]:
-            study.enqueue_trial(_named(values), skip_if_exists=True)
+            study.enqueue_trial(dict(zip(ranges, values, strict=True)), skip_if_exists=True)
         for begin in range(0, n_trials, _BATCH):
             trials = [study.ask() for _ in range(min(_BATCH, n_trials - begin))]
             decoded = [decode(_suggested(trial, ranges)) for trial in trials]
@@ -122,13 +122,13 @@ def sweep(evaluator: Evaluator, *, seed: int, n_trials: int, keep: Keep | None =
     few = len(problem.units) <= MAX_UNITS
     prices = Prices(problem, np.arange(len(problem.units)) if few else groups_of(problem.units))
     low, high = prices.log_prices
-    ranges = [PRICE_STEPS, *[STEPS] * prices.n_variables]
+    ranges = {"price of bytes": PRICE_STEPS, **dict.fromkeys(prices.labels, STEPS)}
     found: dict[Candidate, None] = {}
     with _quiet():
         sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
         study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
         for price in np.linspace(0, PRICE_STEPS, min(_POPULATION, n_trials)).round():
-            study.enqueue_trial(_named([int(price), *[STEPS // 2] * prices.n_variables]))
+            study.enqueue_trial(dict(zip(ranges, [int(price), *[STEPS // 2] * prices.n_variables], strict=True)))
         for begin in range(0, n_trials, _POPULATION):
             trials = [study.ask() for _ in range(min(_POPULATION, n_trials - begin))]
             named = [_suggested(trial, ranges) for trial in trials]
@@ -141,12 +141,8 @@ def sweep(evaluator: Evaluator, *, seed: int, n_trials: int, keep: Keep | None =
     return list(found)
 
 
-def _named(values: Sequence[int]) -> dict[str, int]:
-    return {str(variable): value for variable, value in enumerate(values)}
-
-
-def _suggested(trial: optuna.Trial, ranges: Sequence[int]) -> list[int]:
-    return [trial.suggest_int(str(variable), 0, most) for variable, most in enumerate(ranges)]
+def _suggested(trial: optuna.Trial, ranges: Mapping[str, int]) -> list[int]:
+    return [trial.suggest_int(name, 0, most) for name, most in ranges.items()]
 
 
 def fitting(problem: Problem, candidates: Sequence[Candidate], n: int) -> list[Choice]:

@@ -51,6 +51,13 @@ class Prices:
         return int(self.groups.max()) + 1
 
     @cached_property
+    def labels(self) -> list[str]:
+        """Of each group: its first layer, and how many units go with it."""
+        firsts, counts = np.unique(self.groups, return_index=True, return_counts=True)[1:]
+        names = [self.problem.units[first].names[0] for first in firsts]
+        return [name if n == 1 else f"{name} and {n - 1} more" for name, n in zip(names, counts, strict=True)]
+
+    @cached_property
     def shares(self) -> NDArray[np.float64]:
         """(n_units, K) of what the budgets leave, summed over budgets; of all weights' bytes where there is none. Infinite beyond a menu's end."""
         problem = self.problem

@@ -57,6 +57,14 @@ class Problem:
         weight_bytes = None if bits is None else math.floor(bits * self.n_weights / 8 * (1 + 1e-12))  # 2.1 bits of 80 weights are 21 bytes
         return self.within(Budgets(weight_bytes, size_bytes, None if ms_per_step is None else math.floor(ms_per_step * 1e6)))
 
+    def priced(self, cost: Callable[[str, Entry], float]) -> Problem:
+        """The same decisions at other costs."""
+
+        def of_option(unit: Unit, option: tuple[Entry, ...]) -> float:
+            return math.fsum(cost(name, entry) for name, entry in zip(unit.names, option, strict=True))
+
+        return replace(self, units=tuple(replace(u, costs=tuple(of_option(u, option) for option in u.options)) for u in self.units))
+
     def text(self, name: str, amount: int) -> str:
         """An amount of what a budget bounds, as people read it."""
         if name == "weight_bytes":

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sedaq.search.baselines import BASELINES, HIGH_RATE, Rivals, bit_price, greedy, knapsack, mean_contributions, random_choice, with_costs
+from sedaq.search.baselines import BASELINES, HIGH_RATE, Rivals, bit_price, greedy, knapsack, mean_contributions, random_choice
 from sedaq.search.building import build_problem
 from sedaq.search.exact import solve_exact
 from sedaq.search.problem import Problem
@@ -37,7 +37,7 @@ def test_all_are_within_the_budgets(problem: Problem, rivals: Rivals) -> None:
 
 def test_knapsacks_minimise_their_own_error(problem: Problem, rivals: Rivals, predictor: FakePredictor) -> None:
     np.testing.assert_array_equal(knapsack(problem, rivals.hessian_error), solve_exact(problem)[0])
-    other = with_costs(problem, rivals.weight_error)
+    other = problem.priced(rivals.weight_error)
     choice = knapsack(problem, rivals.weight_error)
     for rival in (solve_exact(problem)[0], uniform_choice(problem)):
         assert other.cost(choice) <= other.cost(rival) + 1e-12

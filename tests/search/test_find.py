@@ -180,7 +180,7 @@ def test_a_front_leaves_out_what_cannot_be_reached(subject, menu, predictor) -> 
         find_front(subject, menu, predictor, bits=[0.5, 1.0])
 
 
-def test_what_is_measured_teaches_the_predictor_until_it_finds_what_is_measured(subject, menu, predictor) -> None:
+def test_what_is_measured_teaches_the_predictor_which_searches_again(subject, menu, predictor) -> None:
     """Measured, layer 0 is worth nothing; the predictor that learns it finds another plan, which is measured, too, and wins."""
     plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
     truth = FakePredictor({**predictor.sensitivity, "0": 0.0, "1": 50.0})
@@ -196,7 +196,7 @@ def test_what_is_measured_teaches_the_predictor_until_it_finds_what_is_measured(
         return truth
 
     found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(8, prober, refit))
-    assert taught[0] == 3 and len(prober.measured) == taught[-1] < 8, "uniform and two plans first; it ends when nothing new is found"
+    assert taught == [5] and len(prober.measured) == 8, "uniform and four plans first"
     assert found.plan.formats != plain.plan.formats
     assert found.measured is not None and found.uniform_measured is not None
     values = [score(formats) for formats in prober.measured]
@@ -204,6 +204,27 @@ def test_what_is_measured_teaches_the_predictor_until_it_finds_what_is_measured(
     few = FakeProber(score)
     find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(2, few, refit))
     assert len(few.measured) == 2
+
+
+def test_plans_that_members_of_the_ensemble_would_choose_are_measured(subject, menu, predictor) -> None:
+    """One member is right, the mean is not: what hangs on it is settled by measuring, and only there."""
+
+    class Divided(FakePredictor):
+        def member_costs(self, name, entry):
+            return self.additive_cost(name, entry) * np.array([1.0, 0.01, 100.0] if name in ("1", "3") else [1.0, 1.0, 1.0])
+
+    divided = Divided(predictor.sensitivity)
+    right = FakePredictor({n: s * (100 if n in ("1", "3") else 1) for n, s in predictor.sensitivity.items()}, interaction=0.0)
+    entries = {name: {entry.format: entry for entry in entries} for name, entries in menu.items()}
+
+    def score(formats) -> float:
+        return float(right.predict([{name: entries[name][format] for name, format in formats.items()}])[0][0])
+
+    prober = FakeProber(score)
+    found = find_plan(subject, menu, divided, bits=2.4, n_trials=8, verification=Verification(4, prober))
+    best = find_plan(subject, menu, right, bits=2.4, solver="exact").plan
+    assert found.plan.formats == best.formats != find_plan(subject, menu, divided, bits=2.4, n_trials=8).plan.formats
+    assert found.solver == "ensemble" and len(prober.measured) == 4
 
 
 def test_a_risk_prefers_plans_that_the_predictor_is_sure_of(subject, menu, predictor) -> None:
@@ -231,6 +252,7 @@ def test_a_storage_keeps_studies_to_look_at_and_changes_nothing(subject, menu, p
     (name,) = optuna.get_all_study_names(backend)
     assert name.startswith("small, 2.") and name.endswith(" bits, seed 0")
     study = optuna.load_study(study_name=name, storage=backend)
+    assert set(study.trials[0].params) == set(menu), "they are to be read by people"
     assert len(study.trials) == 16 and study.best_value >= plain.predicted["value"]
     assert "small, front, seed 0" in optuna.get_all_study_names(database)
     with pytest.raises(InputError, match="--storage nonsense://x: .*; give a journal file or a URL"):

@@ -1,0 +1,103 @@
+"""How a plan was found, and how it fares beside what others do. Figures are functions of RunData that return a Figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .inputs import RunData
+from .numbers import count, number
+from .style import GROUND, MUTED, OTHER, SEARCHED, UNIFORM, new_figure, styled
+
+MOST_NAMED = 6  # layers in a sentence
+
+
+def contest_table(data: RunData) -> pd.DataFrame:
+    """One row a budget and method: sizes, mean Fréchet distance over the seeds, and its excess and differences with 95 % intervals."""
+    assert data.contest is not None
+    rows = []
+    for row in data.contest["rows"]:
+        flat: dict[str, Any] = {key: row[key] for key in ("bits", "method", "bits_per_weight", "size_bytes", "fid")}
+        for name in ("excess", "over_uniform", "over_searched"):
+            flat |= {name: row[name]["value"], f"{name}_low": row[name]["ci"][0], f"{name}_high": row[name]["ci"][1]}
+        rows.append(flat)
+    return pd.DataFrame(rows)
+
+
+@styled
+def contest(data: RunData) -> Figure:
+    """Excess over full precision of every method at every budget, the best of a budget on top."""
+    table = contest_table(data).sort_values(["bits", "excess"])
+    budgets = list(dict.fromkeys(table["bits"]))
+    figure = new_figure(0.9 + 0.24 * (len(table) + 1.4 * len(budgets)))
+    axes = figure.add_subplot()
+    place = 0.0
+    places: list[float] = []
+    labels: list[str] = []
+    for budget in budgets:
+        axes.text(0, place, f"{budget:g} bits", transform=axes.get_yaxis_transform(), weight="bold", va="center", ha="right")
+        place += 1
+        for row in table[table["bits"] == budget].itertuples():
+            colour = {"searched": SEARCHED, "uniform": UNIFORM}.get(str(row.method), OTHER)
+            axes.plot([row.excess_low, row.excess_high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
+            axes.plot(row.excess, place, "o", color=colour, markersize=6, markeredgecolor=GROUND)
+            axes.annotate(
+                number(row.excess), (row.excess, place), xytext=(0, 5), textcoords="offset points", fontsize=7, color=MUTED, ha="center"
+            )
+            places, labels, place = [*places, place], [*labels, str(row.method)], place + 1
+        place += 0.4
+    axes.set_yticks(places, labels)
+    axes.set_ylim(place - 0.4, -0.7)
+    axes.set_xscale("symlog", linthresh=1.0, linscale=0.5)
+    axes.set_xlim(left=min(-0.5, table["excess_low"].min()))
+    axes.xaxis.set_major_formatter(lambda value, _: number(value, 1))
+    axes.grid(axis="y", visible=False)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.set_xlabel("Fréchet distance above full precision (lower is better; log scale above 1)")
+    return figure
+
+
+def contest_caption(data: RunData) -> str:
+    assert data.contest is not None
+    ways = data.contest["conditions"]
+    return (
+        f"Plans of equal bytes with the same encodings, {count(ways['n_images'])} images at {count(ways['steps'])} steps from each of "
+        f"{count(ways['seeds'])} noise seeds that nothing was chosen on; lines are 95 % intervals of the difference to full precision on equal noise. {_beaten(data)}"
+    )
+
+
+def _beaten(data: RunData) -> str:
+    """What the intervals bear out against the searched plan."""
+    table = contest_table(data)
+    others = table[table["method"] != "searched"]
+    worse, better = others["over_searched_low"] > 0, others["over_searched_high"] < 0
+    said = f"Of {len(others)} plans of other methods {int(worse.sum())} are worse than the searched plan of their budget, the interval excluding zero"
+    named = [f"{row.method} at {row.bits:g} bits" for row in others[better].itertuples()]
+    return f"{said}; better are {', '.join(named)}." if named else f"{said}; none is better."
+
+
+def how_found(provenance: dict[str, Any]) -> str:
+    """Which solver found the plan, what each stage gained, and which layers' choice hangs on less than a standard error; "" if unknown."""
+    if "solver" not in provenance:
+        return ""
+    said = [f"Found by {provenance['solver']}"]
+    gains = provenance.get("gains") or {}
+    stages = [f"{stage} lowered the score of the best plan by {number(gain)}" for stage, gain in gains.items()]
+    trials = f" after {count(provenance['trials'])} trials of Optuna" if provenance.get("trials") else ""
+    said[0] += trials + (f": {', '.join(stages)}." if stages else ".")
+    if provenance.get("gap") is not None:
+        said.append(f"The exact solution of the additive part is within {number(100 * provenance['gap'], 2)} % of its bound.")
+    undecided = provenance.get("undecided")
+    if undecided is not None:
+        said.append(_undecided(undecided))
+    return " ".join(said)
+
+
+def _undecided(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "No layer's choice would change within one standard error."
+    named = [f"{' and '.join(row['layers'])} ({row['or']} would do)" for row in rows[:MOST_NAMED]]
+    rest = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+    return f"Within one standard error the choice of {len(rows)} would change: {', '.join(named)}{rest}."
