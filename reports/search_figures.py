@@ -82,17 +82,23 @@ def how_found(provenance: dict[str, Any]) -> str:
     """Which solver found the plan, what each stage gained, and which layers' choice hangs on less than a standard error; "" if unknown."""
     if "solver" not in provenance:
         return ""
-    said = [f"Found by {provenance['solver']}"]
-    gains = provenance.get("gains") or {}
-    stages = [f"{stage} lowered the score of the best plan by {number(gain)}" for stage, gain in gains.items()]
     trials = f" after {count(provenance['trials'])} trials of Optuna" if provenance.get("trials") else ""
-    said[0] += trials + (f": {', '.join(stages)}." if stages else ".")
+    said = [f"Found by {provenance['solver']}{trials}{_gains(provenance.get('gains') or {})}."]
     if provenance.get("gap") is not None:
-        said.append(f"The exact solution of the additive part is within {number(100 * provenance['gap'], 2)} % of its bound.")
+        gap = number(100 * provenance["gap"], 2)
+        said.append(f"The exact solution of the additive part is at most {gap} % above the least possible.")
     undecided = provenance.get("undecided")
     if undecided is not None:
         said.append(_undecided(undecided))
     return " ".join(said)
+
+
+def _gains(gains: dict[str, float]) -> str:
+    """By how much each stage lowered the best score before it."""
+    helped = [f"{stage} lowered the score by {number(gain)}" for stage, gain in gains.items() if gain > 0]
+    idle = [stage for stage, gain in gains.items() if gain <= 0]
+    said = [*helped, *([f"{' and '.join(idle)} found nothing better"] if idle else [])]
+    return f": {', '.join(said)}" if said else ""
 
 
 def _undecided(rows: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,6 +197,16 @@ def test_search_and_its_plan(made: Made, capsys: pytest.CaptureFixture[str], tmp
     assert 0 < quick["predicted"]["ms_per_step"] <= ms and quick["plan"]["budget"] == {"ms_per_step": ms}
     front = as_json(capsys, "search", "--run", made.run, "--front")
     assert isinstance(front, list) and all(plan.keys() >= keys for plan in front)
+
+
+def test_two_workers_lead_to_the_same_plan(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sedaq"])  # what a spawned interpreter would otherwise run again
+    run, plan = tmp_path / "run", tmp_path / "plan.json"
+    sampling = ["--configs", "14", "--images", "16", "--steps", "2", "--workers", "2"]
+    for command in (["probe", made.subject, *sampling], ["fit"], ["search", "--bits", "3", "--out", str(plan)]):
+        assert main([*command, "--run", str(run)]) == 0
+    stored, expected = (json.loads(path.read_text()) for path in (plan, made.plan))
+    assert stored["layers"] == expected["layers"] and stored["provenance"]["solver"] == expected["provenance"]["solver"]
 
 
 def test_bench_search_measures_all_at_equal_bytes(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

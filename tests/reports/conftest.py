@@ -55,8 +55,28 @@ def plan_content(names: list[str], *, bits: float = 1.99, size: int = 560_104) -
         "bits_per_weight": bits,
         "predicted": None,
         "measured": None,
-        "provenance": {},
+        "provenance": {
+            "solver": "exact+swaps",
+            "gap": 2e-5,
+            "trials": 200,
+            "gains": {"optuna": 0.0, "swaps": 0.025},
+            "undecided": [{"layers": [names[1]], "takes": layers[names[1]]["format"], "or": "1x3g2", "margin": 0.4}],
+        },
     }
+
+
+def contest_content() -> dict[str, Any]:
+    rows = []
+    for bits, scale in ((1.5, 100.0), (2.0, 2.0)):
+        for method, factor in (("searched", 1.0), ("uniform", 9.0), ("one-at-a-time greedy", 0.8), ("first and last high", 3.0)):
+            excess, over = scale * factor, scale * (factor - 1)
+            rows.append(
+                {"bits": bits, "method": method, "bits_per_weight": bits - 0.01, "size_bytes": 300_000, "fid": 3 + excess, "solver": None}
+                | {"excess": {"value": excess, "ci": [excess - 0.5, excess + 0.5]}}
+                | {"over_uniform": {"value": excess - 9 * scale, "ci": [excess - 9 * scale - 1, excess - 9 * scale + 1]}}
+                | {"over_searched": {"value": over, "ci": [over - 1, over + 1]}}
+            )
+    return {"rows": rows, "conditions": {"n_images": 2000, "steps": 20, "seeds": 3}}
 
 
 def sensitivity_frame(names: list[str]) -> pd.DataFrame:
@@ -155,7 +175,7 @@ def fit_content() -> dict[str, Any]:
 def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None = None) -> Path:
     """Write the named inputs, all where `only` is None; run.json always."""
     names = layer_names(n_blocks)
-    wanted = only if only is not None else ("probes", "fit", "sensitivity", "front", "plan", "evaluations")
+    wanted = only if only is not None else ("probes", "fit", "sensitivity", "front", "plan", "contest", "evaluations")
     settings = {"seed": 7, "n_images": 512, "steps": 10, "extractor": "embedded", "reference": "mnist train"}
     write_json(
         folder / "run.json",
@@ -183,6 +203,8 @@ def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None =
         write_json(folder / "plans" / "front.json", "front", front_content(names))
     if "plan" in wanted:
         write_json(folder / "plans" / "two.json", "plan", plan_content(names))
+    if "contest" in wanted:
+        write_json(folder / "contest.json", "contest", contest_content())
     if "evaluations" in wanted:
         for name, size, bits, fid, se, agreement, psnr in EVALUATIONS:
             metrics = {

@@ -21,7 +21,7 @@ from sedaq.reports.inputs import fidelity_of
 from sedaq.reports.report import write_report
 from sedaq.storage import read_json
 
-from .conftest import EVALUATIONS, damage, sensitivity_frame, toy_grids, write_run
+from .conftest import EVALUATIONS, damage, layer_names, sensitivity_frame, toy_grids, write_run
 
 
 class Page(HTMLParser):
@@ -119,6 +119,19 @@ def test_captions_state_conditions_and_verdict(full_run: Path) -> None:
     assert "Spearman 0.941, 95 % interval [0.905, 0.963]" in text and "noise ceiling 0.978" in text
 
 
+def test_how_the_plan_was_found_and_how_it_fares_is_said(full_run: Path) -> None:
+    text = html.unescape((full_run / "report.html").read_text())
+    assert "Found by exact+swaps after 200 trials of Optuna: swaps lowered the score by 0.0250, optuna found nothing better." in text
+    assert "is at most 0.0020 % above the least possible" in text
+    name = layer_names(4)[1]
+    assert f"Within one standard error the choice of 1 would change: {name} (1x3g2 would do)." in text
+    assert pd.read_csv(full_run / "figures" / "plan.csv").set_index("layer")["would_also_do"].dropna().to_dict() == {name: "1x3g2"}
+    assert "Of 6 plans of other methods 4 are worse than the searched plan of their budget" in text
+    assert "better are one-at-a-time greedy at 1.5 bits." in text
+    written = pd.read_csv(full_run / "figures" / "contest.csv").set_index(["bits", "method"])
+    assert written.loc[(2.0, "uniform"), ["excess", "excess_low", "over_searched"]].tolist() == [18.0, 17.5, 16.0]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -202,7 +215,9 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
-@pytest.mark.parametrize("name", ["run.json", "predictor/fit.json", "plans/front.json", "plans/two.json", "figures/grids.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "predictor/fit.json", "plans/front.json", "plans/two.json", "contest.json", "figures/grids.safetensors"]
+)
 def test_cut_file_is_refused(copied: Path, name: str) -> None:
     before = (copied / "report.html").read_bytes()
     _cut(copied / name)
@@ -220,6 +235,8 @@ def test_cut_file_is_refused(copied: Path, name: str) -> None:
         ("plans/front.json", "front", "plans", [{"size_bytes": 1}]),
         ("plans/front.json", "front", "plans", [{"bits_per_weight": 2.0}]),
         ("plans/two.json", "plan", "subject", {"name": "other", "fingerprint": "ffff"}),
+        ("contest.json", "contest", "rows", [{"bits": 2.0}]),
+        ("contest.json", "contest", "conditions", None),
         ("run.json", "run", "subject", None),
     ],
 )
