@@ -88,8 +88,13 @@ def _unseal(where: str, kind: str, body: Any) -> dict[str, Any]:
     return content
 
 
+def json_bytes(kind: str, content: Mapping[str, Any]) -> bytes:
+    """What write_json writes."""
+    return (json.dumps(_seal(kind, content), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(_seal(kind, content), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_atomically(path, json_bytes(kind, content))
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:

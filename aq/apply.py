@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..kernels import costs
 from ..models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ..models.subject import Subject
-from ..storage import SCHEMA
+from ..storage import SCHEMA, json_bytes
 from .encoding import Encoding
 from .formats import BOOK_TENSORS
 from .plan import SAFETENSORS_METADATA, Plan, book_holders
@@ -154,7 +154,15 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_denoiser(subject: Subject, plan: Plan, tuned: Tuned, folder: Path) -> None:
+def pipeline_bytes(subject: Subject, plan: Plan) -> int:
+    """Of all files that apply writes for a subject that is a pipeline, but for what the kernels' law differs in length from machine to machine."""
+    assert subject.folder is not None
+    denoiser = subject.folder / subject.component
+    copied = sum(path.stat().st_size for path in subject.folder.rglob("*") if path.is_file() and denoiser not in path.parents)
+    return copied + plan.size_bytes + len(_config_text(subject, plan).encode()) + len(json_bytes("plan", plan.to_json()))
+
+
+def _config_text(subject: Subject, plan: Plan) -> str:
     denoiser: Any = subject.denoiser
     config = json.loads(denoiser.to_json_string())
     config.pop("_name_or_path", None)
@@ -165,7 +173,11 @@ def _write_denoiser(subject: Subject, plan: Plan, tuned: Tuned, folder: Path) ->
         "layers": coded_layers(plan.formats),
         "kernel_costs": costs.to_store(),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+def _write_denoiser(subject: Subject, plan: Plan, tuned: Tuned, folder: Path) -> None:
+    (folder / "config.json").write_text(_config_text(subject, plan), encoding="utf-8")
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(quantized_state(subject, tuned), SAFETENSORS_METADATA))
     plan.save(folder / PLAN_FILE)
     size = (folder / WEIGHTS_FILE).stat().st_size

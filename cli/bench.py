@@ -184,7 +184,12 @@ def model(subjects: tuple[str, ...], images: int, arithmetic: str, layers: bool,
 @command.command(help="Searched plans beside what others do at equal bytes, measured on noise that no choice was made on.")
 @options.run_folder
 @click.option("--bits", default="1.5,2,2.5,3,4", show_default=True, help="Total bits, separated by commas.")
-@click.option("--method", multiple=True, metavar="NAME", help="What it is held against beside uniform; may be repeated. All if left out.")
+@click.option(
+    "--method",
+    multiple=True,
+    metavar="NAME",
+    help="What it is held against beside uniform, such as 'one-at-a-time greedy'; may be repeated. All if left out.",
+)
 @click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="Of each plan and each of three noise seeds.")
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Sampling steps.")
 @click.option("--verify", type=click.IntRange(2), default=8, show_default=True, help="Samplings that the searched plan may take.")

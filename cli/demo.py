@@ -37,7 +37,7 @@ def command(out: Path, fresh: bool, device: str) -> None:
         run = probe(SUBJECT, out, n_configs=N_CONFIGS, device=device)
         fit(run)
         search_front(run, bits=FRONT_BITS, verify=2)
-        found = search_run(run, bits=BITS, verify=2, out=out / "plans" / "plan.json")
+        found = search_run(run, bits=BITS, verify=8, out=out / "plans" / "plan.json")
         found.uniform.save(out / "plans" / "uniform.json")
         rows = [
             evaluate_plan(run, "full precision", None, n_images=N_IMAGES),

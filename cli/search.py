@@ -30,7 +30,11 @@ from . import options
 )
 @click.option("--storage", default=None, metavar="FILE|URL", help="Keep a copy of Optuna's studies there: a journal file or a database.")
 @click.option(
-    "--verify", type=click.IntRange(0), default=0, show_default=True, help="Samplings at most, to measure the best plans beside uniform."
+    "--verify",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Samplings at most: uniform and plans that may be the best; they teach the predictor.",
 )
 @click.option("--images", type=click.IntRange(8), default=None, help="Images of each of them; as many as a probe by default.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Plan file to write.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..aq.apply import pipeline_bytes
 from ..aq.formats import Format
 from ..aq.step_times import StepTimes
 from ..errors import InputError
@@ -21,6 +22,8 @@ from .find import FRONT_BITS, find_front, find_plan
 from .verify import Verification
 
 STEP_IMAGES = 64  # as `bench model` samples at once
+LAW_BYTES = 1024  # of a pipeline, by which the text of the kernels' law may be longer on another machine
+SPARE_BYTES = LAW_BYTES + 1024  # and by which a plan's text may be longer than that of the first plan
 
 
 def parse_pins(texts: Sequence[str]) -> dict[str, Format]:
@@ -34,12 +37,26 @@ def parse_pins(texts: Sequence[str]) -> dict[str, Format]:
     return pins
 
 
-def other_pipeline_bytes(run: Run) -> int:
-    """Bytes of everything in the subject's pipeline folder but the denoiser's weights."""
+def find_within_pipeline(run: Run, text: str, find: Callable[[int, bool], FoundPlan]) -> FoundPlan:
+    """The plan with which the pipeline's whole folder, its plan and config included, has at most the bytes that `text` names.
+
+    Args:
+        find: the search for a bound on the denoiser's file; it verifies if told so.
+    """
     if run.subject.folder is None or not run.subject.component:
         raise InputError(f"--pipeline-size: {run.subject.name} is not a pipeline's folder; use --size for the denoiser's file")
-    weights = {path for path in (run.subject.folder / run.subject.component).glob("*.safetensors*")}
-    return sum(path.stat().st_size for path in run.subject.folder.rglob("*") if path.is_file() and path not in weights)
+    limit = parse_size(text)
+    try:
+        first = find(limit, False)
+        room = limit - (pipeline_bytes(run.subject, first.plan) - first.plan.size_bytes) - SPARE_BYTES
+        while True:
+            found = find(room, True)
+            excess = pipeline_bytes(run.subject, found.plan) + LAW_BYTES - limit
+            if excess <= 0:
+                return found
+            room = found.plan.size_bytes - excess
+    except InputError as error:
+        raise InputError(f"--pipeline-size {text}: for the denoiser's file, {error}") from error
 
 
 def search_run(
@@ -63,24 +80,26 @@ def search_run(
         verify, n_images: samplings at most, and images in each (the run's own number by default).
         options: passed to find_plan.
     """
-    limits = [parse_size(size)] if size else []
-    if pipeline_size:
-        limits.append(parse_size(pipeline_size) - other_pipeline_bytes(run))
+    size_bytes = parse_size(size) if size else None
     predictor, times = load_predictor(run), None
     if ms_per_step is not None:
         times = StepTimes.of_run(run.folder, run.subject, step_images, **run.settings.sampling)
-    found = find_plan(
-        run.subject,
-        run.menus,
-        predictor,
-        bits=bits,
-        ms_per_step=ms_per_step,
-        times=times,
-        size_bytes=min(limits) if limits else None,
-        verification=verification(run, predictor, verify, n_images),
-        encoding=run.store.identity,
-        **options,
-    )
+
+    def find(file_bytes: int | None, verified: bool = True) -> FoundPlan:
+        return find_plan(
+            run.subject,
+            run.menus,
+            predictor,
+            bits=bits,
+            size_bytes=min((limit for limit in (size_bytes, file_bytes) if limit is not None), default=None),
+            ms_per_step=ms_per_step,
+            times=times,
+            verification=verification(run, predictor, verify if verified else 0, n_images),
+            encoding=run.store.identity,
+            **options,
+        )
+
+    found = find_within_pipeline(run, pipeline_size, find) if pipeline_size else find(None)
     path = out or run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json"
     found.plan.save(path)
     return found

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sedaq.aq import apply as apply_module
-from sedaq.aq.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble
+from sedaq.aq.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble, pipeline_bytes
 from sedaq.aq.formats import AS_IS, Format
 from sedaq.aq.layers import densify
 from sedaq.aq.plan import Plan
@@ -172,27 +172,6 @@ def test_a_unet_with_convolutions(tmp_path):
     torch.testing.assert_close(answer(loaded), dense_answer(subject, plan, store), atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def pipeline_folder(tmp_path_factory) -> Path:
-    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-
-    folder = tmp_path_factory.mktemp("pipelines") / "tiny-ddim"
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
-    DDIMPipeline(unet, DDIMScheduler(num_train_timesteps=100)).save_pretrained(folder)
-    (folder / "README.md").write_text("kept\n")
-    return folder
-
-
 @pytest.fixture
 def pipeline_case(pipeline_folder, tmp_path):
     subject = load(pipeline_folder)
@@ -218,6 +197,8 @@ def test_a_pipeline_folder_gives_a_pipeline_folder(pipeline_folder, pipeline_cas
     assert not torch.allclose(found, subject.sample(seed=0, n_images=2, steps=3), atol=1e-3)
     # An earlier result may be replaced.
     apply(subject, plan, store, tmp_path / "quantized")
+    written = sum(path.stat().st_size for path in (tmp_path / "quantized").rglob("*") if path.is_file())
+    assert pipeline_bytes(subject, plan) == written
 
 
 def test_a_folder_inside_the_pipeline_is_refused(pipeline_folder, pipeline_case, tmp_path):

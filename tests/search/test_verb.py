@@ -1,0 +1,71 @@
+"""What `sedaq search` does beyond find_plan."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sedaq.aq.apply import pipeline_bytes
+from sedaq.aq.menu import ruled_menus
+from sedaq.errors import InputError
+from sedaq.models.loading import load
+from sedaq.search.engine import FoundPlan
+from sedaq.search.find import find_plan
+from sedaq.search.verb import SPARE_BYTES, find_within_pipeline
+
+from .conftest import FakePredictor
+
+
+@pytest.fixture
+def run(pipeline_folder) -> Any:
+    return SimpleNamespace(subject=load(pipeline_folder))
+
+
+@pytest.fixture
+def find(run):
+    menus, predictor = ruled_menus(run.subject), FakePredictor({})
+
+    def find(size_bytes: int, verified: bool) -> FoundPlan:
+        return find_plan(run.subject, menus, predictor, size_bytes=size_bytes, solver="exact")
+
+    return find
+
+
+def test_a_pipeline_is_within_its_bytes_with_all_that_is_written(run, find) -> None:
+    small, whole = (find(size, False).plan for size in (28_000, 10**9))
+    least, most = (pipeline_bytes(run.subject, plan) + SPARE_BYTES for plan in (small, whole))
+    sizes = []
+    for limit in range(least, most + 2000, (most - least) // 7):
+        found = find_within_pipeline(run, str(limit), find)
+        taken = pipeline_bytes(run.subject, found.plan)
+        assert taken <= limit
+        sizes.append(found.plan.size_bytes)
+    assert sizes == sorted(sizes) and small.size_bytes <= sizes[0] < sizes[3] < sizes[-1] == whole.size_bytes
+
+
+def test_a_plan_whose_text_grows_is_searched_again_with_less(run, find) -> None:
+    """As verification's measurements make it grow, here by more than what is spared."""
+    calls = []
+
+    def growing(size_bytes: int, verified: bool) -> FoundPlan:
+        calls.append(size_bytes)
+        found = find(size_bytes, verified)
+        found.plan.provenance["notes"] = ["x" * (3000 if verified else 0)]
+        return found
+
+    first = find(10**9, False)
+    limit = pipeline_bytes(run.subject, first.plan) - 2000
+    found = find_within_pipeline(run, str(limit), growing)
+    assert len(calls) >= 3 and calls[-1] < calls[1]
+    assert pipeline_bytes(run.subject, found.plan) <= limit
+
+
+def test_what_cannot_be_is_refused(run, find) -> None:
+    with pytest.raises(
+        InputError, match=r"--pipeline-size 1kB: for the denoiser's file, the budget of 1000 bytes cannot be met; the least"
+    ):
+        find_within_pipeline(run, "1kB", find)
+    with pytest.raises(InputError, match="use --size for the denoiser's file"):
+        find_within_pipeline(SimpleNamespace(subject=SimpleNamespace(folder=None, component="", name="bare")), "1MB", find)  # type: ignore[arg-type]
