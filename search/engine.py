@@ -28,6 +28,7 @@ from .solvers import N_TRIALS, Effort, Solution, check_solver, solve
 from .uniform import uniform_choices
 from .verify import Verification
 
+INT8_RATE = 8.0  # by name: int8 with its scales takes a little more
 ROUND = 4  # plans that are measured before the predictor is taught by them
 Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes, ms_per_step; None: no such bound
 
@@ -192,7 +193,7 @@ class Search:
         above = [
             f"{name}: no format within {entry.rate:g} bits, takes {entry.format}"
             for name, entry in problem.entries(choice).items()
-            if not entry.book and 8 * entry.size_bytes / self.subject.layer(name).n_weights > entry.rate + 1e-9
+            if entry.rate < INT8_RATE and not entry.book and 8 * entry.size_bytes / self.subject.layer(name).n_weights > entry.rate + 1e-9
         ]
         return {
             "solver": solver,
