@@ -251,7 +251,9 @@ class Search:
         uniform, their files no larger than its file."""
         tight = problem.within(self._bytes_of(problem, uniform))
         sampled = Evaluator(tight, self.predictor, self.risk)(optima(tight, self.predictor.member_costs), "ensemble")
-        distinct = {candidate.choice: candidate for candidate in [*reversed(solution.candidates), *reversed(sampled), solution.best]}
-        real, own = self._plan(problem, uniform).size_bytes, tuple(map(int, uniform))
-        ordered = dict.fromkeys([solution.best.choice, *(c.choice for c in sampled), *(c.choice for c in solution.candidates)])
-        return [distinct[c] for c in ordered if c != own and self._plan(problem, np.array(c)).size_bytes <= real]
+        distinct: dict[tuple[int, ...], Candidate] = {}
+        for candidate in (solution.best, *sampled, *solution.candidates):
+            distinct.setdefault(candidate.choice, candidate)
+        distinct.pop(tuple(map(int, uniform)), None)
+        real = self._plan(problem, uniform).size_bytes
+        return [rival for rival in distinct.values() if self._plan(problem, np.array(rival.choice)).size_bytes <= real]

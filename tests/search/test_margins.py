@@ -6,7 +6,7 @@ import numpy as np
 
 from sedaq.search.budgets import Budgets
 from sedaq.search.exact import solve_exact
-from sedaq.search.margins import undecided
+from sedaq.search.margins import optima, undecided
 from sedaq.search.problem import Problem
 
 from .conftest import random_problem
@@ -53,3 +53,17 @@ def test_a_layer_is_open_only_where_members_disagree() -> None:
     found = undecided(problem, choice, lambda layer, entry: (wild if layer == name else sure)(layer, entry))
     assert [row["layers"] for row in found] == [[name]]
     assert found[0]["takes"] == str(problem.units[unit].options[choice[unit]][0].format)
+
+
+def test_optima_are_each_members_own_best_and_distinct() -> None:
+    for seed in range(5):
+        problem, choice = solved(seed)
+        certain = optima(problem, table(problem, 0.0))
+        assert len(certain) == 1 and (certain[0] == choice).all()
+        costs_of = table(problem, 0.5)
+        found = optima(problem, costs_of)
+        assert 1 <= len(found) <= 3 and all(problem.fits(one) for one in found)
+        for member in range(3):
+            priced = problem.priced(lambda name, entry, member=member: float(costs_of(name, entry)[member]))
+            assert min(priced.cost(one) for one in found) <= priced.cost(choice) + 1e-9
+            assert priced.cost(solve_exact(priced)[0]) in [priced.cost(one) for one in found]
