@@ -37,6 +37,7 @@ from . import options
     help="Samplings at most: uniform and plans that may be the best; they teach the predictor.",
 )
 @click.option("--images", type=click.IntRange(8), default=None, help="Images of each of them; as many as a probe by default.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share these samplings.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Plan file to write.")
 @options.together(options.seed, options.device, options.as_json)
 def command(
@@ -58,6 +59,7 @@ def command(
     storage: str | None,
     verify: int,
     images: int | None,
+    workers: int,
     out: Path | None,
     seed: int,
     device: str,
@@ -82,6 +84,7 @@ def command(
         "storage": storage,
         "verify": verify,
         "n_images": images,
+        "workers": workers,
         "seed": seed,
     }
     run = Run.open(run_folder, device=device)

@@ -72,9 +72,9 @@ def bench_search(
     if unknown:
         raise InputError(f"method {unknown[0]!r} is unknown; choose among {', '.join(BASELINES)}")
     predictor, rivals = load_predictor(run), rivals_of(run)
-    options = {"verification": verification(run, predictor, verify, None), "encoding": run.store.identity, "seed": run.settings.seed}
-    search = Search.of(run.subject, run.menus, predictor, options)
-    with Crew(Prober(run), workers) as crew:
+    with Crew(Prober(run), workers) as crew, verification(run, predictor, verify, workers=workers) as verifying:
+        options = {"verification": verifying, "encoding": run.store.identity, "seed": run.settings.seed}
+        search = Search.of(run.subject, run.menus, predictor, options)
         contests = [contest(run, search, rivals, rate, methods, n_random, crew) for rate in track(list(bits), "plans of each method")]
     full = {layer.name: AS_IS for layer in run.subject.layers}
     wanted = [full, *(plan for contest in contests for plan in contest.plans.values())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,6 @@ from ..aq.plan import Plan
 from ..aq.step_times import StepTimes
 from ..errors import SedaqError
 from ..models.subject import Subject
-from ..progress import track
 from . import optuna_solver
 from .budgets import Budgets
 from .building import build_problem
@@ -214,24 +213,21 @@ class Search:
         The interval is of the chosen plan on the images that chose it, so that it is a little optimistic; `sedaq evaluate` and `sedaq bench
         search` give figures on other noise.
         """
-        left = verification.n - 1
-        reference = verification.measure(problem.formats(uniform))
-        measured: dict[Candidate, Any] = {}
+        most = verification.n - 1
         rivals = self._rivals(problem, uniform, solution)
-        while wanted := rivals[: min(left, ROUND)]:
-            for rival in track(wanted, "verify"):
-                measured[rival] = verification.measure(problem.formats(np.array(rival.choice)))
-            left -= len(wanted)
-            if not left:
-                break
+        wanted = rivals[: min(most, ROUND)]
+        reference, *found = verification.measure([problem.formats(choice) for choice in (uniform, *_choices(wanted))])
+        measured: dict[Candidate, Any] = dict(zip(wanted, found, strict=True))
+        while len(measured) < most:
+            if verification.refit is not None:
+                taught = replace(self, predictor=verification.refit([reference, *measured.values()]))
+                again = taught.problem.within(problem.budgets)
+                rivals = taught._rivals(again, uniform, taught._solve(again, uniform, 0, _choices(measured)))
             known = {rival.choice for rival in measured}
-            if verification.refit is None:
-                rivals = [rival for rival in rivals if rival.choice not in known]
-                continue
-            taught = replace(self, predictor=verification.refit([reference, *measured.values()]))
-            again = taught.problem.within(problem.budgets)
-            found = taught._solve(again, uniform, 0, [np.array(choice) for choice in known])
-            rivals = [rival for rival in taught._rivals(again, uniform, found) if rival.choice not in known]
+            wanted = [rival for rival in rivals if rival.choice not in known][: min(most - len(measured), ROUND)]
+            if not wanted:
+                break
+            measured |= zip(wanted, verification.measure([problem.formats(choice) for choice in _choices(wanted)]), strict=True)
         differences = {rival: verification.prober.difference(found, reference) for rival, found in measured.items()}
         uniform_measured = verification.content(reference)
         best = min(differences, key=lambda rival: differences[rival][0], default=None)
@@ -257,3 +253,7 @@ class Search:
         distinct.pop(tuple(map(int, uniform)), None)
         real = self._plan(problem, uniform).size_bytes
         return [rival for rival in distinct.values() if self._plan(problem, np.array(rival.choice)).size_bytes <= real]
+
+
+def _choices(candidates: Iterable[Candidate]) -> list[Choice]:
+    return [np.array(candidate.choice) for candidate in candidates]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from ..aq.apply import pipeline_bytes
 from ..aq.formats import Format
 from ..aq.step_times import StepTimes
 from ..errors import InputError
+from ..sensitivity.crew import Crew, Job
 from ..sensitivity.fitting import load_predictor
 from ..sensitivity.predictor import Predictor
 from ..sensitivity.prober import Measurement, Prober
@@ -69,6 +72,7 @@ def search_run(
     step_images: int = STEP_IMAGES,
     verify: int = 0,
     n_images: int | None = None,
+    workers: int = 1,
     out: Path | None = None,
     **options: Any,
 ) -> FoundPlan:
@@ -77,7 +81,7 @@ def search_run(
     Args:
         bits: total bits per weight; size, pipeline_size: text such as "2MB", "2MiB" or a number of bytes.
         ms_per_step: milliseconds of a sampling step of `step_images` images at once, on this machine with its present number of threads.
-        verify, n_images: samplings at most, and images in each (the run's own number by default).
+        verify, n_images: samplings at most, and images in each (the run's own number by default). workers: processes that share them.
         options: passed to find_plan.
     """
     size_bytes = parse_size(size) if size else None
@@ -86,18 +90,19 @@ def search_run(
         times = StepTimes.of_run(run.folder, run.subject, step_images, **run.settings.sampling)
 
     def find(file_bytes: int | None, verified: bool = True) -> FoundPlan:
-        return find_plan(
-            run.subject,
-            run.menus,
-            predictor,
-            bits=bits,
-            size_bytes=min((limit for limit in (size_bytes, file_bytes) if limit is not None), default=None),
-            ms_per_step=ms_per_step,
-            times=times,
-            verification=verification(run, predictor, verify if verified else 0, n_images),
-            encoding=run.store.identity,
-            **options,
-        )
+        with verification(run, predictor, verify if verified else 0, n_images, workers) as verifying:
+            return find_plan(
+                run.subject,
+                run.menus,
+                predictor,
+                bits=bits,
+                size_bytes=min((limit for limit in (size_bytes, file_bytes) if limit is not None), default=None),
+                ms_per_step=ms_per_step,
+                times=times,
+                verification=verifying,
+                encoding=run.store.identity,
+                **options,
+            )
 
     found = find_within_pipeline(run, pipeline_size, find) if pipeline_size else find(None)
     path = out or run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json"
@@ -106,31 +111,40 @@ def search_run(
 
 
 def search_front(
-    run: Run, *, bits: Sequence[float] = FRONT_BITS, verify: int = 0, n_images: int | None = None, **options: Any
+    run: Run, *, bits: Sequence[float] = FRONT_BITS, verify: int = 0, n_images: int | None = None, workers: int = 1, **options: Any
 ) -> list[FoundPlan]:
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
     predictor = load_predictor(run)
-    found = find_front(
-        run.subject,
-        run.menus,
-        predictor,
-        bits=bits,
-        verification=verification(run, predictor, verify, n_images),
-        encoding=run.store.identity,
-        **options,
-    )
+    with verification(run, predictor, verify, n_images, workers) as verifying:
+        found = find_front(run.subject, run.menus, predictor, bits=bits, verification=verifying, encoding=run.store.identity, **options)
     write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_json() for plan in found]})
     return found
 
 
-def verification(run: Run, predictor: Predictor, n: int, n_images: int | None) -> Verification | None:
+@dataclass(frozen=True)
+class _Verifying:
+    """A crew that measures plans on the noise of verification."""
+
+    crew: Crew
+
+    def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> Iterator[Measurement]:
+        return self.crew.measure([Job(plan, n_images, "verify", steps) for plan in plans])
+
+    def difference(self, a: Measurement, b: Measurement) -> tuple[float, float, float]:
+        return self.crew.prober.difference(a, b)
+
+
+@contextmanager
+def verification(run: Run, predictor: Predictor, n: int, n_images: int | None = None, workers: int = 1) -> Iterator[Verification | None]:
     """Measurements on the run's own number of images, unless told otherwise; the predictor learns from them beside the run's probes."""
     if n == 0:
-        return None
+        yield None
+        return
 
     def refit(measured: Sequence[Measurement]) -> Predictor:
         return predictor.taught(
             read_probes(run, predictor.metric, others=[measurement.record for measurement in measured]), run.settings.seed
         )
 
-    return Verification(n, Prober(run), refit, n_images or run.settings.n_images, run.settings.steps)
+    with Crew(Prober(run), workers) as crew:
+        yield Verification(n, _Verifying(crew), refit, n_images or run.settings.n_images, run.settings.steps)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..aq.formats import Format
 from ..errors import InputError
+from ..progress import track
 from .evaluate import Predictor
-
-PURPOSE = "verify"
 
 
 class Metric(Protocol):
@@ -23,9 +22,10 @@ class Measurement(Protocol):
 
 
 class Prober(Protocol):
-    """What verification needs of a prober: equal purpose means equal noise, so differences are paired."""
+    """What verification needs of a prober: all plans meet the same noise, so differences are paired."""
 
-    def measure(self, formats: Mapping[str, Format], *, purpose: str, n_images: int, steps: int | None) -> Any: ...
+    def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> Iterable[Any]:
+        """In the order of the plans."""
 
     def difference(self, a: Any, b: Any) -> tuple[float, float, float]: ...
 
@@ -51,8 +51,8 @@ class Verification:
         if self.n < 2:
             raise InputError(f"--verify {self.n}: a verification measures the uniform plan and at least one other; use 0 or at least 2")
 
-    def measure(self, formats: Mapping[str, Format]) -> Any:
-        return self.prober.measure(formats, purpose=PURPOSE, n_images=self.n_images, steps=self.steps)
+    def measure(self, plans: Sequence[Mapping[str, Format]]) -> list[Any]:
+        return list(track(self.prober.measure(plans, n_images=self.n_images, steps=self.steps), "verify", len(plans)))
 
     def content(self, measurement: Measurement) -> dict[str, Any]:
         """As it stands in a plan."""

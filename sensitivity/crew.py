@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -30,8 +29,7 @@ class Job:
 class Crew:
     """Measures jobs with `workers` processes; each gets an equal part of the processor's cores. What is stored is read back.
 
-    A context manager: its processes and what they left in the model end with it. Raises InputError for a subject that other processes
-    cannot load.
+    A context manager: its processes end with it. Raises InputError for a subject that other processes cannot load.
     """
 
     def __init__(self, prober: Prober, workers: int = 1) -> None:
@@ -41,17 +39,15 @@ class Crew:
         if workers > 1 and run.subject_argument is None:
             raise InputError("--workers above 1 needs a subject that each worker can load by itself; pass a folder or FILE.py:FUNCTION")
         self.prober, self.workers = prober, workers
-        self._exits = ExitStack()
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Crew:
-        self._exits.enter_context(self.prober.assembling())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        self._exits.close()
+        self.prober.restore()  # for whoever stopped in the middle of measurements
 
     def is_stored(self, job: Job) -> bool:
         return self._stored(job) is not None
@@ -62,22 +58,25 @@ class Crew:
     def _stored(self, job: Job) -> Measurement | None:
         return self.prober.stored(job.formats, job.purpose, job.n_images, self._steps(job))
 
+    def _key(self, job: Job) -> str:
+        return self.prober.key(job.formats, job.purpose, job.n_images, self._steps(job))
+
     def measure(self, jobs: Sequence[Job]) -> Iterator[Measurement]:
         """Measurements in the order of the jobs, each kept as it comes: the files are those that one worker writes."""
-        missing = [job for job in jobs if not self.is_stored(job)]
+        missing = {self._key(job): job for job in jobs if not self.is_stored(job)}
         if self.workers > 1 and len(missing) > 1:
-            futures = {id(job): self._started_pool().submit(_work, job, self._steps(job)) for job in missing}
+            futures = {key: self._started_pool().submit(_work, job, self._steps(job)) for key, job in missing.items()}
         else:
             futures = {}
-        for job in jobs:
-            found = self._stored(job)
-            if found is None:
-                future = futures.get(id(job))
-                found = (
-                    future.result() if future else self.prober.sample_and_measure(job.formats, job.purpose, job.n_images, self._steps(job))
-                )
-                self.prober.keep(found)
-            yield found
+        with self.prober.assembling():
+            for job in jobs:
+                found = self._stored(job)
+                if found is None:
+                    future = futures.get(self._key(job))
+                    arguments = (job.formats, job.purpose, job.n_images, self._steps(job))
+                    found = future.result() if future else self.prober.sample_and_measure(*arguments)
+                    self.prober.keep(found)
+                yield found
 
     def _started_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:

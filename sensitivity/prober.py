@@ -147,7 +147,11 @@ class Prober:
         try:
             yield
         finally:
-            self._assembly.restore()
+            self.restore()
+
+    def restore(self) -> None:
+        """Put full precision's weights back."""
+        self._assembly.restore()
 
     def sample_and_measure(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> Measurement:
         """A new measurement, not kept; leaves the model as it was assembled, for the next plan has much in common with this one.

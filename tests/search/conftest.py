@@ -91,10 +91,9 @@ class FakeProber:
     def __init__(self, score: Any) -> None:
         self.score, self.measured = score, []
 
-    def measure(self, formats: Mapping[str, Format], *, purpose: str, n_images: int, steps: int | None) -> FakeMeasurement:
-        assert purpose == "verify"
-        self.measured.append(dict(formats))
-        return FakeMeasurement({"fid": Value(self.score(formats))})
+    def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> list[FakeMeasurement]:
+        self.measured += [dict(formats) for formats in plans]
+        return [FakeMeasurement({"fid": Value(self.score(formats))}) for formats in plans]
 
     def difference(self, a: FakeMeasurement, b: FakeMeasurement) -> tuple[float, float, float]:
         value = a.metrics["fid"].value - b.metrics["fid"].value

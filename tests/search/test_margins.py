@@ -64,6 +64,6 @@ def test_optima_are_each_members_own_best_and_distinct() -> None:
         found = optima(problem, costs_of)
         assert 1 <= len(found) <= 3 and all(problem.fits(one) for one in found)
         for member in range(3):
-            priced = problem.priced(lambda name, entry, member=member: float(costs_of(name, entry)[member]))
+            priced = problem.priced(lambda name, entry, of=costs_of, member=member: float(of(name, entry)[member]))
             assert min(priced.cost(one) for one in found) <= priced.cost(choice) + 1e-9
             assert priced.cost(solve_exact(priced)[0]) in [priced.cost(one) for one in found]
