@@ -49,9 +49,9 @@ def find_within_pipeline(run: Run, text: str, find: Callable[[int, bool], FoundP
     if run.subject.folder is None or not run.subject.component:
         raise InputError(f"--pipeline-size: {run.subject.name} is not a pipeline's folder; use --size for the denoiser's file")
     limit = parse_size(text)
+    first = find(limit, False)
+    room = limit - (pipeline_bytes(run.subject, first.plan) - first.plan.size_bytes) - SPARE_BYTES
     try:
-        first = find(limit, False)
-        room = limit - (pipeline_bytes(run.subject, first.plan) - first.plan.size_bytes) - SPARE_BYTES
         while True:
             found = find(room, True)
             excess = pipeline_bytes(run.subject, found.plan) + LAW_BYTES - limit
