@@ -6,6 +6,7 @@ import numpy as np
 from scipy.optimize import OptimizeResult
 
 from ..errors import InputError, SedaqError
+from .prices import STEPS, Prices
 from .problem import Choice, Problem
 from .program import SECONDS, choose, taken
 from .repair import repair
@@ -22,22 +23,36 @@ def solve_exact(problem: Problem, *, seconds: float = SECONDS) -> tuple[Choice, 
     """
     if not len(problem.limits):
         return problem.costs.argmin(axis=1), 0.0
+    # HiGHS stops at an absolute gap of 10⁻⁶ of the greatest cost, so that costs of plans must not be small beside it: an option that alone
+    # costs more than a whole plan does is in no better one.
+    excess = problem.costs - problem.costs.min(axis=1, keepdims=True)
+    bounded = np.where(excess <= _reach(problem, excess), excess, np.inf)
     limits = problem.limits
     for _ in range(5):
-        result = _milp(problem, limits, seconds)
+        result = _milp(problem, bounded, limits, seconds)
         if result.x is None:
             return _without_solution(problem, result)
-        choice = taken(problem.costs, result.x)
+        choice = taken(bounded, result.x)
         if problem.fits(choice):
             return choice, None if result.mip_gap is None else max(0.0, float(result.mip_gap))
-        limits = limits - (problem.used(choice) - problem.limits).clip(min=0)
+        limits, bounded = limits - (problem.used(choice) - problem.limits).clip(min=0), excess
     return _without_solution(problem, result)
 
 
-def _milp(problem: Problem, limits: np.ndarray, seconds: float) -> OptimizeResult:
+def _reach(problem: Problem, excess: np.ndarray) -> float:
+    """What the Lagrangian solution, brought within the budgets, costs above the units' least; infinite where no price leads to one."""
+    prices = Prices(problem, np.zeros(len(problem.units), np.int64))
+    choice = prices.at([STEPS // 2], prices.price_within([STEPS // 2]))
+    if not problem.fits(choice):
+        return np.inf
+    found = excess[np.arange(len(excess)), repair(problem, choice, fallback=choice)].sum()
+    return float(found * (1 + 1e-9))
+
+
+def _milp(problem: Problem, excess: np.ndarray, limits: np.ndarray, seconds: float) -> OptimizeResult:
     least = problem.sizes.min(axis=2)
     return choose(
-        problem.costs - problem.costs.min(axis=1, keepdims=True),
+        excess,
         problem.needs,
         np.zeros(len(problem.needs)),
         (problem.sizes - least[:, :, None]).astype(float),

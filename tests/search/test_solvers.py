@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,27 @@ def test_exact_equals_brute_force_over_plans_that_keep_pins_and_ties(seed: int, 
     choice, _ = solve_exact(problem.bounded(bits=bits))
     assert problem.cost(choice) == pytest.approx(expected, abs=1e-6)
     assert problem.formats(choice) in [{name: e.format for name, e in plan.items()} for plan in fitting]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_exact_is_so_where_one_option_costs_millions_of_times_what_others_do(seed: int) -> None:
+    """As an input layer at 1.5 bits does: solvers stop at gaps that are small beside the greatest cost."""
+    rng = np.random.default_rng(seed)
+    free = random_problem(rng, 7, 4)
+    rows = list(free.units)
+    for index, unit in enumerate(rows):
+        rows[index] = replace(unit, costs=tuple(1e-6 * cost for cost in unit.costs))
+    dear = next(index for index, unit in enumerate(rows) if len(unit.costs) > 1)
+    rows[dear] = replace(rows[dear], costs=(600.0, *rows[dear].costs[1:]))
+    free = replace(free, units=tuple(rows))
+    cheapest = free.amounts["weight_bytes"].argmin(axis=1)
+    cheapest[dear] = 1
+    limit = (free.total("weight_bytes", cheapest) + free.total("weight_bytes", free.n_options - 1)) // 2
+    problem = free.within(Budgets(weight_bytes=limit))
+    choice, gap = solve_exact(problem)
+    expected = brute_force(problem)
+    assert expected is not None and problem.cost(choice) == pytest.approx(expected, rel=1e-5, abs=1e-10)
+    assert gap is not None and gap <= 1e-5
 
 
 def test_exact_without_a_budget_takes_the_least_costs() -> None:
