@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,8 +223,12 @@ class Problem:
 
     def entries(self, choice: Choice) -> dict[str, Entry]:
         """What each layer gets."""
-        taken = zip(self.units, choice, strict=True)
-        return {name: entry for unit, k in taken for name, entry in zip(unit.names, unit.options[k], strict=True)}
+        return dict(chain.from_iterable(named[k] for named, k in zip(self._named, choice.tolist(), strict=True)))
+
+    @cached_property
+    def _named(self) -> list[list[tuple[tuple[str, Entry], ...]]]:
+        """Of each unit's options, layers with their entries."""
+        return [[tuple(zip(unit.names, option, strict=True)) for option in unit.options] for unit in self.units]
 
     def formats(self, choice: Choice) -> dict[str, Format]:
         return {name: entry.format for name, entry in self.entries(choice).items()}
