@@ -16,7 +16,12 @@ from . import options
 @click.option("--bits", type=float, default=None, help="Total bits per weight, at most.")
 @click.option("--size", default=None, metavar="SIZE", help="Bytes of the denoiser's file, at most: 2MB, 2MiB or a number.")
 @click.option("--pipeline-size", default=None, metavar="SIZE", help="Bytes of the whole pipeline's folder, at most.")
-@click.option("--ms-per-step", type=float, default=None, help="Milliseconds of a sampling step on this machine, at most, as foretold.")
+@click.option(
+    "--ms-per-step",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="Milliseconds of a sampling step on this machine, at most, as foretold.",
+)
 @click.option("--step-images", type=click.IntRange(1), default=64, show_default=True, help="Images at once that --ms-per-step is for.")
 @click.option("--pin", multiple=True, metavar="GLOB=FORMAT", help="Give layers this format; may be repeated.")
 @click.option("--keep", multiple=True, metavar="GLOB", help="Leave layers as they are; may be repeated.")

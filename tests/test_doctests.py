@@ -10,7 +10,7 @@ MODULES = [
     "sedaq.aq.encoder",
     "sedaq.aq.layers",
     "sedaq.sensitivity.frechet",
-    "sedaq.search.problem",
+    "sedaq.search.budgets",
     "sedaq.reports.numbers",
     "sedaq.reports.style",
 ]

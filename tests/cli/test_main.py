@@ -194,6 +194,8 @@ def test_search_and_its_plan(made: Made, capsys: pytest.CaptureFixture[str], tmp
     )
     ms = whole["predicted"]["ms_per_step"]
     quick = as_json(capsys, "search", "--run", made.run, "--ms-per-step", ms, "--step-images", "2", "--out", tmp_path / "t")
+    assert main(["search", "--run", str(made.run), "--ms-per-step", "1e-6", "--step-images", "2"]) == 2
+    assert "the budget of 1e-06 ms a step cannot be met; the least reachable is" in capsys.readouterr().err
     assert 0 < quick["predicted"]["ms_per_step"] <= ms and quick["plan"]["budget"] == {"ms_per_step": ms}
     front = as_json(capsys, "search", "--run", made.run, "--front")
     assert isinstance(front, list) and all(plan.keys() >= keys for plan in front)
