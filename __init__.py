@@ -23,7 +23,7 @@ _PUBLIC = {
     "EncodingStore": "aq.store",
     "Plan": "aq.plan",
     "apply": "aq.apply",
-    "tune": "aq.tuning",
+    "tune": "aq.tuning.tune",
     "probe": "sensitivity.probe",
     "fit": "sensitivity.fitting",
     "evaluate": "sensitivity.evaluation",

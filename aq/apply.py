@@ -21,7 +21,8 @@ from .encoding import Encoding
 from .formats import BOOK_TENSORS
 from .plan import SAFETENSORS_METADATA, Plan, book_holders
 from .store import EncodingStore
-from .tuning import Tuned, TuneSettings, tune
+from .tuning.settings import TuneSettings
+from .tuning.tune import Tuned, tune
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PLAN_FILE = "quantization_plan.json"

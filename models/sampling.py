@@ -90,6 +90,7 @@ class PipelineSampler:
     def __init__(self, pipeline: Any, conditions: Sequence[Condition] | None) -> None:
         self.pipeline, self.conditions = pipeline, conditions
         self.parameters = inspect.signature(pipeline.__call__).parameters
+        self.scheduler = getattr(pipeline, "scheduler", None)
         pipeline.set_progress_bar_config(disable=True)
 
     @torch.inference_mode()

@@ -93,6 +93,11 @@ class Subject:
         """(C, H, W), found out by sampling one image for one step where the sampler does not say it."""
         return getattr(self.sampler, "image_shape", None) or tuple(self.sample(seed=0, n_images=1, steps=1).shape[1:])
 
+    @property
+    def scheduler(self) -> Any:
+        """The diffusers scheduler that samples it, None where the sampler has none to show."""
+        return getattr(self.sampler, "scheduler", None)
+
     def layer(self, name: str) -> Layer:
         for layer in self.layers:
             if layer.name == name:

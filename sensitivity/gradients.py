@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..aq.replay import ReplayBuffer, first_tensor
+from ..aq.tuning.replay import Recording, ReplayBuffer, first_tensor
 from ..models.hessian import Hessian
 from ..models.layers import Layer
 from ..models.noise import purpose_seed
@@ -29,8 +29,8 @@ def output_gradients(subject: Subject, *, steps: int | None, seed: int, **settin
 
     Layers that the output does not depend on have zeros.
     """
-    buffer = ReplayBuffer(subject, n_images=N_IMAGES, steps=steps, seed=purpose_seed(seed, "gradients"), **settings)
-    rows = torch.cat([buffer.tuning, buffer.held_out])[:N_CALLS]
+    buffer = ReplayBuffer.record(subject, Recording("gradients", N_IMAGES, 0, steps, seed, settings))
+    rows = torch.randperm(len(buffer), generator=torch.Generator().manual_seed(seed))[:N_CALLS]
     device = next(subject.denoiser.parameters()).device
     rng = torch.Generator().manual_seed(purpose_seed(seed, "gradients"))
     sums = {layer.name: torch.zeros(layer.shape[0], dtype=torch.float64) for layer in subject.layers}

@@ -16,7 +16,7 @@ from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
 from sedaq.aq.plan import Plan, book_holders, tensor_specs
 from sedaq.aq.store import EncodingStore
-from sedaq.aq.tuning import TuneSettings
+from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 

@@ -1,0 +1,70 @@
+"""Adam that can forget entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+BETAS, EPSILON = (0.9, 0.95), 1e-8
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015), its bias correction kept entry by entry so that single entries can forget their past.
+
+        m ← β₁ m + (1 − β₁) g    a ← β₁ a + (1 − β₁)    v ← β₂ v + (1 − β₂) g²    b ← β₂ b + (1 − β₂)
+        p ← p − η (m / a) / (√(v / b) + ε)
+
+    a and b are what the weights of the past add up to, 1 − βᵗ after t steps: m / a and v / b are Adam's corrected moments. `forget` multiplies
+    all four by 1 − share, which leaves both means as they are and gives what comes next the weight that the past has lost.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self._state = {name: [torch.zeros_like(p) for _ in range(4)] for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """Move every parameter that has a gradient."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                continue
+            m, a, v, b = self._state[name]
+            m.lerp_(parameter.grad, 1 - BETAS[0])
+            a.lerp_(torch.ones_like(a), 1 - BETAS[0])
+            v.lerp_(parameter.grad.square(), 1 - BETAS[1])
+            b.lerp_(torch.ones_like(b), 1 - BETAS[1])
+            parameter.sub_(learning_rate * (m / a) / ((v / b).sqrt() + EPSILON))
+
+    @torch.no_grad()
+    def forget(self, name: str, share: torch.Tensor | float, *, only_direction: bool = False) -> None:
+        """Make the past of a parameter's entries count for 1 − share of what it did. share: in [0, 1], of a shape that expands to the parameter's.
+
+        only_direction: leave v and b as they are.
+        """
+        for tensor in self._state[name][: 2 if only_direction else 4]:
+            tensor.mul_(1 - share)
+
+    def direction(self, name: str) -> torch.Tensor:
+        """m, whose sign says where the entry has been going."""
+        return self._state[name][0]
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that a checkpoint needs."""
+        return {f"{name}/{key}": t for name, state in self._state.items() for key, t in zip("mavb", state, strict=True)}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, state in self._state.items():
+            for key, tensor in zip("mavb", state, strict=True):
+                tensor.copy_(tensors[f"{name}/{key}"])
+
+
+def distinct(named: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Every parameter once, under the first name that it has."""
+    first: dict[int, str] = {}
+    return {name: parameter for name, parameter in named.items() if first.setdefault(id(parameter), name) == name}

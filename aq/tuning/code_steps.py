@@ -1,0 +1,96 @@
+"""How codes move: the V step and its rivals.
+
+Gradients of the dense weights tell where groups would like to go; codes can only go where sums of codewords are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .tunable import TunableLayer
+
+if TYPE_CHECKING:
+    from .settings import TuneSettings
+
+BEAM = 5  # of the V step's search, as PV-Tuning has it
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Groups whose codes changed: row and group (F,), codes before and after (F, M)."""
+
+    row: torch.Tensor
+    group: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+CodeStep = Callable[[TunableLayer, torch.Tensor, "TuneSettings"], Flips]
+
+
+def _step(layer: TunableLayer, gradient: torch.Tensor, weight: torch.Tensor, code_rate: float) -> torch.Tensor:
+    """Against the gradient, over its root mean square: as far as Adam without momentum goes, with no state."""
+    gradient = layer.grouped(gradient)
+    return -code_rate * weight.square().mean().sqrt() * gradient / gradient.square().mean().sqrt().clamp(min=1e-30)
+
+
+def _flip(layer: TunableLayer, row: torch.Tensor, group: torch.Tensor, codes: torch.Tensor) -> Flips:
+    flips = Flips(row, group, layer.codes[row, group], codes)
+    layer.codes[row, group] = codes
+    return flips
+
+
+@torch.no_grad()
+def pv(layer: TunableLayer, gradient: torch.Tensor, settings: TuneSettings) -> Flips:
+    """PV-Tuning's V step in a subspace (Malinovskii et al. 2024, §3.2): the groups that want to move most are encoded anew by beam search.
+
+    The wish u ← decay · u − rate · rms(w) · g / rms(g) gathers beside the weights; of the share of groups with the largest ‖u‖ those move, strongest
+    wish first, until their changes use the trust ratio up, ‖Δw‖ ≤ ratio · ‖w‖; a group that moved has no wish left.
+    """
+    weight = layer.grouped(layer.weight())
+    wish = _step(layer, gradient, weight, settings.code_rate)
+    if layer.wish is not None:
+        wish += settings.buffer_decay * layer.wish.float()
+    strength = (wish.square().sum(2) * layer.unpadded).reshape(-1)
+    chosen = strength.topk(max(1, int(settings.code_share * strength.numel()))).indices
+    row, group = chosen // weight.shape[1], chosen % weight.shape[1]
+    codes, sums = layer.nearest(row, group, (weight + wish)[row, group], BEAM)
+    moved = (codes != layer.codes[row, group]).any(1)
+    spent = (sums - weight[row, group]).square().sum(1).mul(moved).cumsum(0)
+    moved &= spent <= settings.trust_ratio**2 * weight.square().sum()
+    row, group = row[moved], group[moved]
+    wish[row, group] = 0
+    layer.wish = wish.bfloat16()
+    return _flip(layer, row, group, codes[moved])
+
+
+@torch.no_grad()
+def straight_through(layer: TunableLayer, gradient: torch.Tensor, settings: TuneSettings) -> Flips:
+    """The baseline that PV-Tuning is held against: latent dense weights take the gradient of the quantized ones, and all groups are encoded anew
+    from them. The latent weight is the weight plus what is kept here as its wish."""
+    weight = layer.grouped(layer.weight())
+    latent = weight + _step(layer, gradient, weight, settings.code_rate)
+    if layer.wish is not None:
+        latent += layer.wish.float()
+    row, group = layer.unpadded.nonzero(as_tuple=True)
+    codes, _ = layer.nearest(row, group, latent[row, group], 1)
+    moved = (codes != layer.codes[row, group]).any(1)
+    flips = _flip(layer, row[moved], group[moved], codes[moved])
+    layer.wish = (latent - layer.grouped(layer.weight())).bfloat16()
+    return flips
+
+
+def none(layer: TunableLayer, gradient: torch.Tensor, settings: TuneSettings) -> Flips:
+    """Codes stay: codebooks and scales alone are tuned."""
+    nowhere = torch.empty(0, dtype=torch.long, device=layer.codes.device)
+    return _flip(layer, nowhere, nowhere, layer.codes[nowhere, nowhere])
+
+
+CODE_STEPS: dict[str, CodeStep] = {"pv": pv, "straight-through": straight_through, "none": none}

@@ -1,0 +1,192 @@
+"""A tuning under way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ...errors import InputError
+from ...models.subject import Subject
+from ...progress import track
+from .adam import Adam
+from .code_steps import CODE_STEPS
+from .forgetting import FORGETTINGS
+from .orders import ORDERS, jumps
+from .replay import Call, first_tensor
+from .settings import TuneSettings
+from .stages import STAGES, WHOLE, unit_loss
+from .student import Student
+from .trajectories import Trajectories
+
+DIVERGED = 10.0  # times the first loss
+
+
+class TuningRun:
+    """A tuning under way: everything that changes from step to step."""
+
+    def __init__(self, subject: Subject, student: Student, buffers: Trajectories, settings: TuneSettings) -> None:
+        self.teacher, self.student, self.buffers, self.settings = subject.denoiser, student, buffers, settings
+        self.units = {name: STAGES[name](subject) for name, _ in settings.stages}
+        if settings.gradient_checkpointing:
+            _enable_checkpointing(student.denoiser)
+        self.optimizer = Adam(student.parameters())
+        self.forgetting = FORGETTINGS[settings.forgetting]()
+        self.rng = torch.Generator().manual_seed(settings.seed)
+        self.means = {name: p.detach().clone() for name, p in student.parameters().items()} if settings.ema_decay else {}
+        self.step, self.n_steps, self.looks_without_gain = 0, settings.steps, 0
+        self.losses: list[tuple[int, float]] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_loss = math.inf
+
+    def begin(self) -> None:
+        """The loss of what came in, and how many steps there is time for."""
+        self.look()
+        if self.settings.minutes is not None:
+            self.n_steps = self._steps_within(60 * self.settings.minutes)
+
+    def _steps_within(self, seconds: float) -> int:
+        """Measured by as many steps as it takes to meet every kind of work; they are undone."""
+        start = _copies(self.tensors())
+        self.n_steps = self.settings.code_every
+        times = []
+        for step in range(self.settings.code_every + 1):  # the first one makes what later ones find
+            began = time.perf_counter()
+            self.tune_step(step)
+            times.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        self.held_out_loss()
+        look = time.perf_counter() - began
+        self.restore(start)
+        return max(1, int(seconds / (sum(times[1:]) / len(times[1:]) + look / self.settings.check_every)))
+
+    def finish(self, save: Callable[[TuningRun], None] | None) -> str:
+        """Go on to the last step. Returns what there is to say about the end."""
+        settings = self.settings
+        for step in track(range(self.step + 1, self.n_steps + 1), "tuning", self.n_steps, done=self.step):
+            if settings.refresh_every and step > 1 and (step - 1) % settings.refresh_every == 0:
+                self.buffers.refresh()
+            self.tune_step(step)
+            self.step = step
+            if step % settings.check_every and step != self.n_steps:
+                continue
+            loss = self.look()
+            if not loss < DIVERGED * self.losses[0][1]:
+                return f"the loss diverged at step {step}; what was best before was kept"
+            if save is not None:
+                save(self)
+            if settings.patience and self.looks_without_gain >= settings.patience:
+                return f"no better after {self.looks_without_gain} looks at the held-out loss; ended at step {step}"
+        return ""
+
+    def tune_step(self, step: int) -> None:
+        settings, buffers, student = self.settings, self.buffers, self.student
+        progress = (step - 1) / self.n_steps
+        rows = ORDERS[settings.order](buffers.tuning, step, settings.batch_size, self.rng)
+        call, target = buffers.tuning.batch(rows, student.device)
+        weights = student.assemble()
+        v_step = settings.code_step != "none" and step % settings.code_every == 0
+        if v_step:
+            for weight in weights.values():
+                weight.retain_grad()
+        loss = self.loss(settings.stage_at(progress), call, target, buffers.weights.of(buffers.tuning, rows).to(student.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        if jumps(buffers.tuning, settings.order, step):
+            self.forgetting.after_jump(self.optimizer)
+        # Down to zero by a cosine: the last steps settle.
+        self.optimizer.step(settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress)))
+        for name, mean in self.means.items():
+            mean.lerp_(self.optimizer.parameters[name].detach(), 1 - settings.ema_decay)
+        if v_step:
+            move = CODE_STEPS[settings.code_step]
+            gradients = {path: weight.grad for path, weight in weights.items() if weight.grad is not None}
+            flips = {path: move(student.layers[path], gradient, settings) for path, gradient in gradients.items()}
+            self.forgetting.after_flips(self.optimizer, student, flips)
+
+    def loss(self, stage: str, call: Call, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        if stage == WHOLE:
+            return _row_errors(self.student.answer(call), target) @ weights / len(weights)
+        return unit_loss(self.student.denoiser, self.teacher, self.units[stage], lambda denoiser: first_tensor(denoiser(**call)))
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        buffer, total = self.buffers.held_out, 0.0
+        self.student.assemble()
+        for rows in torch.arange(len(buffer)).split(4 * self.settings.batch_size):
+            call, target = buffer.batch(rows, self.student.device)
+            weights = self.buffers.weights.of(buffer, rows).to(self.student.device)
+            total += (_row_errors(self.student.answer(call), target) @ weights).item()
+        return total / len(buffer)
+
+    def look(self) -> float:
+        """Judge the student, and its running mean where one is kept: the lower loss."""
+        best_before = self.best_loss
+        loss = self._judge()
+        if self.means and self.step:
+            now = _copies(self.optimizer.parameters)
+            self._put(self.means)
+            loss = min(loss, self._judge(), key=_or_infinity)
+            self._put(now)
+        self.looks_without_gain = 0 if self.best_loss < best_before else self.looks_without_gain + 1
+        self.losses.append((self.step, loss))
+        return loss
+
+    def _judge(self) -> float:
+        """The held-out loss; the student is remembered if it is the best so far."""
+        loss = self.held_out_loss()
+        if loss < self.best_loss or not self.best:
+            self.best, self.best_loss = _copies(self.student.tensors()), _or_infinity(loss)
+        return loss
+
+    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self.optimizer.parameters.items():
+            parameter.data.copy_(values[name])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that changes from step to step, by "part:name"."""
+        parts = {
+            "now": self.student.tensors(),
+            "best": self.best,
+            "adam": self.optimizer.tensors(),
+            "mean": self.means,
+            "wish": {path: layer.wish for path, layer in self.student.layers.items() if layer.wish is not None},
+            "rng": {"state": self.rng.get_state()},
+        }
+        return {f"{part}:{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of `tensors`."""
+        parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(":")
+            parts[part][key] = tensor.cpu() if part == "rng" else tensor.to(self.student.device)
+        self.student.restore(parts["now"])
+        self.optimizer.restore(parts["adam"])
+        self.best, self.means = parts["best"], parts["mean"]
+        for path, layer in self.student.layers.items():
+            layer.wish = parts["wish"].get(path)
+        self.rng.set_state(parts["rng"]["state"])
+
+
+def _or_infinity(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _enable_checkpointing(denoiser: Any) -> None:
+    if not getattr(denoiser, "_supports_gradient_checkpointing", False):
+        raise InputError(f"tuning: {type(denoiser).__name__} cannot do gradient checkpointing; leave it out")
+    denoiser.enable_gradient_checkpointing()
+
+
+def _row_errors(answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each row, (rows,)."""
+    return (answer - target).square().flatten(1).mean(1)
+
+
+def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

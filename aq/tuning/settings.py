@@ -1,0 +1,70 @@
+"""How to tune: one frozen object, whose tables name every choice there is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ...errors import InputError
+from .code_steps import CODE_STEPS
+from .forgetting import FORGETTINGS
+from .orders import ORDERS
+from .replay import N_PARTS
+from .stages import STAGES
+from .weighting import WEIGHTINGS
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """Defaults were chosen on mnist-dit at 2 bits, by the loss on held-out trajectories (docs/experiments.md)."""
+
+    steps: int = 300
+    minutes: float | None = None  # as many steps as fit, measured at the beginning, instead of `steps`
+    batch_size: int = 64
+
+    n_images: int = 256  # whose trajectories are in the replay buffer
+    sampling_steps: int | None = None  # of those; the subject's own when None
+    order: str = "replay"  # of the buffer's rows, a name in ORDERS
+    refresh_every: int = 0  # steps until a quarter of the buffer is recorded anew; 0: never
+    weighting: str = "uniform"  # of timesteps, a name in WEIGHTINGS
+    stages: tuple[tuple[str, float], ...] = (("whole", 1.0),)  # names in STAGES with their shares of the steps
+
+    learning_rate: float = 2e-3  # of codebooks, log scales, biases and norms; falls to zero by a cosine
+    code_step: str = "pv"  # a name in CODE_STEPS
+    code_every: int = 5  # P steps between V steps
+    code_rate: float = 1e-2  # of the V step's buffer, relative to the weights' root mean square
+    code_share: float = 0.01  # groups that a V step may encode anew
+    trust_ratio: float = 0.02  # largest relative change of a layer's weights in one V step
+    buffer_decay: float = 0.9
+    forgetting: str = "semi"  # what becomes of the moments of entries that a flip made stale, a name in FORGETTINGS
+
+    ema_decay: float = 0.0  # of the running mean of all continuous parameters; 0: none is kept
+    check_every: int = 50  # steps between looks at the held-out loss, and between checkpoints
+    patience: int = 0  # looks without a better loss after which tuning ends; 0: never
+    gradient_checkpointing: bool = False  # less memory, a forward pass more
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch_size < 1:
+            raise InputError(f"tuning takes 0 or more steps of 1 or more images; got {self.steps} steps of {self.batch_size}")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise InputError(f"tuning takes more than 0 minutes; got {self.minutes}")
+        if self.n_images < N_PARTS or self.n_images % N_PARTS:
+            raise InputError(f"tuning takes trajectories of a multiple of {N_PARTS} images; got {self.n_images}")
+        tables: dict[str, Collection[str]] = {"order": ORDERS, "weighting": WEIGHTINGS, "code_step": CODE_STEPS, "forgetting": FORGETTINGS}
+        chosen = [(field, getattr(self, field)) for field in tables] + [("stages", stage) for stage, _ in self.stages]
+        for field, name in chosen:
+            table = tables.get(field, STAGES)
+            if name not in table:
+                raise InputError(f"tuning: {field} {name!r} is unknown; choose among {', '.join(table)}")
+        if not self.stages or any(share <= 0 for _, share in self.stages):
+            raise InputError("tuning: stages need shares above 0")
+
+    def stage_at(self, progress: float) -> str:
+        """The stage at a part in [0, 1) of all steps."""
+        total, passed = sum(share for _, share in self.stages), 0.0
+        for name, share in self.stages:
+            passed += share / total
+            if progress < passed:
+                return name
+        return self.stages[-1][0]

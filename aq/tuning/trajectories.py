@@ -1,0 +1,43 @@
+"""The trajectories that a tuning learns from, and those that it is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...models.subject import Subject
+from .replay import N_PARTS, Recording, ReplayBuffer
+from .settings import TuneSettings
+from .weighting import Context, TimestepWeights
+
+
+class Trajectories:
+    """Rows to tune on, and rows of other trajectories to judge by."""
+
+    def __init__(self, subject: Subject, settings: TuneSettings, folder: Path | None, sampling: dict[str, Any]) -> None:
+        self.subject, self.n_images = subject, settings.n_images
+        self.recording = Recording("tune", settings.n_images, 0, settings.sampling_steps, settings.seed, sampling)
+        held_out = replace(self.recording, purpose="tune check", n_images=N_PARTS * max(1, settings.n_images // 32))
+        self.tuning = self._opened(self.recording, folder and folder / "trajectories.safetensors")
+        self.held_out = self._opened(held_out, folder and folder / "held_out.safetensors")
+        self.n_refreshes = 0
+        self.weights = TimestepWeights(settings.weighting, Context(subject, self.recording), self.tuning)
+
+    def _opened(self, recording: Recording, path: Path | None) -> ReplayBuffer:
+        return ReplayBuffer.opened(path, self.subject, recording) if path else ReplayBuffer.record(self.subject, recording)
+
+    def refresh(self) -> None:
+        """The oldest part of the trajectories makes room for new ones."""
+        part = self.n_images // N_PARTS
+        start = self.n_images + self.n_refreshes * part
+        self.tuning = self.tuning.refreshed(
+            ReplayBuffer.record(self.subject, replace(self.recording, n_images=part, start=start), n_parts=1)
+        )
+        self.n_refreshes += 1
+
+    def refresh_until(self, n: int) -> None:
+        """As after n refreshes."""
+        self.n_refreshes = max(self.n_refreshes, n - N_PARTS)  # the last ones replace all that was there before
+        while self.n_refreshes < n:
+            self.refresh()

@@ -1,0 +1,88 @@
+"""PV-tuning against the full-precision denoiser (Malinovskii et al. 2024), without data.
+
+P step: Adam on what is continuous (codebooks, row scales, biases, norms), with exact gradients.
+V step: some groups are encoded anew where the gradients of their dense weights want them. Weights stay sums of codewords throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...models.subject import Subject
+from ...storage import fingerprint, tensor_fingerprint
+from ..encoding import Encoding
+from .checkpoint import Checkpoint
+from .run import TuningRun
+from .settings import TuneSettings
+from .student import Student
+from .trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Encodings and remaining tensors after tuning, and the loss on held-out trajectories on the way."""
+
+    encodings: dict[str, Encoding]
+    others: dict[str, torch.Tensor]  # biases, norms and whatever else was tuned, by name in the state dict
+    losses: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out mean squared error, weighted as tuning was)
+    ending: str = ""  # what there is to say beside that all steps were done
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """Step and loss of what is handed out."""
+        return min(self.losses, key=lambda pair: pair[1] if math.isfinite(pair[1]) else math.inf)
+
+
+def tune(
+    subject: Subject,
+    encodings: Mapping[str, Encoding],
+    settings: TuneSettings | None = None,
+    *,
+    folder: Path | None = None,
+    buffer_folder: Path | None = None,
+    **sampling: Any,
+) -> Tuned:
+    """Tune encodings so that the quantized denoiser answers as the full-precision one does on its own trajectories.
+
+    The best state on held-out trajectories is what is returned; it is never worse there than what came in. A loss that is no longer
+    finite, or ten times the first, ends the tuning.
+
+    Args:
+        subject: in full precision; it is left as it is.
+        encodings: one for each eligible layer.
+        folder: where the state is kept on the way, so that tuning killed and begun again gives bit for bit what it would have given.
+        buffer_folder: where the replay buffer is kept; `folder` if None.
+        sampling: settings of the subject's sample function.
+
+    Raises:
+        InputError: encodings that do not fit the subject; a folder that belongs to another tuning or model.
+    """
+    settings = settings or TuneSettings()
+    student = Student(subject, encodings)
+    if settings.steps == 0 and settings.minutes is None:
+        return Tuned(dict(encodings), {}, ending="0 steps were asked for")
+    if not student.parameters():
+        return Tuned(dict(encodings), {}, ending="no layer has codebooks and nothing else can be tuned")
+    identity = fingerprint(
+        [
+            subject.fingerprint,
+            tensor_fingerprint((f"{path}/{key}", t) for path, e in sorted(encodings.items()) for key, t in sorted(e.tensors.items())),
+            vars(settings),
+            sampling,
+        ]
+    )
+    run = TuningRun(subject, student, Trajectories(subject, settings, buffer_folder or folder, sampling), settings)
+    checkpoint = Checkpoint(folder / "state.safetensors", identity) if folder else None
+    if checkpoint is None or not checkpoint.load(run):
+        run.begin()
+    ending = run.finish(checkpoint.save if checkpoint else None)
+    student.restore(run.best)
+    provenance: dict[str, str | int | float] = {"tune_steps": run.n_steps, "tune_seed": settings.seed}
+    others = {name: parameter.detach().clone() for name, parameter in student.others.items()}
+    return Tuned(student.encoded(encodings, provenance), others, run.losses, ending)

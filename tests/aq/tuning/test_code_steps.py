@@ -1,0 +1,148 @@
+"""One layer's parts of a step: its differentiable weight, and codes that move within bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sedaq.aq.encoder import encode
+from sedaq.aq.formats import Format
+from sedaq.aq.tuning.code_steps import CODE_STEPS, none, pv, straight_through
+from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.tunable import TunableLayer
+
+CASES = [("1x4g4", (32, 24)), ("2x3g5", (32, 24)), ("1x4g4hq", (32, 24)), ("1x4g4m", (8, 6, 3, 3)), ("1x4g9t", (8, 6, 3, 3))]
+
+
+# -- the weight --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "shape"), CASES)
+def test_the_tunable_weight_is_the_stored_one_and_goes_back(text, shape, tunable, equal):
+    layer = tunable(text, shape)
+    torch.testing.assert_close(layer.weight(), layer.encoding.dequantize(), atol=1e-5, rtol=1e-5)
+    assert equal(layer.encoded({}), layer.encoding)
+
+
+def test_a_negative_scale_survives():
+    encoding = encode(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), Format.parse("1x4g4"))
+    scales = encoding.tensors["scales"] * torch.tensor([1.0, -1.0] * 4).half()
+    negative = dataclasses.replace(encoding, tensors={**encoding.tensors, "scales": scales})
+    torch.testing.assert_close(TunableLayer(negative).weight(), negative.dequantize(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "shape"), CASES)
+def test_gradients_of_the_tunable_weight(text, shape, tunable):
+    layer = tunable(text, shape)
+    target = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    (layer.weight() * target).sum().backward()
+    step = 1e-2
+    for parameter in (layer.stored, layer.log_scales):
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(sign * step * direction)
+                values.append((layer.weight().double() * target).sum().item())
+                parameter.sub_(sign * step * direction)
+        slope = (values[0] - values[1]) / (2 * step)
+        assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=2e-3, abs=2e-2)
+
+
+@pytest.mark.parametrize("text", ["1x4g4", "2x3g4m"])
+def test_the_nearest_codes_are_nearest(text, tunable, monkeypatch):
+    layer = tunable(text, (8, 8))
+    row, group = torch.meshgrid(torch.arange(8), torch.arange(2), indexing="ij")
+    row, group = row.flatten(), group.flatten()
+    target = torch.randn(16, 4, generator=torch.Generator().manual_seed(4))
+    codes, sums = layer.nearest(row, group, target, beam=64)
+    books, scales = layer.books().detach(), layer.scales().detach()
+    every = books[0] if len(books) == 1 else (books[0].unsqueeze(1) + books[1]).flatten(0, 1)
+    best = (scales[row].reshape(-1, 1, 1) * every - target.unsqueeze(1)).square().sum(2).min(1).values
+    torch.testing.assert_close((sums - target).square().sum(1), best, atol=1e-5, rtol=1e-5)
+    words = sum(book[codes[:, m]] for m, book in enumerate(books))
+    torch.testing.assert_close(sums, scales[row].unsqueeze(1) * words)
+    monkeypatch.setattr("sedaq.aq.tuning.tunable.CHUNK", 5)
+    assert torch.equal(layer.nearest(row, group, target, beam=64)[0], codes)
+
+
+# -- steps of codes ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "shape"), CASES)
+@pytest.mark.parametrize(("share", "trust"), [(0.02, 1e9), (0.3, 0.05), (1.0, 0.02)])
+def test_a_v_step_keeps_within_its_bounds(text, shape, share, trust, tunable):
+    layer = tunable(text, shape)
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    settings = TuneSettings(code_share=share, trust_ratio=trust, code_rate=1.0)
+    for _ in range(3):
+        codes, weight = layer.codes.clone(), layer.weight().detach()
+        flips = pv(layer, gradient, settings)
+        changed = (codes != layer.codes).any(2)
+        assert changed.sum() == len(flips) <= max(1, int(share * changed.numel()))
+        assert changed[flips.row, flips.group].all()
+        assert torch.equal(flips.before, codes[flips.row, flips.group])
+        assert torch.equal(flips.after, layer.codes[flips.row, flips.group])
+        assert (layer.wish[flips.row, flips.group] == 0).all()
+        assert (layer.weight() - weight).norm() <= trust * weight.norm() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("step", [pv, straight_through])
+def test_codes_go_against_the_gradient(step, tunable):
+    layer = tunable("1x4g4")
+    goal = torch.randn(32, 24, generator=torch.Generator().manual_seed(5))
+    goal[3] = 0
+    settings = TuneSettings(code_share=0.2, trust_ratio=0.5, code_rate=0.3)
+    distances = [(layer.weight() - goal).norm().item()]
+    n_changed = 0
+    for _ in range(10):
+        n_changed += len(step(layer, layer.weight().detach() - goal, settings))
+        distances.append((layer.weight() - goal).norm().item())
+    assert n_changed > 0 and distances[-1] < 0.9 * distances[0]
+
+
+@pytest.mark.parametrize("name", CODE_STEPS)
+def test_without_a_gradient_no_code_moves(name, tunable):
+    layer = tunable("1x4g4")
+    weight = layer.weight().detach()
+    assert len(CODE_STEPS[name](layer, torch.zeros(32, 24), TuneSettings(code_share=1.0))) == 0
+    assert torch.equal(layer.weight(), weight)
+
+
+def test_a_wish_gathers_until_it_is_fulfilled_and_decays(tunable):
+    layer = tunable("1x4g4")
+    gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
+    still = TuneSettings(trust_ratio=1e-9, code_rate=0.1, buffer_decay=0.5)
+    for _ in range(8):
+        assert len(pv(layer, gradient, still)) == 0
+    rms = layer.weight().square().mean().sqrt()
+    geometric = -0.1 * rms * gradient / gradient.square().mean().sqrt() * (1 - 0.5**8) / 0.5
+    torch.testing.assert_close(layer.wish.float(), layer.grouped(geometric), rtol=0.02, atol=1e-3)
+
+
+def test_straight_through_keeps_what_rounding_lost(tunable):
+    """The latent weight, quantized weight plus wish, moves by the whole step each time, whatever codes do."""
+    layer = tunable("1x4g4")
+    gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
+    settings = TuneSettings(code_rate=0.3)
+    for _ in range(4):
+        weight = layer.weight().detach()
+        latent = layer.grouped(weight) + (0 if layer.wish is None else layer.wish.float())
+        flips = straight_through(layer, gradient, settings)
+        step = -0.3 * weight.square().mean().sqrt() * gradient / gradient.square().mean().sqrt()
+        now = layer.grouped(layer.weight().detach()) + layer.wish.float()
+        torch.testing.assert_close(now, latent + layer.grouped(step), atol=0.02, rtol=0.02)
+        assert len(flips) > 0
+        # Every code is the nearest to its latent weight.
+        row, group = torch.ones(32, 6).nonzero(as_tuple=True)
+        nearest, _ = layer.nearest(row, group, now[row, group], 1)
+        assert (nearest == layer.codes[row, group]).float().mean() > 0.97
+
+
+def test_codebooks_alone(tunable):
+    layer = tunable("1x4g4")
+    codes = layer.codes.clone()
+    assert len(none(layer, torch.randn(32, 24), TuneSettings(code_share=1.0, code_rate=10))) == 0
+    assert torch.equal(layer.codes, codes) and layer.wish is None

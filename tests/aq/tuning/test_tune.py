@@ -1,0 +1,305 @@
+"""Tuning: no result is worse than what came in, it repeats, and it goes on where it was killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import pytest
+import torch
+
+from sedaq.aq.apply import apply
+from sedaq.aq.encoder import encode
+from sedaq.aq.formats import Format
+from sedaq.aq.plan import Plan
+from sedaq.aq.tuning import run as tuning_run
+from sedaq.aq.tuning.replay import ReplayBuffer
+from sedaq.aq.tuning.run import TuningRun
+from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.student import Student
+from sedaq.aq.tuning.trajectories import Trajectories
+from sedaq.aq.tuning.tune import Tuned, tune
+from sedaq.errors import InputError
+from sedaq.models.subject import Subject
+
+CPU = torch.device("cpu")
+
+
+def held_out_loss(subject: Subject, tuned: Tuned, settings: TuneSettings) -> float:
+    """From what would be stored, by the teacher's modules with other weights, and its buffer made anew."""
+    buffer = Trajectories(subject, settings, None, {}).held_out
+    call, target = buffer.batch(torch.arange(len(buffer)), CPU)
+    parameters = dict(subject.denoiser.named_parameters())
+    originals = {name: parameters[name].data for name in tuned.others}
+    with subject.weights_replaced({name: encoding.dequantize() for name, encoding in tuned.encodings.items()}):
+        for name, tensor in tuned.others.items():
+            parameters[name].data = tensor
+        try:
+            with torch.no_grad():
+                return (subject.denoiser(**call).sample - target).square().mean().item()
+        finally:
+            for name, tensor in originals.items():
+                parameters[name].data = tensor
+
+
+@pytest.fixture
+def alike(equal):
+    """Whether two tunings gave the same."""
+
+    def same(a: Tuned, b: Tuned) -> bool:
+        return (
+            a.losses == b.losses
+            and all(equal(encoding, b.encodings[name]) for name, encoding in a.encodings.items())
+            and all(torch.equal(tensor, b.others[name]) for name, tensor in a.others.items())
+        )
+
+    return same
+
+
+def test_tuning_lowers_the_held_out_loss_of_what_is_stored(subject, encodings, small, equal):
+    before = {name: parameter.clone() for name, parameter in subject.denoiser.state_dict().items()}
+    originals = {name: {k: t.clone() for k, t in encoding.tensors.items()} for name, encoding in encodings.items()}
+    tuned = tune(subject, encodings, small)
+    assert [step for step, _ in tuned.losses] == [0, 10, 20, 30] and tuned.ending == ""
+    start, best = tuned.losses[0][1], min(loss for _, loss in tuned.losses)
+    assert tuned.best[1] == best
+    assert held_out_loss(subject, Tuned(encodings, {}), small) == pytest.approx(start, rel=1e-3)
+    assert held_out_loss(subject, tuned, small) == pytest.approx(best, rel=0.02)
+    assert best < 0.85 * start
+    assert {name: encoding.format for name, encoding in tuned.encodings.items()} == {
+        name: encoding.format for name, encoding in encodings.items()
+    }
+    for name, encoding in encodings.items():
+        assert encoding.format.kind == "additive" or equal(tuned.encodings[name], encoding)
+    # Neither the teacher nor what was passed in has changed.
+    assert all(torch.equal(tensor, before[name]) for name, tensor in subject.denoiser.state_dict().items())
+    assert not subject.denoiser.training and not any(p.requires_grad or p.grad is not None for p in subject.denoiser.parameters())
+    assert not subject.denoiser._forward_hooks
+    assert all(torch.equal(tensor, originals[name][k]) for name, encoding in encodings.items() for k, tensor in encoding.tensors.items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stages": (("layers", 1.0), ("blocks", 1.0), ("whole", 2.0))},
+        {"code_step": "none"},
+        {"code_step": "straight-through", "code_rate": 0.1},
+        {"forgetting": "none", "code_rate": 0.2, "trust_ratio": 0.1},
+        {"forgetting": "full", "code_rate": 0.2, "trust_ratio": 0.1},
+        {"order": "consecutive"},
+        {"weighting": "sensitivity"},
+        {"weighting": "min-snr"},
+        {"ema_decay": 0.8},
+        {"refresh_every": 10},
+        {"gradient_checkpointing": True},
+    ],
+    ids=lambda changes: ",".join(map(str, changes.values())),
+)
+def test_every_choice_lowers_the_loss_and_repeats(changes, subject, encodings, small, alike):
+    settings = dataclasses.replace(small, **changes)
+    tuned = tune(subject, encodings, settings)
+    assert tuned.best[1] < 0.95 * tuned.losses[0][1]
+    assert alike(tuned, tune(subject, encodings, settings))
+
+
+def test_gradient_checkpointing_changes_no_gradient(blocks, small):
+    """The weights that modules hold during the backward pass are those of the forward pass."""
+    encodings = {layer.name: encode(blocks.weight(layer.name), Format.parse("1x4g4")) for layer in blocks.layers}
+    gradients = []
+    for checkpointing in (False, True):
+        settings = dataclasses.replace(small, gradient_checkpointing=checkpointing, learning_rate=0.0, code_step="none")
+        run = TuningRun(blocks, Student(blocks, encodings), Trajectories(blocks, settings, None, {}), settings)
+        run.tune_step(1)
+        gradients.append({name: parameter.grad for name, parameter in run.optimizer.parameters.items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_a_denoiser_that_cannot_checkpoint_says_so(subject, encodings, small, monkeypatch):
+    monkeypatch.setattr(type(subject.denoiser), "_supports_gradient_checkpointing", False)
+    with pytest.raises(InputError, match="cannot do gradient checkpointing"):
+        tune(subject, encodings, dataclasses.replace(small, gradient_checkpointing=True))
+
+
+def test_codes_change_and_provenance_says_that_it_was_tuned(subject, encodings, small):
+    settings = dataclasses.replace(small, steps=10, code_every=2, code_share=0.05, trust_ratio=0.2, code_rate=0.1)
+    tuned = tune(subject, encodings, settings)
+    additive = {name: encoding for name, encoding in tuned.encodings.items() if encoding.format.kind == "additive"}
+    assert any(not torch.equal(encoding.tensors["codes"], encodings[name].tensors["codes"]) for name, encoding in additive.items())
+    assert all(encoding.provenance["tune_steps"] == 10 for encoding in additive.values())
+
+
+def test_tuning_depends_on_its_seed(subject, encodings, small):
+    settings = dataclasses.replace(small, steps=6, check_every=3, code_every=2)
+    assert tune(subject, encodings, settings).losses != tune(subject, encodings, dataclasses.replace(settings, seed=1)).losses
+
+
+# -- ends --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_no_steps_return_what_came_in(subject, encodings, small):
+    tuned = tune(subject, encodings, dataclasses.replace(small, steps=0))
+    assert tuned.others == {} and tuned.losses == [] and tuned.ending == "0 steps were asked for"
+    assert all(tuned.encodings[name] is encodings[name] for name in encodings)
+
+
+def test_nothing_to_tune_returns_what_came_in(subject, small):
+    as_is = {layer.name: encode(subject.weight(layer.name), Format.parse("asis")) for layer in subject.layers}
+    for name, module in subject.denoiser.named_modules():
+        if getattr(module, "bias", None) is not None:
+            module.bias = None
+        if name and not any(name.startswith(layer.name) or layer.name.startswith(name) for layer in subject.layers):
+            for key in list(module._parameters):
+                module._parameters[key] = None
+    for key in [key for key, parameter in subject.denoiser.named_parameters() if not key.endswith(".weight")]:
+        path, _, name = key.rpartition(".")
+        subject.denoiser.get_submodule(path)._parameters[name] = None
+    tuned = tune(subject, as_is, small)
+    assert tuned.losses == [] and tuned.ending == "no layer has codebooks and nothing else can be tuned"
+    assert all(tuned.encodings[name] is as_is[name] for name in as_is)
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e30])
+def test_a_diverging_rate_ends_early_and_returns_the_best(rate, subject, encodings, small, equal):
+    settings = dataclasses.replace(small, steps=40, learning_rate=rate, check_every=2)
+    tuned = tune(subject, encodings, settings)
+    assert tuned.losses[-1][0] < 40
+    assert tuned.ending == f"the loss diverged at step {tuned.losses[-1][0]}; what was best before was kept"
+    assert all(not math.isfinite(loss) or loss > tuned.losses[0][1] for _, loss in tuned.losses[1:])
+    assert tuned.best == tuned.losses[0]
+    assert all(equal(tuned.encodings[name], encodings[name]) for name in encodings), "the start was the best, so it is what comes back"
+    parameters = dict(subject.denoiser.named_parameters())
+    assert all(torch.equal(tensor, parameters[name]) for name, tensor in tuned.others.items())
+
+
+def test_patience_ends_a_tuning_that_gains_nothing(subject, encodings, small):
+    settings = dataclasses.replace(small, steps=40, learning_rate=0.0, code_step="none", check_every=4, patience=3)
+    tuned = tune(subject, encodings, settings)
+    assert [step for step, _ in tuned.losses] == [0, 4, 8, 12]
+    assert tuned.ending == "no better after 3 looks at the held-out loss; ended at step 12"
+
+
+def test_the_better_of_parameters_and_their_running_mean_is_remembered(subject, encodings, small):
+    settings = dataclasses.replace(small, ema_decay=0.9)
+    run = TuningRun(subject, Student(subject, encodings), Trajectories(subject, settings, None, {}), settings)
+    start = run.look()
+    run.step = 1
+    for parameter in run.optimizer.parameters.values():
+        parameter.data.mul_(1.5)  # the mean stays where it was
+    assert run.held_out_loss() > start
+    for name, mean in run.means.items():
+        mean.lerp_(run.optimizer.parameters[name].detach(), 0.01)
+    wanted = {name: mean.clone() for name, mean in run.means.items()}
+    run.best_loss = math.inf
+    moved = {name: parameter.detach().clone() for name, parameter in run.optimizer.parameters.items()}
+    assert run.look() < run.held_out_loss()
+    assert all(torch.equal(run.best[name], mean) for name, mean in wanted.items())
+    assert all(torch.equal(parameter, moved[name]) for name, parameter in run.optimizer.parameters.items()), "tuning goes on from them"
+
+
+def test_the_running_mean_is_of_all_steps(subject, encodings, small):
+    settings = dataclasses.replace(small, ema_decay=0.5, steps=3)
+    run = TuningRun(subject, Student(subject, encodings), Trajectories(subject, settings, None, {}), settings)
+    path = [{name: p.detach().clone() for name, p in run.optimizer.parameters.items()}]
+    for step in (1, 2, 3):
+        run.tune_step(step)
+        path.append({name: p.detach().clone() for name, p in run.optimizer.parameters.items()})
+    for name, mean in run.means.items():
+        expected = sum(w * at[name] for w, at in zip((0.125, 0.125, 0.25, 0.5), path, strict=True))
+        torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_minutes_become_steps(subject, encodings, small, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(tuning_run.time, "perf_counter", lambda: clock[0])
+    original = TuningRun.tune_step
+
+    def slow(self, step):
+        clock[0] += 2.0
+        original(self, step)
+
+    monkeypatch.setattr(TuningRun, "tune_step", slow)
+    timed = tune(subject, encodings, dataclasses.replace(small, minutes=0.5, check_every=5))
+    assert timed.losses[-1][0] == 15  # of two seconds each
+    assert all(e.provenance["tune_steps"] == 15 for e in timed.encodings.values() if e.format.kind == "additive")
+    counted = tune(subject, encodings, dataclasses.replace(small, steps=15, check_every=5))
+    assert counted.losses == timed.losses, "the steps that time was measured by have left no trace"
+
+
+def test_a_minute_is_a_minute(subject, encodings, small):
+    began = time.perf_counter()
+    tuned = tune(subject, encodings, dataclasses.replace(small, minutes=0.05))
+    assert tuned.losses[-1][0] > 5
+    assert time.perf_counter() - began < 20
+
+
+# -- killed and begun again --------------------------------------------------------------------------------------------------------------
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [3, 14, 29])
+def test_a_killed_tuning_goes_on_bit_for_bit(killed_at, subject, encodings, small, alike, tmp_path, monkeypatch):
+    settings = dataclasses.replace(
+        small, code_every=3, code_rate=0.3, trust_ratio=0.2, code_share=0.05, ema_decay=0.8, refresh_every=7, weighting="sensitivity"
+    )
+    whole = tune(subject, encodings, settings)
+    original, done = TuningRun.tune_step, []
+
+    def dying(self, step):
+        done.append(step)
+        if step == killed_at and len(done) == killed_at:
+            raise _Killed
+        original(self, step)
+
+    monkeypatch.setattr(TuningRun, "tune_step", dying)
+    with pytest.raises(_Killed):
+        tune(subject, encodings, settings, folder=tmp_path)
+    again = tune(subject, encodings, settings, folder=tmp_path)
+    assert done[killed_at:] == list(range(killed_at // 10 * 10 + 1, 31)), "from the last checkpoint on"
+    assert alike(again, whole)
+    done.clear()
+    assert alike(tune(subject, encodings, settings, folder=tmp_path), whole) and done == [], "a tuning that is done is read back"
+
+
+def test_the_state_of_another_tuning_is_refused(subject, encodings, small, tmp_path):
+    settings = dataclasses.replace(small, steps=2, check_every=1)
+    tune(subject, encodings, settings, folder=tmp_path)
+    with pytest.raises(InputError, match="state of another tuning"):
+        tune(subject, encodings, dataclasses.replace(settings, learning_rate=1e-4), folder=tmp_path)
+
+
+def test_a_buffer_folder_serves_several_tunings_of_one_model_alone(subject, blocks, encodings, small, tmp_path, monkeypatch):
+    settings = dataclasses.replace(small, steps=2, check_every=1)
+    first = tune(subject, encodings, settings, buffer_folder=tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(ReplayBuffer, "record", lambda *_: pytest.fail("it was recorded"))
+        other = tune(subject, encodings, dataclasses.replace(settings, learning_rate=1e-4), buffer_folder=tmp_path)
+    assert other.losses[0] == first.losses[0] and other.losses != first.losses
+    codes = {layer.name: encode(blocks.weight(layer.name), Format.parse("1x3g4")) for layer in blocks.layers}
+    with pytest.raises(InputError, match=f"recorded from {subject.name} .*not from {blocks.name}"):
+        tune(blocks, codes, settings, buffer_folder=tmp_path)
+
+
+# -- plans and folders -------------------------------------------------------------------------------------------------------------------
+
+
+def test_codes_that_do_not_fit_the_model(subject, blocks, encodings, small):
+    first = subject.layers[0].name
+    with pytest.raises(InputError, match=f"layer {first} .*has no encoding"):
+        tune(subject, {name: e for name, e in encodings.items() if name != first}, small)
+    with pytest.raises(InputError, match=r"codes name layer 'transformer_blocks\.[12]"):
+        tune(subject, {layer.name: encode(blocks.weight(layer.name), Format.parse("1x3g4")) for layer in blocks.layers}, small)
+    wrong = encode(torch.randn(8, 8), Format.parse("1x3g4"))
+    with pytest.raises(InputError, match=rf"codes of layer {first} are of shape \(8, 8\), the model's weight is of .*pass the model"):
+        tune(subject, {**encodings, first: wrong}, small)
+
+
+def test_a_tuned_folder_has_the_size_of_the_plan(subject, mixed_plan, store, small, tmp_path):
+    tuned = apply(subject, mixed_plan, store, tmp_path / "tuned", tune_steps=4, settings=small)
+    assert len(tuned.losses) > 1
+    plan = Plan.load(tmp_path / "tuned" / "quantization_plan.json")
+    assert (tmp_path / "tuned" / "diffusion_pytorch_model.safetensors").stat().st_size == plan.size_bytes
