@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,21 @@ from ..errors import InputError
 from ..kernels import costs
 from ..models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ..models.subject import Subject
-from ..storage import SCHEMA, json_bytes
+from ..storage import SCHEMA, append_record, json_bytes
+from .activations.calibration import calibrated, own_calls
+from .activations.rounding import ACTIVATION, N_BUCKETS, RoundedInputs
 from .encoding import Encoding
 from .formats import BOOK_TENSORS
 from .plan import SAFETENSORS_METADATA, Plan, book_holders
 from .store import EncodingStore
+from .tuning.replay import ReplayBuffer
 from .tuning.settings import TuneSettings
 from .tuning.tune import Tuned, tune
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PLAN_FILE = "quantization_plan.json"
+MOST_DIGITS = 1 / 3 + 1e3  # no number of a config has a longer text
+TUNINGS_FILE = "tunings.jsonl"  # of a run's folder
 
 
 def assemble(subject: Subject, plan: Plan, store: EncodingStore) -> dict[str, Encoding]:
@@ -42,14 +50,21 @@ def apply(
     out: str | Path,
     *,
     tune_steps: int = 0,
+    tune_minutes: float | None = None,
+    buffer_folder: Path | None = None,
     settings: TuneSettings | None = None,
     **sampling: Any,
 ) -> Tuned:
     """Write `subject`, quantized by `plan` and tuned, to the folder `out`: a pipeline if it came from one, else a bare denoiser.
 
+    A tuning that is killed goes on when it is begun again: what it needs lies in a hidden folder beside `out` until `out` is written. The way
+    of its loss is kept in tunings.jsonl of the store's folder.
+
     Args:
         store: of the run that the plan came from, so that its encodings are used.
-        tune_steps: 0 leaves the encodings as they are.
+        tune_steps: 0 leaves the encodings as they are. tune_minutes: as many steps as there is time for, instead.
+        buffer_folder: where the replay buffer stays for other tunings of the same model.
+        settings: everything else about tuning.
         sampling: settings of the subject's sample function, for the trajectories that tuning learns from.
 
     Raises:
@@ -61,15 +76,36 @@ def apply(
     check_is_diffusers(subject)
     if subject.folder is not None and subject.folder.resolve() in out.parents:
         raise InputError(f"--out {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
-    encodings = assemble(subject, plan, store)
-    settings = settings or TuneSettings()
-    tuned = (
-        tune(subject, encodings, TuneSettings(**{**settings.__dict__, "steps": tune_steps}), **sampling)
-        if tune_steps
-        else Tuned(encodings, {})
-    )
+    encodings, inputs = assemble(subject, plan, store), rounded_inputs(subject, plan, store.seed, **sampling)
+    if tune_steps == 0 and tune_minutes is None:
+        tuned = Tuned(encodings, {}, inputs=inputs)
+        save_folder(subject, plan, tuned, out)
+        return tuned
+    settings = replace(settings or TuneSettings(), steps=tune_steps, minutes=tune_minutes)
+    began, folder = time.perf_counter(), out.with_name(f".{out.name}.tuning")
+    tuned = tune(subject, encodings, settings, inputs=inputs, folder=folder, buffer_folder=buffer_folder, **sampling)
     save_folder(subject, plan, tuned, out)
+    shutil.rmtree(folder)
+    append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, settings, time.perf_counter() - began))
     return tuned
+
+
+def rounded_inputs(subject: Subject, plan: Plan, seed: int, **sampling: Any) -> RoundedInputs | None:
+    """How the plan rounds inputs, with ranges from the full-precision model's own calls; None where it does not."""
+    if not plan.activations:
+        return None
+    return calibrated(subject, plan.activations, ReplayBuffer.record(subject, own_calls(seed, sampling)))
+
+
+def _tuning_record(plan: Plan, out: Path, tuned: Tuned, settings: TuneSettings, seconds: float) -> dict[str, Any]:
+    losses = [[step, loss if math.isfinite(loss) else None] for step, loss in tuned.losses]
+    chosen = {name: value for name, value in vars(settings).items() if name != "stages"}
+    details = {
+        "settings": {**chosen, "stages": [list(stage) for stage in settings.stages]},
+        "ending": tuned.ending,
+        "seconds": round(seconds, 1),
+    }
+    return {"name": out.name, "plan_hash": plan.hash, "held_out_losses": losses, **details}
 
 
 def check_writable(out: Path) -> None:
@@ -101,6 +137,8 @@ def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
         if name.rpartition(".")[0] in names and name.endswith(".weight"):
             continue
         state[name] = tuned.others.get(name, tensor).detach().cpu().to(subject.tensor_specs[name][0]).contiguous()
+    for path, tensors in ((tuned.inputs and tuned.inputs.tensors) or {}).items():
+        state |= {f"{path}.{ACTIVATION}.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     holders = book_holders({name: encoding.format for name, encoding in tuned.encodings.items()})
     for layer, encoding in tuned.encodings.items():
         holder = holders.get(layer, layer)
@@ -156,14 +194,15 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
 
 
 def pipeline_bytes(subject: Subject, plan: Plan) -> int:
-    """Of all files that apply writes for a subject that is a pipeline, but for what the kernels' law differs in length from machine to machine."""
+    """Of all files that apply writes for a subject that is a pipeline, at most, but for what the kernels' law differs in length from machine to machine."""
     assert subject.folder is not None
     denoiser = subject.folder / subject.component
     copied = sum(path.stat().st_size for path in subject.folder.rglob("*") if path.is_file() and denoiser not in path.parents)
-    return copied + plan.size_bytes + len(_config_text(subject, plan).encode()) + len(json_bytes("plan", plan.to_json()))
+    edges = (MOST_DIGITS,) * (N_BUCKETS - 1) if any(choice.is_static for choice in plan.activations.values()) else ()
+    return copied + plan.size_bytes + len(_config_text(subject, plan, edges).encode()) + len(json_bytes("plan", plan.to_json()))
 
 
-def _config_text(subject: Subject, plan: Plan) -> str:
+def _config_text(subject: Subject, plan: Plan, edges: tuple[float, ...]) -> str:
     denoiser: Any = subject.denoiser
     config = json.loads(denoiser.to_json_string())
     config.pop("_name_or_path", None)
@@ -173,12 +212,15 @@ def _config_text(subject: Subject, plan: Plan) -> str:
         "fingerprint": subject.fingerprint,
         "layers": coded_layers(plan.formats),
         "kernel_costs": costs.to_store(),
+        "activations": {name: vars(choice) for name, choice in plan.activations.items()},
+        "timestep_edges": list(edges),
     }
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 def _write_denoiser(subject: Subject, plan: Plan, tuned: Tuned, folder: Path) -> None:
-    (folder / "config.json").write_text(_config_text(subject, plan), encoding="utf-8")
+    edges = tuned.inputs.edges if tuned.inputs else ()
+    (folder / "config.json").write_text(_config_text(subject, plan, edges), encoding="utf-8")
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(quantized_state(subject, tuned), SAFETENSORS_METADATA))
     plan.save(folder / PLAN_FILE)
     size = (folder / WEIGHTS_FILE).stat().st_size

@@ -5,6 +5,7 @@ diffusers 0.42 offers no registration to third parties, so the two tables that i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import nn
 from ..errors import InputError
 from ..kernels import costs
 from ..storage import SCHEMA
+from .activations.rounding import ACTIVATION, Activation, Clock, InputRounding, window_of
 from .encoding import Encoding
 from .formats import BOOK_TENSORS, Format
-from .layers import coded_module, set_module
+from .layers import coded_module, coded_modules, set_module
 from .plan import book_holders
 
 
@@ -30,13 +32,16 @@ class _Method(StrEnum):
 
 
 class SedaqConfig(QuantizationConfigMixin):
-    """config.json's quantization_config: the format of every layer that holds codes, and what kernels cost where it was written."""
+    """config.json's quantization_config: the format of every layer that holds codes, how its inputs are rounded (with the edges between
+    buckets of timesteps), and what kernels cost where it was written."""
 
     def __init__(
         self,
         *,
         layers: dict[str, str],
         kernel_costs: dict[str, Any] | None = None,
+        activations: dict[str, dict[str, Any]] | None = None,
+        timestep_edges: Sequence[float] = (),
         schema: int = SCHEMA,
         fingerprint: str = "",
         quant_method: str = _Method.SEDAQ,
@@ -47,6 +52,8 @@ class SedaqConfig(QuantizationConfigMixin):
             )
         self.quant_method = _Method(quant_method)  # type: ignore[assignment]
         self.schema, self.layers, self.kernel_costs, self.fingerprint = schema, dict(layers), kernel_costs, fingerprint
+        self.activations = {path: Activation(**choice) for path, choice in (activations or {}).items()}
+        self.timestep_edges = tuple(timestep_edges)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -55,6 +62,8 @@ class SedaqConfig(QuantizationConfigMixin):
             "fingerprint": self.fingerprint,
             "layers": self.layers,
             "kernel_costs": self.kernel_costs,
+            "activations": {path: vars(choice) for path, choice in self.activations.items()},
+            "timestep_edges": list(self.timestep_edges),
         }
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -83,7 +92,14 @@ class SedaqQuantizer(DiffusersQuantizer):
             coded = coded_module(module, kind, Encoding(format, shape, tensors, 0.0))
             if holders.get(path, path) != path:
                 coded.borrow_book({name: tensors[name] for name in BOOK_TENSORS if name in tensors})
+            if path in self.quantization_config.activations:
+                coded.activation = self._rounding(self.quantization_config.activations[path], window_of(module))
             set_module(model, path, coded)
+
+    @staticmethod
+    def _rounding(choice: Activation, window: tuple[int, ...]) -> InputRounding:
+        tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in choice.tensor_specs().items()}
+        return InputRounding(choice, window, tensors)
 
     @property
     def _holders(self) -> dict[str, str]:
@@ -107,10 +123,17 @@ class SedaqQuantizer(DiffusersQuantizer):
             layer: Any = model.get_submodule(path)
             layer.law = law
             layer.prepare()
+        static = [layer.activation for layer in coded_modules(model).values() if layer.activation and layer.activation.activation.is_static]
+        if static:
+            clock = Clock(model, self.quantization_config.timestep_edges)
+            model.register_forward_pre_hook(clock, with_kwargs=True)
+            for rounding in static:
+                rounding.clock = clock
         return model
 
     def check_if_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any) -> bool:
-        return param_name.rpartition(".")[0] in self.quantization_config.layers and not param_name.endswith(".bias")
+        path = param_name.rpartition(".")[0].removesuffix(f".{ACTIVATION}")
+        return path in self.quantization_config.layers and not param_name.endswith(".bias")
 
     def create_quantized_param(
         self, model: nn.Module, param_value: Any, param_name: str, target_device: Any, state_dict: Any, *_: Any, **__: Any

@@ -15,6 +15,7 @@ from ..kernels.coded import CodedMatrix, Geometry
 from ..kernels.ops import product
 from ..kernels.reference import dequantize
 from ..models.calibration import sides_of_padding
+from .activations.rounding import InputRounding, rounding_hook
 from .encoding import Encoding, coded_matrix
 from .formats import Format
 
@@ -38,6 +39,7 @@ class _Coded(nn.Module):
             raise InputError("a layer that stays as it is has no codes; keep the module that it is")
         self.format, self.shape = format, tuple(shape)
         self.precision = "exact"
+        self.activation: InputRounding | None = None
         self._matrix: tuple[torch.Tensor, CodedMatrix] | None = None
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
@@ -83,6 +85,12 @@ class _Coded(nn.Module):
         self._matrix = None
         return self
 
+    def multiplied(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:
+        """What codes are multiplied with, and the class of arithmetic: the one of 8-bit integers rounds inputs by itself."""
+        if self.activation is None:
+            return x, self.precision
+        return (x, "a8") if self.activation.activation.is_real else (self.activation(x), self.precision)
+
     def extra_repr(self) -> str:
         return f"shape={self.shape}, format={self.format}, bias={self.bias is not None}"
 
@@ -103,7 +111,8 @@ class AQLinear(_Coded):
         self.out_features, self.in_features = self.shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return product(x, self.matrix(), self.bias, None, self.precision)
+        x, precision = self.multiplied(x)
+        return product(x, self.matrix(), self.bias, None, precision)
 
 
 class _AQConv(_Coded):
@@ -131,6 +140,7 @@ class _AQConv(_Coded):
         self._groups: tuple[CodedMatrix, list[CodedMatrix]] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, precision = self.multiplied(x)
         padding = sides_of_padding(self, self.kernel_size)
         if self.padding_mode != "zeros" or any(before != after for before, after in padding):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -139,14 +149,14 @@ class _AQConv(_Coded):
         geometry = Geometry(tuple(self.kernel_size), self.stride, tuple(before for before, _ in padding), self.dilation)
         last = x.movedim(1, -1)
         if self.groups == 1:
-            return product(last, self.matrix(), self.bias, geometry, self.precision).movedim(-1, 1)
-        if self.out_channels // self.groups < LEAST_ROWS and self.precision == "exact":
+            return product(last, self.matrix(), self.bias, geometry, precision).movedim(-1, 1)
+        if self.out_channels // self.groups < LEAST_ROWS and precision == "exact":
             weight = dequantize(self.matrix()).reshape(self.shape).to(x.dtype)
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return _CONVOLUTIONS[self.kind](x, weight, bias, geometry.step, geometry.padding, geometry.dilation, self.groups)
         inputs = last.split(self.in_channels // self.groups, -1)
         biases = [None] * self.groups if self.bias is None else self.bias.chunk(self.groups)
-        parts = [product(*of_group, geometry, self.precision) for of_group in zip(inputs, self._group_matrices(), biases, strict=True)]
+        parts = [product(*of_group, geometry, precision) for of_group in zip(inputs, self._group_matrices(), biases, strict=True)]
         return torch.cat(parts, -1).movedim(-1, 1)
 
     def _group_matrices(self) -> list[CodedMatrix]:
@@ -201,13 +211,18 @@ def coded_modules(root: nn.Module) -> dict[str, _Coded]:
 
 
 def densify(root: nn.Module) -> None:
-    """Put plain Linear and Conv modules with de-quantized weights in the place of coded ones: for measuring, where speed of torch counts."""
+    """Put plain Linear and Conv modules with de-quantized weights in the place of coded ones: for measuring, where speed of torch counts.
+
+    Their inputs are rounded as those of the coded ones are.
+    """
     for path, module in coded_modules(root).items():
         weight = dequantize(module.matrix()).reshape(module.shape)
         with torch.device("meta"):
             dense = _dense_twin(module)
         dense.weight = nn.Parameter(weight, requires_grad=False)
         dense.bias = module.bias
+        if module.activation is not None:
+            dense.register_forward_pre_hook(rounding_hook(module.activation))
         set_module(root, path, dense)
     root.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

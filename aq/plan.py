@@ -14,10 +14,12 @@ import torch
 from ..errors import InputError
 from ..models.subject import Subject
 from ..storage import fingerprint, read_json, write_json
-from .formats import BOOK_TENSORS, Format
+from .activations.rounding import ACTIVATION, Activation
+from .formats import AS_IS, BOOK_TENSORS, Format
 from .menu import TensorSpec
 
 SAFETENSORS_METADATA = {"format": "pt"}
+UNROUNDED = 16  # activation bits of a layer whose inputs stay as they are
 
 
 @dataclass(frozen=True)
@@ -31,25 +33,40 @@ class Plan:
     bits_per_weight: float
     budget: dict[str, float] = field(default_factory=dict)
     encoding: dict[str, Any] = field(default_factory=dict)  # effort, seed, calibration fingerprint
-    activation_bits: dict[str, int] = field(default_factory=dict)  # by layer; 16 where a layer is not named
+    activations: dict[str, Activation] = field(default_factory=dict)  # by layer; the inputs of others stay as they are
     predicted: dict[str, Any] | None = None
     measured: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, subject: Subject, formats: Mapping[str, Format], **details: Any) -> Plan:
-        """A plan for `subject`, sizes computed. Raises InputError for a layer that is missing, unknown or cannot have its format."""
+        """A plan for `subject`, sizes computed; a layer whose weight stays as it is keeps its inputs, too.
+
+        Raises InputError for a layer that is missing, unknown or cannot have its format.
+        """
         ordered = {layer.name: formats[layer.name] for layer in subject.layers if layer.name in formats}
+        activations = {name: choice for name, choice in details.pop("activations", {}).items() if ordered.get(name, AS_IS) != AS_IS}
+        details["activations"] = activations
         plan = cls(subject.name, subject.fingerprint, ordered, 0, 0.0, **details)
         plan._check_layers(subject, set(formats))
-        size, bits = file_bytes(tensor_specs(subject, ordered)), weight_bits(subject, ordered)
+        size, bits = file_bytes(tensor_specs(subject, ordered, activations)), weight_bits(subject, ordered)
         return cls(subject.name, subject.fingerprint, ordered, size, bits, **details)
+
+    def with_activations(self, subject: Subject, activations: Mapping[str, Activation]) -> Plan:
+        """The same formats with inputs rounded; its size is computed anew, and what was predicted and measured no longer holds."""
+        kept = {name: getattr(self, name) for name in ("budget", "encoding", "provenance")}
+        return Plan.of(subject, self.formats, activations=activations, **kept)
 
     @property
     def hash(self) -> str:
         """16 hex digits over the model, its formats and their encoding: equal for plans that give equal images."""
         return fingerprint(
-            [self.subject_fingerprint, {name: str(format) for name, format in self.formats.items()}, self.activation_bits, self.encoding]
+            [
+                self.subject_fingerprint,
+                {name: str(format) for name, format in self.formats.items()},
+                {name: [choice.bits, choice.scheme] for name, choice in self.activations.items()},
+                self.encoding,
+            ]
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -57,8 +74,7 @@ class Plan:
             "subject": {"name": self.subject_name, "fingerprint": self.subject_fingerprint},
             "budget": self.budget,
             "layers": {
-                name: {"format": str(format), "activation_bits": self.activation_bits.get(name, 16)}
-                for name, format in self.formats.items()
+                name: {"format": str(format), **_activation_json(self.activations.get(name))} for name, format in self.formats.items()
             },
             "encoding": self.encoding,
             "size_bytes": self.size_bytes,
@@ -80,7 +96,11 @@ class Plan:
                 content["bits_per_weight"],
                 content["budget"],
                 content["encoding"],
-                {name: layer["activation_bits"] for name, layer in layers.items() if layer["activation_bits"] != 16},
+                {
+                    name: Activation(layer["activation_bits"], layer["activation_scheme"])
+                    for name, layer in layers.items()
+                    if layer["activation_bits"] != UNROUNDED
+                },
                 content["predicted"],
                 content["measured"],
                 content["provenance"],
@@ -104,7 +124,7 @@ class Plan:
                 "pass the subject that was searched, or search again"
             )
         self._check_layers(subject, set(self.formats))
-        size = file_bytes(tensor_specs(subject, self.formats))
+        size = file_bytes(tensor_specs(subject, self.formats, self.activations))
         if size != self.size_bytes:
             raise InputError(f"the plan states size_bytes {self.size_bytes}, its formats take {size}; search again")
 
@@ -121,6 +141,10 @@ class Plan:
                 raise InputError(f"layer {name}: {error}") from error
 
 
+def _activation_json(choice: Activation | None) -> dict[str, Any]:
+    return {"activation_bits": UNROUNDED} if choice is None else {"activation_bits": choice.bits, "activation_scheme": choice.scheme}
+
+
 def book_holders(formats: Mapping[str, Format]) -> dict[str, str]:
     """For every layer with shared codebooks the layer in whose name they are stored: the first by name of those with the same format."""
     holders: dict[Format, str] = {}
@@ -130,7 +154,9 @@ def book_holders(formats: Mapping[str, Format]) -> dict[str, str]:
     return {name: holders[format] for name, format in formats.items() if format.book}
 
 
-def tensor_specs(subject: Subject, formats: Mapping[str, Format]) -> dict[str, TensorSpec]:
+def tensor_specs(
+    subject: Subject, formats: Mapping[str, Format], activations: Mapping[str, Activation] | None = None
+) -> dict[str, TensorSpec]:
     """Dtype and shape of every tensor of the quantized denoiser's file; shared codebooks are stored once."""
     specs = dict(subject.tensor_specs)
     holders = book_holders(formats)
@@ -139,6 +165,8 @@ def tensor_specs(subject: Subject, formats: Mapping[str, Format]) -> dict[str, T
         for name, spec in formats[layer.name].tensor_specs(layer.shape, stored).items():
             if name not in BOOK_TENSORS or holders.get(layer.name, layer.name) == layer.name:
                 specs[f"{layer.name}.{name}"] = spec
+    for path, choice in (activations or {}).items():
+        specs |= {f"{path}.{ACTIVATION}.{name}": spec for name, spec in choice.tensor_specs().items()}
     return specs
 
 

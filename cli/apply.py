@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..errors import InputError
 from . import options
 
 
@@ -27,6 +28,19 @@ from . import options
 @click.option(
     "--tune-steps", type=click.IntRange(0), default=0, show_default=True, help="Steps of PV-tuning against the full-precision model."
 )
+@click.option(
+    "--tune-minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="As many steps as fit into this time, measured at the beginning; a killed tuning goes on when begun again.",
+)
+@click.option(
+    "--tune-buffer",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder that keeps the trajectories for other tunings of the same model; recorded there if it is empty.",
+)
+@options.activations
 @options.together(options.exclude, options.guidance, options.prompts, options.device)
 def command(
     subject: str,
@@ -35,16 +49,25 @@ def command(
     run_folder: Path | None,
     effort: str | None,
     tune_steps: int,
+    tune_minutes: float | None,
+    tune_buffer: Path | None,
+    activations: int | None,
+    activation_schemes: str | None,
     exclude: tuple[str, ...],
     guidance: float | None,
     prompts: str | None,
     device: str,
 ) -> None:
-    from ..aq.apply import apply
+    from ..aq.activations.choice import choose, described
+    from ..aq.apply import apply, check_writable
     from ..aq.plan import Plan
     from ..progress import shown
     from ..sensitivity.run import store_for_plan
 
+    if activation_schemes is not None and activations is None:
+        raise InputError("--activation-schemes: choose among schemes for --activations 8 or 6; give that, too")
+    if tune_steps and tune_minutes is not None:
+        raise InputError("--tune-steps and --tune-minutes: give one of them")
     loaded_plan = Plan.load(plan)
     with tempfile.TemporaryDirectory() as scratch, shown():
         chosen, store = store_for_plan(
@@ -59,7 +82,21 @@ def command(
             device=device,
         )
         sampling: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
-        tuned = apply(store.subject, chosen, store, out, tune_steps=tune_steps, **sampling)
+        check_writable(out)
+        if activations is not None:
+            kept = store.folder / "activations"
+            rounded = choose(
+                store.subject, activations, schemes=options.names(activation_schemes), keep_in=kept, seed=store.seed, **sampling
+            )
+            chosen = chosen.with_activations(store.subject, rounded)
+        tuned = apply(
+            store.subject, chosen, store, out, tune_steps=tune_steps, tune_minutes=tune_minutes, buffer_folder=tune_buffer, **sampling
+        )
     click.echo(f"{out}: {chosen.size_bytes:,} bytes, {chosen.bits_per_weight:.3f} bits a weight")
+    if chosen.activations:
+        click.echo(described(chosen.activations, len(chosen.formats)))
     if tuned.losses:
-        click.echo(f"held-out loss {tuned.losses[0][1]:.5f} before tuning, {min(loss for _, loss in tuned.losses):.5f} after")
+        step, loss = tuned.best
+        click.echo(f"held-out loss {tuned.losses[0][1]:.5f} before tuning, {loss:.5f} after {step} of {tuned.losses[-1][0]} steps")
+    if tuned.ending:
+        click.echo(f"tuning: {tuned.ending}")

@@ -31,6 +31,30 @@ extractor = click.option(
 reference = click.option("--reference", type=click.Path(), default=None, help="Folder of images, .npz, or statistics file to compare with.")
 
 
+def activations(function: F) -> F:
+    """--activations and what belongs to it."""
+    return together(
+        click.option(
+            "--activations",
+            type=click.Choice(["8", "6"]),
+            default=None,
+            callback=lambda context, parameter, value: None if value is None else int(value),
+            help="Round the inputs of layers to so many bits, but for those that measure most sensitive (5 % of the multiply-adds at most).",
+        ),
+        click.option(
+            "--activation-schemes",
+            default=None,
+            metavar="NAMES",
+            help="Which schemes layers choose from, with commas: token (8 bits of it run on 8-bit kernels), token-affine, step, step-affine; all by default.",
+        ),
+    )(function)
+
+
+def names(text: str | None) -> list[str] | None:
+    """'a,b' as a list."""
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Apply several options as one decorator."""
 

@@ -17,7 +17,7 @@ from ..models.loading import load
 from ..models.noise import purpose_seed
 from ..models.sampling import conditions_of, sample_in_chunks
 from ..models.subject import Subject
-from ..storage import append_record, fingerprint, read_records, write_json
+from ..storage import append_record, fingerprint, read_records
 from .extractors import load_extractor
 from .fidelity import Features, FullPrecision, measure
 from .reference import load_reference, shipped_reference
@@ -115,8 +115,7 @@ def evaluate_plan(
     subject: Any = run.subject_argument or run.subject
     folder = run.folder / "models" / name.replace(" ", "")
     if plan is not None:
-        tuned = apply(run.subject, plan, run.store, folder, tune_steps=tune_steps, **run.settings.sampling)
-        write_json(folder / "tuning.json", "tuning", {"held_out_losses": [list(pair) for pair in tuned.losses]})
+        apply(run.subject, plan, run.store, folder, tune_steps=tune_steps, **run.settings.sampling)
     settings = run.settings
     result = evaluate(
         subject if plan is None else folder,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...errors import InputError
 from ...storage import load_tensors, save_tensors
 from .run import TuningRun
 
@@ -12,25 +11,21 @@ NUMBERS = ("step", "n_steps", "looks_without_gain", "best_loss")
 
 
 class Checkpoint:
-    """State of the tuning with one identity."""
+    """State of one tuning, under the name of all that it depends on."""
 
-    def __init__(self, path: Path, identity: str) -> None:
-        self.path, self.identity = path, identity
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.path = folder / f"state-{identity}.safetensors"
 
     def save(self, run: TuningRun) -> None:
         numbers = {name: getattr(run, name) for name in NUMBERS}
-        details = {"identity": self.identity, "losses": run.losses, "n_refreshes": run.buffers.n_refreshes}
+        details = {"losses": run.losses, "n_refreshes": run.buffers.n_refreshes}
         save_tensors(self.path, "tuning", run.tensors(), {**details, **numbers})
 
     def load(self, run: TuningRun) -> bool:
-        """Bring `run` to where it was; False if there is nothing to go on from. Raises InputError for the state of another tuning."""
+        """Bring `run` to where it was; False if there is nothing to go on from."""
         if not self.path.exists():
             return False
         tensors, metadata = load_tensors(self.path, "tuning")
-        if metadata["identity"] != self.identity:
-            raise InputError(
-                f"{self.path}: is the state of another tuning (of other codes, settings or another model); delete it, or pass another folder"
-            )
         run.restore(tensors)
         run.buffers.refresh_until(metadata["n_refreshes"])
         run.losses = [(step, loss) for step, loss in metadata["losses"]]

@@ -61,7 +61,9 @@ def _recorded(root: nn.Module, units: Sequence[str], *, cut: bool) -> Iterator[d
         handles.append(module.register_forward_hook(keep(unit)))
         if cut:
             handles.append(
-                module.register_forward_pre_hook(lambda module, args, kwargs: (_detached(args), _detached(kwargs)), with_kwargs=True)
+                module.register_forward_pre_hook(
+                    lambda module, args, kwargs: (_detached(args), _detached(kwargs)), with_kwargs=True, prepend=True
+                )
             )
     try:
         yield outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from ...errors import InputError
 from ...models.subject import Subject
+from ..activations.rounding import ACTIVATION, RoundedInputs, attach
 from ..encoding import Encoding
 from ..plan import book_holders
 from .adam import distinct
@@ -28,7 +30,7 @@ class Student:
         InputError: encodings that do not fit the denoiser's layers.
     """
 
-    def __init__(self, subject: Subject, encodings: Mapping[str, Encoding]) -> None:
+    def __init__(self, subject: Subject, encodings: Mapping[str, Encoding], inputs: RoundedInputs | None = None) -> None:
         _check_fit(subject, encodings)
         self.device = next(subject.denoiser.parameters()).device
         self.layers = {name: TunableLayer(e, self.device) for name, e in encodings.items() if e.format.kind == "additive"}
@@ -43,6 +45,9 @@ class Student:
                 del module.weight
             else:
                 module.weight.data = encoding.dequantize().to(module.weight)  # type: ignore[union-attr, operator, arg-type]
+        self._inputs = inputs or RoundedInputs({})
+        self.roundings, clock = self._inputs.modules(self.denoiser)
+        attach(self.denoiser, self.roundings, clock)
         # Embeddings look rows up: few of them are met in a short tuning, so they stay.
         embeddings = {f"{path}.weight" for path, module in self.denoiser.named_modules() if isinstance(module, nn.Embedding)}
         fixed = embeddings | {f"{name}.weight" for name in encodings}
@@ -59,7 +64,17 @@ class Student:
             for path, layer in self.layers.items()
             for name, parameter in (("stored", layer.stored), ("log_scales", layer.log_scales))
         }
-        return distinct({**layers, **self.others})
+        ranges: dict[str, nn.Parameter] = {
+            f"{path}/{ACTIVATION}/{name}": parameter
+            for path, rounding in self.roundings.items()
+            for name, parameter in rounding.learnable().items()
+        }
+        return distinct({**layers, **ranges, **self.others})
+
+    def inputs(self) -> RoundedInputs:
+        """How inputs are rounded, with ranges as they are now."""
+        tensors = {path: {name: p.detach().clone() for name, p in one.learnable().items()} for path, one in self.roundings.items()}
+        return replace(self._inputs, tensors={path: of for path, of in tensors.items() if of})
 
     def users_of_book(self, name: str) -> list[str]:
         """Paths of the layers whose codebooks are the parameter `name`; none where it is no codebook."""

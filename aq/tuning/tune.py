@@ -16,6 +16,7 @@ import torch
 
 from ...models.subject import Subject
 from ...storage import fingerprint, tensor_fingerprint
+from ..activations.rounding import RoundedInputs
 from ..encoding import Encoding
 from .checkpoint import Checkpoint
 from .run import TuningRun
@@ -31,6 +32,7 @@ class Tuned:
     encodings: dict[str, Encoding]
     others: dict[str, torch.Tensor]  # biases, norms and whatever else was tuned, by name in the state dict
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out mean squared error, weighted as tuning was)
+    inputs: RoundedInputs | None = None
     ending: str = ""  # what there is to say beside that all steps were done
 
     @property
@@ -44,6 +46,7 @@ def tune(
     encodings: Mapping[str, Encoding],
     settings: TuneSettings | None = None,
     *,
+    inputs: RoundedInputs | None = None,
     folder: Path | None = None,
     buffer_folder: Path | None = None,
     **sampling: Any,
@@ -56,33 +59,35 @@ def tune(
     Args:
         subject: in full precision; it is left as it is.
         encodings: one for each eligible layer.
+        inputs: how the inputs of layers are rounded; ranges of static schemes are tuned, too.
         folder: where the state is kept on the way, so that tuning killed and begun again gives bit for bit what it would have given.
         buffer_folder: where the replay buffer is kept; `folder` if None.
         sampling: settings of the subject's sample function.
 
     Raises:
-        InputError: encodings that do not fit the subject; a folder that belongs to another tuning or model.
+        InputError: encodings that do not fit the subject; a replay buffer of another model.
     """
     settings = settings or TuneSettings()
-    student = Student(subject, encodings)
+    student = Student(subject, encodings, inputs)
     if settings.steps == 0 and settings.minutes is None:
-        return Tuned(dict(encodings), {}, ending="0 steps were asked for")
+        return Tuned(dict(encodings), {}, inputs=inputs, ending="0 steps were asked for")
     if not student.parameters():
-        return Tuned(dict(encodings), {}, ending="no layer has codebooks and nothing else can be tuned")
+        return Tuned(dict(encodings), {}, inputs=inputs, ending="no layer has codebooks and nothing else can be tuned")
     identity = fingerprint(
         [
             subject.fingerprint,
             tensor_fingerprint((f"{path}/{key}", t) for path, e in sorted(encodings.items()) for key, t in sorted(e.tensors.items())),
             vars(settings),
+            None if inputs is None else inputs.fingerprint,
             sampling,
         ]
     )
     run = TuningRun(subject, student, Trajectories(subject, settings, buffer_folder or folder, sampling), settings)
-    checkpoint = Checkpoint(folder / "state.safetensors", identity) if folder else None
+    checkpoint = Checkpoint(folder, identity) if folder else None
     if checkpoint is None or not checkpoint.load(run):
         run.begin()
     ending = run.finish(checkpoint.save if checkpoint else None)
     student.restore(run.best)
     provenance: dict[str, str | int | float] = {"tune_steps": run.n_steps, "tune_seed": settings.seed}
     others = {name: parameter.detach().clone() for name, parameter in student.others.items()}
-    return Tuned(student.encoded(encodings, provenance), others, run.losses, ending)
+    return Tuned(student.encoded(encodings, provenance), others, run.losses, student.inputs() if inputs else None, ending)

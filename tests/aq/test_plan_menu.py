@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sedaq.aq.activations.rounding import Activation
 from sedaq.aq.formats import AS_IS, INT8, Format
 from sedaq.aq.menu import RATES, candidates, cheapest, entry, layer_menu, promise, ruled_menus
 from sedaq.aq.plan import SAFETENSORS_METADATA, Plan, file_bytes, tensor_specs, weight_bits
@@ -192,7 +193,7 @@ def test_save_and_load(subject, mixed_plan, tmp_path):
     plan = dataclasses.replace(
         mixed_plan,
         budget={"bits": 3.0},
-        activation_bits={subject.layers[0].name: 8},
+        activations={subject.layers[0].name: Activation(8, "token-affine")},
         predicted={"fid": 1.5},
         measured=None,
         provenance={"seed": 0},
@@ -204,7 +205,11 @@ def test_save_and_load(subject, mixed_plan, tmp_path):
     content = json.loads((tmp_path / "plan.json").read_text())
     wanted = {"schema", "subject", "budget", "layers", "encoding", "size_bytes", "bits_per_weight", "predicted", "measured", "provenance"}
     assert wanted <= content.keys()
-    assert content["layers"][subject.layers[0].name] == {"format": str(plan.formats[subject.layers[0].name]), "activation_bits": 8}
+    assert content["layers"][subject.layers[0].name] == {
+        "format": str(plan.formats[subject.layers[0].name]),
+        "activation_bits": 8,
+        "activation_scheme": "token-affine",
+    }
     plan.save(str(tmp_path / "again.json"))
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
 
@@ -213,7 +218,7 @@ def test_the_hash_tells_plans_apart(subject, mixed_plan):
     first = subject.layers[0].name
     others = [
         dataclasses.replace(mixed_plan, formats={**mixed_plan.formats, first: Format.parse("1x6g4")}),
-        dataclasses.replace(mixed_plan, activation_bits={first: 8}),
+        dataclasses.replace(mixed_plan, activations={first: Activation(8)}),
         dataclasses.replace(mixed_plan, encoding={"effort": "full"}),
         dataclasses.replace(mixed_plan, subject_fingerprint="0" * 16),
     ]

@@ -1,0 +1,125 @@
+"""Which layers' inputs can stand few bits, decided by measuring, as for weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from ...errors import InputError
+from ...models.subject import Subject
+from ...progress import track
+from ...storage import fingerprint, read_json, write_json
+from ..operations import tokens_of
+from ..tuning.replay import ReplayBuffer, first_tensor
+from .calibration import calibrated, own_calls
+from .rounding import SCHEMES, Activation, attached
+
+N_ROWS = 64  # calls that each choice is measured on
+RAISED = {8: 16, 6: 8}  # bits that sensitive layers get instead
+SHARE = 0.05  # of all multiply-adds that may be raised
+REAL_IS_WORTH = 4.0  # arithmetic of 8 bits may cost as much error as a bit does; then it is preferred to what is simulated
+
+Damages = dict[str, dict[Activation, float]]
+
+
+def measured(subject: Subject, choices: Sequence[Activation], *, steps: int | None = None, seed: int = 0, **sampling: Any) -> Damages:
+    """What rounding the inputs of one layer alone does to the denoiser: E‖ε̂ − ε‖² / E‖ε‖² over its own calls, for every layer and choice.
+
+    Takes one forward pass of N_ROWS calls a layer and choice.
+    """
+    buffer = ReplayBuffer.record(subject, own_calls(seed, sampling, steps))
+    names = [layer.name for layer in subject.layers]
+    ready = [calibrated(subject, dict.fromkeys(names, choice), buffer) for choice in choices]
+    rows = torch.randperm(len(buffer), generator=torch.Generator().manual_seed(seed))[:N_ROWS]
+    call, _ = buffer.batch(rows, next(subject.denoiser.parameters()).device)
+
+    def answer() -> torch.Tensor:
+        with torch.no_grad():
+            return first_tensor(subject.denoiser(**call)).double()
+
+    exact = answer()
+    found: Damages = {name: {} for name in names}
+    for name in track(names, "activations of each layer"):
+        for choice, inputs in zip(choices, ready, strict=True):
+            with attached(subject.denoiser, *inputs.of({name}).modules(subject.denoiser)):
+                found[name][choice] = ((answer() - exact).square().sum() / exact.square().sum()).item()
+    return found
+
+
+def candidates(bits: int, schemes: Sequence[str] | None, *, has_timestep: bool) -> list[Activation]:
+    """What is measured for activations of `bits`."""
+    if bits not in RAISED:
+        raise InputError(f"--activations {bits}: choose {' or '.join(map(str, sorted(RAISED, reverse=True)))}")
+    allowed = [name for name, scheme in SCHEMES.items() if has_timestep or not scheme.static] if schemes is None else list(schemes)
+    raised = RAISED[bits]
+    return [Activation(b, name) for b in (bits, raised) if b <= 8 for name in allowed]
+
+
+def best_scheme(damages: Mapping[Activation, float], bits: int) -> Activation:
+    """The least damage of those with so many bits; arithmetic of 8 bits where it is not far behind."""
+    of_bits = {choice: damage for choice, damage in damages.items() if choice.bits == bits}
+    least = min(of_bits, key=lambda choice: of_bits[choice])
+    real = next((choice for choice in of_bits if choice.is_real), None)
+    return real if real is not None and of_bits[real] <= REAL_IS_WORTH * of_bits[least] else least
+
+
+def chosen(damages: Damages, multiply_adds: Mapping[str, int], bits: int, share: float = SHARE) -> dict[str, Activation]:
+    """Every layer at `bits` by its best scheme, but for those that gain most by being raised: at most `share` of all multiply-adds.
+
+    The choice is the exact optimum of the summed damages (a knapsack). Layers that stay as they are have no entry.
+    """
+    names = list(damages)
+    low = {name: best_scheme(damages[name], bits) for name in names}
+    raised = RAISED[bits]
+    high = {name: None if raised == 16 else best_scheme(damages[name], raised) for name in names}
+    gains = np.array([damages[name][low[name]] - (damages[name][up] if (up := high[name]) else 0.0) for name in names])
+    weights = np.array([multiply_adds[name] for name in names], dtype=float)
+    # The solver's tolerances are absolute: both sides are brought to 1.
+    scaled, room = gains / max(gains.max(), 1e-300), LinearConstraint(weights / weights.sum(), -np.inf, share)
+    solution = milp(-scaled, integrality=np.ones(len(names)), bounds=Bounds(0, 1), constraints=room, options={"mip_rel_gap": 1e-6})
+    up_names = {name for name, taken in zip(names, solution.x, strict=True) if taken > 0.5}
+    return {name: choice for name in names if (choice := high[name] if name in up_names else low[name]) is not None}
+
+
+def described(choices: Mapping[str, Activation], n_layers: int) -> str:
+    """How many layers are rounded to what, and which of that is real arithmetic."""
+    counts = Counter(choices.values())
+    parts = [
+        f"{n} to {choice.bits} bits {choice.scheme} ({'8-bit kernels' if choice.is_real else 'simulated'})"
+        for choice, n in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+    return f"inputs rounded: {'; '.join([*parts, f'{n_layers - len(choices)} not at all'])}"
+
+
+def choose(
+    subject: Subject,
+    bits: int,
+    *,
+    schemes: Sequence[str] | None = None,
+    keep_in: Path | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    **sampling: Any,
+) -> dict[str, Activation]:
+    """How the inputs of each layer are to be rounded for activations of `bits`; what was measured is kept in the folder `keep_in`."""
+    has_timestep = "timestep" in inspect.signature(subject.denoiser.forward).parameters
+    wanted = candidates(bits, schemes, has_timestep=has_timestep)
+    key = fingerprint([subject.fingerprint, [[c.bits, c.scheme] for c in wanted], steps, seed, sampling])
+    path = None if keep_in is None else keep_in / f"{key}.json"
+    if path is not None and path.exists():
+        rows = read_json(path, "activations")["damages"]
+        damages = {name: {Activation(b, scheme): damage for b, scheme, damage in of} for name, of in rows.items()}
+    else:
+        damages = measured(subject, wanted, steps=steps, seed=seed, **sampling)
+        if path is not None:
+            rows = {name: [[c.bits, c.scheme, damage] for c, damage in of.items()] for name, of in damages.items()}
+            write_json(path, "activations", {"damages": rows})
+    tokens = tokens_of(subject)
+    return chosen(damages, {layer.name: layer.n_weights * tokens[layer.name] for layer in subject.layers}, bits)

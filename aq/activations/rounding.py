@@ -1,0 +1,253 @@
+"""Rounding of a layer's inputs to few bits.
+
+Dynamic schemes take the range from every token as it comes; static ones have a learned range for each bucket of timesteps (as Q-DM and TDQ found that
+ranges move with the timestep). Only 8 bits, symmetric, by token is what the kernels of class "a8" compute with; everything else is simulated:
+inputs are put on the grid and multiplied as the numbers that they are.
+
+Of a convolution a token is what one place of the output sees. Here each place of the input is put on the grid of the window around it,
+which for strided and dilated convolutions is not exactly the window that the kernel rounds.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...errors import InputError, SedaqError
+from ...storage import fingerprint, tensor_fingerprint
+from ..menu import TensorSpec
+
+BITS = range(2, 9)
+N_BUCKETS = 8  # of timesteps
+ACTIVATION = "activation"  # name of the module inside of a coded layer, and so of its tensors in files
+_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """static: learned ranges by timestep, else each token's own. affine: from the least to the greatest value, else symmetric about zero."""
+
+    static: bool
+    affine: bool
+
+
+SCHEMES = {
+    "token": Scheme(static=False, affine=False),
+    "token-affine": Scheme(static=False, affine=True),
+    "step": Scheme(static=True, affine=False),
+    "step-affine": Scheme(static=True, affine=True),
+}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """How one layer's inputs are rounded: to `bits`, by a name in SCHEMES."""
+
+    bits: int
+    scheme: str = "token"
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise InputError(f"activations of {self.bits} bits: choose {BITS[0]} to {BITS[-1]}, or leave the layer's inputs as they are")
+        if self.scheme not in SCHEMES:
+            raise InputError(f"activation scheme {self.scheme!r} is unknown; choose among {', '.join(SCHEMES)}")
+
+    @property
+    def is_static(self) -> bool:
+        return SCHEMES[self.scheme].static
+
+    @property
+    def is_affine(self) -> bool:
+        return SCHEMES[self.scheme].affine
+
+    @property
+    def is_real(self) -> bool:
+        """Whether kernels compute with numbers of so many bits."""
+        return self.bits == 8 and self.scheme == "token"
+
+    @property
+    def largest(self) -> int:
+        """Of the integers: symmetric −largest … largest, affine 0 … largest."""
+        return 2**self.bits - 1 if self.is_affine else 2 ** (self.bits - 1) - 1
+
+    def tensor_specs(self) -> dict[str, TensorSpec]:
+        """What is stored with the layer, dtype and shape."""
+        spec = (torch.float32, (N_BUCKETS,))
+        names = ("log_scales", "shifts") if self.is_affine else ("log_scales",)
+        return dict.fromkeys(names, spec) if self.is_static else {}
+
+
+def on_grid(x: torch.Tensor, activation: Activation, scale: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
+    """x rounded to the grid: scale · {−L … L}, or scale · ({0 … L} + L · shift) where affine.
+
+    Gradients pass through the rounding; by x they are zero where it ends up outside of the grid, by scale and shift as in LSQ and LSQ+ (Esser
+    et al. 2020, Bhalgat et al. 2020).
+    """
+    largest = activation.largest
+    if not activation.is_affine:
+        return _round(x / scale).clamp(-largest, largest) * scale
+    assert shift is not None
+    offset = largest * shift
+    return (_round(x / scale - offset).clamp(0, largest) + offset) * scale
+
+
+def _round(x: torch.Tensor) -> torch.Tensor:
+    return x + (x.round() - x).detach()
+
+
+class Clock:
+    """A pre-hook of the denoiser that knows which bucket of timesteps each row of its call is in.
+
+    Args:
+        edges: ascending, between buckets.
+    """
+
+    def __init__(self, denoiser: nn.Module, edges: tuple[float, ...]) -> None:
+        self.edges = torch.tensor(edges)
+        self._place = timestep_place(denoiser)
+        self.buckets = torch.zeros(1, dtype=torch.long)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        timestep = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[self._place]).detach()
+        self.buckets = torch.bucketize(timestep.float().reshape(-1), self.edges.to(timestep.device))
+
+    def of(self, n_rows: int) -> torch.Tensor:
+        """Buckets of the rows of a layer's input, which has one, or several one after the other, for each row of the call."""
+        n = len(self.buckets)
+        if n_rows % n == 0:
+            return self.buckets.repeat_interleave(n_rows // n)
+        if (self.buckets == self.buckets[0]).all():
+            return self.buckets[:1].expand(n_rows)
+        raise SedaqError(f"a layer's input has {n_rows} rows where the denoiser was called with {n} of different timesteps")
+
+
+def timestep_place(denoiser: nn.Module) -> int:
+    """Position of the argument `timestep`. Raises InputError where there is none."""
+    names = list(inspect.signature(denoiser.forward).parameters)
+    if "timestep" not in names:
+        raise InputError("the denoiser has no argument `timestep`; choose activations by token")
+    return names.index("timestep")
+
+
+class InputRounding(nn.Module):
+    """Rounds what a layer gets.
+
+    Args:
+        window: of a convolution, its taps by axis; empty for Linear.
+        tensors: by the names of Activation.tensor_specs.
+    """
+
+    def __init__(
+        self,
+        activation: Activation,
+        window: tuple[int, ...] = (),
+        tensors: Mapping[str, torch.Tensor] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__()
+        self.activation, self.window, self.clock = activation, window, clock
+        for name in activation.tensor_specs():
+            self.register_buffer(name, (tensors or {})[name].clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return on_grid(x, self.activation, *(self._static(x) if self.activation.is_static else self._dynamic(x)))
+
+    def _static(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert self.clock is not None
+        buckets = self.clock.of(len(x)).to(x.device)
+        shape = (-1, *[1] * (x.ndim - 1))
+        scale = self.log_scales.exp()[buckets].reshape(shape)  # type: ignore[operator]
+        return scale, self.shifts[buckets].reshape(shape) if self.activation.is_affine else None  # type: ignore[index, operator]
+
+    def learnable(self) -> dict[str, nn.Parameter]:
+        """Make the stored tensors parameters, and return them by name."""
+        for name in list(self._buffers):
+            self.register_parameter(name, nn.Parameter(self._buffers.pop(name)))  # type: ignore[arg-type]
+        return dict(self.named_parameters())
+
+    @torch.no_grad()
+    def _dynamic(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        axis = 1 if self.window else -1
+        if not self.activation.is_affine:
+            return self._widest(x.abs().amax(axis, keepdim=True)).clamp(min=1e-12) / self.activation.largest, None
+        low, high = -self._widest(-x.amin(axis, keepdim=True)), self._widest(x.amax(axis, keepdim=True))
+        width = (high - low).clamp(min=1e-12)
+        return width / self.activation.largest, low / width
+
+    def _widest(self, values: torch.Tensor) -> torch.Tensor:
+        """Of each place the greatest value in the window around it."""
+        if all(size == 1 for size in self.window):
+            return values
+        sides = [side for size in reversed(self.window) for side in (size // 2, (size - 1) // 2)]
+        padded = F.pad(values, sides, value=-torch.inf)
+        found: torch.Tensor = _POOLS[len(self.window)](padded, self.window, 1)
+        return found
+
+    def extra_repr(self) -> str:
+        return f"{self.activation.bits} bits, {self.activation.scheme}"
+
+
+@dataclass(frozen=True)
+class RoundedInputs:
+    """How the inputs of a model's layers are rounded. edges: between buckets of timesteps, none where no layer is static. tensors: of static layers."""
+
+    choices: dict[str, Activation]
+    edges: tuple[float, ...] = ()
+    tensors: dict[str, dict[str, torch.Tensor]] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        stored = tensor_fingerprint(
+            (f"{path}/{name}", t) for path, of in sorted((self.tensors or {}).items()) for name, t in sorted(of.items())
+        )
+        return fingerprint([{name: vars(choice) for name, choice in self.choices.items()}, self.edges, stored])
+
+    def of(self, names: set[str]) -> RoundedInputs:
+        """Of some layers alone."""
+        kept = {name: tensors for name, tensors in (self.tensors or {}).items() if name in names}
+        return RoundedInputs({name: choice for name, choice in self.choices.items() if name in names}, self.edges, kept)
+
+    def modules(self, denoiser: nn.Module) -> tuple[dict[str, InputRounding], Clock | None]:
+        """One InputRounding a layer, and the clock that they read; to be attached to `denoiser` or a copy."""
+        device = next(denoiser.parameters()).device
+        static = any(choice.is_static for choice in self.choices.values())
+        clock = Clock(denoiser, self.edges) if static else None
+        made = {
+            name: InputRounding(choice, window_of(denoiser.get_submodule(name)), (self.tensors or {}).get(name), clock).to(device)
+            for name, choice in self.choices.items()
+        }
+        return made, clock
+
+
+def window_of(module: Any) -> tuple[int, ...]:
+    """Taps of a convolution by axis; empty for Linear."""
+    return tuple(getattr(module, "kernel_size", ()))
+
+
+def rounding_hook(rounding: InputRounding) -> Any:
+    """A pre-hook that rounds a module's first argument."""
+    return lambda module, args: (rounding(args[0]), *args[1:])
+
+
+@contextmanager
+def attached(denoiser: nn.Module, roundings: Mapping[str, InputRounding], clock: Clock | None) -> Iterator[None]:
+    """Round the inputs of the modules named while the block runs."""
+    handles = attach(denoiser, roundings, clock)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attach(denoiser: nn.Module, roundings: Mapping[str, InputRounding], clock: Clock | None) -> list[Any]:
+    """Round the inputs of the modules named. Returns handles that undo it."""
+    handles = [denoiser.register_forward_pre_hook(clock, with_kwargs=True)] if clock else []
+    return handles + [denoiser.get_submodule(name).register_forward_pre_hook(rounding_hook(one)) for name, one in roundings.items()]
