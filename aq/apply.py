@@ -20,13 +20,12 @@ from ..kernels import costs
 from ..models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ..models.subject import Subject
 from ..storage import SCHEMA, append_record, json_bytes
-from .activations.calibration import calibrated, own_calls
-from .activations.rounding import ACTIVATION, N_BUCKETS, RoundedInputs
+from .activations.calibration import ranged
+from .activations.rounding import ACTIVATION, N_BUCKETS
 from .encoding import Encoding
 from .formats import BOOK_TENSORS
 from .plan import SAFETENSORS_METADATA, Plan, book_holders
 from .store import EncodingStore
-from .tuning.replay import ReplayBuffer
 from .tuning.settings import TuneSettings
 from .tuning.tune import Tuned, tune
 
@@ -76,7 +75,7 @@ def apply(
     check_is_diffusers(subject)
     if subject.folder is not None and subject.folder.resolve() in out.parents:
         raise InputError(f"--out {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
-    encodings, inputs = assemble(subject, plan, store), rounded_inputs(subject, plan, store.seed, **sampling)
+    encodings, inputs = assemble(subject, plan, store), ranged(subject, plan.activations, store.seed, **sampling)
     if tune_steps == 0 and tune_minutes is None:
         tuned = Tuned(encodings, {}, inputs=inputs)
         save_folder(subject, plan, tuned, out)
@@ -88,13 +87,6 @@ def apply(
     shutil.rmtree(folder)
     append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, settings, time.perf_counter() - began))
     return tuned
-
-
-def rounded_inputs(subject: Subject, plan: Plan, seed: int, **sampling: Any) -> RoundedInputs | None:
-    """How the plan rounds inputs, with ranges from the full-precision model's own calls; None where it does not."""
-    if not plan.activations:
-        return None
-    return calibrated(subject, plan.activations, ReplayBuffer.record(subject, own_calls(seed, sampling)))
 
 
 def _tuning_record(plan: Plan, out: Path, tuned: Tuned, settings: TuneSettings, seconds: float) -> dict[str, Any]:

@@ -165,9 +165,12 @@ def tensor_specs(
         for name, spec in formats[layer.name].tensor_specs(layer.shape, stored).items():
             if name not in BOOK_TENSORS or holders.get(layer.name, layer.name) == layer.name:
                 specs[f"{layer.name}.{name}"] = spec
-    for path, choice in (activations or {}).items():
-        specs |= {f"{path}.{ACTIVATION}.{name}": spec for name, spec in choice.tensor_specs().items()}
-    return specs
+    return specs | activation_specs(activations or {})
+
+
+def activation_specs(activations: Mapping[str, Activation]) -> dict[str, TensorSpec]:
+    """What layers with rounded inputs store beside their codes."""
+    return {f"{path}.{ACTIVATION}.{name}": spec for path, choice in activations.items() for name, spec in choice.tensor_specs().items()}
 
 
 def weight_bits(subject: Subject, formats: Mapping[str, Format]) -> float:

@@ -64,8 +64,7 @@ def command(
     from ..progress import shown
     from ..sensitivity.run import store_for_plan
 
-    if activation_schemes is not None and activations is None:
-        raise InputError("--activation-schemes: choose among schemes for --activations 8 or 6; give that, too")
+    schemes = options.schemes(activations, activation_schemes)
     if tune_steps and tune_minutes is not None:
         raise InputError("--tune-steps and --tune-minutes: give one of them")
     loaded_plan = Plan.load(plan)
@@ -85,9 +84,7 @@ def command(
         check_writable(out)
         if activations is not None:
             kept = store.folder / "activations"
-            rounded = choose(
-                store.subject, activations, schemes=options.names(activation_schemes), keep_in=kept, seed=store.seed, **sampling
-            )
+            rounded = choose(store.subject, activations, schemes=schemes, keep_in=kept, seed=store.seed, **sampling)
             chosen = chosen.with_activations(store.subject, rounded)
         tuned = apply(
             store.subject, chosen, store, out, tune_steps=tune_steps, tune_minutes=tune_minutes, buffer_folder=tune_buffer, **sampling

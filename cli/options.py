@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ..errors import InputError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 SUBJECT_HELP = "SUBJECT is a shipped name (mnist-dit, mnist-unet), a diffusers folder, a hub id, or FILE.py:FUNCTION."
@@ -50,9 +52,13 @@ def activations(function: F) -> F:
     )(function)
 
 
-def names(text: str | None) -> list[str] | None:
-    """'a,b' as a list."""
-    return None if text is None else [name.strip() for name in text.split(",")]
+def schemes(bits: int | None, text: str | None) -> list[str] | None:
+    """What --activation-schemes names."""
+    if text is None:
+        return None
+    if bits is None:
+        raise InputError("--activation-schemes: they are for --activations; give it, too")
+    return [name.strip() for name in text.split(",")]
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:

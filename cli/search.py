@@ -43,6 +43,7 @@ from . import options
 )
 @click.option("--images", type=click.IntRange(8), default=None, help="Images of each of them; as many as a probe by default.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share these samplings.")
+@options.activations
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Plan file to write.")
 @options.together(options.seed, options.device, options.as_json)
 def command(
@@ -65,11 +66,14 @@ def command(
     verify: int,
     images: int | None,
     workers: int,
+    activations: int | None,
+    activation_schemes: str | None,
     out: Path | None,
     seed: int,
     device: str,
     as_json: bool,
 ) -> None:
+    from ..aq.activations.choice import described
     from ..progress import shown
     from ..reports.summaries import front_table, show
     from ..search.verb import parse_pins, search_front, search_run
@@ -90,6 +94,8 @@ def command(
         "verify": verify,
         "n_images": images,
         "workers": workers,
+        "activations": activations,
+        "activation_schemes": options.schemes(activations, activation_schemes),
         "seed": seed,
     }
     run = Run.open(run_folder, device=device)
@@ -104,5 +110,7 @@ def command(
         options.print_json(rows if front else rows[0])
         return
     show(front_table(found))
+    if activations is not None:
+        click.echo(described(found[0].plan.activations, len(found[0].plan.formats)))
     for note in found[0].plan.provenance["notes"] if not front else ():
         click.echo(note)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ..aq.activations.rounding import Activation
 from ..aq.menu import Entry, header_bytes, model_bytes
+from ..aq.plan import activation_specs
 from ..aq.step_times import StepTimes
 from ..errors import InputError, SedaqError
 from ..models.subject import Subject
@@ -16,10 +18,10 @@ from .problem import Problem, Unit
 _HEADER_BYTES = 8 + len('{"__metadata__":{"format":"pt"}}') + 7  # its length, what it says beside tensors, its padding at most
 
 
-def _fixed_file_bytes(subject: Subject, menus: Mapping[str, Sequence[Entry]]) -> int:
+def _fixed_file_bytes(subject: Subject, menus: Mapping[str, Sequence[Entry]], activations: Mapping[str, Activation]) -> int:
     """Bytes of the file, at most, that no entry of a menu counts."""
     weights = {f"{name}.weight" for name in menus}
-    specs = {name: spec for name, spec in subject.tensor_specs.items() if name not in weights}
+    specs = {name: spec for name, spec in subject.tensor_specs.items() if name not in weights} | activation_specs(activations)
     payload, whole = sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values()), model_bytes(subject)
     # A pin may weigh more than the weight as it is; then offsets can have more digits than entries counted, in at most 4 tensors a layer.
     heaviest = payload + sum(max(entry.size_bytes + entry.book_bytes for entry in menu) for menu in menus.values())
@@ -55,6 +57,7 @@ def build_problem(
     *,
     ties: Sequence[tuple[str, ...]] = (),
     times: StepTimes | None = None,
+    activations: Mapping[str, Activation] | None = None,
 ) -> Problem:
     """The search for a plan of `subject`, without a budget.
 
@@ -63,6 +66,7 @@ def build_problem(
         cost: additive cost of giving a layer an entry, in units of the target, lower is better.
         ties: disjoint groups of layers that choose by equal rate.
         times: what layers take of a sampling step; None: no budget of time can be given.
+        activations: how inputs are rounded, for the bytes of their ranges.
 
     Raises:
         InputError: ties without a common rate.
@@ -71,4 +75,4 @@ def build_problem(
     groups = dict.fromkeys(group_of.get(layer.name, (layer.name,)) for layer in subject.layers)
     units = tuple(_unit(group, menus, cost, times) for group in groups)
     n_weights = sum(layer.n_weights for layer in subject.layers)
-    return Problem(units, n_weights, _fixed_file_bytes(subject, menus), 0 if times is None else times.rest)
+    return Problem(units, n_weights, _fixed_file_bytes(subject, menus, activations or {}), 0 if times is None else times.rest)

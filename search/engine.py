@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from ..aq.activations.rounding import Activation
 from ..aq.menu import Entry
 from ..aq.plan import Plan
 from ..aq.step_times import StepTimes
@@ -89,20 +90,23 @@ class Search:
     storage: str | None = None
     verification: Verification | None = None
     times: StepTimes | None = None
+    activations: Mapping[str, Activation] = field(default_factory=dict)
 
     @classmethod
     def of(cls, subject: Subject, menus: Mapping[str, Sequence[Entry]], predictor: Predictor, options: Mapping[str, Any]) -> Search:
         """From find_plan's options. Raises InputError for those that contradict each other."""
         settings = dict(options)
         check_solver(settings.get("solver", cls.solver))
-        of_layers = {field.name: settings.pop(field.name) for field in fields(Constraints) if field.name in settings}
+        of_layers = {part.name: settings.pop(part.name) for part in fields(Constraints) if part.name in settings}
         restricted, groups, notes = apply_constraints(subject, menus, Constraints(**of_layers))
         return cls(subject, predictor, restricted, groups, tuple(notes), settings.pop("encoding", {}), **settings)
 
     @cached_property
     def problem(self) -> Problem:
         """Without a budget."""
-        return build_problem(self.subject, self.menus, self.predictor.additive_cost, ties=self.ties, times=self.times)
+        return build_problem(
+            self.subject, self.menus, self.predictor.additive_cost, ties=self.ties, times=self.times, activations=self.activations
+        )
 
     def sweep(self, n_trials: int) -> list[Candidate]:
         """What Optuna sees of the whole front; nothing where only the exact solver was asked for."""
@@ -175,7 +179,7 @@ class Search:
 
     def _plan(self, problem: Problem, choice: Choice, **details: Any) -> Plan:
         """The plan of a choice, its exact sizes held against the budgets."""
-        plan = Plan.of(self.subject, problem.formats(choice), encoding=dict(self.encoding), **details)
+        plan = Plan.of(self.subject, problem.formats(choice), encoding=dict(self.encoding), activations=self.activations, **details)
         counted = math.isclose(plan.bits_per_weight * problem.n_weights, 8 * problem.total("weight_bytes", choice))
         if not (counted and problem.fits(choice) and plan.size_bytes <= problem.total("file_bytes", choice)):
             raise SedaqError(f"a plan of {plan.size_bytes} bytes and {plan.bits_per_weight:.6g} bits is not what was searched; report this")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
+from ..aq.activations.rounding import Activation
 from ..aq.formats import Format
 from ..aq.menu import Entry
 from ..aq.step_times import StepTimes
@@ -31,6 +32,7 @@ class Options(TypedDict, total=False):
     verification: samplings to compare plans by (none).
     encoding: effort, seed and calibration of the encodings, for the plan.
     times: what layers take of a sampling step, for a budget of milliseconds and to be stated in plans (none).
+    activations: how the inputs of layers are rounded; of plans, and of what verification measures (not at all).
     """
 
     pins: Mapping[str, Format]
@@ -46,6 +48,7 @@ class Options(TypedDict, total=False):
     verification: Verification | None
     encoding: Mapping[str, Any]
     times: StepTimes | None
+    activations: Mapping[str, Activation]
 
 
 def find_plan(

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..aq.activations.calibration import ranged
+from ..aq.activations.choice import choose
+from ..aq.activations.rounding import Activation
 from ..aq.apply import pipeline_bytes
 from ..aq.formats import Format
 from ..aq.step_times import StepTimes
@@ -73,6 +76,8 @@ def search_run(
     verify: int = 0,
     n_images: int | None = None,
     workers: int = 1,
+    activations: int | None = None,
+    activation_schemes: Sequence[str] | None = None,
     out: Path | None = None,
     **options: Any,
 ) -> FoundPlan:
@@ -82,15 +87,18 @@ def search_run(
         bits: total bits per weight; size, pipeline_size: text such as "2MB", "2MiB" or a number of bytes.
         ms_per_step: milliseconds of a sampling step of `step_images` images at once, on this machine with its present number of threads.
         verify, n_images: samplings at most, and images in each (the run's own number by default). workers: processes that share them.
+        activations: bits that the inputs of layers are rounded to, but for those that measure most sensitive; activation_schemes: names in SCHEMES
+            that they choose from, all if None. What is predicted is of weights alone; verification measures both.
         options: passed to find_plan.
     """
     size_bytes = parse_size(size) if size else None
     predictor, times = load_predictor(run), None
+    choices = rounded_layers(run, activations, activation_schemes)
     if ms_per_step is not None:
         times = StepTimes.of_run(run.folder, run.subject, step_images, **run.settings.sampling)
 
     def find(file_bytes: int | None, verified: bool = True) -> FoundPlan:
-        with verification(run, predictor, verify if verified else 0, n_images, workers) as verifying:
+        with verification(run, predictor, verify if verified else 0, n_images, workers, choices) as verifying:
             return find_plan(
                 run.subject,
                 run.menus,
@@ -101,6 +109,7 @@ def search_run(
                 times=times,
                 verification=verifying,
                 encoding=run.store.identity,
+                activations=choices,
                 **options,
             )
 
@@ -111,14 +120,39 @@ def search_run(
 
 
 def search_front(
-    run: Run, *, bits: Sequence[float] = FRONT_BITS, verify: int = 0, n_images: int | None = None, workers: int = 1, **options: Any
+    run: Run,
+    *,
+    bits: Sequence[float] = FRONT_BITS,
+    verify: int = 0,
+    n_images: int | None = None,
+    workers: int = 1,
+    activations: int | None = None,
+    activation_schemes: Sequence[str] | None = None,
+    **options: Any,
 ) -> list[FoundPlan]:
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
-    predictor = load_predictor(run)
-    with verification(run, predictor, verify, n_images, workers) as verifying:
-        found = find_front(run.subject, run.menus, predictor, bits=bits, verification=verifying, encoding=run.store.identity, **options)
+    predictor, choices = load_predictor(run), rounded_layers(run, activations, activation_schemes)
+    options |= {"encoding": run.store.identity, "activations": choices}
+    with verification(run, predictor, verify, n_images, workers, choices) as verifying:
+        found = find_front(run.subject, run.menus, predictor, bits=bits, verification=verifying, **options)
     write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_json() for plan in found]})
     return found
+
+
+def rounded_layers(run: Run, bits: int | None, schemes: Sequence[str] | None) -> dict[str, Activation]:
+    """How the inputs of each layer are rounded; what was measured for it is kept in the run. Nothing where `bits` is None."""
+    if bits is None:
+        return {}
+    settings = run.settings
+    return choose(
+        run.subject,
+        bits,
+        schemes=schemes,
+        keep_in=run.folder / "activations",
+        steps=settings.steps,
+        seed=settings.seed,
+        **settings.sampling,
+    )
 
 
 @dataclass(frozen=True)
@@ -135,7 +169,14 @@ class _Verifying:
 
 
 @contextmanager
-def verification(run: Run, predictor: Predictor, n: int, n_images: int | None = None, workers: int = 1) -> Iterator[Verification | None]:
+def verification(
+    run: Run,
+    predictor: Predictor,
+    n: int,
+    n_images: int | None = None,
+    workers: int = 1,
+    activations: Mapping[str, Activation] | None = None,
+) -> Iterator[Verification | None]:
     """Measurements on the run's own number of images, unless told otherwise; the predictor learns from them beside the run's probes."""
     if n == 0:
         yield None
@@ -146,5 +187,6 @@ def verification(run: Run, predictor: Predictor, n: int, n_images: int | None = 
             read_probes(run, predictor.metric, others=[measurement.record for measurement in measured]), run.settings.seed
         )
 
-    with Crew(Prober(run), workers) as crew:
+    inputs = ranged(run.subject, activations or {}, run.settings.seed, **run.settings.sampling)
+    with Crew(Prober(run, inputs=inputs), workers) as crew:
         yield Verification(n, _Verifying(crew), refit, n_images or run.settings.n_images, run.settings.steps)

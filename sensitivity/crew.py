@@ -10,6 +10,7 @@ from types import TracebackType
 
 import torch
 
+from ..aq.activations.rounding import RoundedInputs
 from ..aq.formats import Format
 from ..errors import InputError
 from .prober import Measurement, Prober
@@ -81,7 +82,7 @@ class Crew:
     def _started_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
             run, threads = self.prober.run, max(1, torch.get_num_threads() // self.workers)
-            start = (str(run.folder), self.prober.split, run.device, threads)
+            start = (str(run.folder), self.prober.split, self.prober.inputs, run.device, threads)
             self._pool = ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _start_worker, start)
         return self._pool
 
@@ -89,10 +90,10 @@ class Crew:
 _worker: Prober | None = None
 
 
-def _start_worker(folder: str, split: str, device: str, threads: int) -> None:
+def _start_worker(folder: str, split: str, inputs: RoundedInputs | None, device: str, threads: int) -> None:
     global _worker
     torch.set_num_threads(threads)
-    _worker = Prober(Run.open(folder, device=device), split=split)
+    _worker = Prober(Run.open(folder, device=device), split=split, inputs=inputs)
 
 
 def _work(job: Job, steps: int | None) -> Measurement:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..aq.formats import Format
+from ..aq.activations.rounding import RoundedInputs, attached
+from ..aq.formats import AS_IS, Format
 from ..aq.plan import weight_bits
 from ..errors import InputError
 from ..models.noise import purpose_seed
@@ -48,10 +49,11 @@ class Prober:
 
     Args:
         split: statistics to measure shipped subjects against: "train" while choosing, "test" for final figures.
+        inputs: how the inputs of layers are rounded, of those that a plan does not leave as they are.
     """
 
-    def __init__(self, run: Run, *, split: str = "train") -> None:
-        self.run, self.split = run, split
+    def __init__(self, run: Run, *, split: str = "train", inputs: RoundedInputs | None = None) -> None:
+        self.run, self.split, self.inputs = run, split, inputs
         name = run.settings.extractor or run.subject.extractor
         if name is None:
             raise InputError(
@@ -94,6 +96,7 @@ class Prober:
     def key(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> str:
         """Under which a measurement is stored: all that its numbers depend on."""
         layers = {name: str(format) for name, format in formats.items()}
+        rounded = self._rounded(formats)
         return fingerprint(
             [
                 self.run.subject.fingerprint,
@@ -104,8 +107,12 @@ class Prober:
                 steps,
                 self.extractor.fingerprint,
                 self.reference.fingerprint,
+                *([rounded.fingerprint] if rounded.choices else []),
             ]
         )
+
+    def _rounded(self, formats: Mapping[str, Format]) -> RoundedInputs:
+        return (self.inputs or RoundedInputs({})).of({name for name, format in formats.items() if format != AS_IS})
 
     def measure(
         self, formats: Mapping[str, Format], *, purpose: str = "probe", n_images: int | None = None, steps: int | None = None
@@ -162,7 +169,8 @@ class Prober:
         subject = self.run.subject
         full_precision = self.full_precision(purpose, n_images, steps)
         self._assembly.set(formats)
-        images = self._sample(purpose, n_images, steps)
+        with attached(subject.denoiser, *self._rounded(formats).modules(subject.denoiser)):
+            images = self._sample(purpose, n_images, steps)
         features = self.extractor(images)
         try:
             metrics = measure(

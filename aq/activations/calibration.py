@@ -11,7 +11,7 @@ import torch
 
 from ...models.subject import Subject
 from ..tuning.replay import Recording, ReplayBuffer
-from .rounding import N_BUCKETS, Activation, RoundedInputs, on_grid
+from .rounding import N_BUCKETS, RANGES, Activation, RoundedInputs, on_grid
 
 N_IMAGES = 16  # whose trajectories are recorded
 N_ROWS, BATCH, N_VALUES = 256, 32, 4096  # calls looked at, how many at a time, values kept a layer, bucket and batch
@@ -46,6 +46,11 @@ def calibrated(subject: Subject, choices: Mapping[str, Activation], buffer: Repl
     edges = timestep_edges(buffer.timesteps)
     values = collected(subject, set(static), edges, buffer)
     return RoundedInputs(dict(choices), edges, {name: fitted(choice, values[name]) for name, choice in static.items()})
+
+
+def ranged(subject: Subject, choices: Mapping[str, Activation], seed: int, **sampling: Any) -> RoundedInputs | None:
+    """`calibrated` on calls of its own; None where no layer's inputs are rounded."""
+    return calibrated(subject, choices, ReplayBuffer.record(subject, own_calls(seed, sampling))) if choices else None
 
 
 def collected(subject: Subject, names: set[str], edges: tuple[float, ...], buffer: ReplayBuffer) -> dict[str, dict[int, torch.Tensor]]:
@@ -83,11 +88,11 @@ def _inputs(subject: Subject, names: set[str], keep: Any) -> Iterator[None]:
 
 
 def fitted(activation: Activation, values: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Log scales and shifts (N_BUCKETS,) with the least squared error among ranges cut at RATIOS of the greatest values."""
+    """Ranges with the least squared error among those cut at RATIOS of the greatest values, as Activation.tensor_specs has them."""
     known = {bucket: _fitted(activation, x) for bucket, x in values.items()}
     nearest = [min(known, key=lambda other: abs(other - bucket)) for bucket in range(N_BUCKETS)]
     scales, shifts = (torch.tensor([known[bucket][part] for bucket in nearest]) for part in (0, 1))
-    return {"log_scales": scales.log(), **({"shifts": shifts} if activation.is_affine else {})}
+    return {RANGES: torch.stack([scales.log(), *([shifts] if activation.is_affine else [])])}
 
 
 def _fitted(activation: Activation, x: torch.Tensor) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from ..menu import TensorSpec
 
 BITS = range(2, 9)
 N_BUCKETS = 8  # of timesteps
-ACTIVATION = "activation"  # name of the module inside of a coded layer, and so of its tensors in files
+ACTIVATION, RANGES = "activation", "ranges"  # names of the module inside of a coded layer and of its tensor, and so in files
 _POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -78,10 +78,8 @@ class Activation:
         return 2**self.bits - 1 if self.is_affine else 2 ** (self.bits - 1) - 1
 
     def tensor_specs(self) -> dict[str, TensorSpec]:
-        """What is stored with the layer, dtype and shape."""
-        spec = (torch.float32, (N_BUCKETS,))
-        names = ("log_scales", "shifts") if self.is_affine else ("log_scales",)
-        return dict.fromkeys(names, spec) if self.is_static else {}
+        """What is stored with the layer, dtype and shape: by bucket the logarithm of the scale, below it the shift where affine."""
+        return {RANGES: (torch.float32, (1 + self.is_affine, N_BUCKETS))} if self.is_static else {}
 
 
 def on_grid(x: torch.Tensor, activation: Activation, scale: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
@@ -163,8 +161,8 @@ class InputRounding(nn.Module):
         assert self.clock is not None
         buckets = self.clock.of(len(x)).to(x.device)
         shape = (-1, *[1] * (x.ndim - 1))
-        scale = self.log_scales.exp()[buckets].reshape(shape)  # type: ignore[operator]
-        return scale, self.shifts[buckets].reshape(shape) if self.activation.is_affine else None  # type: ignore[index, operator]
+        log_scale, *shift = (row[buckets].reshape(shape) for row in getattr(self, RANGES))
+        return log_scale.exp(), shift[0] if shift else None
 
     def learnable(self) -> dict[str, nn.Parameter]:
         """Make the stored tensors parameters, and return them by name."""

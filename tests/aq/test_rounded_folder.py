@@ -10,8 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from sedaq.aq.activations.calibration import ranged
 from sedaq.aq.activations.rounding import SCHEMES, Activation, attached
-from sedaq.aq.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble, rounded_inputs
+from sedaq.aq.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble
 from sedaq.aq.formats import AS_IS
 from sedaq.aq.layers import coded_modules, densify
 from sedaq.aq.plan import Plan
@@ -64,7 +65,7 @@ def test_a_rounded_folder_answers_as_the_rounded_model_does(subject, rounded_pla
     assert (tmp_path / "q" / WEIGHTS_FILE).stat().st_size == rounded_plan.size_bytes
     assert Plan.load(tmp_path / "q" / PLAN_FILE).activations == rounded_plan.activations
     weights = {name: e.dequantize() for name, e in assemble(subject, rounded_plan, store).items()}
-    inputs = rounded_inputs(subject, rounded_plan, store.seed)
+    inputs = ranged(subject, rounded_plan.activations, store.seed)
     assert inputs is not None
     with subject.weights_replaced(weights):
         unrounded = answer(subject.denoiser)
@@ -98,7 +99,7 @@ def test_saving_a_loaded_model_and_loading_that(subject, rounded_plan, store, tm
     first.save_pretrained(tmp_path / "again")
     assert torch.equal(answer(load(tmp_path / "again")), answer(first))
     a, b = (safetensors.torch.load_file(tmp_path / name / WEIGHTS_FILE) for name in ("q", "again"))
-    assert a.keys() == b.keys() and any(name.endswith("activation.log_scales") for name in a)
+    assert a.keys() == b.keys() and any(name.endswith("activation.ranges") for name in a)
     configs = [json.loads((tmp_path / name / "config.json").read_text())["quantization_config"] for name in ("q", "again")]
     assert configs[0] == configs[1] and len(configs[0]["timestep_edges"]) == 7
 
@@ -119,13 +120,13 @@ def test_ranges_survive_a_cast(subject, rounded_plan, store, tmp_path):
 
 def test_tuning_learns_ranges_and_what_is_stored_is_what_was_judged(subject, rounded_plan, store, tmp_path, monkeypatch):
     monkeypatch.setenv("SEDAQ_KERNEL", "reference")
-    before = rounded_inputs(subject, rounded_plan, store.seed)
+    before = ranged(subject, rounded_plan.activations, store.seed)
     tuned = apply(subject, rounded_plan, store, tmp_path / "q", tune_steps=8, settings=SHORT)
     assert tuned.best[1] < tuned.losses[0][1]
     assert tuned.inputs is not None and tuned.inputs.choices == before.choices
     static = [name for name, choice in rounded_plan.activations.items() if choice.is_static]
     assert set(tuned.inputs.tensors) == set(static)
-    assert all(not torch.equal(tuned.inputs.tensors[name]["log_scales"], before.tensors[name]["log_scales"]) for name in static)
+    assert all(not torch.equal(tuned.inputs.tensors[name]["ranges"], before.tensors[name]["ranges"]) for name in static)
     model = load(tmp_path / "q")
     densify(model)
     student = Student(subject, tuned.encodings, tuned.inputs)
@@ -137,7 +138,7 @@ def test_tuning_learns_ranges_and_what_is_stored_is_what_was_judged(subject, rou
 
 def test_a_rounded_tuning_repeats_and_depends_on_how_inputs_are_rounded(subject, rounded_plan, store, tmp_path):
     encodings = assemble(subject, rounded_plan, store)
-    inputs = rounded_inputs(subject, rounded_plan, store.seed)
+    inputs = ranged(subject, rounded_plan.activations, store.seed)
     first = tune(subject, encodings, SHORT, inputs=inputs, folder=tmp_path)
     again = tune(subject, encodings, SHORT, inputs=inputs)
     assert first.losses == again.losses

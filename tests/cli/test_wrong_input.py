@@ -262,6 +262,19 @@ def test_an_unknown_effort(refused: Refused, made: Made) -> None:
     assert "heroic" in message and "fast" in message
 
 
+def test_tuning_and_rounding_that_contradict(refused: Refused, made: Made) -> None:
+    target = ("apply", made.subject, made.plan, "--out", "o", "--run", made.run)
+    assert "--tune-steps and --tune-minutes: give one" in refused(*target, "--tune-steps", "5", "--tune-minutes", "1")
+    assert "'--tune-minutes'" in refused(*target, "--tune-minutes", "0")
+    assert "'--tune-steps'" in refused(*target, "--tune-steps", "-1")
+    for verb in (target, ("search", "--run", made.run, "--bits", "3")):
+        assert "'--activations'" in refused(*verb, "--activations", "5")
+        assert "--activation-schemes: they are for --activations" in refused(*verb, "--activation-schemes", "token")
+    search = ("search", "--run", made.run, "--bits", "3", "--activations", "8", "--activation-schemes")
+    assert "scheme 'channel' is unknown; choose among token" in refused(*search, "channel")
+    assert "no argument `timestep`" in refused(*search, "step")
+
+
 def test_a_denoiser_that_no_diffusers_folder_can_hold(refused: Refused, made: Made) -> None:
     message = refused("apply", made.subject, made.plan, "--out", "o", "--run", made.run)
     assert "subject tiny: its denoiser is no diffusers model" in message and "sedaq.tune" in message

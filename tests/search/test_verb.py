@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sedaq.aq.activations.rounding import SCHEMES, Activation
 from sedaq.aq.apply import pipeline_bytes
+from sedaq.aq.formats import AS_IS
 from sedaq.aq.menu import ruled_menus
 from sedaq.errors import InputError
 from sedaq.models.loading import load
@@ -72,3 +75,18 @@ def test_what_cannot_be_is_refused(run, find) -> None:
         find_within_pipeline(run, "30kB", find)
     with pytest.raises(InputError, match="use --size for the denoiser's file"):
         find_within_pipeline(SimpleNamespace(subject=SimpleNamespace(folder=None, component="", name="bare")), "1MB", find)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_budgets_hold_with_the_ranges_of_rounded_inputs(scheme, run) -> None:
+    menus, predictor = ruled_menus(run.subject), FakePredictor({})
+    activations = {layer.name: Activation(8, scheme) for layer in run.subject.layers}
+    plain = find_plan(run.subject, menus, predictor, size_bytes=40_000, solver="exact").plan
+    found = find_plan(run.subject, menus, predictor, size_bytes=40_000, solver="exact", activations=activations)
+    assert found.plan.size_bytes <= 40_000 and found.uniform.size_bytes <= 40_000
+    for plan in (found.plan, found.uniform):
+        coded = {name for name, format in plan.formats.items() if format != AS_IS}
+        assert plan.activations == {name: choice for name, choice in activations.items() if name in coded} != {}
+    ranges = found.plan.size_bytes - replace(found.plan, activations={}).with_activations(run.subject, {}).size_bytes
+    assert (ranges > 0) == SCHEMES[scheme].static
+    assert found.plan.bits_per_weight <= plain.bits_per_weight + 1e-9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sedaq.aq.activations.rounding import Activation, RoundedInputs, attached
 from sedaq.aq.formats import AS_IS
 from sedaq.sensitivity.assembly import Assembly
 from sedaq.sensitivity.crew import Crew, Job
@@ -83,3 +84,26 @@ def test_other_purposes_keep_their_features(run: Run) -> None:
     assert made.pooled is not None and made.pooled.shape[0] == 8
     read = Prober(run).measure(plan, purpose="verify", n_images=8)
     assert read.pooled is not None and torch.equal(read.pooled, made.pooled) and read.record == made.record
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_inputs_are_rounded_while_a_plan_is_measured_and_only_of_layers_with_codes(workers: int, run: Run) -> None:
+    names = [layer.name for layer in run.subject.layers]
+    low = {name: run.menus[name][0].format for name in names}
+    kept = {**low, names[0]: AS_IS}
+    inputs = RoundedInputs({name: Activation(4) for name in names})
+    jobs = [Job(plan, 16, "verify") for plan in (low, kept, {name: AS_IS for name in names})]
+    with Crew(Prober(run), workers) as crew:
+        plain = list(crew.measure(jobs))
+    with Crew(Prober(run, inputs=inputs), workers) as crew:
+        assert [crew.is_stored(job) for job in jobs] == [False, False, True], "nothing is rounded where nothing is coded"
+        rounded = list(crew.measure(jobs))
+    assert rounded[2].record == plain[2].record
+    assert all(a.record["metrics"]["fid"] != b.record["metrics"]["fid"] for a, b in zip(plain[:2], rounded, strict=False))
+    assert all(not module._forward_pre_hooks for module in run.subject.denoiser.modules())
+    weights = {name: run.store.get(run.subject.layer(name), low[name]).dequantize() for name in names[1:]}
+    some = inputs.of(set(names[1:]))
+    prober = Prober(run, inputs=inputs)
+    with run.subject.weights_replaced(weights), attached(run.subject.denoiser, *some.modules(run.subject.denoiser)):
+        features = prober.extractor(prober._sample("verify", 16, run.settings.steps))
+    torch.testing.assert_close(features.pooled, rounded[1].pooled, atol=1e-4, rtol=1e-4)

@@ -30,9 +30,9 @@ class _Stepped(nn.Module):
 
 def static(bits: int, scheme: str, scales: list[float], shift: float = 0.0) -> tuple[InputRounding, Clock]:
     choice = Activation(bits, scheme)
-    tensors = {"log_scales": torch.tensor(scales).log(), "shifts": torch.full((N_BUCKETS,), shift)}
+    ranges = torch.stack([torch.tensor(scales).log(), *([torch.full((N_BUCKETS,), shift)] if choice.is_affine else [])])
     clock = Clock(_Stepped(), tuple(range(10, 80, 10)))
-    return InputRounding(choice, (), {name: tensors[name] for name in choice.tensor_specs()}, clock), clock
+    return InputRounding(choice, (), {"ranges": ranges}, clock), clock
 
 
 # -- grids -------------------------------------------------------------------------------------------------------------------------------
@@ -77,8 +77,8 @@ def test_choices_that_do_not_exist():
 def test_what_kernels_compute_with_and_what_is_stored():
     assert [choice for choice in CHOICES if choice.is_real] == [Activation(8, "token")]
     assert Activation(6, "token").tensor_specs() == Activation(6, "token-affine").tensor_specs() == {}
-    assert Activation(6, "step").tensor_specs() == {"log_scales": (torch.float32, (N_BUCKETS,))}
-    assert list(Activation(6, "step-affine").tensor_specs()) == ["log_scales", "shifts"]
+    assert Activation(6, "step").tensor_specs() == {"ranges": (torch.float32, (1, N_BUCKETS))}
+    assert Activation(6, "step-affine").tensor_specs() == {"ranges": (torch.float32, (2, N_BUCKETS))}
 
 
 # -- dynamic ranges ----------------------------------------------------------------------------------------------------------------------
@@ -154,9 +154,9 @@ def test_a_clock_reads_the_timestep_wherever_it_stands():
 
 def test_ranges_become_parameters_once():
     rounding, _ = static(8, "step-affine", [1.0] * N_BUCKETS)
-    assert not list(rounding.parameters()) and set(dict(rounding.named_buffers())) == {"log_scales", "shifts"}
+    assert not list(rounding.parameters()) and set(dict(rounding.named_buffers())) == {"ranges"}
     first = rounding.learnable()
-    assert set(first) == {"log_scales", "shifts"} and all(p.requires_grad for p in first.values())
+    assert set(first) == {"ranges"} and all(p.requires_grad for p in first.values())
     assert all(rounding.learnable()[name] is p for name, p in first.items())
 
 
@@ -188,12 +188,12 @@ def test_windows_come_from_the_modules():
 
 
 def test_the_fingerprint_is_of_all_that_rounding_depends_on():
-    tensors = {"a": {"log_scales": torch.zeros(N_BUCKETS)}}
+    tensors = {"a": {"ranges": torch.zeros(1, N_BUCKETS)}}
     base = RoundedInputs({"a": Activation(8, "step")}, (1.0, 2.0), tensors)
     others = [
         dataclasses.replace(base, choices={"a": Activation(6, "step")}),
         dataclasses.replace(base, edges=(1.0, 3.0)),
-        dataclasses.replace(base, tensors={"a": {"log_scales": torch.ones(N_BUCKETS)}}),
+        dataclasses.replace(base, tensors={"a": {"ranges": torch.ones(1, N_BUCKETS)}}),
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert base.fingerprint == dataclasses.replace(base).fingerprint
