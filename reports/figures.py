@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from . import plan_figures as plans
 from . import search_figures as searches
 from . import sensitivity_figures as layers
+from . import tuning_figures as tunings
 from .inputs import RunData, text_of
 from .numbers import METRIC_LABELS, bits, count, interval, megabytes, number
 
@@ -229,6 +230,16 @@ FIGURES: tuple[FigureSpec, ...] = (
         searches.contest,
         searches.contest_caption,
         searches.contest_table,
+    ),
+    FigureSpec(
+        "tuning",
+        "Tuning",
+        "tunings.jsonl",
+        "sedaq apply --run DIR --tune-steps N",
+        lambda data: bool(data.tunings),
+        tunings.tuning,
+        tunings.tuning_caption,
+        tunings.tuning_table,
     ),
     FigureSpec(
         "sensitivity_layers",

@@ -36,6 +36,7 @@ class RunData:
     plan_name: str = ""  # where the plan comes from, for people
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # the last record of each name
     contest: dict[str, Any] | None = None  # searched plans beside what others do, {rows, conditions} of `sedaq bench search`
+    tunings: list[dict[str, Any]] = field(default_factory=list)  # the last record of each name that `sedaq apply` wrote
     grids: dict[str, torch.Tensor] = field(default_factory=dict)  # (n, C, H, W) in [0, 1], by variant
 
     @property
@@ -105,6 +106,7 @@ def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None) -> R
         plan_name=plan_name,
         evaluations=list(latest.values()),
         contest=read_json(folder / "contest.json", "contest") if (folder / "contest.json").exists() else None,
+        tunings=_read_tunings(folder / "tunings.jsonl"),
         grids=_stored_grids(folder / "figures" / "grids.safetensors") if grids is None else checked_grids(grids),
     )
 
@@ -145,6 +147,18 @@ def _read_fit(path: Path) -> dict[str, Any] | None:
         for row in fit["predictions"]:
             as_float(row["measured"]), as_float(row["predicted"]), as_float(row["bits_per_weight"])
     return fit
+
+
+def _read_tunings(path: Path) -> list[dict[str, Any]]:
+    latest: dict[str, dict[str, Any]] = {}
+    for record in read_records(path, "tuning"):
+        with complaints(path, "remove the line, or tune again with `sedaq apply`"):
+            for step, loss in record["held_out_losses"]:
+                int(step), as_float(loss)
+            str(record["ending"]), as_float(record["seconds"])
+            latest.pop(record["name"], None)
+            latest[record["name"]] = record
+    return list(latest.values())
 
 
 def _read_front(path: Path) -> list[dict[str, Any]] | None:

@@ -175,7 +175,7 @@ def fit_content() -> dict[str, Any]:
 def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None = None) -> Path:
     """Write the named inputs, all where `only` is None; run.json always."""
     names = layer_names(n_blocks)
-    wanted = only if only is not None else ("probes", "fit", "sensitivity", "front", "plan", "contest", "evaluations")
+    wanted = only if only is not None else ("probes", "fit", "sensitivity", "front", "plan", "contest", "tunings", "evaluations")
     settings = {"seed": 7, "n_images": 512, "steps": 10, "extractor": "embedded", "reference": "mnist train"}
     write_json(
         folder / "run.json",
@@ -205,6 +205,11 @@ def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None =
         write_json(folder / "plans" / "two.json", "plan", plan_content(names))
     if "contest" in wanted:
         write_json(folder / "contest.json", "contest", contest_content())
+    if "tunings" in wanted:
+        for name, factor in (("first", 1.0), ("searched+tuned", 0.5)):
+            losses = [[0, 0.02], [50, 0.02 * factor], [100, 0.012 * factor], [150, None]]
+            record = {"name": name, "plan_hash": "0" * 16, "held_out_losses": losses, "settings": {"steps": 200}, "seconds": 75.0}
+            append_record(folder / "tunings.jsonl", "tuning", record | {"ending": "the loss diverged at step 150"})
     if "evaluations" in wanted:
         for name, size, bits, fid, se, agreement, psnr in EVALUATIONS:
             metrics = {

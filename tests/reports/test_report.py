@@ -132,6 +132,13 @@ def test_how_the_plan_was_found_and_how_it_fares_is_said(full_run: Path) -> None
     assert written.loc[(2.0, "uniform"), ["excess", "excess_low", "over_searched"]].tolist() == [18.0, 17.5, 16.0]
 
 
+def test_the_way_of_tuning_is_shown_and_said(full_run: Path) -> None:
+    text = html.unescape((full_run / "report.html").read_text())
+    assert "searched+tuned: from 0.0200 to 0.00600 after 100 of 150 steps, 1 min 15 s. Its end: the loss diverged at step 150." in text
+    written = pd.read_csv(full_run / "figures" / "tuning.csv").set_index(["name", "step"])["held_out_loss"]
+    assert written["first", 100] == 0.012 and math.isnan(written["searched+tuned", 150])
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
