@@ -17,6 +17,7 @@ import torch
 
 from ..errors import InputError
 from ..kernels import costs
+from ..models.images import all_images
 from ..models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ..models.subject import Subject
 from ..storage import SCHEMA, append_record, json_bytes
@@ -50,6 +51,7 @@ def apply(
     *,
     tune_steps: int = 0,
     tune_minutes: float | None = None,
+    tune_images: Path | None = None,
     buffer_folder: Path | None = None,
     settings: TuneSettings | None = None,
     **sampling: Any,
@@ -62,6 +64,7 @@ def apply(
     Args:
         store: of the run that the plan came from, so that its encodings are used.
         tune_steps: 0 leaves the encodings as they are. tune_minutes: as many steps as there is time for, instead.
+        tune_images: folder or .npz of a user's own images to learn from beside trajectories.
         buffer_folder: where the replay buffer stays for other tunings of the same model.
         settings: everything else about tuning.
         sampling: settings of the subject's sample function, for the trajectories that tuning learns from.
@@ -82,7 +85,8 @@ def apply(
         return tuned
     settings = replace(settings or TuneSettings(), steps=tune_steps, minutes=tune_minutes)
     began, folder = time.perf_counter(), out.with_name(f".{out.name}.tuning")
-    tuned = tune(subject, encodings, settings, inputs=inputs, folder=folder, buffer_folder=buffer_folder, **sampling)
+    images = None if tune_images is None else all_images(tune_images, subject.image_shape)
+    tuned = tune(subject, encodings, settings, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, **sampling)
     save_folder(subject, plan, tuned, out)
     shutil.rmtree(folder)
     append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, settings, time.perf_counter() - began))

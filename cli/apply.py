@@ -40,6 +40,12 @@ from . import options
     default=None,
     help="Folder that keeps the trajectories for other tunings of the same model; recorded there if it is empty.",
 )
+@click.option(
+    "--tune-images",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder or .npz of your own images to learn from beside the model's trajectories; none are needed.",
+)
 @options.activations
 @options.together(options.exclude, options.guidance, options.prompts, options.device)
 def command(
@@ -51,6 +57,7 @@ def command(
     tune_steps: int,
     tune_minutes: float | None,
     tune_buffer: Path | None,
+    tune_images: Path | None,
     activations: int | None,
     activation_schemes: str | None,
     exclude: tuple[str, ...],
@@ -87,7 +94,15 @@ def command(
             rounded = choose(store.subject, activations, schemes=schemes, keep_in=kept, seed=store.seed, **sampling)
             chosen = chosen.with_activations(store.subject, rounded)
         tuned = apply(
-            store.subject, chosen, store, out, tune_steps=tune_steps, tune_minutes=tune_minutes, buffer_folder=tune_buffer, **sampling
+            store.subject,
+            chosen,
+            store,
+            out,
+            tune_steps=tune_steps,
+            tune_minutes=tune_minutes,
+            tune_images=tune_images,
+            buffer_folder=tune_buffer,
+            **sampling,
         )
     click.echo(f"{out}: {chosen.size_bytes:,} bytes, {chosen.bits_per_weight:.3f} bits a weight")
     if chosen.activations:

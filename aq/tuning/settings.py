@@ -10,7 +10,7 @@ from .code_steps import CODE_STEPS
 from .forgetting import FORGETTINGS
 from .orders import ORDERS
 from .replay import N_PARTS
-from .stages import STAGES
+from .stages import STAGES, WHOLE
 from .weighting import WEIGHTINGS
 
 
@@ -59,6 +59,11 @@ class TuneSettings:
                 raise InputError(f"tuning: {field} {name!r} is unknown; choose among {', '.join(table)}")
         if not self.stages or any(share <= 0 for _, share in self.stages):
             raise InputError("tuning: stages need shares above 0")
+
+    @property
+    def teacher_rests(self) -> bool:
+        """Whether the full-precision model is not needed once the replay buffer is recorded."""
+        return not self.refresh_every and all(name == WHOLE for name, _ in self.stages)
 
     def stage_at(self, progress: float) -> str:
         """The stage at a part in [0, 1) of all steps."""

@@ -6,7 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ...errors import InputError
 from ...models.subject import Subject
+from .own_images import with_images
 from .replay import N_PARTS, Recording, ReplayBuffer
 from .settings import TuneSettings
 from .weighting import Context, TimestepWeights
@@ -15,13 +19,19 @@ from .weighting import Context, TimestepWeights
 class Trajectories:
     """Rows to tune on, and rows of other trajectories to judge by."""
 
-    def __init__(self, subject: Subject, settings: TuneSettings, folder: Path | None, sampling: dict[str, Any]) -> None:
+    def __init__(
+        self, subject: Subject, settings: TuneSettings, folder: Path | None, sampling: dict[str, Any], images: torch.Tensor | None = None
+    ) -> None:
         self.subject, self.n_images = subject, settings.n_images
         self.recording = Recording("tune", settings.n_images, 0, settings.sampling_steps, settings.seed, sampling)
         held_out = replace(self.recording, purpose="tune check", n_images=N_PARTS * max(1, settings.n_images // 32))
         self.tuning = self._opened(self.recording, folder and folder / "trajectories.safetensors")
         self.held_out = self._opened(held_out, folder and folder / "held_out.safetensors")
         self.n_refreshes = 0
+        if images is not None:
+            if settings.refresh_every:
+                raise InputError("tuning: own images and refreshing exclude each other; give one of them")
+            self.tuning = with_images(self.tuning, subject, images, settings.seed)
         self.weights = TimestepWeights(settings.weighting, Context(subject, self.recording), self.tuning)
 
     def _opened(self, recording: Recording, path: Path | None) -> ReplayBuffer:

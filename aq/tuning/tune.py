@@ -7,12 +7,14 @@ V step: some groups are encoded anew where the gradients of their dense weights 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...models.subject import Subject
 from ...storage import fingerprint, tensor_fingerprint
@@ -47,6 +49,7 @@ def tune(
     settings: TuneSettings | None = None,
     *,
     inputs: RoundedInputs | None = None,
+    images: torch.Tensor | None = None,
     folder: Path | None = None,
     buffer_folder: Path | None = None,
     **sampling: Any,
@@ -60,6 +63,7 @@ def tune(
         subject: in full precision; it is left as it is.
         encodings: one for each eligible layer.
         inputs: how the inputs of layers are rounded; ranges of static schemes are tuned, too.
+        images: a user's own, (n, C, H, W) in [0, 1], to learn from beside trajectories.
         folder: where the state is kept on the way, so that tuning killed and begun again gives bit for bit what it would have given.
         buffer_folder: where the replay buffer is kept; `folder` if None.
         sampling: settings of the subject's sample function.
@@ -79,15 +83,30 @@ def tune(
             tensor_fingerprint((f"{path}/{key}", t) for path, e in sorted(encodings.items()) for key, t in sorted(e.tensors.items())),
             vars(settings),
             None if inputs is None else inputs.fingerprint,
+            None if images is None else tensor_fingerprint([("images", images)]),
             sampling,
         ]
     )
-    run = TuningRun(subject, student, Trajectories(subject, settings, buffer_folder or folder, sampling), settings)
+    run = TuningRun(subject, student, Trajectories(subject, settings, buffer_folder or folder, sampling, images), settings)
     checkpoint = Checkpoint(folder, identity) if folder else None
-    if checkpoint is None or not checkpoint.load(run):
-        run.begin()
-    ending = run.finish(checkpoint.save if checkpoint else None)
+    with _aside(subject.denoiser, student.device, when=settings.teacher_rests):
+        if checkpoint is None or not checkpoint.load(run):
+            run.begin()
+        ending = run.finish(checkpoint.save if checkpoint else None)
     student.restore(run.best)
     provenance: dict[str, str | int | float] = {"tune_steps": run.n_steps, "tune_seed": settings.seed}
     others = {name: parameter.detach().clone() for name, parameter in student.others.items()}
     return Tuned(student.encoded(encodings, provenance), others, run.losses, student.inputs() if inputs else None, ending)
+
+
+@contextmanager
+def _aside(teacher: nn.Module, device: torch.device, *, when: bool) -> Iterator[None]:
+    """Keep the teacher in the host's memory while the block runs: its answers are in the replay buffer."""
+    if not when or device.type == "cpu":
+        yield
+        return
+    teacher.to("cpu")
+    try:
+        yield
+    finally:
+        teacher.to(device)

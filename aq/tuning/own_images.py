@@ -1,0 +1,73 @@
+"""A user's own images in the replay buffer, beside the model's trajectories."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from ...errors import InputError
+from ...models.noise import purpose_seed
+from ...models.subject import Subject
+from .replay import FLOAT, ReplayBuffer, first_tensor
+
+BATCH = 64
+
+
+def with_images(buffer: ReplayBuffer, subject: Subject, images: torch.Tensor, seed: int) -> ReplayBuffer:
+    """The buffer, and behind it every call once more with x_t made of an image: noised to the call's timestep, its condition kept, answered by the
+    teacher. Distillation asks for no match of image and condition.
+
+    Args:
+        images: (n, C, H, W) in [0, 1]; drawn with replacement. Pipelines with a VAE encode them.
+
+    Raises:
+        InputError: a scheduler that adds no noise, or that scales what the denoiser gets.
+    """
+    scheduler = subject.scheduler
+    if not hasattr(scheduler, "add_noise") or getattr(scheduler, "init_noise_sigma", 1.0) != 1.0:
+        raise InputError(
+            f"--tune-images: the scheduler of {subject.name} ({type(scheduler).__name__}) cannot noise images to a timestep as the denoiser gets them; "
+            "leave the images out"
+        )
+    rng = torch.Generator().manual_seed(purpose_seed(seed, "tune images"))
+    clean = _latents(subject, images)
+    name = _latent_argument(subject, buffer)
+    chosen = clean[torch.randint(len(clean), (len(buffer),), generator=rng)]
+    noise = torch.randn(chosen.shape, generator=rng)
+    tensors = dict(buffer.tensors)
+    tensors[name] = scheduler.add_noise(chosen, noise, buffer.timesteps.long()).to(FLOAT)
+    device = next(subject.denoiser.parameters()).device
+    noised = ReplayBuffer(tensors, buffer.fixed, buffer.call_lengths)
+    answers = []
+    with torch.inference_mode():
+        for rows in torch.arange(len(buffer)).split(BATCH):
+            call, _ = noised.batch(rows, device)
+            answers.append(first_tensor(subject.denoiser(**call)).cpu().to(FLOAT))
+    tensors["output"] = torch.cat(answers)
+    both = {key: torch.cat([buffer.tensors[key], tensor]) for key, tensor in tensors.items()}
+    return ReplayBuffer(both, buffer.fixed, buffer.call_lengths * 2)
+
+
+def _latent_argument(subject: Subject, buffer: ReplayBuffer) -> str:
+    """The denoiser's first argument."""
+    name = next(iter(inspect.signature(subject.denoiser.forward).parameters))
+    if name not in buffer.tensors:
+        raise InputError(
+            f"--tune-images: the first argument of {subject.name}'s denoiser, {name!r}, is not what it denoises; leave the images out"
+        )
+    return name
+
+
+def _latents(subject: Subject, images: torch.Tensor) -> torch.Tensor:
+    """What the denoiser works on, float32."""
+    vae: Any = getattr(getattr(subject.sampler, "pipeline", None), "vae", None)
+    if vae is None:
+        return 2 * images - 1
+    parameter = next(vae.parameters())
+    with torch.inference_mode():
+        parts = [vae.encode((2 * some - 1).to(parameter)).latent_dist.mean.float().cpu() for some in images.split(8)]
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    found: torch.Tensor = (torch.cat(parts) - shift) * vae.config.scaling_factor
+    return found

@@ -1,0 +1,89 @@
+"""Image files as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+BATCH_SIZE = 256  # images
+
+
+def image_batches(path: Path, image_shape: tuple[int, ...]) -> tuple[int, Iterator[Tensor]]:
+    """Number of images and uint8 batches (b, C, H, W), of a folder's files at any depth or of an .npz with one uint8 array.
+
+    Raises:
+        InputError: nothing there, files that are no images, images of another shape.
+    """
+    if path.is_dir():
+        return _folder_batches(path, image_shape)
+    if path.suffix != ".npz":
+        raise InputError(f"{path}: holds no images; name a folder of images or an .npz")
+    return _array_batches(path, image_shape)
+
+
+def all_images(path: Path, image_shape: tuple[int, ...]) -> Tensor:
+    """(n, C, H, W) float32 in [0, 1]. Raises InputError as image_batches."""
+    return torch.cat([batch.float() / 255 for batch in image_batches(path, image_shape)[1]])
+
+
+def _check_shape(where: str, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
+    if shape != image_shape:
+        raise InputError(
+            f"{where}: image of shape {shape} where the model makes {image_shape} (channels, height, width); resize the images"
+        )
+
+
+def _read_image(path: Path, image_shape: tuple[int, ...]) -> Tensor:
+    """One image file as uint8 (C, H, W). Gray files serve a model of colour images; colour files do not serve a gray one."""
+    try:
+        with Image.open(path) as file:
+            gray = file.mode in ("1", "L", "LA") and image_shape[0] == 1
+            pixels = np.array(file.convert("L" if gray else "RGB"))
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: not a readable image; remove it or replace it") from error
+    image = torch.from_numpy(pixels)
+    image = image.unsqueeze(0) if gray else image.permute(2, 0, 1)
+    _check_shape(str(path), tuple(image.shape), image_shape)
+    return image
+
+
+def _folder_batches(folder: Path, image_shape: tuple[int, ...]) -> tuple[int, Iterator[Tensor]]:
+    """Number of images and uint8 batches of all image files below `folder`, in the order of their paths."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise InputError(f"{folder}: no image below it; files of {', '.join(SUFFIXES)} are looked for")
+    starts = range(0, len(paths), BATCH_SIZE)
+    return len(paths), (torch.stack([_read_image(path, image_shape) for path in paths[i : i + BATCH_SIZE]]) for i in starts)
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """The uint8 array of an .npz; other arrays beside it, such as statistics, are ignored."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read as .npz; it is damaged or no such file") from error
+    candidates = [array for array in arrays.values() if array.dtype == np.uint8 and array.ndim in (3, 4)]
+    if len(candidates) != 1:
+        found = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items())
+        raise InputError(f"{path}: needs one uint8 array of images (n, H, W, C), (n, C, H, W) or (n, H, W), but holds {found}")
+    return candidates[0]
+
+
+def _array_batches(path: Path, image_shape: tuple[int, ...]) -> tuple[int, Iterator[Tensor]]:
+    images = torch.from_numpy(_read_array(path))
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    elif tuple(images.shape[1:]) != image_shape:
+        images = images.permute(0, 3, 1, 2)
+    _check_shape(str(path), tuple(images.shape[1:]), image_shape)
+    return len(images), iter(images.split(BATCH_SIZE))

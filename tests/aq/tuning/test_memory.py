@@ -1,0 +1,67 @@
+"""What the formula says is what tensors take."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sedaq.aq.apply import assemble
+from sedaq.aq.tuning.memory import tuning_bytes
+from sedaq.aq.tuning.run import TuningRun
+from sedaq.aq.tuning.student import Student
+from sedaq.aq.tuning.trajectories import Trajectories
+from sedaq.aq.tuning.tune import _aside
+
+
+def size(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}, {"code_step": "none"}], ids=str)
+def test_every_part_is_as_large_as_its_tensors(changes, blocks, shared_plan, books, small):
+    settings = dataclasses.replace(small, code_every=1, **changes)
+    encodings = assemble(blocks, shared_plan, books)
+    run = TuningRun(blocks, Student(blocks, encodings), Trajectories(blocks, settings, None, {}), settings)
+    run.look()
+    run.tune_step(1)
+    stated = tuning_bytes(blocks, shared_plan.formats, settings)
+    layers, parameters = run.student.layers.values(), run.optimizer.parameters.values()
+    held = [run.student.denoiser.get_submodule(path).weight for path in run.student.layers]
+    assert stated["weights"] == stated["gradients"] == size(held)
+    assert stated["wishes"] == size(layer.wish for layer in layers if layer.wish is not None)
+    best_codes = [tensor for name, tensor in run.best.items() if name.endswith("/codes")]
+    assert stated["codes"] == size(layer.codes for layer in layers) + size(best_codes)
+    best = [tensor for name, tensor in run.best.items() if not name.endswith("/codes")]
+    measured = (
+        size(parameters) + size(p.grad for p in parameters) + size(best) + size(run.optimizer.tensors().values()) + size(run.means.values())
+    )
+    # Embeddings and parameters that no gradient reaches are counted and not tuned; they are few.
+    assert 0.8 * stated["parameters"] <= measured <= stated["parameters"]
+    assert stated["teacher"] == size(blocks.denoiser.parameters())
+
+
+def test_the_teacher_rests_where_whole_answers_are_compared(small):
+    assert small.teacher_rests
+    assert not dataclasses.replace(small, refresh_every=5).teacher_rests
+    assert not dataclasses.replace(small, stages=(("blocks", 1.0), ("whole", 1.0))).teacher_rests
+
+
+def test_a_resting_teacher_goes_to_the_host_and_comes_back():
+    class Moved(torch.nn.Module):
+        places: list[str]
+
+        def to(self, place):
+            self.places.append(str(place))
+            return self
+
+    teacher = Moved()
+    teacher.places = []
+    with _aside(teacher, torch.device("cuda"), when=True):
+        assert teacher.places == ["cpu"]
+    assert teacher.places == ["cpu", "cuda"]
+    for device, when in (("cpu", True), ("cuda", False)):
+        with _aside(teacher, torch.device(device), when=when):
+            pass
+    assert teacher.places == ["cpu", "cuda"]
