@@ -18,7 +18,7 @@ from torch import nn
 
 from ...models.subject import Subject
 from ...storage import fingerprint, tensor_fingerprint
-from ..activations.rounding import RoundedInputs
+from ..activations.rounding import RoundedInputs, attached
 from ..encoding import Encoding
 from .checkpoint import Checkpoint
 from .run import TuningRun
@@ -41,6 +41,22 @@ class Tuned:
     def best(self) -> tuple[int, float]:
         """Step and loss of what is handed out."""
         return min(self.losses, key=lambda pair: pair[1] if math.isfinite(pair[1]) else math.inf)
+
+    @contextmanager
+    def installed(self, subject: Subject) -> Iterator[None]:
+        """Run the block with `subject` made of this: de-quantized weights, tuned tensors, rounded inputs."""
+        parameters = dict(subject.denoiser.named_parameters())
+        originals = {name: parameters[name].data for name in self.others}
+        inputs = self.inputs or RoundedInputs({})
+        weights = {name: encoding.dequantize() for name, encoding in self.encodings.items()}
+        with subject.weights_replaced(weights), attached(subject.denoiser, *inputs.modules(subject.denoiser)):
+            try:
+                for name, tensor in self.others.items():
+                    parameters[name].data = tensor
+                yield
+            finally:
+                for name, original in originals.items():
+                    parameters[name].data = original
 
 
 def tune(

@@ -30,17 +30,8 @@ def held_out_loss(subject: Subject, tuned: Tuned, settings: TuneSettings) -> flo
     """From what would be stored, by the teacher's modules with other weights, and its buffer made anew."""
     buffer = Trajectories(subject, settings, None, {}).held_out
     call, target = buffer.batch(torch.arange(len(buffer)), CPU)
-    parameters = dict(subject.denoiser.named_parameters())
-    originals = {name: parameters[name].data for name in tuned.others}
-    with subject.weights_replaced({name: encoding.dequantize() for name, encoding in tuned.encodings.items()}):
-        for name, tensor in tuned.others.items():
-            parameters[name].data = tensor
-        try:
-            with torch.no_grad():
-                return (subject.denoiser(**call).sample - target).square().mean().item()
-        finally:
-            for name, tensor in originals.items():
-                parameters[name].data = tensor
+    with tuned.installed(subject), torch.no_grad():
+        return (subject.denoiser(**call).sample - target).square().mean().item()
 
 
 @pytest.fixture
