@@ -27,7 +27,7 @@ class TunableLayer(nn.Module):
         tensors = {name: tensor.to(device) for name, tensor in encoding.tensors.items()}
         matrix = coded_matrix(encoding.format, encoding.shape, tensors)
         self.encoding, self.format = encoding, encoding.format
-        self.codes = matrix.codes.long()  # (out, G, M)
+        self.codes = matrix.codes.int()  # (out, G, M)
         self.order = None if matrix.order is None else matrix.order.to(device)
         stored = tensors["codebooks"].float()
         if self.format.int8_codebooks:
@@ -69,7 +69,7 @@ class TunableLayer(nn.Module):
         for some_rows, some_targets in zip(row.split(CHUNK), target.split(CHUNK), strict=True):
             scale = scales[some_rows].reshape(1, -1, 1)
             found, words = best_codes(-some_targets.unsqueeze(0), metric, scale, books, beam)
-            codes.append(found[0])
+            codes.append(found[0].int())
             sums.append((words * scale)[0])
         return torch.cat(codes), torch.cat(sums)
 

@@ -11,7 +11,7 @@ from sedaq.aq.tuning.forgetting import stale_codewords, stale_rows
 def flipped(layer, row: list[int], group: list[int], after: list[list[int]]) -> Flips:
     rows, groups = torch.tensor(row), torch.tensor(group)
     before = layer.codes[rows, groups]
-    layer.codes[rows, groups] = torch.tensor(after)
+    layer.codes[rows, groups] = torch.tensor(after, dtype=torch.int)
     return Flips(rows, groups, before, layer.codes[rows, groups])
 
 

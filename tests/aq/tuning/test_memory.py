@@ -32,7 +32,8 @@ def test_every_part_is_as_large_as_its_tensors(changes, blocks, shared_plan, boo
     assert stated["weights"] == stated["gradients"] == size(held)
     assert stated["wishes"] == size(layer.wish for layer in layers if layer.wish is not None)
     best_codes = [tensor for name, tensor in run.best.items() if name.endswith("/codes")]
-    assert stated["codes"] == size(layer.codes for layer in layers) + size(best_codes)
+    indices = [layer.codes.long() for layer in layers]  # that looking codewords up keeps for its gradient
+    assert stated["codes"] == size(layer.codes for layer in layers) + size(best_codes) + size(indices)
     best = [tensor for name, tensor in run.best.items() if not name.endswith("/codes")]
     measured = (
         size(parameters) + size(p.grad for p in parameters) + size(best) + size(run.optimizer.tensors().values()) + size(run.means.values())
