@@ -88,7 +88,7 @@ def apply(
     images = None if tune_images is None else all_images(tune_images, subject.image_shape)
     tuned = tune(subject, encodings, settings, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, **sampling)
     save_folder(subject, plan, tuned, out)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # a tuning that ended at once has made none
     append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, settings, time.perf_counter() - began))
     return tuned
 

@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import InputError
 from ..kernels import costs
 from ..storage import SCHEMA
-from .activations.rounding import ACTIVATION, Activation, Clock, InputRounding, window_of
+from .activations.rounding import ACTIVATION, Activation, Clock, InputRounding, rounding_of
 from .encoding import Encoding
 from .formats import BOOK_TENSORS, Format
 from .layers import coded_module, coded_modules, set_module
@@ -93,13 +93,13 @@ class SedaqQuantizer(DiffusersQuantizer):
             if holders.get(path, path) != path:
                 coded.borrow_book({name: tensors[name] for name in BOOK_TENSORS if name in tensors})
             if path in self.quantization_config.activations:
-                coded.activation = self._rounding(self.quantization_config.activations[path], window_of(module))
+                coded.activation = self._rounding(module, self.quantization_config.activations[path])
             set_module(model, path, coded)
 
     @staticmethod
-    def _rounding(choice: Activation, window: tuple[int, ...]) -> InputRounding:
-        tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in choice.tensor_specs().items()}
-        return InputRounding(choice, window, tensors)
+    def _rounding(module: nn.Module, choice: Activation) -> InputRounding:
+        specs = choice.tensor_specs().items()
+        return rounding_of(module, choice, {name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in specs})
 
     @property
     def _holders(self) -> dict[str, str]:

@@ -57,6 +57,11 @@ class EncodingStore:
             "calibration_settings": self.calibration,
         }
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Settings of the subject's sampler among what calibration depends on."""
+        return {name: value for name, value in self.calibration.items() if name not in ("seed", "n_images", "steps", "weighting")}
+
     # -- calibration -----------------------------------------------------------------------------------------------------------------
 
     def _hessian_path(self, layer: Layer) -> Path:

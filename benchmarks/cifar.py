@@ -2,7 +2,7 @@
 
 `train` makes a class-conditional U-Net of 36 M weights on CIFAR-10's 32×32 colour images, and a classifier for features, with --minutes for
 each of the two; run again, it goes on. `measure` fits the U-Net into 2 bits, tunes it and compares with the test images' statistics;
-→ benchmarks/results/cifar.json, build/cifar/models/searched+tuned.
+→ benchmarks/results/cifar.json, build/cifar/run/models/searched+tuned.
 
 DIR holds cifar10_train_jpegs.npz and cifar10_test_jpegs.npz: arrays blob, offsets (image i is blob[offsets[i]:offsets[i + 1]]), labels. They are JPEGs of
 quality 75, so that distances compare with each other and with no published ones. --smoke does all of it in small on a CPU, which means nothing.
@@ -38,7 +38,7 @@ from sedaq.sensitivity.probe import probe
 from sedaq.sensitivity.run import Run, Settings
 from sedaq.storage import write_json
 
-FOLDER = Path("build/cifar")
+FOLDER = Path("build/cifar")  # of --smoke: build/cifar-smoke
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class Training:
         return loss.item()
 
 
-def train(data: Path, minutes: float, sizes: Sizes, device: str) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
+def train(data: Path, minutes: float, sizes: Sizes, device: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     images, labels = images_of(data / "cifar10_train_jpegs.npz")
     scheduler = build_scheduler()
 
@@ -140,13 +140,13 @@ def train(data: Path, minutes: float, sizes: Sizes, device: str) -> None:
         return F.mse_loss(model(scheduler.add_noise(clean, noise, times), times, class_labels=classes).sample.float(), target)
 
     torch.manual_seed(0)
-    denoiser = Training(FOLDER / "denoiser.pt", build_unet(sizes), 3e-4, device)
+    denoiser = Training(folder / "denoiser.pt", build_unet(sizes), 3e-4, device)
     print(f"denoiser: loss {denoiser.run(denoising, minutes):.4f} after {denoiser.step} steps", flush=True)
-    folder: Any = FOLDER / "denoiser"
-    denoiser.average.half().cpu().save_pretrained(folder)
-    scheduler.save_pretrained(folder)
+    average: Any = denoiser.average
+    average.half().cpu().save_pretrained(folder / "denoiser")
+    scheduler.save_pretrained(folder / "denoiser")
     write_json(
-        folder / SUBJECT_FILE,
+        folder / "denoiser" / SUBJECT_FILE,
         "subject",
         {"conditions": list(range(N_CLASSES)), "null_condition": NULL_CLASS, "extractor": None, "steps": 20},
     )
@@ -167,34 +167,34 @@ def train(data: Path, minutes: float, sizes: Sizes, device: str) -> None:
         downsample_in_first_stage=False,
         num_labels=N_CLASSES,
     )
-    classifier = Training(FOLDER / "classifier.pt", ResNetForImageClassification(config), 1e-3, device)
+    classifier = Training(folder / "classifier.pt", ResNetForImageClassification(config), 1e-3, device)
     print(f"classifier: loss {classifier.run(classifying, minutes / 4):.4f} after {classifier.step} steps", flush=True)
-    average: Any = classifier.average
+    average = classifier.average
     test, truth = images_of(data / "cifar10_test_jpegs.npz")
     with torch.inference_mode():
         right = [average(pixel_values=x.to(device).float() / 127.5 - 1).logits.argmax(1).cpu() for x in test.split(500)]
     accuracy = (torch.cat(right) == truth).float().mean().item()
-    average.cpu().save_pretrained(FOLDER / "classifier")
-    (FOLDER / "classifier" / "preprocessor_config.json").write_text(
+    average.cpu().save_pretrained(folder / "classifier")
+    (folder / "classifier" / "preprocessor_config.json").write_text(
         json.dumps({"size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
     )
     write_json(
-        FOLDER / "training.json", "training", {"steps": denoiser.step, "classifier_steps": classifier.step, "classifier_accuracy": accuracy}
+        folder / "training.json", "training", {"steps": denoiser.step, "classifier_steps": classifier.step, "classifier_accuracy": accuracy}
     )
     print(f"classifier: {accuracy:.3f} of the test images", flush=True)
 
 
-def measure(data: Path, sizes: Sizes, device: str) -> None:
+def measure(data: Path, sizes: Sizes, device: str, folder: Path) -> list[dict[str, Any]]:
     references = {}
     for split in ("train", "test"):
-        references[split] = FOLDER / f"{split}.npz"
+        references[split] = folder / f"{split}.npz"
         if not references[split].exists():
             np.savez(references[split], images=images_of(data / f"cifar10_{split}_jpegs.npz")[0].permute(0, 2, 3, 1).numpy())
     settings = Settings(
-        n_images=sizes.n_probe_images, extractor=f"transformers:{FOLDER / 'classifier'}", reference=str(references["train"])
+        n_images=sizes.n_probe_images, extractor=f"transformers:{folder / 'classifier'}", reference=str(references["train"])
     )
     with shown():
-        run = probe(str(FOLDER / "denoiser"), FOLDER / "run", n_configs=sizes.n_configs, settings=settings, device=device)
+        run = probe(str(folder / "denoiser"), folder / "run", n_configs=sizes.n_configs, settings=settings, device=device)
         fit(run)
         found = search_run(run, bits=2.0, verify=4)
         final = Run(run.folder, run.subject, replace(run.settings, reference=str(references["test"])), run.subject_argument, device)
@@ -204,7 +204,7 @@ def measure(data: Path, sizes: Sizes, device: str) -> None:
             evaluate_plan(final, "searched", found.plan, n_images=sizes.n_images),
             evaluate_plan(final, "searched + tuned", found.plan, tune_steps=sizes.tune_steps, n_images=sizes.n_images),
         ]
-    keep("cifar", "python benchmarks/cifar.py train && python benchmarks/cifar.py measure", rows)
+    return rows
 
 
 def main() -> None:
@@ -218,10 +218,13 @@ def main() -> None:
     if device == "cpu" and not arguments.smoke:
         parser.error("needs a CUDA device; --smoke tries everything in small on the CPU")
     sizes = SMOKE if arguments.smoke else Sizes()
+    folder = FOLDER.with_name("cifar-smoke") if arguments.smoke else FOLDER
     if arguments.part == "train":
-        train(arguments.data, arguments.minutes, sizes, device)
-    else:
-        measure(arguments.data, sizes, device)
+        train(arguments.data, arguments.minutes, sizes, device, folder)
+        return
+    rows = measure(arguments.data, sizes, device, folder)
+    if not arguments.smoke:
+        keep("cifar", "python benchmarks/cifar.py train && python benchmarks/cifar.py measure", rows)
 
 
 if __name__ == "__main__":

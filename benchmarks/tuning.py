@@ -53,7 +53,7 @@ def _scratch(run: Run) -> Path:
     return run.folder.parent.parent / "tuning" / run.subject.name / "plan.json"
 
 
-def made(run: Run, plan: Plan, *, steps: int, folder: Path) -> tuple[Tuned, dict[str, Any]]:
+def made(run: Run, plan: Plan, *, steps: int, folder: Path) -> tuple[State, dict[str, Any]]:
     """Assembled and tuned, and what a row says of it."""
     encodings = assemble(run.subject, plan, run.store)
     inputs = ranged(run.subject, plan.activations, run.settings.seed)
@@ -61,7 +61,7 @@ def made(run: Run, plan: Plan, *, steps: int, folder: Path) -> tuple[Tuned, dict
     if steps:
         tuned = tune(run.subject, encodings, TuneSettings(steps=steps), inputs=inputs, folder=folder, buffer_folder=folder)
     details = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "tune_steps": steps, "losses": tuned.losses}
-    return tuned, {**details, "inputs": described(plan.activations, len(plan.formats))}
+    return partial(tuned.installed, run.subject), {**details, "inputs": described(plan.activations, len(plan.formats))}
 
 
 def round_to_nearest(weight: torch.Tensor, bits: int) -> torch.Tensor:
@@ -97,8 +97,8 @@ def table(run: Run, only: str) -> list[dict[str, Any]]:
             name = named(kind, bits, activation_bits, tuned=tuned)
             if only not in name or name in rows.rows:
                 continue
-            result, details = made(run, plan_of(run, kind, bits, activation_bits), steps=tuned * STEPS[subject.name], folder=folder)
-            rows.row(name, lambda result=result, details=details: (partial(result.installed, subject), details))
+            plan, steps = plan_of(run, kind, bits, activation_bits), tuned * STEPS[subject.name]
+            rows.row(name, partial(made, run, plan, steps=steps, folder=folder))
     return [{**row, "excess": rows.difference(name, "full precision")} for name, row in rows.rows.items()]
 
 

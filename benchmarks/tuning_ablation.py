@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     run = Run.open(parser.parse_args().run)
-    folder = run.folder.parent.parent / "tuning" / "ablation"
+    folder = run.folder.parent.parent / "tuning" / f"{run.subject.name} ablation"
     rows = Rows(run, folder, (4,))
     encodings = assemble(run.subject, plan_of(run, "searched", 2.0, 16), run.store)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -47,7 +46,7 @@ from . import options
     help="Folder or .npz of your own images to learn from beside the model's trajectories; none are needed.",
 )
 @options.activations
-@options.together(options.exclude, options.guidance, options.prompts, options.device)
+@options.together(options.exclude, options.guidance, options.prompts, options.batch_size, options.device)
 def command(
     subject: str,
     plan: Path,
@@ -63,6 +62,7 @@ def command(
     exclude: tuple[str, ...],
     guidance: float | None,
     prompts: str | None,
+    batch_size: int | None,
     device: str,
 ) -> None:
     from ..aq.activations.choice import choose, described
@@ -87,7 +87,8 @@ def command(
             prompts=prompts,
             device=device,
         )
-        sampling: dict[str, Any] = {} if guidance is None else {"guidance": guidance}
+        given = {"guidance": guidance, "batch_size": batch_size}
+        sampling = store.sampling | {name: value for name, value in given.items() if value is not None}
         check_writable(out)
         if activations is not None:
             kept = store.folder / "activations"
@@ -110,5 +111,10 @@ def command(
     if tuned.losses:
         step, loss = tuned.best
         click.echo(f"held-out loss {tuned.losses[0][1]:.5f} before tuning, {loss:.5f} after {step} of {tuned.losses[-1][0]} steps")
+    limit = chosen.budget.get("size_bytes")
+    if limit is not None and chosen.size_bytes > limit:
+        click.echo(
+            f"that is {chosen.size_bytes - limit:,.0f} bytes above the plan's budget: ranges of rounded inputs; give --activations to `sedaq search`"
+        )
     if tuned.ending:
         click.echo(f"tuning: {tuned.ending}")

@@ -189,4 +189,5 @@ def verification(
 
     inputs = ranged(run.subject, activations or {}, run.settings.seed, **run.settings.sampling)
     with Crew(Prober(run, inputs=inputs), workers) as crew:
-        yield Verification(n, _Verifying(crew), refit, n_images or run.settings.n_images, run.settings.steps)
+        # The predictor knows nothing of rounded inputs, so that it cannot learn from models that have them.
+        yield Verification(n, _Verifying(crew), None if activations else refit, n_images or run.settings.n_images, run.settings.steps)

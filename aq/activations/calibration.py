@@ -50,7 +50,9 @@ def calibrated(subject: Subject, choices: Mapping[str, Activation], buffer: Repl
 
 def ranged(subject: Subject, choices: Mapping[str, Activation], seed: int, **sampling: Any) -> RoundedInputs | None:
     """`calibrated` on calls of its own; None where no layer's inputs are rounded."""
-    return calibrated(subject, choices, ReplayBuffer.record(subject, own_calls(seed, sampling))) if choices else None
+    if not any(choice.is_static for choice in choices.values()):
+        return RoundedInputs(dict(choices)) if choices else None
+    return calibrated(subject, choices, ReplayBuffer.record(subject, own_calls(seed, sampling)))
 
 
 def collected(subject: Subject, names: set[str], edges: tuple[float, ...], buffer: ReplayBuffer) -> dict[str, dict[int, torch.Tensor]]:

@@ -18,7 +18,7 @@ from ...progress import track
 from ...storage import fingerprint, read_json, write_json
 from ..operations import tokens_of
 from ..tuning.replay import ReplayBuffer, first_tensor
-from .calibration import calibrated, own_calls
+from .calibration import BATCH, calibrated, own_calls
 from .rounding import SCHEMES, Activation, attached
 
 N_ROWS = 64  # calls that each choice is measured on
@@ -38,11 +38,12 @@ def measured(subject: Subject, choices: Sequence[Activation], *, steps: int | No
     names = [layer.name for layer in subject.layers]
     ready = [calibrated(subject, dict.fromkeys(names, choice), buffer) for choice in choices]
     rows = torch.randperm(len(buffer), generator=torch.Generator().manual_seed(seed))[:N_ROWS]
-    call, _ = buffer.batch(rows, next(subject.denoiser.parameters()).device)
+    device = next(subject.denoiser.parameters()).device
+    calls = [buffer.batch(some, device)[0] for some in rows.split(BATCH)]
 
     def answer() -> torch.Tensor:
         with torch.no_grad():
-            return first_tensor(subject.denoiser(**call)).double()
+            return torch.cat([first_tensor(subject.denoiser(**call)).double() for call in calls])
 
     exact = answer()
     found: Damages = {name: {} for name in names}

@@ -138,7 +138,7 @@ class InputRounding(nn.Module):
     """Rounds what a layer gets.
 
     Args:
-        window: of a convolution, its taps by axis; empty for Linear.
+        window: of a convolution, its taps by axis; empty for Linear. groups: of a grouped one, each of which has ranges of its own.
         tensors: by the names of Activation.tensor_specs.
     """
 
@@ -146,16 +146,26 @@ class InputRounding(nn.Module):
         self,
         activation: Activation,
         window: tuple[int, ...] = (),
+        groups: int = 1,
         tensors: Mapping[str, torch.Tensor] | None = None,
         clock: Clock | None = None,
     ) -> None:
         super().__init__()
-        self.activation, self.window, self.clock = activation, window, clock
+        self.activation, self.window, self.groups, self.clock = activation, window, groups, clock
         for name in activation.tensor_specs():
             self.register_buffer(name, (tensors or {})[name].clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return on_grid(x, self.activation, *(self._static(x) if self.activation.is_static else self._dynamic(x)))
+        wide = x.float()  # grids of 8 bits are finer than 16-bit numbers
+        return on_grid(wide, self.activation, *(self._static(wide) if self.activation.is_static else self._dynamic(wide))).to(x.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> InputRounding:
+        """Moves take the ranges along; casts leave them as they are stored."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            self.register_buffer(name, tensor.to(self.get_buffer(name).device))
+        return self
 
     def _static(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert self.clock is not None
@@ -172,21 +182,21 @@ class InputRounding(nn.Module):
 
     @torch.no_grad()
     def _dynamic(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        axis = 1 if self.window else -1
         if not self.activation.is_affine:
-            return self._widest(x.abs().amax(axis, keepdim=True)).clamp(min=1e-12) / self.activation.largest, None
-        low, high = -self._widest(-x.amin(axis, keepdim=True)), self._widest(x.amax(axis, keepdim=True))
+            return self._greatest(x.abs()).clamp(min=1e-12) / self.activation.largest, None
+        low, high = -self._greatest(-x), self._greatest(x)
         width = (high - low).clamp(min=1e-12)
         return width / self.activation.largest, low / width
 
-    def _widest(self, values: torch.Tensor) -> torch.Tensor:
-        """Of each place the greatest value in the window around it."""
-        if all(size == 1 for size in self.window):
-            return values
+    def _greatest(self, x: torch.Tensor) -> torch.Tensor:
+        """Of each token, of a convolution of each place's window and of its channels' group: shaped to be broadcast to x."""
+        if not self.window:
+            return x.amax(-1, keepdim=True)
+        values = x.unflatten(1, (self.groups, -1)).amax(2)
         sides = [side for size in reversed(self.window) for side in (size // 2, (size - 1) // 2)]
-        padded = F.pad(values, sides, value=-torch.inf)
-        found: torch.Tensor = _POOLS[len(self.window)](padded, self.window, 1)
-        return found
+        if any(sides):
+            values = _POOLS[len(self.window)](F.pad(values, sides, value=-torch.inf), self.window, 1)
+        return values if self.groups == 1 else values.repeat_interleave(x.shape[1] // self.groups, 1)
 
     def extra_repr(self) -> str:
         return f"{self.activation.bits} bits, {self.activation.scheme}"
@@ -212,21 +222,25 @@ class RoundedInputs:
         kept = {name: tensors for name, tensors in (self.tensors or {}).items() if name in names}
         return RoundedInputs({name: choice for name, choice in self.choices.items() if name in names}, self.edges, kept)
 
-    def modules(self, denoiser: nn.Module) -> tuple[dict[str, InputRounding], Clock | None]:
-        """One InputRounding a layer, and the clock that they read; to be attached to `denoiser` or a copy."""
-        device = next(denoiser.parameters()).device
+    def modules(self, denoiser: nn.Module, device: torch.device | None = None) -> tuple[dict[str, InputRounding], Clock | None]:
+        """One InputRounding a layer, and the clock that they read; to be attached to `denoiser` or a copy. device: the denoiser's own if None."""
+        if not self.choices:
+            return {}, None
+        device = device or next(denoiser.parameters()).device
         static = any(choice.is_static for choice in self.choices.values())
         clock = Clock(denoiser, self.edges) if static else None
         made = {
-            name: InputRounding(choice, window_of(denoiser.get_submodule(name)), (self.tensors or {}).get(name), clock).to(device)
+            name: rounding_of(denoiser.get_submodule(name), choice, (self.tensors or {}).get(name), clock).to(device)
             for name, choice in self.choices.items()
         }
         return made, clock
 
 
-def window_of(module: Any) -> tuple[int, ...]:
-    """Taps of a convolution by axis; empty for Linear."""
-    return tuple(getattr(module, "kernel_size", ()))
+def rounding_of(
+    module: Any, choice: Activation, tensors: Mapping[str, torch.Tensor] | None = None, clock: Clock | None = None
+) -> InputRounding:
+    """For a Linear or Conv module."""
+    return InputRounding(choice, tuple(getattr(module, "kernel_size", ())), getattr(module, "groups", 1), tensors, clock)
 
 
 def rounding_hook(rounding: InputRounding) -> Any:

@@ -47,6 +47,19 @@ def _flip(layer: TunableLayer, row: torch.Tensor, group: torch.Tensor, codes: to
     return flips
 
 
+def _nearer(
+    layer: TunableLayer, row: torch.Tensor, group: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes for the targets (F, g), which of them are nearer than the present `weight` (F, g), and the squared changes.
+
+    With several codebooks the search is no exact one: what it finds may be further away than what there is.
+    """
+    codes, sums = layer.nearest(row, group, target, BEAM)
+    nearer = (sums - target).square().sum(1) < (weight - target).square().sum(1)
+    moved = nearer & (codes != layer.codes[row, group]).any(1)
+    return codes, moved, (sums - weight).square().sum(1)
+
+
 @torch.no_grad()
 def pv(layer: TunableLayer, gradient: torch.Tensor, settings: TuneSettings) -> Flips:
     """PV-Tuning's V step in a subspace (Malinovskii et al. 2024, §3.2): the groups that want to move most are encoded anew by beam search.
@@ -61,10 +74,10 @@ def pv(layer: TunableLayer, gradient: torch.Tensor, settings: TuneSettings) -> F
     strength = (wish.square().sum(2) * layer.unpadded).reshape(-1)
     chosen = strength.topk(max(1, int(settings.code_share * strength.numel()))).indices
     row, group = chosen // weight.shape[1], chosen % weight.shape[1]
-    codes, sums = layer.nearest(row, group, (weight + wish)[row, group], BEAM)
-    moved = (codes != layer.codes[row, group]).any(1)
-    spent = (sums - weight[row, group]).square().sum(1).mul(moved).cumsum(0)
-    moved &= spent <= settings.trust_ratio**2 * weight.square().sum()
+    codes, moved, change = _nearer(layer, row, group, (weight + wish)[row, group], weight[row, group])
+    limit = settings.trust_ratio**2 * weight.square().sum()
+    moved &= change <= limit  # one that is too large by itself stands in nobody's way
+    moved &= (change * moved).cumsum(0) <= limit
     row, group = row[moved], group[moved]
     wish[row, group] = 0
     layer.wish = wish.bfloat16()
@@ -80,8 +93,7 @@ def straight_through(layer: TunableLayer, gradient: torch.Tensor, settings: Tune
     if layer.wish is not None:
         latent += layer.wish.float()
     row, group = layer.unpadded.nonzero(as_tuple=True)
-    codes, _ = layer.nearest(row, group, latent[row, group], 1)
-    moved = (codes != layer.codes[row, group]).any(1)
+    codes, moved, _ = _nearer(layer, row, group, latent[row, group], weight[row, group])
     flips = _flip(layer, row[moved], group[moved], codes[moved])
     layer.wish = (latent - layer.grouped(layer.weight())).bfloat16()
     return flips

@@ -19,8 +19,10 @@ def tuning_bytes(subject: Subject, formats: Mapping[str, Format], settings: Tune
 
     With n weights in layers with codes, of which there are c numbers, and p continuous parameters:
 
-        weights     4 n   dense, made anew at every step             gradients  4 n   of them
-        wishes      2 n   of the V step, 16 bits                     codes     16 c   as they are, as they were best, and as indices in a step
+        weights     8 n   dense, with and without row scales, made anew at every step
+        gradients   4 n   of them
+        wishes      2 n   of the V step, 16 bits
+        codes      16 c   as they are, as they were best, and as indices in a step
         parameters  4 p · (2 + 1 + 4 [+ 1])  themselves, the best, gradients, Adam [the running mean]
         teacher     as it is in memory; where tuning compares whole answers alone and runs on a GPU, it waits in the host's memory
 
@@ -39,7 +41,7 @@ def tuning_bytes(subject: Subject, formats: Mapping[str, Format], settings: Tune
     )
     copies = 3 + ADAM + (settings.ema_decay > 0)
     return {
-        "weights": 4 * n,
+        "weights": 8 * n,
         "gradients": 4 * n,
         "wishes": 0 if settings.code_step == "none" else 2 * n,
         "codes": 16 * codes,

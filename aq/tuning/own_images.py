@@ -23,10 +23,10 @@ def with_images(buffer: ReplayBuffer, subject: Subject, images: torch.Tensor, se
         images: (n, C, H, W) in [0, 1]; drawn with replacement. Pipelines with a VAE encode them.
 
     Raises:
-        InputError: a scheduler that adds no noise, or that scales what the denoiser gets.
+        InputError: a scheduler without alphas_cumprod, or that scales what the denoiser gets; images or latents of another shape than the denoiser's.
     """
-    scheduler = subject.scheduler
-    if not hasattr(scheduler, "add_noise") or getattr(scheduler, "init_noise_sigma", 1.0) != 1.0:
+    scheduler: Any = subject.scheduler
+    if not hasattr(scheduler, "alphas_cumprod") or getattr(scheduler, "init_noise_sigma", 1.0) != 1.0:
         raise InputError(
             f"--tune-images: the scheduler of {subject.name} ({type(scheduler).__name__}) cannot noise images to a timestep as the denoiser gets them; "
             "leave the images out"
@@ -34,10 +34,17 @@ def with_images(buffer: ReplayBuffer, subject: Subject, images: torch.Tensor, se
     rng = torch.Generator().manual_seed(purpose_seed(seed, "tune images"))
     clean = _latents(subject, images)
     name = _latent_argument(subject, buffer)
+    if clean.shape[1:] != buffer.tensors[name].shape[1:]:
+        raise InputError(
+            f"--tune-images: they are {tuple(clean.shape[1:])} where the denoiser of {subject.name} takes {tuple(buffer.tensors[name].shape[1:])}; "
+            "leave the images out"
+        )
     chosen = clean[torch.randint(len(clean), (len(buffer),), generator=rng)]
     noise = torch.randn(chosen.shape, generator=rng)
     tensors = dict(buffer.tensors)
-    tensors[name] = scheduler.add_noise(chosen, noise, buffer.timesteps.long()).to(FLOAT)
+    # By the definition: what a scheduler's own add_noise does may depend on the steps that it was last set to.
+    alphas = scheduler.alphas_cumprod.float().cpu()[buffer.timesteps.long()].reshape(-1, *[1] * (chosen.ndim - 1))
+    tensors[name] = (alphas.sqrt() * chosen + (1 - alphas).sqrt() * noise).to(FLOAT)
     device = next(subject.denoiser.parameters()).device
     noised = ReplayBuffer(tensors, buffer.fixed, buffer.call_lengths)
     answers = []
@@ -65,9 +72,14 @@ def _latents(subject: Subject, images: torch.Tensor) -> torch.Tensor:
     vae: Any = getattr(getattr(subject.sampler, "pipeline", None), "vae", None)
     if vae is None:
         return 2 * images - 1
+    if not hasattr(vae, "encode") or getattr(vae.config, "scaling_factor", None) is None:
+        raise InputError(
+            f"--tune-images: the {type(vae).__name__} of {subject.name} does not encode images as its denoiser wants them; leave the images out"
+        )
     parameter = next(vae.parameters())
     with torch.inference_mode():
-        parts = [vae.encode((2 * some - 1).to(parameter)).latent_dist.mean.float().cpu() for some in images.split(8)]
+        distributions = (vae.encode((2 * some - 1).to(parameter)).latent_dist for some in images.split(8))
+        parts = [distribution.mean.float().cpu() for distribution in distributions]
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     found: torch.Tensor = (torch.cat(parts) - shift) * vae.config.scaling_factor
     return found

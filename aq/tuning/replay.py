@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ...errors import InputError
 from ...models.noise import purpose_seed
@@ -83,6 +84,8 @@ class ReplayBuffer:
     @classmethod
     def record(cls, subject: Subject, recording: Recording, *, n_parts: int = N_PARTS) -> ReplayBuffer:
         """Sample, in full precision, and keep what the denoiser saw and said. Raises InputError for a denoiser whose calls cannot be kept."""
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in subject.denoiser.parameters()):
+            raise InputError(f"subject {subject.name}: its denoiser is in 16 bits; load it in float32 to tune it or to round its inputs")
         recorder = _Recorder(subject)
         handle = subject.denoiser.register_forward_hook(recorder, with_kwargs=True)
         try:
@@ -174,8 +177,10 @@ class _Recorder:
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         answer = first_tensor(output).detach()
         batch = len(answer)
-        for name, value in _flat(self._signature.bind(*args, **kwargs).arguments):
+        for name, value in _flat(self._arguments(args, kwargs)):
             if not isinstance(value, torch.Tensor):
+                if any(isinstance(part, torch.Tensor) for part in pytree.tree_leaves(value)):
+                    raise InputError(f"the denoiser's argument {name!r} is a collection of tensors; such a denoiser cannot be tuned")
                 if isinstance(value, (int, float)) and self.fixed.get(name, value) != value:
                     raise InputError(
                         f"the denoiser's argument {name!r} is a number that differs between calls ({self.fixed[name]}, {value}); "
@@ -190,6 +195,14 @@ class _Recorder:
                 )
             self.rows.setdefault(name, []).append(self._small(rows))
         self.rows.setdefault("output", []).append(self._small(answer))
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """By name, those of a **kwargs among them."""
+        found = dict(self._signature.bind(*args, **kwargs).arguments)
+        for name, parameter in self._signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                found |= found.pop(name, {})
+        return found
 
     @staticmethod
     def _small(rows: torch.Tensor) -> torch.Tensor:

@@ -67,6 +67,8 @@ class TuningRun:
     def finish(self, save: Callable[[TuningRun], None] | None) -> str:
         """Go on to the last step. Returns what there is to say about the end."""
         settings = self.settings
+        if settings.patience and self.looks_without_gain >= settings.patience:
+            return self._impatient()
         for step in track(range(self.step + 1, self.n_steps + 1), "tuning", self.n_steps, done=self.step):
             if settings.refresh_every and step > 1 and (step - 1) % settings.refresh_every == 0:
                 self.buffers.refresh()
@@ -80,8 +82,11 @@ class TuningRun:
             if save is not None:
                 save(self)
             if settings.patience and self.looks_without_gain >= settings.patience:
-                return f"no better after {self.looks_without_gain} looks at the held-out loss; ended at step {step}"
+                return self._impatient()
         return ""
+
+    def _impatient(self) -> str:
+        return f"no better after {self.looks_without_gain} looks at the held-out loss; ended at step {self.step}"
 
     def tune_step(self, step: int) -> None:
         settings, buffers, student = self.settings, self.buffers, self.student
@@ -113,14 +118,18 @@ class TuningRun:
             return _row_errors(self.student.answer(call), target) @ weights / len(weights)
         return unit_loss(self.student.denoiser, self.teacher, self.units[stage], lambda denoiser: first_tensor(denoiser(**call)))
 
-    @torch.no_grad()
     def held_out_loss(self) -> float:
+        return self.held_out_loss_of(self.student)
+
+    @torch.no_grad()
+    def held_out_loss_of(self, student: Student) -> float:
+        """Mean squared error of its answers on trajectories that are not tuned on, timesteps weighted as in tuning."""
         buffer, total = self.buffers.held_out, 0.0
-        self.student.assemble()
-        for rows in torch.arange(len(buffer)).split(4 * self.settings.batch_size):
-            call, target = buffer.batch(rows, self.student.device)
-            weights = self.buffers.weights.of(buffer, rows).to(self.student.device)
-            total += (_row_errors(self.student.answer(call), target) @ weights).item()
+        student.assemble()
+        for rows in torch.arange(len(buffer)).split(self.settings.batch_size):
+            call, target = buffer.batch(rows, student.device)
+            weights = self.buffers.weights.of(buffer, rows).to(student.device)
+            total += (_row_errors(student.answer(call), target) @ weights).item()
         return total / len(buffer)
 
     def look(self) -> float:

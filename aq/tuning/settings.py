@@ -57,6 +57,10 @@ class TuneSettings:
             table = tables.get(field, STAGES)
             if name not in table:
                 raise InputError(f"tuning: {field} {name!r} is unknown; choose among {', '.join(table)}")
+        if min(self.code_every, self.check_every) < 1 or min(self.refresh_every, self.patience) < 0 or not 0 <= self.ema_decay < 1:
+            raise InputError("tuning: code_every and check_every are 1 or more, refresh_every and patience 0 or more, ema_decay in [0, 1)")
+        if self.gradient_checkpointing and any(name != WHOLE for name, _ in self.stages):
+            raise InputError("tuning: gradient checkpointing goes with the stage whole alone; leave one of them out")
         if not self.stages or any(share <= 0 for _, share in self.stages):
             raise InputError("tuning: stages need shares above 0")
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...errors import InputError
+from ...models.layers import KINDS
 from ...models.subject import Subject
 from ..activations.rounding import ACTIVATION, RoundedInputs, attach
 from ..encoding import Encoding
@@ -46,11 +47,13 @@ class Student:
             else:
                 module.weight.data = encoding.dequantize().to(module.weight)  # type: ignore[union-attr, operator, arg-type]
         self._inputs = inputs or RoundedInputs({})
-        self.roundings, clock = self._inputs.modules(self.denoiser)
+        self.roundings, clock = self._inputs.modules(self.denoiser, self.device)
         attach(self.denoiser, self.roundings, clock)
         # Embeddings look rows up: few of them are met in a short tuning, so they stay.
         embeddings = {f"{path}.weight" for path, module in self.denoiser.named_modules() if isinstance(module, nn.Embedding)}
-        fixed = embeddings | {f"{name}.weight" for name in encodings}
+        # So do layers that were excluded.
+        layers = {f"{path}.weight" for path, module in self.denoiser.named_modules() if isinstance(module, tuple(KINDS))}
+        fixed = embeddings | layers
         self.others: dict[str, nn.Parameter] = {
             name: parameter.requires_grad_()  # type: ignore[misc]
             for name, parameter in self.denoiser.named_parameters()
@@ -86,9 +89,10 @@ class Student:
 
     def assemble(self) -> dict[str, torch.Tensor]:
         """Give every module its dense weight, and return them by path."""
-        weights = {path: layer.weight() for path, layer in self.layers.items()}
-        for path, weight in weights.items():
-            self.denoiser.get_submodule(path).weight = weight
+        weights = {}
+        for path, layer in self.layers.items():
+            module: Any = self.denoiser.get_submodule(path)
+            module.weight = weights[path] = layer.weight()  # the old one goes before the next is made
         return weights
 
     def answer(self, call: Call) -> torch.Tensor:

@@ -42,6 +42,13 @@ class Tuned:
         """Step and loss of what is handed out."""
         return min(self.losses, key=lambda pair: pair[1] if math.isfinite(pair[1]) else math.inf)
 
+    def stored_in(self, subject: Subject) -> Student:
+        """The model as its files have it: numbers rounded to what they are stored in."""
+        student = Student(subject, self.encodings, self.inputs)
+        for name, tensor in self.others.items():
+            student.others[name].data.copy_(tensor.to(subject.tensor_specs[name][0]))
+        return student
+
     @contextmanager
     def installed(self, subject: Subject) -> Iterator[None]:
         """Run the block with `subject` made of this: de-quantized weights, tuned tensors, rounded inputs."""
@@ -112,7 +119,10 @@ def tune(
     student.restore(run.best)
     provenance: dict[str, str | int | float] = {"tune_steps": run.n_steps, "tune_seed": settings.seed}
     others = {name: parameter.detach().clone() for name, parameter in student.others.items()}
-    return Tuned(student.encoded(encodings, provenance), others, run.losses, student.inputs() if inputs else None, ending)
+    tuned = Tuned(student.encoded(encodings, provenance), others, run.losses, student.inputs() if inputs else None, ending)
+    if run.held_out_loss_of(tuned.stored_in(subject)) < run.losses[0][1]:
+        return tuned
+    return Tuned(dict(encodings), {}, run.losses, inputs, ending or "nothing was better, once stored, than what came in")
 
 
 @contextmanager

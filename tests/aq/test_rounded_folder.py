@@ -112,6 +112,9 @@ def test_ranges_survive_a_cast(subject, rounded_plan, store, tmp_path):
     stored = safetensors.torch.load_file(tmp_path / "q" / WEIGHTS_FILE)
     state = model.state_dict()
     ranges = [name for name in stored if ".activation." in name]
+    with torch.inference_mode():
+        answered = model(torch.randn(2, 1, 8, 8).bfloat16(), **QUESTION).sample
+    assert answered.dtype == torch.bfloat16 and torch.isfinite(answered).all()
     assert ranges and all(torch.equal(state[name], stored[name]) and state[name].dtype == torch.float32 for name in ranges)
 
 

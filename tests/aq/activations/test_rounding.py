@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sedaq.aq.activations.rounding import N_BUCKETS, SCHEMES, Activation, Clock, InputRounding, RoundedInputs, attached, on_grid
 from sedaq.errors import InputError, SedaqError
+from sedaq.kernels import dispatch
 
 CHOICES = [Activation(bits, scheme) for bits in (4, 6, 8) for scheme in SCHEMES]
 
@@ -32,7 +33,7 @@ def static(bits: int, scheme: str, scales: list[float], shift: float = 0.0) -> t
     choice = Activation(bits, scheme)
     ranges = torch.stack([torch.tensor(scales).log(), *([torch.full((N_BUCKETS,), shift)] if choice.is_affine else [])])
     clock = Clock(_Stepped(), tuple(range(10, 80, 10)))
-    return InputRounding(choice, (), {"ranges": ranges}, clock), clock
+    return InputRounding(choice, (), 1, {"ranges": ranges}, clock), clock
 
 
 # -- grids -------------------------------------------------------------------------------------------------------------------------------
@@ -197,3 +198,35 @@ def test_the_fingerprint_is_of_all_that_rounding_depends_on():
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert base.fingerprint == dataclasses.replace(base).fingerprint
+
+
+def test_of_a_grouped_convolution_each_group_has_ranges_of_its_own():
+    x = noise(2, 6, 5, 5) * torch.tensor([1.0, 1, 100, 100, 0.01, 0.01]).reshape(6, 1, 1)
+    whole = InputRounding(Activation(8), (3, 3), 3)(x)
+    for group in x.split(2, 1), whole.split(2, 1):
+        assert len(group) == 3
+    for part, rounded in zip(x.split(2, 1), whole.split(2, 1), strict=True):
+        torch.testing.assert_close(rounded, InputRounding(Activation(8), (3, 3))(part))
+    made, _ = RoundedInputs({"0": Activation(8)}).modules(nn.Sequential(nn.Conv2d(6, 6, 3, groups=3)))
+    assert made["0"].groups == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_half_precision_stays_half_and_is_rounded_in_single(scheme, dtype):
+    rounding = static(8, scheme, [0.02] * N_BUCKETS, -0.5)[0] if SCHEMES[scheme].static else InputRounding(Activation(8, scheme))
+    x = noise(3, 16).to(dtype)
+    x[1] = 0
+    y = rounding(x)
+    assert y.dtype == dtype and torch.isfinite(y).all()
+    torch.testing.assert_close(y, rounding(x.float()).to(dtype), rtol=0, atol=0)
+
+
+def test_ranges_keep_their_dtype_in_a_cast():
+    rounding, _ = static(8, "step", [0.5] * N_BUCKETS)
+    assert rounding.bfloat16().ranges.dtype == torch.float32
+
+
+def test_what_is_simulated_at_8_bits_by_token_is_what_kernels_round():
+    x = noise(4, 7, 24)
+    torch.testing.assert_close(InputRounding(Activation(8))(x), dispatch.rounded(x), atol=1e-6, rtol=1e-5)

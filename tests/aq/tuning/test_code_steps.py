@@ -103,12 +103,36 @@ def test_codes_go_against_the_gradient(step, tunable):
     assert n_changed > 0 and distances[-1] < 0.9 * distances[0]
 
 
+@pytest.mark.parametrize("text", ["1x4g4", "2x3g4", "3x4g6", "2x4g4h"])
 @pytest.mark.parametrize("name", CODE_STEPS)
-def test_without_a_gradient_no_code_moves(name, tunable):
-    layer = tunable("1x4g4")
+def test_without_a_gradient_no_code_moves(name, text, tunable):
+    """Nor where the search, which is no exact one with several codebooks, finds codes that are further away."""
+    layer = tunable(text)
     weight = layer.weight().detach()
     assert len(CODE_STEPS[name](layer, torch.zeros(32, 24), TuneSettings(code_share=1.0))) == 0
     assert torch.equal(layer.weight(), weight)
+
+
+@pytest.mark.parametrize("step", [pv, straight_through])
+def test_codes_that_move_come_nearer_to_what_they_want(step, tunable):
+    layer = tunable("2x4g4")
+    gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
+    weight = layer.grouped(layer.weight().detach())
+    wanted = weight - 0.5 * weight.square().mean().sqrt() * layer.grouped(gradient) / gradient.square().mean().sqrt()
+    flips = step(layer, gradient, TuneSettings(code_rate=0.5, code_share=1.0, trust_ratio=1e9))
+    now = layer.grouped(layer.weight().detach())
+    before, after = ((x - wanted).square().sum(2)[flips.row, flips.group] for x in (weight, now))
+    assert len(flips) > 20 and (after < before).all()
+
+
+def test_a_flip_that_is_too_large_stands_in_nobodys_way(tunable):
+    layer = tunable("1x4g4")
+    gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
+    gradient[0, :4] = 8 * layer.weight().detach()[0, :4].sign()  # the strongest wish: over to the other side
+    weight = layer.weight().detach()
+    single = 0.5 * layer.grouped(weight).square().sum(2).mean() / weight.square().sum()
+    flips = pv(layer, gradient, TuneSettings(code_rate=1.0, code_share=1.0, trust_ratio=single.sqrt().item()))
+    assert len(flips) > 0 and not ((flips.row == 0) & (flips.group == 0)).any()
 
 
 def test_a_wish_gathers_until_it_is_fulfilled_and_decays(tunable):

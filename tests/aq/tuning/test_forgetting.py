@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from sedaq.aq.tuning.adam import Adam
 from sedaq.aq.tuning.code_steps import Flips
-from sedaq.aq.tuning.forgetting import stale_codewords, stale_rows
+from sedaq.aq.tuning.forgetting import Forgetting, FullForgetting, SelectiveForgetting, stale_codewords, stale_rows
+from sedaq.aq.tuning.student import Student
 
 
 def flipped(layer, row: list[int], group: list[int], after: list[list[int]]) -> Flips:
@@ -75,3 +78,64 @@ def test_the_stale_share_of_rows(tunable):
     expected = torch.zeros(32)
     expected[2], expected[7] = 2 / 6, 1 / 6
     torch.testing.assert_close(stale_rows(layer, flips), expected)
+
+
+# -- what is forgotten -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(subject, encodings):
+    """An optimizer with a past, and flips in one layer."""
+    student = Student(subject, encodings)
+    optimizer = Adam(student.parameters())
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for parameter in optimizer.parameters.values():
+            parameter.grad = torch.randn(parameter.shape, generator=rng)
+        optimizer.step(0.0)
+    path = next(name for name, layer in student.layers.items() if layer.format.structure == "")
+    layer = student.layers[path]
+    new = ((layer.codes[[0, 1], [0, 1]] + 1) % layer.expansion.shape[0]).tolist()
+    return optimizer, student, path, {path: flipped(layer, [0, 1], [0, 1], new)}
+
+
+def past(optimizer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
+
+
+def test_semi_forgets_by_the_stale_share_and_nothing_else(moved):
+    optimizer, student, path, flips = moved
+    before = past(optimizer)
+    SelectiveForgetting().after_flips(optimizer, student, flips)
+    layer = student.layers[path]
+    shares = {f"{path}/stored": stale_codewords({layer: flips[path]}), f"{path}/log_scales": stale_rows(layer, flips[path])}
+    assert all(0 < share.max() <= 1 for share in shares.values())
+    for name, tensor in optimizer.tensors().items():
+        share = shares.get(name.rpartition("/")[0], torch.zeros(()))
+        torch.testing.assert_close(tensor, before[name] * (1 - share))
+
+
+def test_semi_after_a_jump_forgets_directions_that_point_the_other_way(moved):
+    optimizer, *_ = moved
+    for parameter in optimizer.parameters.values():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9))
+    before = past(optimizer)
+    SelectiveForgetting().after_jump(optimizer)
+    for name, parameter in optimizer.parameters.items():
+        against = before[f"{name}/m"] * parameter.grad < 0
+        assert 0.2 < against.float().mean() < 0.8 or against.numel() < 20
+        for key in "ma":
+            assert torch.equal(optimizer.tensors()[f"{name}/{key}"], torch.where(against, 0.0, before[f"{name}/{key}"]))
+        assert all(torch.equal(optimizer.tensors()[f"{name}/{key}"], before[f"{name}/{key}"]) for key in "vb")
+
+
+def test_full_forgets_everything_where_anything_flipped(moved):
+    optimizer, student, path, flips = moved
+    nothing = Flips(*(torch.empty(0, dtype=torch.long),) * 2, *(torch.empty(0, 1, dtype=torch.long),) * 2)
+    before = past(optimizer)
+    FullForgetting().after_flips(optimizer, student, {path: nothing})
+    Forgetting().after_flips(optimizer, student, flips)
+    Forgetting().after_jump(optimizer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in optimizer.tensors().items())
+    FullForgetting().after_flips(optimizer, student, flips)
+    assert all((tensor == 0).all() for tensor in optimizer.tensors().values())

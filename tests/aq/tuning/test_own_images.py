@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, UniPCMultistepScheduler
 
 from sedaq.aq.tuning.own_images import _latents, with_images
 from sedaq.aq.tuning.replay import Recording, ReplayBuffer
@@ -69,6 +69,13 @@ def test_tuning_with_images(subject, encodings, small):
 def test_schedulers_that_cannot_noise_images(subject, buffer):
     subject.sampler.scheduler = EulerDiscreteScheduler()
     with pytest.raises(InputError, match="EulerDiscreteScheduler.* cannot noise images"):
+        with_images(buffer, subject, IMAGES, 0)
+    subject.sampler.scheduler = UniPCMultistepScheduler(num_train_timesteps=100)
+    with_images(buffer, subject, IMAGES, 0)  # whatever number of steps it was last set to
+    with pytest.raises(InputError, match=r"they are \(1, 4, 4\) where the denoiser of .* takes \(1, 8, 8\)"):
+        with_images(buffer, subject, IMAGES[:, :, :4, :4], 0)
+    subject.sampler.pipeline = SimpleNamespace(vae=SimpleNamespace(config=SimpleNamespace()))
+    with pytest.raises(InputError, match="does not encode images"):
         with_images(buffer, subject, IMAGES, 0)
     subject.sampler.scheduler = None
     with pytest.raises(InputError, match="NoneType"):

@@ -120,6 +120,41 @@ def test_numbers_that_differ_between_calls_are_refused():
         ReplayBuffer.record(subject, EIGHT)
 
 
+class _Odd(nn.Module):
+    """Gets its condition by **kwargs, or a list of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, extras: object = None, **others: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + others.get("shift", 0)
+
+
+def sampled_with(denoiser: nn.Module, **arguments: object) -> Subject:
+    def sample(*, seed: int, start: int, n_images: int, steps: int | None = None) -> torch.Tensor:
+        x = torch.rand(n_images, 4, generator=torch.Generator().manual_seed(seed + start)).to(next(denoiser.parameters()))
+        given = {name: value(n_images) if callable(value) else value for name, value in arguments.items()}
+        return denoiser(x, **given).reshape(n_images, 1, 2, 2)
+
+    return Subject(denoiser, sample=sample, name="odd")
+
+
+def test_conditions_by_kwargs_are_kept_by_row():
+    denoiser = _Odd()
+    buffer = ReplayBuffer.record(sampled_with(denoiser, shift=lambda n: torch.rand(n, 4)), EIGHT)
+    call, target = buffer.batch(torch.tensor([6, 1, 3]), CPU)
+    assert set(call) == {"x", "shift"}
+    torch.testing.assert_close(denoiser(**call), target, atol=5e-3, rtol=5e-3)
+
+
+def test_what_cannot_be_replayed_is_refused():
+    with pytest.raises(InputError, match="argument 'extras' is a collection of tensors"):
+        ReplayBuffer.record(sampled_with(_Odd(), extras=[torch.zeros(2)]), EIGHT)
+    with pytest.raises(InputError, match="in 16 bits; load it in float32"):
+        ReplayBuffer.record(sampled_with(_Odd().bfloat16()), EIGHT)
+
+
 # -- orders ------------------------------------------------------------------------------------------------------------------------------
 
 

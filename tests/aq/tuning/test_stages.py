@@ -108,6 +108,11 @@ def test_the_stage_at_a_part_of_the_way():
         ({"forgetting": "x"}, "forgetting 'x' is unknown; choose among semi, none, full"),
         ({"stages": (("half", 1.0),)}, "stages 'half' is unknown; choose among layers, blocks, whole"),
         ({"stages": ()}, "shares above 0"),
+        ({"code_every": 0}, "code_every and check_every are 1 or more"),
+        ({"check_every": 0}, "code_every and check_every are 1 or more"),
+        ({"refresh_every": -1}, "refresh_every and patience 0 or more"),
+        ({"ema_decay": 1.0}, r"ema_decay in \[0, 1\)"),
+        ({"gradient_checkpointing": True, "stages": (("blocks", 1.0),)}, "goes with the stage whole alone"),
         ({"stages": (("whole", 0.0),)}, "shares above 0"),
     ],
 )

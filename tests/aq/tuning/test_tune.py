@@ -21,6 +21,7 @@ from sedaq.aq.tuning.student import Student
 from sedaq.aq.tuning.trajectories import Trajectories
 from sedaq.aq.tuning.tune import Tuned, tune
 from sedaq.errors import InputError
+from sedaq.models.loading import load
 from sedaq.models.subject import Subject
 
 CPU = torch.device("cpu")
@@ -151,6 +152,22 @@ def test_nothing_to_tune_returns_what_came_in(subject, small):
     assert all(tuned.encodings[name] is as_is[name] for name in as_is)
 
 
+def test_layers_that_are_excluded_are_left_alone(dit_folder, encodings, small):
+    excluded = load(dit_folder, exclude=("*.attn1.*",))
+    some = {layer.name: encodings[layer.name] for layer in excluded.layers}
+    tuned = tune(excluded, some, small)
+    assert tuned.others and not [name for name in tuned.others if name.endswith(".weight") and ".attn1." in name]
+    assert tuned.best[1] < tuned.losses[0][1]
+
+
+def test_what_is_worse_once_stored_is_not_handed_out(subject, encodings, small, monkeypatch):
+    real = TuningRun.held_out_loss_of
+    monkeypatch.setattr(TuningRun, "held_out_loss_of", lambda self, student: real(self, student) + (student is not self.student))
+    tuned = tune(subject, encodings, small)
+    assert all(tuned.encodings[name] is encodings[name] for name in encodings) and tuned.others == {}
+    assert tuned.ending == "nothing was better, once stored, than what came in" and len(tuned.losses) == 4
+
+
 @pytest.mark.parametrize("rate", [1e3, 1e30])
 def test_a_diverging_rate_ends_early_and_returns_the_best(rate, subject, encodings, small, equal):
     settings = dataclasses.replace(small, steps=40, learning_rate=rate, check_every=2)
@@ -164,11 +181,14 @@ def test_a_diverging_rate_ends_early_and_returns_the_best(rate, subject, encodin
     assert all(torch.equal(tensor, parameters[name]) for name, tensor in tuned.others.items())
 
 
-def test_patience_ends_a_tuning_that_gains_nothing(subject, encodings, small):
+def test_patience_ends_a_tuning_that_gains_nothing(subject, encodings, small, tmp_path):
     settings = dataclasses.replace(small, steps=40, learning_rate=0.0, code_step="none", check_every=4, patience=3)
     tuned = tune(subject, encodings, settings)
     assert [step for step, _ in tuned.losses] == [0, 4, 8, 12]
     assert tuned.ending == "no better after 3 looks at the held-out loss; ended at step 12"
+    for _ in range(2):  # begun again when it was done
+        again = tune(subject, encodings, settings, folder=tmp_path)
+        assert again.losses == tuned.losses and again.ending == tuned.ending
 
 
 def test_the_better_of_parameters_and_their_running_mean_is_remembered(subject, encodings, small):
