@@ -1,0 +1,72 @@
+"""Which settings of tuning do best:  python benchmarks/tuning_choices.py build/sensitivity/mnist-dit [--only PART]
+
+Each changes one thing of the defaults (BASE); the searched plan of 2.0 bits, equal steps, measured on a noise seed that the final tables do not
+use (2,000 images, 20 steps). Rows are kept as they finish and read back; → benchmarks/results/tuning_choices.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from results import keep
+from tuned_rows import Rows, State
+from tuning import plan_of
+
+from sedaq.aq.apply import assemble
+from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.tune import Tuned, tune
+from sedaq.progress import shown
+from sedaq.sensitivity.run import Run
+
+BASE = TuneSettings(steps=300)
+CASES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    **{f"learning rate {rate:g}": {"learning_rate": rate} for rate in (5e-4, 1e-3, 4e-3, 8e-3)},
+    "codes stay": {"code_step": "none"},
+    **{f"code rate {rate:g}": {"code_rate": rate} for rate in (3e-2, 1e-1, 3e-1)},
+    **{f"trust ratio {ratio:g}": {"trust_ratio": ratio} for ratio in (5e-2, 1e-1)},
+    "code rate 0.1, trust ratio 0.1": {"code_rate": 1e-1, "trust_ratio": 1e-1},
+    "code rate 0.1, trust ratio 0.1, share 0.05": {"code_rate": 1e-1, "trust_ratio": 1e-1, "code_share": 0.05},
+    "weighting sensitivity": {"weighting": "sensitivity"},
+    "weighting min-snr": {"weighting": "min-snr"},
+    "blocks first": {"stages": (("blocks", 0.3), ("whole", 0.7))},
+    "layers, blocks first": {"stages": (("layers", 0.15), ("blocks", 0.15), ("whole", 0.7))},
+    "running mean .98": {"ema_decay": 0.98},
+    "batches of 32": {"batch_size": 32, "steps": 600},
+    "512 images": {"n_images": 512},
+    "refreshed": {"refresh_every": 20},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    arguments = parser.parse_args()
+    run = Run.open(arguments.run)
+    folder = run.folder.parent.parent / "tuning" / f"{run.subject.name} choices"
+    rows = Rows(run, folder, (5,))
+    encodings = assemble(run.subject, plan_of(run, "searched", 2.0, 16), run.store)
+
+    def made(settings: TuneSettings) -> tuple[State, dict[str, Any]]:
+        buffers = folder / f"{settings.n_images} images"
+        tuned = tune(run.subject, encodings, settings, folder=folder, buffer_folder=buffers)
+        return partial(tuned.installed, run.subject), {"steps": settings.steps, "losses": tuned.losses, "ending": tuned.ending}
+
+    with shown():
+        rows.row("full precision", lambda: (nullcontext, {}))
+        rows.row("untuned", lambda: (partial(Tuned(encodings, {}).installed, run.subject), {}))
+        for name, changes in CASES.items():
+            if arguments.only in name:
+                rows.row(name, partial(made, replace(BASE, **changes)))
+        found = [{**row, "excess": rows.difference(name, "full precision")} for name, row in rows.rows.items()]
+    keep("tuning_choices", f"python benchmarks/tuning_choices.py build/sensitivity/{run.subject.name}", found)
+
+
+if __name__ == "__main__":
+    main()
