@@ -136,9 +136,10 @@ def contest(run: Run, search: Search, rivals: Rivals, bits: float, methods: Sequ
     problem = search.problem.bounded(bits=bits)
     uniform = uniform_choice(problem, seed=rivals.seed)
     tight = problem.within(problem.like(uniform, "weight_bytes", "file_bytes"))
-    plans = {}
+    # Not the table's uniform within its own bytes: where codebooks are shared, a plan on the way to it may have more bytes than it has.
+    plans = {UNIFORM: problem.formats(uniform)}
     for name, method in BASELINES.items():
-        choice = method(tight, rivals) if name in (UNIFORM, *methods) else None
+        choice = method(tight, rivals) if name in methods and name != UNIFORM else None
         if choice is not None:
             plans[name] = tight.formats(choice)
     if n_random:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from sedaq.search import baselines, bench
 from sedaq.search.baselines import BASELINES, HIGH_RATE, Rivals, bit_price, greedy, knapsack, mean_contributions, random_choice
 from sedaq.search.building import build_problem
 from sedaq.search.exact import solve_exact
@@ -68,3 +70,19 @@ def test_mean_contributions_are_means_by_rate() -> None:
     rates = np.array([[2.0, 3.0], [2.0, 4.0], [4.0, 4.0]])
     contributions = np.array([[1.0, 5.0], [3.0, 6.0], [-1.0, 8.0]])
     assert mean_contributions(rates, contributions) == [{2.0: 2.0, 4.0: -1.0}, {3.0: 5.0, 4.0: 7.0}]
+
+
+def test_the_contest_holds_methods_against_the_very_uniform_plan_that_gives_the_bytes(
+    subject, menu, predictor: FakePredictor, rivals: Rivals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With shared codebooks the uniform plan within the bytes of the uniform plan can be another; here it is made to be."""
+    whole = build_problem(subject, menu, predictor.additive_cost)
+    first, second = uniform_choice(whole.bounded(bits=2.6)), uniform_choice(whole.bounded(bits=2.2))
+    given = iter([first, second, second])
+    monkeypatch.setattr(bench, "uniform_choice", lambda *_, **__: next(given))
+    monkeypatch.setattr(baselines, "uniform_choice", lambda *_, **__: next(given))
+    found = SimpleNamespace(plan=SimpleNamespace(formats={"": None}), solver="exact")
+    search = SimpleNamespace(problem=whole, n_trials=0, find=lambda *_, **__: (found, None))
+    plans = bench.contest(None, search, rivals, 2.6, ["uniform", "weight-error knapsack"], 0, None).plans  # type: ignore[arg-type]
+    assert set(plans) == {"searched", "uniform", "weight-error knapsack"}
+    assert plans["uniform"] == whole.formats(first) != whole.formats(second)
