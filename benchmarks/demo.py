@@ -37,6 +37,9 @@ def main() -> None:
             )
             for plan in front
         ],
+        "tunings": [
+            some(json.loads(line), "name", "held_out_losses", "ending") for line in (folder / "tunings.jsonl").read_text().splitlines()
+        ],
         "evaluations": [some(record, "name", "size_bytes", "bits_per_weight", "n_images", "seconds", "metrics") for record in evaluations],
     }
     keep("demo", "make demo", rows)

@@ -74,6 +74,8 @@ def command(
     schemes = options.schemes(activations, activation_schemes)
     if tune_steps and tune_minutes is not None:
         raise InputError("--tune-steps and --tune-minutes: give one of them")
+    if not tune_steps and tune_minutes is None and (tune_buffer or tune_images):
+        raise InputError("--tune-buffer and --tune-images: they are for tuning; give --tune-steps or --tune-minutes, too")
     loaded_plan = Plan.load(plan)
     with tempfile.TemporaryDirectory() as scratch, shown():
         chosen, store = store_for_plan(
@@ -92,7 +94,9 @@ def command(
         check_writable(out)
         if activations is not None:
             kept = store.folder / "activations"
-            rounded = choose(store.subject, activations, schemes=schemes, keep_in=kept, seed=store.seed, **sampling)
+            rounded = choose(
+                store.subject, activations, schemes=schemes, keep_in=kept, steps=store.calibration.get("steps"), seed=store.seed, **sampling
+            )
             chosen = chosen.with_activations(store.subject, rounded)
         tuned = apply(
             store.subject,

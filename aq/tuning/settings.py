@@ -16,7 +16,7 @@ from .weighting import WEIGHTINGS
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """Defaults were chosen on mnist-dit at 2 bits, by the loss on held-out trajectories (docs/experiments.md)."""
+    """Defaults are first guesses, PV-Tuning's own where it has them; benchmarks/tuning_choices.py compares others (docs/experiments.md)."""
 
     steps: int = 300
     minutes: float | None = None  # as many steps as fit, measured at the beginning, instead of `steps`

@@ -39,7 +39,7 @@ class Tuned:
 
     @property
     def best(self) -> tuple[int, float]:
-        """Step and loss of what is handed out."""
+        """Step and loss of the best state; it is handed out unless `ending` says otherwise."""
         return min(self.losses, key=lambda pair: pair[1] if math.isfinite(pair[1]) else math.inf)
 
     def stored_in(self, subject: Subject) -> Student:
@@ -122,7 +122,8 @@ def tune(
     tuned = Tuned(student.encoded(encodings, provenance), others, run.losses, student.inputs() if inputs else None, ending)
     if run.held_out_loss_of(tuned.stored_in(subject)) < run.losses[0][1]:
         return tuned
-    return Tuned(dict(encodings), {}, run.losses, inputs, ending or "nothing was better, once stored, than what came in")
+    fallen_back = "nothing was better, once stored, than what came in, which is handed out"
+    return Tuned(dict(encodings), {}, run.losses, inputs, "; ".join(part for part in (ending, fallen_back) if part))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from sedaq.models.loading import load
 from sedaq.models.subject import Subject
 
 CPU = torch.device("cpu")
+FALLEN_BACK = "nothing was better, once stored, than what came in, which is handed out"
 
 
 def held_out_loss(subject: Subject, tuned: Tuned, settings: TuneSettings) -> float:
@@ -165,7 +166,7 @@ def test_what_is_worse_once_stored_is_not_handed_out(subject, encodings, small, 
     monkeypatch.setattr(TuningRun, "held_out_loss_of", lambda self, student: real(self, student) + (student is not self.student))
     tuned = tune(subject, encodings, small)
     assert all(tuned.encodings[name] is encodings[name] for name in encodings) and tuned.others == {}
-    assert tuned.ending == "nothing was better, once stored, than what came in" and len(tuned.losses) == 4
+    assert tuned.ending == FALLEN_BACK and len(tuned.losses) == 4
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e30])
@@ -173,7 +174,7 @@ def test_a_diverging_rate_ends_early_and_returns_the_best(rate, subject, encodin
     settings = dataclasses.replace(small, steps=40, learning_rate=rate, check_every=2)
     tuned = tune(subject, encodings, settings)
     assert tuned.losses[-1][0] < 40
-    assert tuned.ending == f"the loss diverged at step {tuned.losses[-1][0]}; what was best before was kept"
+    assert tuned.ending == f"the loss diverged at step {tuned.losses[-1][0]}; what was best before was kept; {FALLEN_BACK}"
     assert all(not math.isfinite(loss) or loss > tuned.losses[0][1] for _, loss in tuned.losses[1:])
     assert tuned.best == tuned.losses[0]
     assert all(equal(tuned.encodings[name], encodings[name]) for name in encodings), "the start was the best, so it is what comes back"
@@ -185,7 +186,7 @@ def test_patience_ends_a_tuning_that_gains_nothing(subject, encodings, small, tm
     settings = dataclasses.replace(small, steps=40, learning_rate=0.0, code_step="none", check_every=4, patience=3)
     tuned = tune(subject, encodings, settings)
     assert [step for step, _ in tuned.losses] == [0, 4, 8, 12]
-    assert tuned.ending == "no better after 3 looks at the held-out loss; ended at step 12"
+    assert tuned.ending == f"no better after 3 looks at the held-out loss; ended at step 12; {FALLEN_BACK}"
     for _ in range(2):  # begun again when it was done
         again = tune(subject, encodings, settings, folder=tmp_path)
         assert again.losses == tuned.losses and again.ending == tuned.ending
