@@ -1,7 +1,7 @@
 """Measure the plans that predictors are judged by:  python benchmarks/sensitivity_data.py --subject mnist-dit --folder build/sensitivity [--truth]
 
 Into FOLDER/SUBJECT, an ordinary run: 200 stratified probes to learn from; 100 later plans of the same design on other noise ("unseen"), which no
-choice may be tuned on; with --truth every layer at every entry of its menu alone, 2,000 images on a third noise. Goes on where it stopped.
+choice may be tuned on; with --truth every layer at every entry of its menu alone, --truth-images on a third noise. Goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sedaq.sensitivity.probe import probe
 from sedaq.sensitivity.prober import Prober
 from sedaq.sensitivity.run import Run
 
-N_PROBES, N_UNSEEN, TRUTH_IMAGES = 200, 100, 2000
+N_PROBES, N_UNSEEN = 200, 100
 ALL = 10**6  # more than the one-layer design has
 
 
@@ -25,9 +25,9 @@ def unseen_jobs(run: Run) -> list[Job]:
     return [Job(plan, run.settings.n_images, "unseen") for plan in plans[N_PROBES:]]
 
 
-def truth_jobs(run: Run) -> list[Job]:
+def truth_jobs(run: Run, n_images: int) -> list[Job]:
     plans = design_plans("layer", run.subject.layers, run.menus, n_plans=ALL, seed=run.settings.seed)
-    return [Job(plan, TRUTH_IMAGES, "truth") for plan in plans]
+    return [Job(plan, n_images, "truth") for plan in plans]
 
 
 def main() -> None:
@@ -35,11 +35,12 @@ def main() -> None:
     parser.add_argument("--subject", default="mnist-dit")
     parser.add_argument("--folder", type=Path, default=Path("build/sensitivity"))
     parser.add_argument("--truth", action="store_true")
+    parser.add_argument("--truth-images", type=int, default=2000, help="225 of mnist-unet's 455 plans are as many as its 200 probes took")
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     with shown():
         run = probe(arguments.subject, arguments.folder / arguments.subject, n_configs=N_PROBES, workers=arguments.workers)
-        jobs = truth_jobs(run) if arguments.truth else unseen_jobs(run)
+        jobs = truth_jobs(run, arguments.truth_images) if arguments.truth else unseen_jobs(run)
         with Crew(Prober(run), arguments.workers) as crew:
             for _ in track(crew.measure(jobs), "truth" if arguments.truth else "unseen probes", len(jobs)):
                 pass

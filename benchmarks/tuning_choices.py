@@ -26,12 +26,12 @@ from sedaq.sensitivity.run import Run
 BASE = TuneSettings(steps=300)
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
-    **{f"learning rate {rate:g}": {"learning_rate": rate} for rate in (5e-4, 1e-3, 4e-3, 8e-3)},
+    **{f"learning rate {rate:g}": {"learning_rate": rate} for rate in (2e-3, 5e-3, 2e-2)},
     "codes stay": {"code_step": "none"},
-    **{f"code rate {rate:g}": {"code_rate": rate} for rate in (3e-2, 1e-1, 3e-1)},
-    **{f"trust ratio {ratio:g}": {"trust_ratio": ratio} for ratio in (5e-2, 1e-1)},
-    "code rate 0.1, trust ratio 0.1": {"code_rate": 1e-1, "trust_ratio": 1e-1},
-    "code rate 0.1, trust ratio 0.1, share 0.05": {"code_rate": 1e-1, "trust_ratio": 1e-1, "code_share": 0.05},
+    **{f"code reach {reach:g}": {"code_reach": reach} for reach in (0.05, 0.1, 0.2)},
+    **{f"trust ratio {ratio:g}": {"trust_ratio": ratio} for ratio in (0.02, 0.2)},
+    **{f"share {share:g}": {"code_share": share} for share in (0.05, 1.0)},
+    "wishes decay": {"buffer_decay": 0.98},
     "weighting sensitivity": {"weighting": "sensitivity"},
     "weighting min-snr": {"weighting": "min-snr"},
     "blocks first": {"stages": (("blocks", 0.3), ("whole", 0.7))},

@@ -14,14 +14,17 @@ class Adam:
     """Adam (Kingma & Ba 2015), its bias correction kept entry by entry so that single entries can forget their past.
 
         m ← β₁ m + (1 − β₁) g    a ← β₁ a + (1 − β₁)    v ← β₂ v + (1 − β₂) g²    b ← β₂ b + (1 − β₂)
-        p ← p − η (m / a) / (√(v / b) + ε)
+        p ← p − η unit (m / a) / (√(v / b) + ε)
 
     a and b are what the weights of the past add up to, 1 − βᵗ after t steps: m / a and v / b are Adam's corrected moments. `forget` multiplies
     all four by 1 − share, which leaves both means as they are and gives what comes next the weight that the past has lost.
+
+    Args:
+        units: of the parameters' lengths of step, by name; 1 where there is none.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.parameters = dict(parameters)
+    def __init__(self, parameters: Mapping[str, nn.Parameter], units: Mapping[str, float] | None = None) -> None:
+        self.parameters, self.units = dict(parameters), dict(units or {})
         self._state = {name: [torch.zeros_like(p) for _ in range(4)] for name, p in self.parameters.items()}
 
     @torch.no_grad()
@@ -35,7 +38,7 @@ class Adam:
             a.lerp_(torch.ones_like(a), 1 - BETAS[0])
             v.lerp_(parameter.grad.square(), 1 - BETAS[1])
             b.lerp_(torch.ones_like(b), 1 - BETAS[1])
-            parameter.sub_(learning_rate * (m / a) / ((v / b).sqrt() + EPSILON))
+            parameter.sub_(learning_rate * self.units.get(name, 1.0) * (m / a) / ((v / b).sqrt() + EPSILON))
 
     @torch.no_grad()
     def forget(self, name: str, share: torch.Tensor | float, *, only_direction: bool = False) -> None:

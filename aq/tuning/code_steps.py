@@ -1,6 +1,6 @@
 """How codes move: the V step and its rivals.
 
-Gradients of the dense weights tell where groups would like to go; codes can only go where sums of codewords are.
+A layer's wish tells where its groups would like to go; codes can only go where sums of codewords are.
 """
 
 from __future__ import annotations
@@ -32,13 +32,7 @@ class Flips:
         return len(self.row)
 
 
-CodeStep = Callable[[TunableLayer, torch.Tensor, "TuneSettings"], Flips]
-
-
-def _step(layer: TunableLayer, gradient: torch.Tensor, weight: torch.Tensor, code_rate: float) -> torch.Tensor:
-    """Against the gradient, over its root mean square: as far as Adam without momentum goes, with no state."""
-    gradient = layer.grouped(gradient)
-    return -code_rate * weight.square().mean().sqrt() * gradient / gradient.square().mean().sqrt().clamp(min=1e-30)
+CodeStep = Callable[[TunableLayer, "TuneSettings"], Flips]
 
 
 def _flip(layer: TunableLayer, row: torch.Tensor, group: torch.Tensor, codes: torch.Tensor) -> Flips:
@@ -61,16 +55,14 @@ def _nearer(
 
 
 @torch.no_grad()
-def pv(layer: TunableLayer, gradient: torch.Tensor, settings: TuneSettings) -> Flips:
+def pv(layer: TunableLayer, settings: TuneSettings) -> Flips:
     """PV-Tuning's V step in a subspace (Malinovskii et al. 2024, §3.2): the groups that want to move most are encoded anew by beam search.
 
-    The wish u ← decay · u − rate · rms(w) · g / rms(g) gathers beside the weights; of the share of groups with the largest ‖u‖ those move, strongest
-    wish first, until their changes use the trust ratio up, ‖Δw‖ ≤ ratio · ‖w‖; a group that moved has no wish left.
+    Of the share of groups with the largest wish ‖u‖ those move, strongest wish first, until their changes use the trust ratio up,
+    ‖Δw‖ ≤ ratio · ‖w‖; a group that moved has no wish left.
     """
-    weight = layer.grouped(layer.weight())
-    wish = _step(layer, gradient, weight, settings.code_rate)
-    if layer.wish is not None:
-        wish += settings.buffer_decay * layer.wish.float()
+    assert layer.wish is not None
+    weight, wish = layer.grouped(layer.weight()), layer.wish.change.float()
     strength = (wish.square().sum(2) * layer.unpadded).reshape(-1)
     chosen = strength.topk(max(1, int(settings.code_share * strength.numel()))).indices
     row, group = chosen // weight.shape[1], chosen % weight.shape[1]
@@ -79,27 +71,25 @@ def pv(layer: TunableLayer, gradient: torch.Tensor, settings: TuneSettings) -> F
     moved &= change <= limit  # one that is too large by itself stands in nobody's way
     moved &= (change * moved).cumsum(0) <= limit
     row, group = row[moved], group[moved]
-    wish[row, group] = 0
-    layer.wish = wish.bfloat16()
+    layer.wish.change[row, group] = 0
     return _flip(layer, row, group, codes[moved])
 
 
 @torch.no_grad()
-def straight_through(layer: TunableLayer, gradient: torch.Tensor, settings: TuneSettings) -> Flips:
+def straight_through(layer: TunableLayer, settings: TuneSettings) -> Flips:
     """The baseline that PV-Tuning is held against: latent dense weights take the gradient of the quantized ones, and all groups are encoded anew
-    from them. The latent weight is the weight plus what is kept here as its wish."""
+    from them. The latent weight is the weight plus its wish."""
+    assert layer.wish is not None
     weight = layer.grouped(layer.weight())
-    latent = weight + _step(layer, gradient, weight, settings.code_rate)
-    if layer.wish is not None:
-        latent += layer.wish.float()
+    latent = weight + layer.wish.change.float()
     row, group = layer.unpadded.nonzero(as_tuple=True)
     codes, moved, _ = _nearer(layer, row, group, latent[row, group], weight[row, group])
     flips = _flip(layer, row[moved], group[moved], codes[moved])
-    layer.wish = (latent - layer.grouped(layer.weight())).bfloat16()
+    layer.wish.change = (latent - layer.grouped(layer.weight())).to(layer.wish.change)
     return flips
 
 
-def none(layer: TunableLayer, gradient: torch.Tensor, settings: TuneSettings) -> Flips:
+def none(layer: TunableLayer, settings: TuneSettings) -> Flips:
     """Codes stay: codebooks and scales alone are tuned."""
     nowhere = torch.empty(0, dtype=torch.long, device=layer.codes.device)
     return _flip(layer, nowhere, nowhere, layer.codes[nowhere, nowhere])

@@ -21,7 +21,7 @@ def tuning_bytes(subject: Subject, formats: Mapping[str, Format], settings: Tune
 
         weights     8 n   dense, with and without row scales, made anew at every step
         gradients   4 n   of them
-        wishes      2 n   of the V step, 16 bits
+        wishes      4 n   of codes, and the mean square of gradients, in 16 bits
         codes      16 c   as they are, as they were best, and as indices in a step
         parameters  4 p · (2 + 1 + 4 [+ 1])  themselves, the best, gradients, Adam [the running mean]
         teacher     as it is in memory; where tuning compares whole answers alone and runs on a GPU, it waits in the host's memory
@@ -43,7 +43,7 @@ def tuning_bytes(subject: Subject, formats: Mapping[str, Format], settings: Tune
     return {
         "weights": 8 * n,
         "gradients": 4 * n,
-        "wishes": 0 if settings.code_step == "none" else 2 * n,
+        "wishes": 0 if settings.code_step == "none" else 4 * n,
         "codes": 16 * codes,
         "parameters": 4 * copies * parameters,
         "teacher": sum(_bytes(p) for p in subject.denoiser.parameters()),

@@ -6,6 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .settings import TuneSettings
 from .stages import STAGES, WHOLE, unit_loss
 from .student import Student
 from .trajectories import Trajectories
+from .wish import Wish, stride
 
 DIVERGED = 10.0  # times the first loss
 
@@ -34,7 +36,7 @@ class TuningRun:
         self.units = {name: STAGES[name](subject) for name, _ in settings.stages}
         if settings.gradient_checkpointing:
             _enable_checkpointing(student.denoiser)
-        self.optimizer = Adam(student.parameters())
+        self.optimizer = Adam(student.parameters(), student.units())
         self.forgetting = FORGETTINGS[settings.forgetting]()
         self.rng = torch.Generator().manual_seed(settings.seed)
         self.means = {name: p.detach().clone() for name, p in student.parameters().items()} if settings.ema_decay else {}
@@ -94,8 +96,8 @@ class TuningRun:
         rows = ORDERS[settings.order](buffers.tuning, step, settings.batch_size, self.rng)
         call, target = buffers.tuning.batch(rows, student.device)
         weights = student.assemble()
-        v_step = settings.code_step != "none" and step % settings.code_every == 0
-        if v_step:
+        codes_move = settings.code_step != "none"
+        if codes_move:
             for weight in weights.values():
                 weight.retain_grad()
         loss = self.loss(settings.stage_at(progress), call, target, buffers.weights.of(buffers.tuning, rows).to(student.device))
@@ -107,11 +109,20 @@ class TuningRun:
         self.optimizer.step(settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress)))
         for name, mean in self.means.items():
             mean.lerp_(self.optimizer.parameters[name].detach(), 1 - settings.ema_decay)
-        if v_step:
+        if codes_move:
+            self._move_codes(step, progress, weights)
+
+    def _move_codes(self, step: int, progress: float, weights: Mapping[str, torch.Tensor]) -> None:
+        """Wishes gather at every step, and are granted at some."""
+        settings, layers = self.settings, self.student.layers
+        length = stride(settings.code_reach, progress, self.n_steps)
+        for path, weight in weights.items():
+            if weight.grad is not None:
+                layers[path].want(weight, weight.grad, length, settings.buffer_decay)
+        if step % settings.code_every == 0:
             move = CODE_STEPS[settings.code_step]
-            gradients = {path: weight.grad for path, weight in weights.items() if weight.grad is not None}
-            flips = {path: move(student.layers[path], gradient, settings) for path, gradient in gradients.items()}
-            self.forgetting.after_flips(self.optimizer, student, flips)
+            flips = {path: move(layer, settings) for path, layer in layers.items() if layer.wish is not None}
+            self.forgetting.after_flips(self.optimizer, self.student, flips)
 
     def loss(self, stage: str, call: Call, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         if stage == WHOLE:
@@ -163,7 +174,9 @@ class TuningRun:
             "best": self.best,
             "adam": self.optimizer.tensors(),
             "mean": self.means,
-            "wish": {path: layer.wish for path, layer in self.student.layers.items() if layer.wish is not None},
+            "wish": {
+                f"{path}/{key}": t for path, layer in self.student.layers.items() if layer.wish for key, t in vars(layer.wish).items()
+            },
             "rng": {"state": self.rng.get_state()},
         }
         return {f"{part}:{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
@@ -178,7 +191,8 @@ class TuningRun:
         self.optimizer.restore(parts["adam"])
         self.best, self.means = parts["best"], parts["mean"]
         for path, layer in self.student.layers.items():
-            layer.wish = parts["wish"].get(path)
+            wish = {field.name: parts["wish"].get(f"{path}/{field.name}") for field in fields(Wish)}
+            layer.wish = None if any(tensor is None for tensor in wish.values()) else Wish(**wish)  # type: ignore[arg-type]
         self.rng.set_state(parts["rng"]["state"])
 
 

@@ -29,13 +29,15 @@ class TuneSettings:
     weighting: str = "uniform"  # of timesteps, a name in WEIGHTINGS
     stages: tuple[tuple[str, float], ...] = (("whole", 1.0),)  # names in STAGES with their shares of the steps
 
-    learning_rate: float = 2e-3  # of codebooks, log scales, biases and norms; falls to zero by a cosine
+    learning_rate: float = (
+        1e-2  # of codebooks, biases and norms relative to their root mean square, of log scales; falls to zero by a cosine
+    )
     code_step: str = "pv"  # a name in CODE_STEPS
     code_every: int = 5  # P steps between V steps
-    code_rate: float = 1e-2  # of the V step's buffer, relative to the weights' root mean square
-    code_share: float = 0.01  # groups that a V step may encode anew
-    trust_ratio: float = 0.02  # largest relative change of a layer's weights in one V step
-    buffer_decay: float = 0.9
+    code_reach: float = 0.15  # how far noise alone takes the wishes of codes in all steps, relative to the weights' root mean square
+    code_share: float = 0.2  # groups that a V step may encode anew
+    trust_ratio: float = 0.05  # largest relative change of a layer's weights in one V step
+    buffer_decay: float = 1.0  # of wishes, from step to step
     forgetting: str = "semi"  # what becomes of the moments of entries that a flip made stale, a name in FORGETTINGS
 
     ema_decay: float = 0.0  # of the running mean of all continuous parameters; 0: none is kept

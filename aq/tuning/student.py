@@ -13,12 +13,14 @@ from torch import nn
 from ...errors import InputError
 from ...models.layers import KINDS
 from ...models.subject import Subject
-from ..activations.rounding import ACTIVATION, RoundedInputs, attach
+from ..activations.rounding import ACTIVATION, RANGES, RoundedInputs, attach
 from ..encoding import Encoding
 from ..plan import book_holders
 from .adam import distinct
 from .replay import Call, first_tensor
 from .tunable import TunableLayer
+
+LEAST_UNIT = 1e-3  # as Adafactor has it (Shazeer & Stern 2018), for what begins at zero
 
 
 class Student:
@@ -73,6 +75,11 @@ class Student:
             for name, parameter in rounding.learnable().items()
         }
         return distinct({**layers, **ranges, **self.others})
+
+    def units(self) -> dict[str, float]:
+        """Lengths that steps of parameters are relative to: their root mean square, or LEAST_UNIT; of logarithms and ranges 1."""
+        relative = {name: p for name, p in self.parameters().items() if not name.endswith(("/log_scales", f"/{RANGES}"))}
+        return {name: max(LEAST_UNIT, p.detach().square().mean().sqrt().item()) for name, p in relative.items()}
 
     def inputs(self) -> RoundedInputs:
         """How inputs are rounded, with ranges as they are now."""

@@ -12,6 +12,7 @@ from ...kernels.coded import CodedMatrix
 from ...kernels.reference import dequantize
 from ..beam import best_codes
 from ..encoding import Encoding, coded_matrix, stored_codebooks
+from .wish import Wish
 
 CHUNK = 1 << 16  # groups that are encoded at a time
 
@@ -38,7 +39,7 @@ class TunableLayer(nn.Module):
         self.expansion = self.format.expansion.to(device)  # (K, stored entries)
         # Groups that end in padding keep their codes: codewords there are not bound by the weight.
         self.unpadded = self.grouped(torch.ones(encoding.shape, device=device)).amin(2)
-        self.wish: torch.Tensor | None = None  # (out, G, g), 16 bits: what the codes would like the weight to be, minus the weight
+        self.wish: Wish | None = None
 
     def scales(self) -> torch.Tensor:
         return torch.where(self.signs != 0, self.signs * self.log_scales.exp(), 0.0)
@@ -59,6 +60,14 @@ class TunableLayer(nn.Module):
         _, n_groups, _ = self.codes.shape
         size = self.format.group_size
         return F.pad(rows, (0, n_groups * size - rows.shape[1])).reshape(-1, n_groups, size)
+
+    @torch.no_grad()
+    def want(self, weight: torch.Tensor, gradient: torch.Tensor, stride: float, decay: float) -> None:
+        """Add to the wish what a gradient of the dense weight says. stride: relative to the weight's root mean square."""
+        gradient = self.grouped(gradient)
+        if self.wish is None:
+            self.wish = Wish.none_yet(gradient)
+        self.wish.add(gradient, stride * weight.detach().square().mean().sqrt().item(), decay)
 
     @torch.no_grad()
     def nearest(self, row: torch.Tensor, group: torch.Tensor, target: torch.Tensor, beam: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from sedaq.aq.formats import Format
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.aq.tuning.tunable import TunableLayer
 
-SMALL = TuneSettings(steps=30, batch_size=16, n_images=32, sampling_steps=4, learning_rate=2e-3, check_every=10)
+SMALL = TuneSettings(steps=30, batch_size=16, n_images=32, sampling_steps=4, check_every=10)
 
 
 @pytest.fixture

@@ -30,6 +30,16 @@ def test_it_is_adam_as_torch_has_it():
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_steps_are_relative_to_a_parameters_unit():
+    a, b = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+    optimizer = Adam({"a": a, "b": b}, {"b": 0.25})
+    for parameter in (a, b):
+        parameter.grad = torch.tensor([1.0, -2.0, 3.0])
+    optimizer.step(0.1)
+    torch.testing.assert_close(b, 0.25 * a)
+    torch.testing.assert_close(a, torch.tensor([-0.1, 0.1, -0.1]))
+
+
 def test_an_entry_that_forgot_everything_is_as_new_and_others_go_on():
     parameter, optimizer, _ = run(7)
     share = torch.zeros(3, 1)

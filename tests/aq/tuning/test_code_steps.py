@@ -13,6 +13,7 @@ from sedaq.aq.tuning.code_steps import CODE_STEPS, none, pv, straight_through
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.aq.tuning.tunable import TunableLayer
 
+FAR = 1e9
 CASES = [("1x4g4", (32, 24)), ("2x3g5", (32, 24)), ("1x4g4hq", (32, 24)), ("1x4g4m", (8, 6, 3, 3)), ("1x4g9t", (8, 6, 3, 3))]
 
 
@@ -76,16 +77,17 @@ def test_the_nearest_codes_are_nearest(text, tunable, monkeypatch):
 def test_a_v_step_keeps_within_its_bounds(text, shape, share, trust, tunable):
     layer = tunable(text, shape)
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    settings = TuneSettings(code_share=share, trust_ratio=trust, code_rate=1.0)
+    settings = TuneSettings(code_share=share, trust_ratio=trust)
     for _ in range(3):
         codes, weight = layer.codes.clone(), layer.weight().detach()
-        flips = pv(layer, gradient, settings)
+        layer.want(weight, gradient, 1.0, 1.0)
+        flips = pv(layer, settings)
         changed = (codes != layer.codes).any(2)
         assert changed.sum() == len(flips) <= max(1, int(share * changed.numel()))
         assert changed[flips.row, flips.group].all()
         assert torch.equal(flips.before, codes[flips.row, flips.group])
         assert torch.equal(flips.after, layer.codes[flips.row, flips.group])
-        assert (layer.wish[flips.row, flips.group] == 0).all()
+        assert (layer.wish.change[flips.row, flips.group] == 0).all()
         assert (layer.weight() - weight).norm() <= trust * weight.norm() * (1 + 1e-5)
 
 
@@ -94,11 +96,13 @@ def test_codes_go_against_the_gradient(step, tunable):
     layer = tunable("1x4g4")
     goal = torch.randn(32, 24, generator=torch.Generator().manual_seed(5))
     goal[3] = 0
-    settings = TuneSettings(code_share=0.2, trust_ratio=0.5, code_rate=0.3)
+    settings = TuneSettings(code_share=0.2, trust_ratio=0.5)
     distances = [(layer.weight() - goal).norm().item()]
     n_changed = 0
     for _ in range(10):
-        n_changed += len(step(layer, layer.weight().detach() - goal, settings))
+        weight = layer.weight().detach()
+        layer.want(weight, weight - goal, 0.3, 1.0)
+        n_changed += len(step(layer, settings))
         distances.append((layer.weight() - goal).norm().item())
     assert n_changed > 0 and distances[-1] < 0.9 * distances[0]
 
@@ -109,7 +113,8 @@ def test_without_a_gradient_no_code_moves(name, text, tunable):
     """Nor where the search, which is no exact one with several codebooks, finds codes that are further away."""
     layer = tunable(text)
     weight = layer.weight().detach()
-    assert len(CODE_STEPS[name](layer, torch.zeros(32, 24), TuneSettings(code_share=1.0))) == 0
+    layer.want(weight, torch.zeros(32, 24), 1.0, 1.0)
+    assert len(CODE_STEPS[name](layer, TuneSettings(code_share=1.0))) == 0
     assert torch.equal(layer.weight(), weight)
 
 
@@ -117,9 +122,11 @@ def test_without_a_gradient_no_code_moves(name, text, tunable):
 def test_codes_that_move_come_nearer_to_what_they_want(step, tunable):
     layer = tunable("2x4g4")
     gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
-    weight = layer.grouped(layer.weight().detach())
-    wanted = weight - 0.5 * weight.square().mean().sqrt() * layer.grouped(gradient) / gradient.square().mean().sqrt()
-    flips = step(layer, gradient, TuneSettings(code_rate=0.5, code_share=1.0, trust_ratio=1e9))
+    dense = layer.weight().detach()
+    layer.want(dense, gradient, 0.5, 1.0)
+    weight = layer.grouped(dense)
+    wanted = weight + layer.wish.change.float()
+    flips = step(layer, TuneSettings(code_share=1.0, trust_ratio=FAR))
     now = layer.grouped(layer.weight().detach())
     before, after = ((x - wanted).square().sum(2)[flips.row, flips.group] for x in (weight, now))
     assert len(flips) > 20 and (after < before).all()
@@ -128,45 +135,46 @@ def test_codes_that_move_come_nearer_to_what_they_want(step, tunable):
 def test_a_flip_that_is_too_large_stands_in_nobodys_way(tunable):
     layer = tunable("1x4g4")
     gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
-    gradient[0, :4] = 8 * layer.weight().detach()[0, :4].sign()  # the strongest wish: over to the other side
     weight = layer.weight().detach()
+    layer.want(weight, gradient, 1.0, 1.0)
+    layer.wish.change[0, 0] = -4 * layer.grouped(weight)[0, 0]  # the strongest wish: over to the other side
     single = 0.5 * layer.grouped(weight).square().sum(2).mean() / weight.square().sum()
-    flips = pv(layer, gradient, TuneSettings(code_rate=1.0, code_share=1.0, trust_ratio=single.sqrt().item()))
+    flips = pv(layer, TuneSettings(code_share=1.0, trust_ratio=single.sqrt().item()))
     assert len(flips) > 0 and not ((flips.row == 0) & (flips.group == 0)).any()
 
 
-def test_a_wish_gathers_until_it_is_fulfilled_and_decays(tunable):
+def test_a_wish_stays_until_it_is_granted(tunable):
     layer = tunable("1x4g4")
-    gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
-    still = TuneSettings(trust_ratio=1e-9, code_rate=0.1, buffer_decay=0.5)
+    weight = layer.weight().detach()
     for _ in range(8):
-        assert len(pv(layer, gradient, still)) == 0
-    rms = layer.weight().square().mean().sqrt()
-    geometric = -0.1 * rms * gradient / gradient.square().mean().sqrt() * (1 - 0.5**8) / 0.5
-    torch.testing.assert_close(layer.wish.float(), layer.grouped(geometric), rtol=0.02, atol=1e-3)
+        layer.want(weight, torch.randn(32, 24, generator=torch.Generator().manual_seed(1)), 0.1, 1.0)
+        before = layer.wish.change.clone()
+        assert len(pv(layer, TuneSettings(trust_ratio=1e-9))) == 0
+        assert torch.equal(layer.wish.change, before)
 
 
 def test_straight_through_keeps_what_rounding_lost(tunable):
     """The latent weight, quantized weight plus wish, moves by the whole step each time, whatever codes do."""
     layer = tunable("1x4g4")
     gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
-    settings = TuneSettings(code_rate=0.3)
+    n_flips = 0
     for _ in range(4):
         weight = layer.weight().detach()
-        latent = layer.grouped(weight) + (0 if layer.wish is None else layer.wish.float())
-        flips = straight_through(layer, gradient, settings)
-        step = -0.3 * weight.square().mean().sqrt() * gradient / gradient.square().mean().sqrt()
-        now = layer.grouped(layer.weight().detach()) + layer.wish.float()
-        torch.testing.assert_close(now, latent + layer.grouped(step), atol=0.02, rtol=0.02)
-        assert len(flips) > 0
+        layer.want(weight, gradient, 0.3, 1.0)
+        latent = layer.grouped(weight) + layer.wish.change.float()
+        n_flips += len(straight_through(layer, TuneSettings()))
+        now = layer.grouped(layer.weight().detach()) + layer.wish.change.float()
+        torch.testing.assert_close(now, latent, atol=0.02, rtol=0.02)
         # Every code is the nearest to its latent weight.
         row, group = torch.ones(32, 6).nonzero(as_tuple=True)
         nearest, _ = layer.nearest(row, group, now[row, group], 1)
         assert (nearest == layer.codes[row, group]).float().mean() > 0.97
+    assert n_flips > 20
 
 
 def test_codebooks_alone(tunable):
     layer = tunable("1x4g4")
     codes = layer.codes.clone()
-    assert len(none(layer, torch.randn(32, 24), TuneSettings(code_share=1.0, code_rate=10))) == 0
-    assert torch.equal(layer.codes, codes) and layer.wish is None
+    layer.want(layer.weight(), torch.randn(32, 24), 10.0, 1.0)
+    assert len(none(layer, TuneSettings(code_share=1.0))) == 0
+    assert torch.equal(layer.codes, codes)

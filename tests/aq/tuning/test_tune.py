@@ -77,9 +77,9 @@ def test_tuning_lowers_the_held_out_loss_of_what_is_stored(subject, encodings, s
     [
         {"stages": (("layers", 1.0), ("blocks", 1.0), ("whole", 2.0))},
         {"code_step": "none"},
-        {"code_step": "straight-through", "code_rate": 0.1},
-        {"forgetting": "none", "code_rate": 0.2, "trust_ratio": 0.1},
-        {"forgetting": "full", "code_rate": 0.2, "trust_ratio": 0.1},
+        {"code_step": "straight-through", "code_reach": 0.3},
+        {"forgetting": "none", "code_reach": 0.3, "trust_ratio": 0.1},
+        {"forgetting": "full", "code_reach": 0.3, "trust_ratio": 0.1},
         {"order": "consecutive"},
         {"weighting": "sensitivity"},
         {"weighting": "min-snr"},
@@ -116,7 +116,7 @@ def test_a_denoiser_that_cannot_checkpoint_says_so(subject, encodings, small, mo
 
 
 def test_codes_change_and_provenance_says_that_it_was_tuned(subject, encodings, small):
-    settings = dataclasses.replace(small, steps=10, code_every=2, code_share=0.05, trust_ratio=0.2, code_rate=0.1)
+    settings = dataclasses.replace(small, steps=10, code_every=2, code_share=0.05, trust_ratio=0.2, code_reach=0.3)
     tuned = tune(subject, encodings, settings)
     additive = {name: encoding for name, encoding in tuned.encodings.items() if encoding.format.kind == "additive"}
     assert any(not torch.equal(encoding.tensors["codes"], encodings[name].tensors["codes"]) for name, encoding in additive.items())
@@ -256,7 +256,7 @@ class _Killed(Exception):
 @pytest.mark.parametrize("killed_at", [3, 14, 29])
 def test_a_killed_tuning_goes_on_bit_for_bit(killed_at, subject, encodings, small, alike, tmp_path, monkeypatch):
     settings = dataclasses.replace(
-        small, code_every=3, code_rate=0.3, trust_ratio=0.2, code_share=0.05, ema_decay=0.8, refresh_every=7, weighting="sensitivity"
+        small, code_every=3, code_reach=0.3, trust_ratio=0.2, code_share=0.05, ema_decay=0.8, refresh_every=7, weighting="sensitivity"
     )
     whole = tune(subject, encodings, settings)
     original, done = TuningRun.tune_step, []
