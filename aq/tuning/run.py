@@ -26,6 +26,7 @@ from .trajectories import Trajectories
 from .wish import Wish, stride
 
 DIVERGED = 10.0  # times the first loss
+MIN_TIMED = 6  # steps, to know how many there is time for
 
 
 class TuningRun:
@@ -54,9 +55,10 @@ class TuningRun:
     def _steps_within(self, seconds: float) -> int:
         """Measured by as many steps as it takes to meet every kind of work; they are undone."""
         start = _copies(self.tensors())
-        self.n_steps = self.settings.code_every
+        n_timed = self.settings.code_every * max(1, MIN_TIMED // self.settings.code_every)
+        self.n_steps = 2 * n_timed
         times = []
-        for step in range(self.settings.code_every + 1):  # the first one makes what later ones find
+        for step in range(n_timed + 1):  # the first one makes what later ones find
             began = time.perf_counter()
             self.tune_step(step)
             times.append(time.perf_counter() - began)
@@ -96,7 +98,7 @@ class TuningRun:
         rows = ORDERS[settings.order](buffers.tuning, step, settings.batch_size, self.rng)
         call, target = buffers.tuning.batch(rows, student.device)
         weights = student.assemble()
-        codes_move = settings.code_step != "none"
+        codes_move = settings.code_step != "none" and progress < settings.code_until
         if codes_move:
             for weight in weights.values():
                 weight.retain_grad()

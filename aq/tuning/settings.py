@@ -16,7 +16,7 @@ from .weighting import WEIGHTINGS
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """Defaults are first guesses, PV-Tuning's own where it has them; benchmarks/tuning_choices.py compares others (docs/experiments.md)."""
+    """Defaults are what did best on mnist-dit (docs/experiments.md, "Tuning"); benchmarks/tuning_choices.py compares others."""
 
     steps: int = 300
     minutes: float | None = None  # as many steps as fit, measured at the beginning, instead of `steps`
@@ -33,10 +33,11 @@ class TuneSettings:
         1e-2  # of codebooks, biases and norms relative to their root mean square, of log scales; falls to zero by a cosine
     )
     code_step: str = "pv"  # a name in CODE_STEPS
-    code_every: int = 5  # P steps between V steps
+    code_every: int = 2  # P steps between V steps
+    code_until: float = 0.8  # the share of all steps in which codes move; then the rest settles
     code_reach: float = 0.15  # how far noise alone takes the wishes of codes in all steps, relative to the weights' root mean square
     code_share: float = 0.2  # groups that a V step may encode anew
-    trust_ratio: float = 0.05  # largest relative change of a layer's weights in one V step
+    trust_ratio: float = 0.02  # largest relative change of a layer's weights in one V step
     buffer_decay: float = 1.0  # of wishes, from step to step
     forgetting: str = "semi"  # what becomes of the moments of entries that a flip made stale, a name in FORGETTINGS
 
@@ -61,6 +62,8 @@ class TuneSettings:
                 raise InputError(f"tuning: {field} {name!r} is unknown; choose among {', '.join(table)}")
         if min(self.code_every, self.check_every) < 1 or min(self.refresh_every, self.patience) < 0 or not 0 <= self.ema_decay < 1:
             raise InputError("tuning: code_every and check_every are 1 or more, refresh_every and patience 0 or more, ema_decay in [0, 1)")
+        if not 0 < self.code_until <= 1:
+            raise InputError(f"tuning: code_until is a share above 0 and at most 1; got {self.code_until}")
         if self.gradient_checkpointing and any(name != WHOLE for name, _ in self.stages):
             raise InputError("tuning: gradient checkpointing goes with the stage whole alone; leave one of them out")
         if not self.stages or any(share <= 0 for _, share in self.stages):

@@ -111,6 +111,8 @@ def test_the_stage_at_a_part_of_the_way():
         ({"code_every": 0}, "code_every and check_every are 1 or more"),
         ({"check_every": 0}, "code_every and check_every are 1 or more"),
         ({"refresh_every": -1}, "refresh_every and patience 0 or more"),
+        ({"code_until": 0.0}, "code_until is a share above 0 and at most 1; got 0.0"),
+        ({"code_until": 1.5}, "code_until is a share above 0 and at most 1; got 1.5"),
         ({"ema_decay": 1.0}, r"ema_decay in \[0, 1\)"),
         ({"gradient_checkpointing": True, "stages": (("blocks", 1.0),)}, "goes with the stage whole alone"),
         ({"stages": (("whole", 0.0),)}, "shares above 0"),

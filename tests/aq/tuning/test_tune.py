@@ -123,6 +123,19 @@ def test_codes_change_and_provenance_says_that_it_was_tuned(subject, encodings, 
     assert all(encoding.provenance["tune_steps"] == 10 for encoding in additive.values())
 
 
+def test_codes_stay_while_the_rest_settles(subject, encodings, small):
+    settings = dataclasses.replace(small, steps=10, code_until=0.5, code_share=1.0, trust_ratio=0.5, code_reach=0.3)
+    run = TuningRun(subject, Student(subject, encodings), Trajectories(subject, settings, None, {}), settings)
+    codes = []
+    for step in range(1, 11):
+        run.tune_step(step)
+        codes.append([layer.codes.clone() for layer in run.student.layers.values()])
+    moved = [
+        any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) for before, after in zip(codes, codes[1:], strict=False)
+    ]
+    assert any(moved[:4]) and not any(moved[4:])
+
+
 def test_tuning_depends_on_its_seed(subject, encodings, small):
     settings = dataclasses.replace(small, steps=6, check_every=3, code_every=2)
     assert tune(subject, encodings, settings).losses != tune(subject, encodings, dataclasses.replace(settings, seed=1)).losses
