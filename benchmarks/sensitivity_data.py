@@ -1,7 +1,8 @@
 """Measure the plans that predictors are judged by:  python benchmarks/sensitivity_data.py --subject mnist-dit --folder build/sensitivity [--truth]
 
 Into FOLDER/SUBJECT, an ordinary run: 200 stratified probes to learn from; 100 later plans of the same design on other noise ("unseen"), which no
-choice may be tuned on; with --truth every layer at every entry of its menu alone, --truth-images on a third noise. Goes on where it stopped.
+choice may be tuned on; with --truth every layer at every entry of its menu alone, 2,000 images (or --truth-images) on a third noise. Goes on where
+it stopped.
 """
 
 from __future__ import annotations

@@ -193,8 +193,9 @@ class TuningRun:
         self.optimizer.restore(parts["adam"])
         self.best, self.means = parts["best"], parts["mean"]
         for path, layer in self.student.layers.items():
-            wish = {field.name: parts["wish"].get(f"{path}/{field.name}") for field in fields(Wish)}
-            layer.wish = None if any(tensor is None for tensor in wish.values()) else Wish(**wish)  # type: ignore[arg-type]
+            names = {field.name: f"{path}/{field.name}" for field in fields(Wish)}
+            wished = all(name in parts["wish"] for name in names.values())
+            layer.wish = Wish(**{field: parts["wish"][name] for field, name in names.items()}) if wished else None
         self.rng.set_state(parts["rng"]["state"])
 
 

@@ -154,7 +154,7 @@ def test_a_wish_stays_until_it_is_granted(tunable):
 
 
 def test_straight_through_keeps_what_rounding_lost(tunable):
-    """The latent weight, quantized weight plus wish, moves by the whole step each time, whatever codes do."""
+    """The latent weight, quantized weight plus wish, stays the same whatever codes do."""
     layer = tunable("1x4g4")
     gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
     n_flips = 0
