@@ -22,8 +22,8 @@ def inspect(
 
     Returns:
         {n_layers, n_weights, size_bytes, bits_per_weight, least_bits, greatest_bits, layers: [{name, role, block, kind, shape, n_weights,
-        formats: [{format, bits_per_weight, size_bytes}]}]}; with a plan each layer has its `planned` format, and `plan` its totals; with tokens,
-        both have `operations` (Operations.row) of one image in one step.
+        formats: [{format, bits_per_weight, size_bytes}]}]}; with a plan each layer has its `planned` format and how its `inputs` are rounded, and
+        `plan` its totals; with tokens, both have `operations` (Operations.row) of one image in one step.
     """
     if plan is not None:
         plan.validate(subject)
@@ -50,6 +50,7 @@ def inspect(
         }
         if plan is not None:
             row["planned"] = str(plan.formats[layer.name])
+            row["inputs"] = str(plan.activations.get(layer.name, ""))
         if plan is not None and tokens is not None:
             size = subject.tensor_specs[f"{layer.name}.weight"][0].itemsize
             counted = operations(plan.formats[layer.name], layer.shape, tokens[layer.name], groups=layer.groups, bytes_a_weight=size)

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from sedaq.errors import InputError
+from sedaq.storage import write_atomically
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -30,7 +33,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def keep(name: str, command: str, rows: Any, folder: Path = RESULTS) -> None:
+def keep(name: str, command: str, rows: Any, folder: Path = RESULTS, **details: Any) -> None:
     folder.mkdir(exist_ok=True)
-    content = {"command": command, "date": date.today().isoformat(), "machine": machine(), "rows": rows}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    content = {"command": command, "date": date.today().isoformat(), "machine": machine(), **details, "rows": rows}
+    write_atomically(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def kept(name: str, conditions: dict[str, Any]) -> list[Any]:
+    """Rows that were kept under the same conditions; none where there is no file. Raises InputError where the conditions were others."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    if content["conditions"] != conditions:
+        raise InputError(f"{path}: holds rows of {content['conditions']}, not of {conditions}; move it away")
+    rows: list[Any] = content["rows"]
+    return rows

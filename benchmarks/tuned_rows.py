@@ -1,108 +1,133 @@
-"""Rows of the tuning benchmarks: a model is measured on noise that nothing was chosen on, and kept as soon as it is."""
+"""Rows of the tuning benchmarks: models measured on noise that nothing was chosen on.
+
+A row stands in benchmarks/results as soon as it is measured and is read back from there, so that a table may grow over several sittings.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from results import keep, kept, machine
 
+from sedaq.aq.activations.rounding import RoundedInputs
+from sedaq.aq.encoding import Encoding
+from sedaq.aq.plan import Plan
+from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.tune import Tuned, tune
 from sedaq.models.noise import purpose_seed
 from sedaq.models.sampling import conditions_of, sample_in_chunks
-from sedaq.sensitivity.fidelity import Features, FullPrecision, measure
+from sedaq.search.building import build_problem
+from sedaq.search.uniform import uniform_choice
+from sedaq.sensitivity.fidelity import FullPrecision, measure
 from sedaq.sensitivity.frechet import frechet_difference
 from sedaq.sensitivity.prober import Prober
 from sedaq.sensitivity.run import Run
-from sedaq.storage import append_record, load_tensors, read_records, save_tensors
+from sedaq.storage import load_tensors, save_tensors
 
 N_IMAGES, STEPS = 2000, 20
+FULL = "full precision"
 State = Callable[[], AbstractContextManager[None]]  # brings the subject into the state that is to be measured, and back
-METRICS = ("fid", "kid", "agreement", "psnr", "feature_distance")
+
+
+def uniform_plan(run: Run, bits: float) -> Plan:
+    """The uniform plan of first order, for which nothing needs to be probed."""
+    problem = build_problem(run.subject, run.menus, lambda name, entry: 0.0).bounded(bits=bits)
+    formats = problem.formats(uniform_choice(problem, seed=run.settings.seed))
+    return Plan.of(run.subject, formats, encoding=run.store.identity)
+
+
+def tuned_state(
+    run: Run, encodings: Mapping[str, Encoding], settings: TuneSettings | None = None, inputs: RoundedInputs | None = None
+) -> tuple[State, dict[str, Any]]:
+    """The subject tuned, untuned where there are no settings, and what a row says of it. A tuning that was cut short goes on."""
+    tuned = Tuned(dict(encodings), {}, inputs=inputs)
+    if settings:
+        # Recordings of another seed or size have a folder of their own.
+        buffers = run.folder / "trajectories" / f"{settings.n_images} of seed {settings.seed}"
+        tuned = tune(run.subject, encodings, settings, inputs=inputs, folder=run.folder / "tuning", buffer_folder=buffers)
+    details = {"tune_steps": settings.steps if settings else 0, "losses": tuned.losses, "ending": tuned.ending}
+    return partial(tuned.installed, run.subject), details
 
 
 class Rows:
-    """Measured models of one run, in build/tuning/SUBJECT.
+    """Measured models of one run, in benchmarks/results/NAME.json.
 
     Args:
+        command: that makes the file.
         seeds: of the noise, of a purpose that no choice was made on.
+        conditions: what else the rows depend on.
     """
 
-    def __init__(self, run: Run, folder: Path, seeds: Sequence[int]) -> None:
-        self.run, self.folder, self.seeds = run, folder, seeds
+    def __init__(self, run: Run, name: str, command: str, seeds: Sequence[int], **conditions: Any) -> None:
+        self.run, self.name, self.command, self.seeds = run, name, command, seeds
+        self.conditions = {"n_images": N_IMAGES, "steps": STEPS, "seeds": list(seeds), "subject": run.subject.fingerprint, **conditions}
+        self.rows: dict[str, dict[str, Any]] = {row["name"]: row for row in kept(name, self.conditions)}
         self.prober = Prober(run, split="test")
-        self.rows = {row["name"]: row for row in read_records(folder / "rows.jsonl", "row")}
         self._full: dict[int, FullPrecision] = {}
 
-    def row(self, name: str, make: Callable[[], tuple[State, dict[str, Any]]]) -> dict[str, Any]:
-        """The row of that name; made and measured if it is not there.
+    def full_precision(self, **details: Any) -> None:
+        """The row that others are compared with."""
+        self.row(FULL, lambda: (nullcontext, details))
+
+    def row(self, name: str, make: Callable[[], tuple[State, Mapping[str, Any]]]) -> None:
+        """Make and measure a model, unless the file has its row.
 
         Args:
             make: the state, and what else the row says.
         """
-        if name not in self.rows:
-            began = time.perf_counter()
-            state, details = make()
-            made = time.perf_counter()
-            measured = [self._measure(name, seed, state) for seed in self.seeds]
-            row = {
-                "name": name,
-                **details,
-                "seconds_made": round(made - began, 1),
-                "seconds_measured": round(time.perf_counter() - made, 1),
-            }
-            row |= {key: float(np.mean([m[key].value for m in measured])) for key in METRICS if all(key in m for m in measured)}
-            append_record(self.folder / "rows.jsonl", "row", row)
-            self.rows[name] = row
-        return self.rows[name]
+        if name in self.rows:
+            return
+        began = time.perf_counter()
+        state, details = make()
+        made = time.perf_counter()
+        measured = [self._measured(name, seed, state) for seed in self.seeds]
+        seconds = {"seconds_made": round(made - began, 1), "seconds_measured": round(time.perf_counter() - made, 1)}
+        shared = set.intersection(*(set(metrics) for metrics, _ in measured))
+        means = {key: float(np.mean([metrics[key].value for metrics, _ in measured])) for key in sorted(shared)}
+        self.rows[name] = {
+            "name": name,
+            **details,
+            **seconds,
+            "cpu": machine()["cpu"],
+            **means,
+            "excess": _mean_difference([difference for _, difference in measured]),
+        }
+        keep(self.name, self.command, list(self.rows.values()), conditions=self.conditions)
 
-    def difference(self, name: str, other: str) -> dict[str, Any]:
-        """Fréchet distance of one row minus another's on equal noise: mean over seeds with a 95 % interval."""
-        cycle = self.run.subject.cycle
-        found = [
-            frechet_difference(
-                self._features(name, seed), self._features(other, seed), self.prober.reference.statistics, cycle=cycle, seed=0
-            )
-            for seed in self.seeds
-        ]
-        values = np.array(found)
-        mean = values[:, 0].mean()
-        low, high = (np.sqrt(((values[:, k] - values[:, 0]) ** 2).sum()) / len(values) for k in (1, 2))
-        return {"value": float(mean), "ci": [float(mean - low), float(mean + high)]}
-
-    def _measure(self, name: str, seed: int, state: State) -> dict[str, Any]:
-        full = self._full_precision(seed)
+    def _measured(self, name: str, seed: int, state: State) -> tuple[dict[str, Any], tuple[float, float, float]]:
+        """Metrics, and the Fréchet distance above full precision's on the same noise with a 95 % interval."""
+        full, subject, reference = self._full_precision(seed), self.run.subject, self.prober.reference
         with state():
-            images, features = self._sampled(f"{name}, noise {seed}", seed)
-        save_tensors(self._path(name, seed), "features", {"pooled": features.pooled}, {"name": name, "seed": seed})
-        subject = self.run.subject
-        return dict(
-            measure(
-                features,
-                images,
-                reference=self.prober.reference,
-                requested=self.prober.extractor.requested(conditions_of(subject.conditions, 0, N_IMAGES)),
-                full_precision=full,
-                cycle=subject.cycle,
-                seed=0,
-            )
-        )
+            images = full.images if name == FULL else self._sampled(f"{name}, noise {seed}", seed)
+        features = self.prober.extractor(images)
+        requested = self.prober.extractor.requested(conditions_of(subject.conditions, 0, N_IMAGES))
+        given = {"reference": reference, "requested": requested, "full_precision": full, "cycle": subject.cycle, "seed": 0}
+        difference = frechet_difference(features.pooled, full.features.pooled, reference.statistics, cycle=subject.cycle, seed=0)
+        return dict(measure(features, images, **given)), difference
 
     def _full_precision(self, seed: int) -> FullPrecision:
         if seed not in self._full:
-            self._full[seed] = FullPrecision(*self._sampled(f"full precision, noise {seed}", seed))
+            path = self.run.folder / "full precision" / f"{seed}.safetensors"
+            if not path.exists():
+                save_tensors(path, "images", {"images": self._sampled(f"{FULL}, noise {seed}", seed)}, {"seed": seed})
+            images = load_tensors(path, "images")[0]["images"]
+            self._full[seed] = FullPrecision(images, self.prober.extractor(images))
         return self._full[seed]
 
-    def _sampled(self, description: str, seed: int) -> tuple[torch.Tensor, Features]:
+    def _sampled(self, description: str, seed: int) -> torch.Tensor:
         noise = purpose_seed(seed, "tuning benchmark")
-        images = sample_in_chunks(self.run.subject.sample, description, seed=noise, n_images=N_IMAGES, steps=STEPS)
-        return images, self.prober.extractor(images)
+        return sample_in_chunks(self.run.subject.sample, description, seed=noise, n_images=N_IMAGES, steps=STEPS)
 
-    def _path(self, name: str, seed: int) -> Path:
-        return self.folder / "features" / f"{name.replace(' ', '_').replace('+', 'and')}.{seed}.safetensors"
 
-    def _features(self, name: str, seed: int) -> torch.Tensor:
-        return load_tensors(self._path(name, seed), "features")[0]["pooled"]
+def _mean_difference(differences: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    """Mean over noise seeds; the 95 % interval's sides add up as independent errors do."""
+    values = np.array(differences)
+    mean = values[:, 0].mean()
+    low, high = (np.sqrt(((values[:, side] - values[:, 0]) ** 2).sum()) / len(values) for side in (1, 2))
+    return {"value": float(mean), "ci": [float(mean - low), float(mean + high)]}

@@ -1,32 +1,26 @@
-"""Tuned and untuned models beside full precision:  python benchmarks/tuning.py build/sensitivity/mnist-dit [build/sensitivity/mnist-unet]
+"""Tuned and untuned models beside full precision:  python benchmarks/tuning.py build/tuning/mnist-dit [build/tuning/mnist-unet]
 
-Of each run that benchmarks/sensitivity_data.py made and `sedaq fit` fitted: 2,000 images at 20 steps from each of three noise seeds that nothing
-was chosen on. A row is kept as soon as it is measured, and read back after, so that the table may grow over several sittings
-(--only PART for some rows); → benchmarks/results/tuning_SUBJECT.json.
+Of each run that was probed and fitted (docs/experiments.md, "Tuning"): 2,000 images at 20 steps from each of three noise seeds that nothing was
+chosen on. Rows are kept as they finish and read back (--only PART for some); → benchmarks/results/tuning_SUBJECT.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from results import keep
-from tuned_rows import Rows, State
+from tuned_rows import Rows, State, tuned_state, uniform_plan
 
 from sedaq.aq.activations.calibration import ranged
 from sedaq.aq.activations.choice import described
-from sedaq.aq.activations.rounding import Activation
 from sedaq.aq.apply import assemble
 from sedaq.aq.formats import AS_IS
 from sedaq.aq.plan import Plan, file_bytes, weight_bits
 from sedaq.aq.tuning.settings import TuneSettings
-from sedaq.aq.tuning.tune import Tuned, tune
 from sedaq.progress import shown
 from sedaq.search.verb import rounded_layers, search_run
 from sedaq.sensitivity.run import Run
@@ -43,25 +37,25 @@ def named(plan: str, bits: float, activation_bits: int, *, tuned: bool) -> str:
 
 def plan_of(run: Run, kind: str, bits: float, activation_bits: int) -> Plan:
     """The uniform or the searched plan; searched ones as `bench search` measures them, verified by eight samplings."""
-    found = search_run(run, bits=bits, verify=8 if kind == "searched" else 0, n_trials=200 if kind == "searched" else 0, out=_scratch(run))
-    plan = found.plan if kind == "searched" else found.uniform
-    choices: Mapping[str, Activation] = rounded_layers(run, activation_bits, None) if activation_bits < 16 else {}
-    return plan.with_activations(run.subject, choices)
+    if kind == "searched":
+        found = search_run(
+            run, bits=bits, verify=8, out=run.folder / "plans" / f"W{bits:g}A{activation_bits}.json", **_activations(activation_bits)
+        )
+        return found.plan
+    choices = rounded_layers(run, _activations(activation_bits).get("activations"), None)
+    return uniform_plan(run, bits).with_activations(run.subject, choices)
 
 
-def _scratch(run: Run) -> Path:
-    return run.folder.parent.parent / "tuning" / run.subject.name / "plan.json"
+def _activations(bits: int) -> dict[str, int]:
+    return {"activations": bits} if bits < 16 else {}
 
 
-def made(run: Run, plan: Plan, *, steps: int, folder: Path) -> tuple[State, dict[str, Any]]:
+def made(run: Run, plan: Plan, steps: int) -> tuple[State, dict[str, Any]]:
     """Assembled and tuned, and what a row says of it."""
-    encodings = assemble(run.subject, plan, run.store)
-    inputs = ranged(run.subject, plan.activations, run.settings.seed)
-    tuned = Tuned(encodings, {}, inputs=inputs)
-    if steps:
-        tuned = tune(run.subject, encodings, TuneSettings(steps=steps), inputs=inputs, folder=folder, buffer_folder=folder)
-    details = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "tune_steps": steps, "losses": tuned.losses}
-    return partial(tuned.installed, run.subject), {**details, "inputs": described(plan.activations, len(plan.formats))}
+    encodings, inputs = assemble(run.subject, plan, run.store), ranged(run.subject, plan.activations, run.settings.seed)
+    state, details = tuned_state(run, encodings, TuneSettings(steps=steps) if steps else None, inputs)
+    sizes = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "plan": plan.hash}
+    return state, {**sizes, **details, "inputs": described(plan.activations, len(plan.formats))}
 
 
 def round_to_nearest(weight: torch.Tensor, bits: int) -> torch.Tensor:
@@ -82,24 +76,20 @@ def nearest(run: Run, bits: int) -> tuple[State, dict[str, Any]]:
     return lambda: run.subject.weights_replaced(weights), details
 
 
-def table(run: Run, only: str) -> list[dict[str, Any]]:
-    subject, folder = run.subject, _scratch(run).parent
-    rows = Rows(run, folder, SEEDS)
-    whole = {
-        "size_bytes": file_bytes(subject.tensor_specs),
-        "bits_per_weight": weight_bits(subject, {x.name: AS_IS for x in subject.layers}),
-    }
-    rows.row("full precision", lambda: (nullcontext, whole))
+def table(run: Run, only: str) -> None:
+    subject = run.subject
+    command = f"python benchmarks/tuning.py build/tuning/{subject.name}"
+    rows = Rows(run, f"tuning_{subject.name}", command, SEEDS, tune_steps=STEPS[subject.name])
+    as_is = {layer.name: AS_IS for layer in subject.layers}
+    rows.full_precision(size_bytes=file_bytes(subject.tensor_specs), bits_per_weight=weight_bits(subject, as_is))
     rows.row("W4A16 round to nearest", lambda: nearest(run, 4))
-    cases = [("uniform", *case) for case in UNIFORM] + [("searched", *case) for case in SEARCHED]
-    for tuned in (False, True):
-        for kind, bits, activation_bits in cases:
-            name = named(kind, bits, activation_bits, tuned=tuned)
-            if only not in name or name in rows.rows:
-                continue
-            plan, steps = plan_of(run, kind, bits, activation_bits), tuned * STEPS[subject.name]
-            rows.row(name, partial(made, run, plan, steps=steps, folder=folder))
-    return [{**row, "excess": rows.difference(name, "full precision")} for name, row in rows.rows.items()]
+    for kind, bits, activation_bits in [*(("uniform", *case) for case in UNIFORM), *(("searched", *case) for case in SEARCHED)]:
+        names = {named(kind, bits, activation_bits, tuned=tuned): tuned * STEPS[subject.name] for tuned in (False, True)}
+        wanted = [name for name in names if only in name and name not in rows.rows]
+        if wanted:
+            plan = plan_of(run, kind, bits, activation_bits)
+            for name in wanted:
+                rows.row(name, partial(made, run, plan, names[name]))
 
 
 def main() -> None:
@@ -107,11 +97,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--only", default="", help="rows whose name holds this, beside full precision and round to nearest")
     arguments = parser.parse_args()
-    for folder in arguments.runs:
-        run = Run.open(folder)
-        with shown():
-            rows = table(run, arguments.only)
-        keep(f"tuning_{run.subject.name}", f"python benchmarks/tuning.py build/sensitivity/{run.subject.name}", rows)
+    with shown():
+        for folder in arguments.runs:
+            table(Run.open(folder), arguments.only)
 
 
 if __name__ == "__main__":

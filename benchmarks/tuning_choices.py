@@ -1,25 +1,21 @@
-"""Which settings of tuning do best:  python benchmarks/tuning_choices.py build/sensitivity/mnist-dit [--only PART]
+"""Which settings of tuning do best:  python benchmarks/tuning_choices.py build/tuning/mnist-dit [--only PART]
 
-Each changes one thing of the defaults (BASE); the searched plan of 2.0 bits, equal steps, measured on a noise seed that the final tables do not
+Each changes one thing of the defaults (BASE); the uniform plan of 2.0 bits, equal steps, measured on a noise seed that the final tables do not
 use (2,000 images, 20 steps). Rows are kept as they finish and read back; → benchmarks/results/tuning_choices.json.
 """
 
 from __future__ import annotations
 
 import argparse
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from results import keep
-from tuned_rows import Rows, State
-from tuning import plan_of
+from tuned_rows import Rows, tuned_state, uniform_plan
 
 from sedaq.aq.apply import assemble
 from sedaq.aq.tuning.settings import TuneSettings
-from sedaq.aq.tuning.tune import Tuned, tune
 from sedaq.progress import shown
 from sedaq.sensitivity.run import Run
 
@@ -49,23 +45,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds this")
     arguments = parser.parse_args()
     run = Run.open(arguments.run)
-    folder = run.folder.parent.parent / "tuning" / f"{run.subject.name} choices"
-    rows = Rows(run, folder, (5,))
-    encodings = assemble(run.subject, plan_of(run, "searched", 2.0, 16), run.store)
-
-    def made(settings: TuneSettings) -> tuple[State, dict[str, Any]]:
-        buffers = folder / f"{settings.n_images} images"
-        tuned = tune(run.subject, encodings, settings, folder=folder, buffer_folder=buffers)
-        return partial(tuned.installed, run.subject), {"steps": settings.steps, "losses": tuned.losses, "ending": tuned.ending}
-
+    command = f"python benchmarks/tuning_choices.py build/tuning/{run.subject.name}"
+    rows = Rows(run, "tuning_choices", command, (5,), tune_steps=BASE.steps)
     with shown():
-        rows.row("full precision", lambda: (nullcontext, {}))
-        rows.row("untuned", lambda: (partial(Tuned(encodings, {}).installed, run.subject), {}))
+        encodings = assemble(run.subject, uniform_plan(run, 2.0), run.store)
+        rows.full_precision()
+        rows.row("untuned", partial(tuned_state, run, encodings))
         for name, changes in CASES.items():
             if arguments.only in name:
-                rows.row(name, partial(made, replace(BASE, **changes)))
-        found = [{**row, "excess": rows.difference(name, "full precision")} for name, row in rows.rows.items()]
-    keep("tuning_choices", f"python benchmarks/tuning_choices.py build/sensitivity/{run.subject.name}", found)
+                rows.row(name, partial(tuned_state, run, encodings, replace(BASE, **changes)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..aq.activations.choice import described
 from . import plan_figures as plans
 from . import search_figures as searches
 from . import sensitivity_figures as layers
@@ -136,7 +137,8 @@ def _plan(data: RunData) -> str:
     estimate = "" if data.sensitivity is not None else " Rates are code bits only, since the run has no table of layers yet."
     size = f"{bits(data.plan.bits_per_weight)} bits per weight, {megabytes(data.plan.size_bytes)} on disk"
     found = searches.how_found(data.plan.provenance)
-    return f"{data.plan_name}: {size}. Numbers are each layer's rate in total bits.{estimate} {found}".strip()
+    inputs = f" With {described(data.plan.activations, len(data.plan.formats))}." if data.plan.activations else ""
+    return f"{data.plan_name}: {size}. Numbers are each layer's rate in total bits.{estimate}{inputs} {found}".strip()
 
 
 def _grids(data: RunData) -> str:

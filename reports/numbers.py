@@ -117,6 +117,15 @@ def duration(seconds: Any) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def planned(format: str | None, inputs: str | None) -> str:
+    """What a plan gives a layer.
+
+    >>> planned("2x8g8", "8 bits token"), planned("2x8g8", "")
+    ('2x8g8, inputs 8 bits token', '2x8g8')
+    """
+    return f"{format}, inputs {inputs}" if format and inputs else format or ABSENT
+
+
 def metric(name: str, entry: Any) -> str:
     """One {value, se} entry of a record's metrics; a bare number and a missing entry are fine too."""
     if not isinstance(entry, dict):

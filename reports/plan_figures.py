@@ -117,7 +117,7 @@ def front(data: RunData) -> Figure:
 
 
 def rates_of(data: RunData) -> pd.DataFrame:
-    """The chosen plan, one row a layer: its block, role, format, rate, and the bits that it takes.
+    """The chosen plan, one row a layer: its block, role, format, how its inputs are rounded, rate, and the bits that it takes.
 
     Without the sensitivity table there are no shapes to count codebooks with; bits are then those of the codes alone.
     """
@@ -139,6 +139,7 @@ def rates_of(data: RunData) -> pd.DataFrame:
                 "role": role_of(name),
                 "n_weights": weights,
                 "format": str(format),
+                "inputs": str(data.plan.activations.get(name, "")),
                 "rate": rate,
                 "bits_per_weight": counted,
                 "would_also_do": undecided.get(name, {}).get("or"),

@@ -261,6 +261,6 @@ def _layers(data: RunData) -> list[list[str]] | None:
                 numbers.interval((layer.cost_low, layer.cost_high)),
                 numbers.number(layer.contribution),
             ]
-            + [str(given.get("format", numbers.ABSENT)), numbers.bits(given.get("bits_per_weight"))]
+            + [numbers.planned(given.get("format"), given.get("inputs")), numbers.bits(given.get("bits_per_weight"))]
         )
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .numbers import ABSENT, METRIC_LABELS, bits, cell, count, megabytes, metric, millions, number, percent
+from .numbers import ABSENT, METRIC_LABELS, bits, cell, count, megabytes, metric, millions, number, percent, planned
 
 _EVALUATION_METRICS = {"fid": "Fréchet distance", "kid": "KID", "agreement": "agreement", "clip_score": "CLIP score", "psnr": "PSNR, dB"}
 
@@ -81,7 +81,8 @@ def operations_table(content: Mapping[str, Any], ms: Mapping[str, float] | None 
     """What a plan or a model gives each layer, and the operations of one image in one step.
 
     Args:
-        content: {layers: [{name, shape, planned, tokens, operations}], plan: {operations}} as `sedaq inspect --plan --json` prints it.
+        content: {layers: [{name, shape, planned, tokens, operations}], plan: {operations}} as `sedaq inspect --plan --json` prints it; layers may
+            have `inputs`, how they are rounded.
         ms: measured milliseconds of every layer, where there are some.
         model: what the title begins with.
     """
@@ -96,7 +97,7 @@ def operations_table(content: Mapping[str, Any], ms: Mapping[str, float] | None 
         table.add_column(heading, overflow="fold")
     for heading in ("shape", "tokens", *_OPERATIONS.values(), "bytes read", *(("ms",) if ms else ())):
         table.add_column(heading, justify="right")
-    rows = [(layer["name"], layer["planned"], cell("shape", layer["shape"]), count(layer["tokens"]), layer) for layer in content["layers"]]
+    rows = [(layer["name"], planned(layer["planned"], layer.get("inputs")), cell("shape", layer["shape"]), count(layer["tokens"]), layer) for layer in content["layers"]]
     for *cells, layer in [*rows, ("total", "", "", "", {"operations": total})]:
         counted = layer["operations"]
         measured = (sum(ms.values()) if cells[0] == "total" else ms[cells[0]],) if ms else ()

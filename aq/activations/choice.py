@@ -93,7 +93,7 @@ def described(choices: Mapping[str, Activation], n_layers: int) -> str:
     """How many layers are rounded to what, and which of that is real arithmetic."""
     counts = Counter(choices.values())
     parts = [
-        f"{n} to {choice.bits} bits {choice.scheme} ({'8-bit kernels' if choice.is_real else 'simulated'})"
+        f"{n} to {choice} ({'8-bit kernels' if choice.is_real else 'simulated'})"
         for choice, n in sorted(counts.items(), key=lambda item: -item[1])
     ]
     return f"inputs rounded: {'; '.join([*parts, f'{n_layers - len(choices)} not at all'])}"

@@ -59,6 +59,9 @@ class Activation:
         if self.scheme not in SCHEMES:
             raise InputError(f"activation scheme {self.scheme!r} is unknown; choose among {', '.join(SCHEMES)}")
 
+    def __str__(self) -> str:
+        return f"{self.bits} bits {self.scheme}"
+
     @property
     def is_static(self) -> bool:
         return SCHEMES[self.scheme].static

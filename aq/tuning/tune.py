@@ -51,7 +51,7 @@ class Tuned:
 
     @contextmanager
     def installed(self, subject: Subject) -> Iterator[None]:
-        """Run the block with `subject` made of this: de-quantized weights, tuned tensors, rounded inputs."""
+        """Run the block with `subject` made of this as its files have it: de-quantized weights, tuned tensors, rounded inputs."""
         parameters = dict(subject.denoiser.named_parameters())
         originals = {name: parameters[name].data for name in self.others}
         inputs = self.inputs or RoundedInputs({})
@@ -59,7 +59,7 @@ class Tuned:
         with subject.weights_replaced(weights), attached(subject.denoiser, *inputs.modules(subject.denoiser)):
             try:
                 for name, tensor in self.others.items():
-                    parameters[name].data = tensor
+                    parameters[name].data = tensor.to(subject.tensor_specs[name][0]).to(tensor)
                 yield
             finally:
                 for name, original in originals.items():

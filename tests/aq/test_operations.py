@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sedaq.aq.activations.rounding import Activation
 from sedaq.aq.formats import AS_IS, Format
 from sedaq.aq.inspection import inspect
 from sedaq.aq.menu import ruled_menus
@@ -63,6 +64,12 @@ def test_a_quantized_model_has_the_operations_of_its_plan(subject, mixed_plan, q
             assert of_module(module, tokens[name]).row() == by_name[name]["operations"]
     for key in ("dense_multiply_adds", "lookup_additions", "bytes_read"):
         assert planned["plan"]["operations"][key] == sum(layer["operations"][key] for layer in planned["layers"]) > 0
+
+
+def test_a_plan_says_how_inputs_are_rounded(subject, mixed_plan):
+    rounded = mixed_plan.with_activations(subject, {"proj_out_2": Activation(6, "step")})
+    layers = inspect(subject, ruled_menus(subject), rounded)["layers"]
+    assert {layer["name"]: layer["inputs"] for layer in layers if layer["inputs"]} == {"proj_out_2": "6 bits step"}
 
 
 def test_a_layer_that_is_called_twice_counts_twice():

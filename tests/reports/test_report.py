@@ -19,7 +19,7 @@ from sedaq.errors import InputError
 from sedaq.reports.figures import FIGURES, FigureSpec
 from sedaq.reports.inputs import fidelity_of
 from sedaq.reports.report import write_report
-from sedaq.storage import read_json
+from sedaq.storage import read_json, write_json
 
 from .conftest import EVALUATIONS, damage, layer_names, sensitivity_frame, toy_grids, write_run
 
@@ -178,6 +178,18 @@ def test_missing_inputs_are_stated(tmp_path: Path) -> None:
     for spec in FIGURES:
         assert f"{spec.source}</span> yet. <code>{spec.verb}</code> writes it." in text
     assert Page(text).images == []
+
+
+def test_how_inputs_are_rounded_is_said(copied: Path) -> None:
+    path = copied / "plans" / "two.json"
+    content = read_json(path, "plan")
+    name = next(iter(content["layers"]))
+    content["layers"][name] |= {"activation_bits": 8, "activation_scheme": "token"}
+    write_json(path, "plan", content)
+    page = html.unescape(write_report(copied).read_text())
+    n_others = len(content["layers"]) - 1
+    assert f"inputs rounded: 1 to 8 bits token (8-bit kernels); {n_others} not at all" in page
+    assert f"{content['layers'][name]['format']}, inputs 8 bits token" in page
 
 
 def test_front_alone_gives_a_plan(tmp_path: Path) -> None:
