@@ -97,7 +97,10 @@ def operations_table(content: Mapping[str, Any], ms: Mapping[str, float] | None 
         table.add_column(heading, overflow="fold")
     for heading in ("shape", "tokens", *_OPERATIONS.values(), "bytes read", *(("ms",) if ms else ())):
         table.add_column(heading, justify="right")
-    rows = [(layer["name"], planned(layer["planned"], layer.get("inputs")), cell("shape", layer["shape"]), count(layer["tokens"]), layer) for layer in content["layers"]]
+    rows = [
+        (layer["name"], planned(layer["planned"], layer.get("inputs")), cell("shape", layer["shape"]), count(layer["tokens"]), layer)
+        for layer in content["layers"]
+    ]
     for *cells, layer in [*rows, ("total", "", "", "", {"operations": total})]:
         counted = layer["operations"]
         measured = (sum(ms.values()) if cells[0] == "total" else ms[cells[0]],) if ms else ()

@@ -16,8 +16,8 @@ from .weighting import WEIGHTINGS
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """Defaults of the learning rate and of how codes move did best on mnist-dit (docs/experiments.md, "Tuning"); others are first guesses, which
-    benchmarks/tuning_choices.py is there to compare."""
+    """Defaults of the learning rate, of how codes move, of stages and of weighting were held against others on mnist-dit (docs/experiments.md,
+    "Tuning"); the rest are first guesses, which benchmarks/tuning_choices.py is there to compare."""
 
     steps: int = 300
     minutes: float | None = None  # as many steps as fit, measured at the beginning, instead of `steps`
