@@ -72,6 +72,17 @@ def test_tuning_lowers_the_held_out_loss_of_what_is_stored(subject, encodings, s
     assert all(torch.equal(tensor, originals[name][k]) for name, encoding in encodings.items() for k, tensor in encoding.tensors.items())
 
 
+def test_what_is_installed_is_what_the_file_has(subject, encodings):
+    name, parameter = next((name, p) for name, p in subject.denoiser.named_parameters() if name.endswith("bias"))
+    dtype = subject.tensor_specs[name][0]
+    wanted = parameter + 1 / 3
+    assert dtype.itemsize == 2 and not torch.equal(wanted, wanted.to(dtype).float())
+    before = parameter.clone()
+    with Tuned(encodings, {name: wanted}).installed(subject):
+        assert torch.equal(parameter, wanted.to(dtype).float())
+    assert torch.equal(parameter, before)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
