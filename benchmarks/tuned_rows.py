@@ -96,6 +96,8 @@ class Rows:
             **seconds,
             "cpu": machine()["cpu"],
             **means,
+            "fid_by_seed": [metrics["fid"].value for metrics, _ in measured],
+            "fid_se": float(np.sqrt(sum(metrics["fid"].se ** 2 for metrics, _ in measured)) / len(measured)),
             "excess": _mean_difference([difference for _, difference in measured]),
         }
         keep(self.name, self.command, list(self.rows.values()), conditions=self.conditions)
@@ -113,7 +115,7 @@ class Rows:
 
     def _full_precision(self, seed: int) -> FullPrecision:
         if seed not in self._full:
-            path = self.run.folder / "full precision" / f"{seed}.safetensors"
+            path = self.run.folder / FULL / f"{N_IMAGES} images of seed {seed} in {STEPS} steps.safetensors"
             if not path.exists():
                 save_tensors(path, "images", {"images": self._sampled(f"{FULL}, noise {seed}", seed)}, {"seed": seed})
             images = load_tensors(path, "images")[0]["images"]
