@@ -94,7 +94,7 @@ class Rows:
             "name": name,
             **details,
             **seconds,
-            "cpu": machine()["cpu"],
+            **{key: machine()[key] for key in ("cpu", "threads")},
             **means,
             "fid_by_seed": [metrics["fid"].value for metrics, _ in measured],
             "fid_se": float(np.sqrt(sum(metrics["fid"].se ** 2 for metrics, _ in measured)) / len(measured)),
