@@ -68,6 +68,7 @@ def command(
     from ..aq.activations.choice import choose, described
     from ..aq.apply import apply, check_writable
     from ..aq.plan import Plan
+    from ..aq.tuning.tune import SPOILT
     from ..progress import shown
     from ..sensitivity.run import store_for_plan
 
@@ -115,6 +116,10 @@ def command(
     if tuned.losses:
         step, loss = tuned.best
         click.echo(f"held-out loss {tuned.losses[0][1]:.5f} before tuning, {loss:.5f} after {step} of {tuned.losses[-1][0]} steps")
+        if tuned.lost > SPOILT:
+            click.echo(
+                f"{tuned.lost:.0%} of what the denoiser says is still lost, which spoils images; tune longer, or search a plan of more bits"
+            )
     limit = chosen.budget.get("size_bytes")
     if limit is not None and chosen.size_bytes > limit:
         click.echo(

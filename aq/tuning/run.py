@@ -145,6 +145,12 @@ class TuningRun:
             total += (_row_errors(student.answer(call), target) @ weights).item()
         return total / len(buffer)
 
+    def held_out_power(self) -> float:
+        """Mean square of the teacher's answers on the same trajectories, weighted alike: the loss of a student that answers zeros."""
+        buffer = self.buffers.held_out
+        powers = buffer.tensors["output"].float().square().flatten(1).mean(1)
+        return (powers @ self.buffers.weights.of(buffer, torch.arange(len(buffer)))).item() / len(buffer)
+
     def look(self) -> float:
         """Judge the student, and its running mean where one is kept: the lower loss."""
         best_before = self.best_loss

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from .settings import TuneSettings
 from .student import Student
 from .trajectories import Trajectories
 
+SPOILT = 0.1  # lost of the teacher's answers: every model measured that lost more was beyond use (docs/experiments.md, "Tuning")
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -36,6 +38,7 @@ class Tuned:
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out mean squared error, weighted as tuning was)
     inputs: RoundedInputs | None = None
     ending: str = ""  # what there is to say beside that all steps were done
+    lost: float = math.nan  # loss of what is handed out, of a student's that answers zeros
 
     @property
     def best(self) -> tuple[int, float]:
@@ -120,10 +123,12 @@ def tune(
     provenance: dict[str, str | int | float] = {"tune_steps": run.n_steps, "tune_seed": settings.seed}
     others = {name: parameter.detach().clone() for name, parameter in student.others.items()}
     tuned = Tuned(student.encoded(encodings, provenance), others, run.losses, student.inputs() if inputs else None, ending)
-    if run.held_out_loss_of(tuned.stored_in(subject)) < run.losses[0][1]:
-        return tuned
+    loss, power = run.held_out_loss_of(tuned.stored_in(subject)), run.held_out_power()
+    if loss < run.losses[0][1]:
+        return replace(tuned, lost=loss / power)
     fallen_back = "nothing was better, once stored, than what came in, which is handed out"
-    return Tuned(dict(encodings), {}, run.losses, inputs, "; ".join(part for part in (ending, fallen_back) if part))
+    ending = "; ".join(part for part in (ending, fallen_back) if part)
+    return Tuned(dict(encodings), {}, run.losses, inputs, ending, lost=run.losses[0][1] / power)
 
 
 @contextmanager

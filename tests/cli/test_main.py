@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,8 +13,12 @@ from pathlib import Path
 import click
 import pytest
 
+from sedaq.aq.formats import Format
+from sedaq.aq.plan import Plan
+from sedaq.aq.store import EncodingStore
 from sedaq.cli.main import VERBS, cli, main
 from sedaq.errors import SedaqError
+from sedaq.models.loading import load
 
 from .conftest import Made
 
@@ -239,3 +244,21 @@ def test_evaluate(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["metrics"].keys() >= {"fid", "kid", "psnr"}
     assert all(metric.keys() >= {"value", "se"} for metric in result["metrics"].values())
     assert result["metrics"]["feature_distance"]["value"] == 0
+
+
+def test_tuning_says_how_it_went_and_warns_of_what_is_spoilt(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = load(pipeline_folder)
+    store = EncodingStore(subject, tmp_path / "run", calibration={"n_images": 8, "steps": 2})
+    formats = {layer.name: Format.parse("1x4g4") for layer in subject.layers}
+    plan = tmp_path / "plan.json"
+    Plan.of(subject, formats, encoding=store.identity).save(plan)
+    arguments = ["apply", str(pipeline_folder), str(plan), "--tune-steps", "2", "--tune-buffer", str(tmp_path / "buffer")]
+    for spoilt, warned in ((0.0, True), (1.0, False)):
+        monkeypatch.setattr("sedaq.aq.tuning.tune.SPOILT", spoilt)
+        assert main([*arguments, "--out", str(tmp_path / f"out {spoilt}")]) == 0
+        printed = capsys.readouterr().out
+        found = re.search(r"held-out loss (\S+) before tuning, (\S+) after \d of 2 steps", printed)
+        assert found and float(found[2]) <= float(found[1])
+        assert ("% of what the denoiser says is still lost" in printed) == warned

@@ -28,6 +28,14 @@ CPU = torch.device("cpu")
 FALLEN_BACK = "nothing was better, once stored, than what came in, which is handed out"
 
 
+def lost(subject: Subject, tuned: Tuned, settings: TuneSettings) -> float:
+    """The loss of what would be stored over the mean square of the teacher's answers, whose buffer is made anew."""
+    return (
+        held_out_loss(subject, tuned, settings)
+        / Trajectories(subject, settings, None, {}).held_out.tensors["output"].float().square().mean().item()
+    )
+
+
 def held_out_loss(subject: Subject, tuned: Tuned, settings: TuneSettings) -> float:
     """From what would be stored, by the teacher's modules with other weights, and its buffer made anew."""
     buffer = Trajectories(subject, settings, None, {}).held_out
@@ -60,6 +68,7 @@ def test_tuning_lowers_the_held_out_loss_of_what_is_stored(subject, encodings, s
     assert held_out_loss(subject, Tuned(encodings, {}), small) == pytest.approx(start, rel=1e-3)
     assert held_out_loss(subject, tuned, small) == pytest.approx(best, rel=0.02)
     assert best < 0.85 * start
+    assert tuned.lost == pytest.approx(lost(subject, tuned, small), rel=1e-3)
     assert {name: encoding.format for name, encoding in tuned.encodings.items()} == {
         name: encoding.format for name, encoding in encodings.items()
     }
@@ -191,6 +200,7 @@ def test_what_is_worse_once_stored_is_not_handed_out(subject, encodings, small, 
     tuned = tune(subject, encodings, small)
     assert all(tuned.encodings[name] is encodings[name] for name in encodings) and tuned.others == {}
     assert tuned.ending == FALLEN_BACK and len(tuned.losses) == 4
+    assert tuned.lost == pytest.approx(lost(subject, tuned, small), rel=1e-3)
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e30])
