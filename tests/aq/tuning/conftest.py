@@ -12,6 +12,7 @@ from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.aq.tuning.tunable import TunableLayer
+from sedaq.aq.tuning.tune import Tuned
 
 SMALL = TuneSettings(steps=30, batch_size=16, n_images=32, sampling_steps=4, check_every=10)
 
@@ -52,3 +53,17 @@ def equal() -> Callable[[Encoding, Encoding], bool]:
         and a.tensors.keys() == b.tensors.keys()
         and all(torch.equal(t, b.tensors[name]) for name, t in a.tensors.items())
     )
+
+
+@pytest.fixture
+def alike(equal):
+    """Whether two tunings gave the same."""
+
+    def same(a: Tuned, b: Tuned) -> bool:
+        return (
+            a.losses == b.losses
+            and all(equal(encoding, b.encodings[name]) for name, encoding in a.encodings.items())
+            and all(torch.equal(tensor, b.others[name]) for name, tensor in a.others.items())
+        )
+
+    return same

@@ -14,7 +14,6 @@ from sedaq.aq.encoder import encode
 from sedaq.aq.formats import Format
 from sedaq.aq.plan import Plan
 from sedaq.aq.tuning import run as tuning_run
-from sedaq.aq.tuning.replay import ReplayBuffer
 from sedaq.aq.tuning.run import TuningRun
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.aq.tuning.student import Student
@@ -42,20 +41,6 @@ def held_out_loss(subject: Subject, tuned: Tuned, settings: TuneSettings) -> flo
     call, target = buffer.batch(torch.arange(len(buffer)), CPU)
     with tuned.installed(subject), torch.no_grad():
         return (subject.denoiser(**call).sample - target).square().mean().item()
-
-
-@pytest.fixture
-def alike(equal):
-    """Whether two tunings gave the same."""
-
-    def same(a: Tuned, b: Tuned) -> bool:
-        return (
-            a.losses == b.losses
-            and all(equal(encoding, b.encodings[name]) for name, encoding in a.encodings.items())
-            and all(torch.equal(tensor, b.others[name]) for name, tensor in a.others.items())
-        )
-
-    return same
 
 
 def test_tuning_lowers_the_held_out_loss_of_what_is_stored(subject, encodings, small, equal):
@@ -281,56 +266,6 @@ def test_a_minute_is_a_minute(subject, encodings, small):
 
 
 # -- killed and begun again --------------------------------------------------------------------------------------------------------------
-
-
-class _Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("killed_at", [3, 14, 29])
-def test_a_killed_tuning_goes_on_bit_for_bit(killed_at, subject, encodings, small, alike, tmp_path, monkeypatch):
-    settings = dataclasses.replace(
-        small, code_every=3, code_reach=0.3, trust_ratio=0.2, code_share=0.05, ema_decay=0.8, refresh_every=7, weighting="sensitivity"
-    )
-    whole = tune(subject, encodings, settings)
-    original, done = TuningRun.tune_step, []
-
-    def dying(self, step):
-        done.append(step)
-        if step == killed_at and len(done) == killed_at:
-            raise _Killed
-        original(self, step)
-
-    monkeypatch.setattr(TuningRun, "tune_step", dying)
-    with pytest.raises(_Killed):
-        tune(subject, encodings, settings, folder=tmp_path)
-    again = tune(subject, encodings, settings, folder=tmp_path)
-    assert done[killed_at:] == list(range(killed_at // 10 * 10 + 1, 31)), "from the last checkpoint on"
-    assert alike(again, whole)
-    done.clear()
-    assert alike(tune(subject, encodings, settings, folder=tmp_path), whole) and done == [], "a tuning that is done is read back"
-
-
-def test_the_state_of_another_tuning_is_none_of_its_business(subject, encodings, small, alike, tmp_path):
-    settings = dataclasses.replace(small, steps=4, check_every=2)
-    other = dataclasses.replace(settings, learning_rate=1e-4)
-    tune(subject, encodings, settings, folder=tmp_path)
-    assert alike(tune(subject, encodings, other, folder=tmp_path), tune(subject, encodings, other))
-
-
-def test_a_buffer_folder_serves_several_tunings_of_one_model_alone(subject, blocks, encodings, small, tmp_path, monkeypatch):
-    settings = dataclasses.replace(small, steps=2, check_every=1)
-    first = tune(subject, encodings, settings, buffer_folder=tmp_path)
-    with monkeypatch.context() as patched:
-        patched.setattr(ReplayBuffer, "record", lambda *_: pytest.fail("it was recorded"))
-        other = tune(subject, encodings, dataclasses.replace(settings, learning_rate=1e-4), buffer_folder=tmp_path)
-    assert other.losses[0] == first.losses[0] and other.losses != first.losses
-    codes = {layer.name: encode(blocks.weight(layer.name), Format.parse("1x3g4")) for layer in blocks.layers}
-    with pytest.raises(InputError, match=f"recorded from {subject.name} .*not from {blocks.name}"):
-        tune(blocks, codes, settings, buffer_folder=tmp_path)
-
-
-# -- plans and folders -------------------------------------------------------------------------------------------------------------------
 
 
 def test_codes_that_do_not_fit_the_model(subject, blocks, encodings, small):
