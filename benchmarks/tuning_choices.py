@@ -1,7 +1,7 @@
-"""Which settings of tuning do best:  python benchmarks/tuning_choices.py build/tuning/mnist-dit [--only PART]
+"""Which settings of tuning do best:  python benchmarks/tuning_choices.py build/tuning/mnist-dit [--bits 4 --activations 8] [--only PART]
 
-Each changes one thing of the defaults (BASE); the uniform plan of 2.0 bits, equal steps, measured on a noise seed that the final tables do not
-use (2,000 images, 20 steps). Rows are kept as they finish and read back; → benchmarks/results/tuning_choices.json.
+Each changes one thing of the defaults (BASE); the uniform plan of 2.0 bits (or --bits), equal steps, measured on a noise seed that the final tables
+do not use (2,000 images, 20 steps). Rows are kept as they finish and read back; → benchmarks/results/tuning_choices_W2A16.json and so on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tuned_rows import Rows, tuned_state, uniform_plan
+from tuned_rows import Rows, tuned_state
+from tuning import plan_of
 
+from sedaq.aq.activations.calibration import ranged
 from sedaq.aq.apply import assemble
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.progress import shown
@@ -42,18 +44,21 @@ CASES: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--bits", type=float, default=2.0, help="of the uniform plan")
+    parser.add_argument("--activations", type=int, default=16, help="bits of layers' inputs")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     arguments = parser.parse_args()
-    run = Run.open(arguments.run)
-    command = f"python benchmarks/tuning_choices.py build/tuning/{run.subject.name}"
-    rows = Rows(run, "tuning_choices", command, (5,), tune_steps=BASE.steps)
+    run, bits, activation_bits = Run.open(arguments.run), arguments.bits, arguments.activations
+    command = f"python benchmarks/tuning_choices.py build/tuning/{run.subject.name} --bits {bits:g} --activations {activation_bits}"
+    rows = Rows(run, f"tuning_choices_W{bits:g}A{activation_bits}", command, (5,), tune_steps=BASE.steps)
     with shown():
-        encodings = assemble(run.subject, uniform_plan(run, 2.0), run.store)
+        plan = plan_of(run, "uniform", bits, activation_bits)
+        encodings, inputs = assemble(run.subject, plan, run.store), ranged(run.subject, plan.activations, run.settings.seed)
         rows.full_precision()
-        rows.row("untuned", partial(tuned_state, run, encodings))
+        rows.row("untuned", partial(tuned_state, run, encodings, None, inputs))
         for name, changes in CASES.items():
             if arguments.only in name:
-                rows.row(name, partial(tuned_state, run, encodings, replace(BASE, **changes)))
+                rows.row(name, partial(tuned_state, run, encodings, replace(BASE, **changes), inputs))
 
 
 if __name__ == "__main__":
