@@ -51,7 +51,12 @@ def tuned_state(
         # Recordings of another seed or size have a folder of their own.
         buffers = run.folder / "trajectories" / f"{settings.n_images} of seed {settings.seed}"
         tuned = tune(run.subject, encodings, settings, inputs=inputs, folder=run.folder / "tuning", buffer_folder=buffers)
-    details = {"tune_steps": settings.steps if settings else 0, "losses": tuned.losses, "ending": tuned.ending}
+    details = {
+        "tune_steps": settings.steps if settings else 0,
+        "tune_images": settings.n_images if settings else 0,
+        "losses": tuned.losses,
+        "ending": tuned.ending,
+    }
     return partial(tuned.installed, run.subject), details
 
 

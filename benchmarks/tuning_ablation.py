@@ -20,7 +20,7 @@ from sedaq.sensitivity.run import Run
 
 STEPS = 480  # about two minutes on two cores
 SEEDS = (0, 1, 2)
-BASE = TuneSettings(steps=STEPS)
+BASE = TuneSettings(steps=STEPS, n_images=256)
 CASES: dict[str, TuneSettings] = {
     "codebooks only": replace(BASE, code_step="none"),
     "straight-through": replace(BASE, code_step="straight-through"),

@@ -21,13 +21,13 @@ from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.progress import shown
 from sedaq.sensitivity.run import Run
 
-BASE = TuneSettings(steps=300)
+BASE = TuneSettings(steps=300, n_images=256)
 CASES: dict[str, dict[str, Any]] = {
-    "defaults": {},
+    "256 images": {},
     **{f"learning rate {rate:g}": {"learning_rate": rate} for rate in (2e-3, 5e-3, 2e-2)},
     "codes stay": {"code_step": "none"},
     **{f"code reach {reach:g}": {"code_reach": reach} for reach in (0.05, 0.1, 0.2)},
-    **{f"trust ratio {ratio:g}": {"trust_ratio": ratio} for ratio in (0.02, 0.2)},
+    **{f"trust ratio {ratio:g}": {"trust_ratio": ratio} for ratio in (0.05, 0.2)},
     **{f"share {share:g}": {"code_share": share} for share in (0.05, 1.0)},
     "wishes decay": {"buffer_decay": 0.98},
     "weighting sensitivity": {"weighting": "sensitivity"},
@@ -36,7 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
     "layers, blocks first": {"stages": (("layers", 0.15), ("blocks", 0.15), ("whole", 0.7))},
     "running mean .98": {"ema_decay": 0.98},
     "batches of 32": {"batch_size": 32, "steps": 600},
-    "512 images": {"n_images": 512},
+    **{f"{n} images": {"n_images": n} for n in (512, 1024)},
+    "512 images, weighting sensitivity": {"n_images": 512, "weighting": "sensitivity"},
     "refreshed": {"refresh_every": 20},
 }
 

@@ -34,6 +34,13 @@ from . import options
     help="As many steps as fit into this time, measured at the beginning; a killed tuning goes on when begun again.",
 )
 @click.option(
+    "--tune-trajectories",
+    type=int,
+    default=None,
+    metavar="IMAGES",
+    help="How many images the full-precision model samples to learn from; 1024 by default.",
+)
+@click.option(
     "--tune-buffer",
     type=click.Path(path_type=Path),
     default=None,
@@ -55,6 +62,7 @@ def command(
     effort: str | None,
     tune_steps: int,
     tune_minutes: float | None,
+    tune_trajectories: int | None,
     tune_buffer: Path | None,
     tune_images: Path | None,
     activations: int | None,
@@ -68,6 +76,7 @@ def command(
     from ..aq.activations.choice import choose, described
     from ..aq.apply import apply, check_writable
     from ..aq.plan import Plan
+    from ..aq.tuning.settings import TuneSettings
     from ..aq.tuning.tune import SPOILT
     from ..progress import shown
     from ..sensitivity.run import store_for_plan
@@ -75,8 +84,11 @@ def command(
     schemes = options.schemes(activations, activation_schemes)
     if tune_steps and tune_minutes is not None:
         raise InputError("--tune-steps and --tune-minutes: give one of them")
-    if not tune_steps and tune_minutes is None and (tune_buffer or tune_images):
-        raise InputError("--tune-buffer and --tune-images: they are for tuning; give --tune-steps or --tune-minutes, too")
+    of_tuning = {"--tune-trajectories": tune_trajectories, "--tune-buffer": tune_buffer, "--tune-images": tune_images}
+    given_of_tuning = [option for option, value in of_tuning.items() if value is not None]
+    if not tune_steps and tune_minutes is None and given_of_tuning:
+        raise InputError(f"{' and '.join(given_of_tuning)}: for tuning alone; give --tune-steps or --tune-minutes, too")
+    settings = TuneSettings() if tune_trajectories is None else TuneSettings(n_images=tune_trajectories)
     loaded_plan = Plan.load(plan)
     with tempfile.TemporaryDirectory() as scratch, shown():
         chosen, store = store_for_plan(
@@ -108,6 +120,7 @@ def command(
             tune_minutes=tune_minutes,
             tune_images=tune_images,
             buffer_folder=tune_buffer,
+            settings=settings,
             **sampling,
         )
     click.echo(f"{out}: {chosen.size_bytes:,} bytes, {chosen.bits_per_weight:.3f} bits a weight")

@@ -16,14 +16,14 @@ from .weighting import WEIGHTINGS
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """Defaults of the learning rate, of how codes move, of stages and of weighting were held against others on mnist-dit (docs/experiments.md,
-    "Tuning"); the rest are first guesses, which benchmarks/tuning_choices.py is there to compare."""
+    """Defaults were held against others on mnist-dit (benchmarks/tuning_choices.py; docs/experiments.md, "Choices"); `code_every` and
+    `code_until` come from the trials that stand after them there."""
 
     steps: int = 300
     minutes: float | None = None  # as many steps as fit, measured at the beginning, instead of `steps`
     batch_size: int = 64
 
-    n_images: int = 256  # whose trajectories are in the replay buffer
+    n_images: int = 1024  # whose trajectories are in the replay buffer
     sampling_steps: int | None = None  # of those; the subject's own when None
     order: str = "replay"  # of the buffer's rows, a name in ORDERS
     refresh_every: int = 0  # steps until a quarter of the buffer is recorded anew; 0: never

@@ -15,6 +15,8 @@ from .replay import N_PARTS, Recording, ReplayBuffer
 from .settings import TuneSettings
 from .weighting import Context, TimestepWeights
 
+N_HELD_OUT = 32  # images, at most
+
 
 class Trajectories:
     """Rows to tune on, and rows of other trajectories to judge by."""
@@ -24,7 +26,7 @@ class Trajectories:
     ) -> None:
         self.subject, self.n_images = subject, settings.n_images
         self.recording = Recording("tune", settings.n_images, 0, settings.sampling_steps, settings.seed, sampling)
-        held_out = replace(self.recording, purpose="tune check", n_images=N_PARTS * max(1, settings.n_images // 32))
+        held_out = replace(self.recording, purpose="tune check", n_images=min(N_HELD_OUT, N_PARTS * max(1, settings.n_images // 32)))
         self.tuning = self._opened(self.recording, folder and folder / "trajectories.safetensors")
         self.held_out = self._opened(held_out, folder and folder / "held_out.safetensors")
         self.n_refreshes = 0

@@ -16,6 +16,7 @@ import pytest
 from sedaq.aq.formats import Format
 from sedaq.aq.plan import Plan
 from sedaq.aq.store import EncodingStore
+from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.cli.main import VERBS, cli, main
 from sedaq.errors import SedaqError
 from sedaq.models.loading import load
@@ -27,7 +28,7 @@ PROMISED = {
     "probe": "--run --configs --images --steps --seed --workers --reference --extractor --guidance --prompts --device",
     "fit": "--run --json",
     "search": "--run --front --bits --size --pipeline-size --ms-per-step --pin --keep --tie --min-rate --max-rate --solver --verify --activations --out --json",
-    "apply": "--out --run --effort --tune-steps --tune-minutes --tune-buffer --activations",
+    "apply": "--out --run --effort --tune-steps --tune-minutes --tune-trajectories --tune-buffer --activations",
     "evaluate": "--against --images --reference --extractor --guidance --prompts --device --json",
     "bench": "distortion encode kernels model",
     "report": "--run --out",
@@ -46,6 +47,11 @@ def test_help_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> No
     assert err == "" and out.startswith(f"Usage: sedaq {verb}")
     for option in PROMISED.get(verb, "--json").split():
         assert option in out
+
+
+def test_help_says_how_many_trajectories_are_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["apply", "--help"])
+    assert f"learn from; {TuneSettings().n_images} by default" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_of_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +260,7 @@ def test_tuning_says_how_it_went_and_warns_of_what_is_spoilt(
     formats = {layer.name: Format.parse("1x4g4") for layer in subject.layers}
     plan = tmp_path / "plan.json"
     Plan.of(subject, formats, encoding=store.identity).save(plan)
-    arguments = ["apply", str(pipeline_folder), str(plan), "--tune-steps", "2", "--tune-buffer", str(tmp_path / "buffer")]
+    arguments = ["apply", str(pipeline_folder), str(plan), "--tune-steps", "2", "--tune-trajectories", "8"]
     for spoilt, warned in ((0.0, True), (1.0, False)):
         monkeypatch.setattr("sedaq.aq.tuning.tune.SPOILT", spoilt)
         assert main([*arguments, "--out", str(tmp_path / f"out {spoilt}")]) == 0

@@ -266,8 +266,9 @@ def test_tuning_and_rounding_that_contradict(refused: Refused, made: Made) -> No
     target = ("apply", made.subject, made.plan, "--out", "o", "--run", made.run)
     assert "--tune-steps and --tune-minutes: give one" in refused(*target, "--tune-steps", "5", "--tune-minutes", "1")
     assert "'--tune-minutes'" in refused(*target, "--tune-minutes", "0")
-    for option in ("--tune-buffer", "--tune-images"):
-        assert "they are for tuning; give --tune-steps" in refused(*target, option, "folder")
+    for option in ("--tune-trajectories", "--tune-buffer", "--tune-images"):
+        assert f"{option}: for tuning alone; give --tune-steps" in refused(*target, option, "8")
+    assert "multiple of 4 images; got 6" in refused(*target, "--tune-steps", "5", "--tune-trajectories", "6")
     assert "'--tune-steps'" in refused(*target, "--tune-steps", "-1")
     for verb in (target, ("search", "--run", made.run, "--bits", "3")):
         assert "'--activations'" in refused(*verb, "--activations", "5")
