@@ -1,6 +1,6 @@
 """Which settings of tuning do best:  python benchmarks/tuning_choices.py build/tuning/mnist-dit [--bits 4 --activations 8] [--only PART]
 
-Each changes one thing of the defaults (BASE); the uniform plan of 2.0 bits (or --bits), equal steps, measured on a noise seed that the final tables
+Each changes one thing of BASE; the uniform plan of 2.0 bits (or --bits), equal steps, measured on a noise seed that the final tables
 do not use (2,000 images, 20 steps). Rows are kept as they finish and read back; → benchmarks/results/tuning_choices_W2A16.json and so on.
 """
 
