@@ -59,6 +59,3 @@ def test_a_buffer_folder_serves_several_tunings_of_one_model_alone(subject, bloc
     codes = {layer.name: encode(blocks.weight(layer.name), Format.parse("1x3g4")) for layer in blocks.layers}
     with pytest.raises(InputError, match=f"recorded from {subject.name} .*not from {blocks.name}"):
         tune(blocks, codes, settings, buffer_folder=tmp_path)
-
-
-# -- plans and folders -------------------------------------------------------------------------------------------------------------------

@@ -265,7 +265,7 @@ def test_a_minute_is_a_minute(subject, encodings, small):
     assert time.perf_counter() - began < 20
 
 
-# -- killed and begun again --------------------------------------------------------------------------------------------------------------
+# -- plans and folders -------------------------------------------------------------------------------------------------------------------
 
 
 def test_codes_that_do_not_fit_the_model(subject, blocks, encodings, small):
