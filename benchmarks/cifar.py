@@ -1,8 +1,11 @@
-"""A larger model of our own, on a GPU:  python benchmarks/cifar.py train --data DIR;  python benchmarks/cifar.py measure --data DIR
+"""A larger model of our own, on a GPU:  for part in train calibrate encode measure; do python benchmarks/cifar.py $part --data DIR; done
 
-`train` makes a class-conditional U-Net of 36 M weights on CIFAR-10's 32×32 colour images, and a classifier for features, with --minutes for
-each of the two; run again, it goes on. `measure` fits the U-Net into 2 bits, tunes it and compares with the test images' statistics;
-→ benchmarks/results/cifar.json, build/cifar/run/models/searched+tuned.
+- train: a class-conditional U-Net of 21 M weights on CIFAR-10's 32×32 colour images for --minutes, and a classifier for features in a quarter of
+  that; the statistics that images are compared with.
+- calibrate: the moments of every layer's inputs.
+- encode: every layer in every format of its menu, on all cores of the processor.
+- measure: probes, the search for 2 bits, tuning, and rows as benchmarks/tuning.py has them; → benchmarks/results/tuning_cifar.json,
+  build/cifar/run/models. What was done before is read back.
 
 DIR holds cifar10_train_jpegs.npz and cifar10_test_jpegs.npz: arrays blob, offsets (image i is blob[offsets[i]:offsets[i + 1]]), labels. They are JPEGs of
 quality 75, so that distances compare with each other and with no published ones. --smoke does all of it in small on a CPU, which means nothing.
@@ -15,7 +18,9 @@ import copy
 import io
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +28,47 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 from PIL import Image
-from results import keep
+from results import RESULTS
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification
+from tuned_rows import N_IMAGES, Rows, State, uniform_plan
+from tuning import SEEDS, nearest
 
+from sedaq.aq.apply import apply
+from sedaq.aq.formats import AS_IS
+from sedaq.aq.plan import Plan, file_bytes, weight_bits
 from sedaq.models.loading import SUBJECT_FILE
 from sedaq.models.shipped.recipes import N_CLASSES, NULL_CLASS, build_scheduler
-from sedaq.models.shipped.train_denoiser import draw_batch
+from sedaq.models.shipped.train_denoiser import NULL_SHARE
 from sedaq.progress import shown
 from sedaq.search.verb import search_run
-from sedaq.sensitivity.evaluation import evaluate_plan
+from sedaq.sensitivity.extractors import load_extractor
 from sedaq.sensitivity.fitting import fit
 from sedaq.sensitivity.probe import probe
+from sedaq.sensitivity.reference import build_reference, save_reference
 from sedaq.sensitivity.run import Run, Settings
-from sedaq.storage import write_json
+from sedaq.storage import fingerprint, write_json
 
 FOLDER = Path("build/cifar")  # of --smoke: build/cifar-smoke
+RATES = (1.5, 2.0, 3.0)  # of the menus: what a search for 2 bits chooses from
+SIDE = 64  # pixels that the classifier sees; its stem divides by four
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What is trained and measured."""
 
-    channels: tuple[int, ...] = (128, 256, 256)
-    classifier: tuple[int, ...] = (64, 128, 256, 512)
+    channels: tuple[int, ...] = (64, 128, 224, 224)
+    classifier: tuple[int, ...] = (32, 64, 128, 128)
     batch_size: int = 256
-    n_configs: int = 60
+    n_configs: int = 48
     n_probe_images: int = 512
-    n_images: int = 2000
-    tune_steps: int = 2000
+    n_images: int = N_IMAGES
+    tune_steps: int = 600
+    results: Path = RESULTS
 
 
-SMOKE = Sizes((16, 16, 16), (8, 8, 8, 8), 8, 12, 20, 40, 8)
+SMOKE = Sizes((16, 16, 16, 16), (8, 8, 8, 8), 8, 12, 20, 40, 8, FOLDER.with_name("cifar-smoke"))
 
 
 def images_of(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,20 +81,35 @@ def images_of(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def build_unet(sizes: Sizes) -> UNet2DModel:
-    """Residual blocks at 32², 16² and 8², self-attention at 16² and 8²."""
+    """Residual blocks at 32², 16², 8² and 4², self-attention at 8² and 4²."""
     return UNet2DModel(
         sample_size=32,
         in_channels=3,
         out_channels=3,
         layers_per_block=2,
         block_out_channels=sizes.channels,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         norm_num_groups=min(32, sizes.channels[0] // 2),
-        attention_head_dim=min(64, sizes.channels[0]),
+        attention_head_dim=min(32, sizes.channels[0]),
         resnet_time_scale_shift="scale_shift",
         num_class_embeds=N_CLASSES + 1,
     )
+
+
+class Examples:
+    """Random batches of images in [-1, 1], mirrored half of the time, drawn where the model is."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, batch_size: int, device: str) -> None:
+        self.images, self.labels, self.batch_size, self.device = images.to(device), labels.to(device), batch_size, device
+
+    def draw(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+        """Images, labels, and the generator of this step."""
+        rng = torch.Generator(self.device).manual_seed(step)
+        chosen = torch.randint(len(self.images), (self.batch_size,), generator=rng, device=self.device)
+        mirrored = torch.rand(self.batch_size, 1, 1, 1, generator=rng, device=self.device) < 0.5
+        x = self.images[chosen].float() / 127.5 - 1
+        return torch.where(mirrored, x.flip(3), x), self.labels[chosen], rng
 
 
 class Training:
@@ -88,9 +117,9 @@ class Training:
 
     def __init__(self, path: Path, model: torch.nn.Module, learning_rate: float, device: str) -> None:
         self.path, self.device, self.step = path, device, 0
-        self.model = model.to(device).train()
+        self.model = model.to(device, memory_format=torch.channels_last).train()
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.rate = learning_rate
         if path.exists():
             state = torch.load(path, map_location=device, weights_only=True)
@@ -99,7 +128,7 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
 
-    def run(self, loss_of: Any, minutes: float) -> float:
+    def run(self, loss_of: Callable[[Any, int], torch.Tensor], minutes: float) -> float:
         """As many steps as there is time for; the rate warms up, and falls to a tenth in the last quarter of the time. Returns the last mean loss."""
         began, loss = time.perf_counter(), torch.zeros((), device=self.device)
         while (passed := (time.perf_counter() - began) / (60 * minutes)) < 1:
@@ -118,6 +147,8 @@ class Training:
                 mine.copy_(its)
             self.step += 1
             loss = found.detach() if self.step == 1 else loss.lerp(found.detach(), 0.01)
+            if self.step % 20 == 0:
+                loss.item()  # steps that are only queued would not count as time
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -131,85 +162,124 @@ class Training:
 
 def train(data: Path, minutes: float, sizes: Sizes, device: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    images, labels = images_of(data / "cifar10_train_jpegs.npz")
+    splits = {split: images_of(data / f"cifar10_{split}_jpegs.npz") for split in ("train", "test")}
+    examples = Examples(*splits["train"], sizes.batch_size, device)
+    steps = {"steps": train_denoiser(examples, minutes, sizes, folder)}
+    steps["classifier_steps"] = train_classifier(examples, minutes / 4, sizes, folder)
+    extractor = load_extractor(f"transformers:{folder / 'classifier'}", image_shape=(3, 32, 32), device=device)
+    for split, (images, _) in splits.items():
+        batches = (batch.float() / 255 for batch in images.split(500))
+        description = f"{len(images)} {split} images of CIFAR-10, JPEG quality 75"
+        made = build_reference(batches, extractor, description=description, fingerprint=fingerprint([description]))
+        save_reference(folder / f"{split}.safetensors", made, extractor)
+    images, labels = splits["test"]
+    classifier = ResNetForImageClassification.from_pretrained(folder / "classifier").to(device).eval()
+    with torch.inference_mode():
+        right = [_logits(classifier, x.to(device).float() / 127.5 - 1).argmax(1).cpu() for x in images.split(500)]
+    accuracy = (torch.cat(right) == labels).float().mean().item()
+    write_json(folder / "training.json", "training", {**steps, "classifier_accuracy": accuracy})
+    print(f"{steps}; the classifier names {accuracy:.3f} of the test images", flush=True)
+
+
+def train_denoiser(examples: Examples, minutes: float, sizes: Sizes, folder: Path) -> int:
+    """Steps done; the model is in folder/denoiser."""
     scheduler = build_scheduler()
 
     def denoising(model: Any, step: int) -> torch.Tensor:
-        clean, classes, noise, times = (x.to(device) for x in draw_batch(images, labels, step, 0, sizes.batch_size))
-        target = scheduler.get_velocity(clean, noise, times)
-        return F.mse_loss(model(scheduler.add_noise(clean, noise, times), times, class_labels=classes).sample.float(), target)
+        clean, labels, rng = examples.draw(step)
+        drawn = partial(torch.rand, len(clean), generator=rng, device=clean.device)
+        classes = torch.where(drawn() < NULL_SHARE, NULL_CLASS, labels)
+        times = ((torch.arange(len(clean), device=clean.device) + drawn()) * 1000 / len(clean)).long().clamp(max=999)
+        noise = torch.randn(clean.shape, generator=rng, device=clean.device)
+        noisy = scheduler.add_noise(clean, noise, times).contiguous(memory_format=torch.channels_last)
+        return F.mse_loss(model(noisy, times, class_labels=classes).sample.float(), scheduler.get_velocity(clean, noise, times))
 
     torch.manual_seed(0)
-    denoiser = Training(folder / "denoiser.pt", build_unet(sizes), 3e-4, device)
+    denoiser = Training(folder / "denoiser.pt", build_unet(sizes), 4e-4, examples.device)
     print(f"denoiser: loss {denoiser.run(denoising, minutes):.4f} after {denoiser.step} steps", flush=True)
     average: Any = denoiser.average
-    average.half().cpu().save_pretrained(folder / "denoiser")
+    average.half().cpu().to(memory_format=torch.contiguous_format).save_pretrained(folder / "denoiser")
     scheduler.save_pretrained(folder / "denoiser")
     write_json(
         folder / "denoiser" / SUBJECT_FILE,
         "subject",
         {"conditions": list(range(N_CLASSES)), "null_condition": NULL_CLASS, "extractor": None, "steps": 20},
     )
+    return denoiser.step
+
+
+def _logits(classifier: Any, images: torch.Tensor) -> torch.Tensor:
+    """As the extractor sees images, whose features these are."""
+    seen = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+    return classifier(pixel_values=seen).logits.float()
+
+
+def train_classifier(examples: Examples, minutes: float, sizes: Sizes, folder: Path) -> int:
+    """Steps done; the model is in folder/classifier."""
 
     def classifying(model: Any, step: int) -> torch.Tensor:
-        rng = torch.Generator().manual_seed(step)
-        chosen = torch.randint(len(images), (sizes.batch_size,), generator=rng)
-        x = images[chosen].to(device).float() / 127.5 - 1
-        x = x.flip(3) if step % 2 else x
-        shift = torch.randint(-3, 4, (2,), generator=rng).tolist()
-        return F.cross_entropy(model(pixel_values=x.roll(shift, (2, 3))).logits.float(), labels[chosen].to(device))
+        x, labels, rng = examples.draw(step)
+        down, right = torch.randint(-3, 4, (2,), generator=rng, device=x.device).tolist()
+        return F.cross_entropy(_logits(model, x.roll((down, right), (2, 3))), labels)
 
     config = ResNetConfig(
-        embedding_size=sizes.classifier[0],
-        hidden_sizes=list(sizes.classifier),
-        depths=[2] * 4,
-        layer_type="basic",
-        downsample_in_first_stage=False,
-        num_labels=N_CLASSES,
+        embedding_size=sizes.classifier[0], hidden_sizes=list(sizes.classifier), depths=[2] * 4, layer_type="basic", num_labels=N_CLASSES
     )
-    classifier = Training(folder / "classifier.pt", ResNetForImageClassification(config), 1e-3, device)
-    print(f"classifier: loss {classifier.run(classifying, minutes / 4):.4f} after {classifier.step} steps", flush=True)
-    average = classifier.average
-    test, truth = images_of(data / "cifar10_test_jpegs.npz")
-    with torch.inference_mode():
-        right = [average(pixel_values=x.to(device).float() / 127.5 - 1).logits.argmax(1).cpu() for x in test.split(500)]
-    accuracy = (torch.cat(right) == truth).float().mean().item()
-    average.cpu().save_pretrained(folder / "classifier")
-    (folder / "classifier" / "preprocessor_config.json").write_text(
-        json.dumps({"size": 32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
-    )
-    write_json(
-        folder / "training.json", "training", {"steps": denoiser.step, "classifier_steps": classifier.step, "classifier_accuracy": accuracy}
-    )
-    print(f"classifier: {accuracy:.3f} of the test images", flush=True)
+    torch.manual_seed(0)
+    classifier = Training(folder / "classifier.pt", ResNetForImageClassification(config), 1e-3, examples.device)
+    print(f"classifier: loss {classifier.run(classifying, minutes):.4f} after {classifier.step} steps", flush=True)
+    average: Any = classifier.average
+    average.cpu().to(memory_format=torch.contiguous_format).save_pretrained(folder / "classifier")
+    content = {"size": SIDE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "classifier" / "preprocessor_config.json").write_text(json.dumps(content))
+    return classifier.step
 
 
-def measure(data: Path, sizes: Sizes, device: str, folder: Path) -> list[dict[str, Any]]:
-    references = {}
-    for split in ("train", "test"):
-        references[split] = folder / f"{split}.npz"
-        if not references[split].exists():
-            np.savez(references[split], images=images_of(data / f"cifar10_{split}_jpegs.npz")[0].permute(0, 2, 3, 1).numpy())
-    settings = Settings(
-        n_images=sizes.n_probe_images, extractor=f"transformers:{folder / 'classifier'}", reference=str(references["train"])
-    )
-    with shown():
-        run = probe(str(folder / "denoiser"), folder / "run", n_configs=sizes.n_configs, settings=settings, device=device)
-        fit(run)
-        found = search_run(run, bits=2.0, verify=4)
-        final = Run(run.folder, run.subject, replace(run.settings, reference=str(references["test"])), run.subject_argument, device)
-        rows = [
-            evaluate_plan(final, "full precision", None, n_images=sizes.n_images),
-            evaluate_plan(final, "uniform", found.uniform, n_images=sizes.n_images),
-            evaluate_plan(final, "searched", found.plan, n_images=sizes.n_images),
-            evaluate_plan(final, "searched + tuned", found.plan, tune_steps=sizes.tune_steps, n_images=sizes.n_images),
-        ]
-    return rows
+def settings_of(sizes: Sizes, folder: Path) -> Settings:
+    extractor, reference = f"transformers:{folder / 'classifier'}", str(folder / "train.safetensors")
+    return Settings(n_images=sizes.n_probe_images, extractor=extractor, reference=reference, batch_size=2 * sizes.batch_size, rates=RATES)
+
+
+def begun(sizes: Sizes, device: str, folder: Path) -> Run:
+    run = Run.begin(str(folder / "denoiser"), folder / "run", settings_of(sizes, folder), device=device)
+    run.write()
+    return run
+
+
+def tuned(run: Run, name: str, plan: Plan, steps: int) -> tuple[State, dict[str, Any]]:
+    """The plan's model, which is kept in the run's folder models, and what a row says of it."""
+    made = apply(run.subject, plan, run.store, run.folder / "models" / name, tune_steps=steps, **run.settings.sampling)
+    sizes = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "plan": plan.hash}
+    return partial(made.installed, run.subject), {**sizes, "tune_steps": steps, "losses": made.losses, "ending": made.ending}
+
+
+def models(run: Run, sizes: Sizes) -> Iterator[tuple[str, Callable[[], Plan], int]]:
+    """Rows of quantized models: name, plan, steps of tuning."""
+    for steps in (0, sizes.tune_steps):
+        yield f"W2A16 uniform{' tuned' * bool(steps)}", partial(uniform_plan, run, 2.0), steps
+    probed = probe(run.subject_argument, run.folder, n_configs=sizes.n_configs, settings=run.settings, device=run.device)
+    fit(probed)
+    plan = search_run(probed, bits=2.0, verify=4).plan
+    for steps in (0, sizes.tune_steps):
+        yield f"W2A16 searched{' tuned' * bool(steps)}", lambda: plan, steps
+
+
+def measure(sizes: Sizes, device: str, folder: Path) -> None:
+    run = begun(sizes, device, folder)
+    # final figures are of the test images
+    final = Run(run.folder, run.subject, replace(run.settings, reference=str(folder / "test.safetensors")), run.subject_argument, device)
+    command = "python benchmarks/cifar.py measure --data DIR"
+    rows = Rows(final, "tuning_cifar", command, SEEDS, n_images=sizes.n_images, folder=sizes.results, tune_steps=sizes.tune_steps)
+    as_is = {layer.name: AS_IS for layer in run.subject.layers}
+    rows.full_precision(size_bytes=file_bytes(run.subject.tensor_specs), bits_per_weight=weight_bits(run.subject, as_is))
+    rows.row("W4A16 round to nearest", lambda: nearest(final, 4))
+    for name, plan, steps in models(run, sizes):
+        rows.row(name, lambda name=name, plan=plan, steps=steps: tuned(final, name, plan(), steps))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["train", "measure"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["train", "calibrate", "encode", "measure"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--smoke", action="store_true")
@@ -219,12 +289,15 @@ def main() -> None:
         parser.error("needs a CUDA device; --smoke tries everything in small on the CPU")
     sizes = SMOKE if arguments.smoke else Sizes()
     folder = FOLDER.with_name("cifar-smoke") if arguments.smoke else FOLDER
-    if arguments.part == "train":
-        train(arguments.data, arguments.minutes, sizes, device, folder)
-        return
-    rows = measure(arguments.data, sizes, device, folder)
-    if not arguments.smoke:
-        keep("cifar", "python benchmarks/cifar.py train && python benchmarks/cifar.py measure", rows)
+    with shown():
+        if arguments.part == "train":
+            train(arguments.data, arguments.minutes, sizes, device, folder)
+        elif arguments.part == "calibrate":
+            begun(sizes, device, folder).store.calibrate()
+        elif arguments.part == "encode":
+            begun(sizes, "cpu", folder).fill_store()
+        else:
+            measure(sizes, device, folder)
 
 
 if __name__ == "__main__":

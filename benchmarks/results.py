@@ -39,9 +39,9 @@ def keep(name: str, command: str, rows: Any, folder: Path = RESULTS, **details: 
     write_atomically(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
-def kept(name: str, conditions: dict[str, Any]) -> list[Any]:
+def kept(name: str, conditions: dict[str, Any], folder: Path = RESULTS) -> list[Any]:
     """Rows that were kept under the same conditions; none where there is no file. Raises InputError where the conditions were others."""
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     if not path.exists():
         return []
     content = json.loads(path.read_text())

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from results import keep, kept, machine
+from results import RESULTS, keep, kept, machine
 
 from sedaq.aq.activations.rounding import RoundedInputs
 from sedaq.aq.encoding import Encoding
@@ -61,7 +62,7 @@ def tuned_state(
 
 
 class Rows:
-    """Measured models of one run, in benchmarks/results/NAME.json.
+    """Measured models of one run, in NAME.json of `folder`.
 
     Args:
         command: that makes the file.
@@ -69,10 +70,20 @@ class Rows:
         conditions: what else the rows depend on.
     """
 
-    def __init__(self, run: Run, name: str, command: str, seeds: Sequence[int], **conditions: Any) -> None:
-        self.run, self.name, self.command, self.seeds = run, name, command, seeds
-        self.conditions = {"n_images": N_IMAGES, "steps": STEPS, "seeds": list(seeds), "subject": run.subject.fingerprint, **conditions}
-        self.rows: dict[str, dict[str, Any]] = {row["name"]: row for row in kept(name, self.conditions)}
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        command: str,
+        seeds: Sequence[int],
+        *,
+        n_images: int = N_IMAGES,
+        folder: Path = RESULTS,
+        **conditions: Any,
+    ) -> None:
+        self.run, self.name, self.command, self.seeds, self.n_images, self.folder = run, name, command, seeds, n_images, folder
+        self.conditions = {"n_images": n_images, "steps": STEPS, "seeds": list(seeds), "subject": run.subject.fingerprint, **conditions}
+        self.rows: dict[str, dict[str, Any]] = {row["name"]: row for row in kept(name, self.conditions, folder)}
         self.prober = Prober(run, split="test")
         self._full: dict[int, FullPrecision] = {}
 
@@ -105,7 +116,7 @@ class Rows:
             "fid_se": float(np.sqrt(sum(metrics["fid"].se ** 2 for metrics, _ in measured)) / len(measured)),
             "excess": _mean_difference([difference for _, difference in measured]),
         }
-        keep(self.name, self.command, list(self.rows.values()), conditions=self.conditions)
+        keep(self.name, self.command, list(self.rows.values()), self.folder, conditions=self.conditions)
 
     def _measured(self, name: str, seed: int, state: State) -> tuple[dict[str, Any], tuple[float, float, float]]:
         """Metrics, and the Fréchet distance above full precision's on the same noise with a 95 % interval."""
@@ -113,14 +124,14 @@ class Rows:
         with state():
             images = full.images if name == FULL else self._sampled(f"{name}, noise {seed}", seed)
         features = self.prober.extractor(images)
-        requested = self.prober.extractor.requested(conditions_of(subject.conditions, 0, N_IMAGES))
+        requested = self.prober.extractor.requested(conditions_of(subject.conditions, 0, self.n_images))
         given = {"reference": reference, "requested": requested, "full_precision": full, "cycle": subject.cycle, "seed": 0}
         difference = frechet_difference(features.pooled, full.features.pooled, reference.statistics, cycle=subject.cycle, seed=0)
         return dict(measure(features, images, **given)), difference
 
     def _full_precision(self, seed: int) -> FullPrecision:
         if seed not in self._full:
-            path = self.run.folder / FULL / f"{N_IMAGES} images of seed {seed} in {STEPS} steps.safetensors"
+            path = self.run.folder / FULL / f"{self.n_images} images of seed {seed} in {STEPS} steps.safetensors"
             if not path.exists():
                 save_tensors(path, "images", {"images": self._sampled(f"{FULL}, noise {seed}", seed)}, {"seed": seed})
             images = load_tensors(path, "images")[0]["images"]
@@ -129,7 +140,8 @@ class Rows:
 
     def _sampled(self, description: str, seed: int) -> torch.Tensor:
         noise = purpose_seed(seed, "tuning benchmark")
-        return sample_in_chunks(self.run.subject.sample, description, seed=noise, n_images=N_IMAGES, steps=STEPS)
+        settings = self.run.settings.sampling
+        return sample_in_chunks(self.run.subject.sample, description, seed=noise, n_images=self.n_images, steps=STEPS, **settings)
 
 
 def _mean_difference(differences: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
