@@ -1,11 +1,12 @@
-"""A larger model of our own, on a GPU:  for part in train calibrate encode measure; do python benchmarks/cifar.py $part --data DIR; done
+"""A larger model of our own, on a GPU:  for part in train calibrate encode measure figure; do python benchmarks/cifar.py $part --data DIR; done
 
-- train: a class-conditional U-Net of 21 M weights on CIFAR-10's 32×32 colour images for --minutes, and a classifier for features in a quarter of
+- train: a class-conditional U-Net of 22 M weights on CIFAR-10's 32×32 colour images for --minutes, and a classifier for features in a quarter of
   that; the statistics that images are compared with.
 - calibrate: the moments of every layer's inputs.
 - encode: every layer in every format of its menu, on all cores of the processor.
 - measure: probes, the search for 2 bits, tuning, and rows as benchmarks/tuning.py has them; → benchmarks/results/tuning_cifar.json,
   build/cifar/run/models. What was done before is read back.
+- figure: images of some of those models; → docs/cifar.png.
 
 DIR holds cifar10_train_jpegs.npz and cifar10_test_jpegs.npz: arrays blob, offsets (image i is blob[offsets[i]:offsets[i + 1]]), labels. They are JPEGs of
 quality 75, so that distances compare with each other and with no published ones. --smoke does all of it in small on a CPU, which means nothing.
@@ -37,10 +38,14 @@ from tuning import SEEDS, nearest
 from sedaq.aq.apply import apply
 from sedaq.aq.formats import AS_IS
 from sedaq.aq.plan import Plan, file_bytes, weight_bits
-from sedaq.models.loading import SUBJECT_FILE
+from sedaq.models.loading import SUBJECT_FILE, load
+from sedaq.models.sampling import sample_in_chunks
 from sedaq.models.shipped.recipes import N_CLASSES, NULL_CLASS, build_scheduler
 from sedaq.models.shipped.train_denoiser import NULL_SHARE
 from sedaq.progress import shown
+from sedaq.reports.inputs import RunData
+from sedaq.reports.plan_figures import image_grids
+from sedaq.reports.style import save_png
 from sedaq.search.verb import search_run
 from sedaq.sensitivity.extractors import load_extractor
 from sedaq.sensitivity.fitting import fit
@@ -61,10 +66,10 @@ class Sizes:
     channels: tuple[int, ...] = (64, 128, 224, 224)
     classifier: tuple[int, ...] = (32, 64, 128, 128)
     batch_size: int = 256
-    n_configs: int = 48
+    n_configs: int = 40
     n_probe_images: int = 512
     n_images: int = N_IMAGES
-    tune_steps: int = 600
+    tune_steps: int = 300
     results: Path = RESULTS
 
 
@@ -248,45 +253,57 @@ def begun(sizes: Sizes, device: str, folder: Path) -> Run:
 
 def tuned(run: Run, name: str, plan: Plan, steps: int) -> tuple[State, dict[str, Any]]:
     """The plan's model, which is kept in the run's folder models, and what a row says of it."""
-    made = apply(run.subject, plan, run.store, run.folder / "models" / name, tune_steps=steps, **run.settings.sampling)
+    out, buffers = run.folder / "models" / name, run.folder / "trajectories"
+    made = apply(run.subject, plan, run.store, out, tune_steps=steps, buffer_folder=buffers, **run.settings.sampling)
     sizes = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "plan": plan.hash}
     return partial(made.installed, run.subject), {**sizes, "tune_steps": steps, "losses": made.losses, "ending": made.ending}
 
 
-def models(run: Run, sizes: Sizes) -> Iterator[tuple[str, Callable[[], Plan], int]]:
+def models(run: Run, sizes: Sizes) -> Iterator[tuple[str, Plan, int]]:
     """Rows of quantized models: name, plan, steps of tuning."""
-    for steps in (0, sizes.tune_steps):
-        yield f"W2A16 uniform{' tuned' * bool(steps)}", partial(uniform_plan, run, 2.0), steps
-    probed = probe(run.subject_argument, run.folder, n_configs=sizes.n_configs, settings=run.settings, device=run.device)
-    fit(probed)
-    plan = search_run(probed, bits=2.0, verify=4).plan
-    for steps in (0, sizes.tune_steps):
-        yield f"W2A16 searched{' tuned' * bool(steps)}", lambda: plan, steps
+    uniform = uniform_plan(run, 2.0)
+    yield "W2A16 uniform", uniform, 0
+    probe(run.subject, run.folder, n_configs=sizes.n_configs, settings=run.settings, device=run.device)
+    fit(run)
+    searched = search_run(run, bits=2.0, verify=4).plan
+    yield "W2A16 searched", searched, 0
+    yield "W2A16 searched tuned", searched, sizes.tune_steps
+    yield "W2A16 uniform tuned", uniform, sizes.tune_steps
 
 
 def measure(sizes: Sizes, device: str, folder: Path) -> None:
     run = begun(sizes, device, folder)
     # final figures are of the test images
     final = Run(run.folder, run.subject, replace(run.settings, reference=str(folder / "test.safetensors")), run.subject_argument, device)
-    command = "python benchmarks/cifar.py measure --data DIR"
+    command = "python benchmarks/cifar.py measure"
     rows = Rows(final, "tuning_cifar", command, SEEDS, n_images=sizes.n_images, folder=sizes.results, tune_steps=sizes.tune_steps)
     as_is = {layer.name: AS_IS for layer in run.subject.layers}
     rows.full_precision(size_bytes=file_bytes(run.subject.tensor_specs), bits_per_weight=weight_bits(run.subject, as_is))
     rows.row("W4A16 round to nearest", lambda: nearest(final, 4))
     for name, plan, steps in models(run, sizes):
-        rows.row(name, lambda name=name, plan=plan, steps=steps: tuned(final, name, plan(), steps))
+        rows.row(name, partial(tuned, final, name, plan, steps))
+
+
+def figure(folder: Path, out: Path) -> None:
+    names = {"2 bits, uniform": "W2A16 uniform", "2 bits, searched": "W2A16 searched", "2 bits, tuned": "W2A16 searched tuned"}
+    subjects = {"full precision": load(folder / "denoiser")}
+    subjects |= {name: load(folder / "run" / "models" / model, quantized=True) for name, model in names.items()}
+    images = {name: sample_in_chunks(subject.sample, name, seed=1, n_images=20) for name, subject in subjects.items()}
+    save_png(image_grids(RunData({}, grids=images)), out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["train", "calibrate", "encode", "measure"])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("part", choices=["train", "calibrate", "encode", "measure", "figure"])
+    parser.add_argument("--data", type=Path, help="of train")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of train")
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not arguments.smoke:
+    if device == "cpu" and not arguments.smoke and arguments.part not in ("encode", "figure"):
         parser.error("needs a CUDA device; --smoke tries everything in small on the CPU")
+    if arguments.part == "train" and arguments.data is None:
+        parser.error("train needs --data")
     sizes = SMOKE if arguments.smoke else Sizes()
     folder = FOLDER.with_name("cifar-smoke") if arguments.smoke else FOLDER
     with shown():
@@ -296,8 +313,10 @@ def main() -> None:
             begun(sizes, device, folder).store.calibrate()
         elif arguments.part == "encode":
             begun(sizes, "cpu", folder).fill_store()
-        else:
+        elif arguments.part == "measure":
             measure(sizes, device, folder)
+        else:
+            figure(folder, sizes.results / "cifar.png" if arguments.smoke else Path("docs/cifar.png"))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from sedaq.aq.apply import WEIGHTS_FILE
+from sedaq.aq.apply import PLAN_FILE, WEIGHTS_FILE
+from sedaq.aq.formats import AS_IS
 from sedaq.aq.layers import coded_modules
+from sedaq.aq.plan import Plan
 from sedaq.errors import InputError
 from sedaq.kernels import costs, dispatch, native
 from sedaq.kernels.dispatch import KERNELS
@@ -84,3 +87,17 @@ def test_a_damaged_folder_is_refused(damage, quantized):
     with pytest.raises(InputError, match=lost):
         DiTTransformer2DModel.from_pretrained(quantized)
     shutil.rmtree(quantized)
+
+
+@torch.inference_mode()
+def test_a_folder_that_was_written_before_still_loads():
+    """benchmarks/cifar.py wrote it, on a GPU. What it answers was noted when it was kept; full precision's first numbers are .0336, .0311, .0601, .0406."""
+    from diffusers import UNet2DModel
+
+    folder = Path(__file__).parents[2] / "benchmarks" / "results" / "cifar" / "searched_tuned"
+    model = UNet2DModel.from_pretrained(folder)
+    plan = Plan.load(folder / PLAN_FILE)
+    assert set(coded_modules(model)) == {name for name, format in plan.formats.items() if format != AS_IS}
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    answer = model(x, 999, class_labels=torch.tensor([3])).sample
+    assert answer.flatten()[:4].tolist() == pytest.approx([0.0345, 0.0318, 0.0592, 0.0394], abs=2e-4)
