@@ -240,13 +240,15 @@ def train_classifier(examples: Examples, minutes: float, sizes: Sizes, folder: P
     return classifier.step
 
 
-def settings_of(sizes: Sizes, folder: Path) -> Settings:
-    extractor, reference = f"transformers:{folder / 'classifier'}", str(folder / "train.safetensors")
-    return Settings(n_images=sizes.n_probe_images, extractor=extractor, reference=reference, batch_size=2 * sizes.batch_size, rates=RATES)
-
-
 def begun(sizes: Sizes, device: str, folder: Path) -> Run:
-    run = Run.begin(str(folder / "denoiser"), folder / "run", settings_of(sizes, folder), device=device)
+    settings = Settings(
+        n_images=sizes.n_probe_images,
+        extractor=f"transformers:{folder / 'classifier'}",
+        reference=str(folder / "train.safetensors"),
+        batch_size=2 * sizes.batch_size,
+        rates=RATES,
+    )
+    run = Run.begin(str(folder / "denoiser"), folder / "run", settings, device=device)
     run.write()
     return run
 
@@ -300,7 +302,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not arguments.smoke and arguments.part not in ("encode", "figure"):
+    if device == "cpu" and not arguments.smoke and arguments.part in ("train", "measure"):
         parser.error("needs a CUDA device; --smoke tries everything in small on the CPU")
     if arguments.part == "train" and arguments.data is None:
         parser.error("train needs --data")
