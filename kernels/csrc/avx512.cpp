@@ -9,6 +9,11 @@
 
 #define WITH_BFLOAT16
 namespace avx512 {
+#define REGISTER 64
+#define PANEL_BYTES (576 << 10)
+#define PANEL_ROWS 64
+#define TOKEN_BYTES (16 << 20)
+#include "wide.h"
 #include "decode.h"
 #include "gather.h"
 #include "product.h"
@@ -20,7 +25,9 @@ namespace avx512 {
 #include "conversions.h"
 #define WITH_TRANSPOSE
 #define LOOKUP_SUMS 16
+#define LOOKUP_BYTES (512 << 10)
 #include "entries.h"
+#include "integer_entries.h"
 #include "lookup.h"
 
 struct Bfloat16Dot : Bfloat16<1> {
@@ -66,6 +73,14 @@ struct Int8Dot {
         multiply_tiles<Int8Dot, 8, 2, __m512i>(a, n_a, b, n_b, steps, c, more);
     }
 };
+
+int lookup_16_bits(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+    return LookupProduct<2>(matrix, x).run(y, y_stride, threads);
+}
+
+int lookup_8_bits(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+    return LookupProduct<4>(matrix, x).run(y, y_stride, threads);
+}
 
 int product_bf16(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
     return Product<Bfloat16Dot>(matrix, x).run(y, y_stride, threads);

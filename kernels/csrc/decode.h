@@ -1,29 +1,5 @@
-// Codes to weights, 16 rows at a time. Included into a namespace for each instruction set; no templates of the standard library here,
+// Codes to weights. Included into a namespace for each instruction set; no templates of the standard library here,
 // since the linker would merge them across instruction sets.
-
-typedef float Sixteen __attribute__((vector_size(64)));
-
-// Vectors of so many numbers, of 64 bytes at most.
-template <class Number>
-struct Vectors;
-
-template <>
-struct Vectors<float> {
-    typedef float V1, V2 __attribute__((vector_size(8))), V4 __attribute__((vector_size(16))), V8 __attribute__((vector_size(32)));
-    typedef Sixteen V16, V32;
-};
-
-template <>
-struct Vectors<uint16_t> {
-    typedef uint16_t V1, V2 __attribute__((vector_size(4))), V4 __attribute__((vector_size(8))), V8 __attribute__((vector_size(16))),
-        V16 __attribute__((vector_size(32))), V32 __attribute__((vector_size(64)));
-};
-
-template <class Vector>
-static inline void load(Vector &x, const void *from) { __builtin_memcpy(&x, from, sizeof x); }  // at any address
-
-template <class Vector>
-static inline void store(void *to, const Vector &x) { __builtin_memcpy(to, &x, sizeof x); }
 
 enum { ROWS = 16 };  // decoded together: one vector of float32
 
@@ -33,92 +9,86 @@ struct Chunk {
     int64_t stride;
 };
 
-// Codebooks by value, so that no store makes the compiler read their place again. 0 books stand for any number.
-template <class Number, class Vector, int N_VECTORS, int N_BOOKS>
-struct Books {
-    static constexpr int64_t WIDTH = sizeof(Vector) / sizeof(Number), STRIDE = WIDTH * N_VECTORS;
-    const Number *first;
-    int64_t next;  // numbers from one book to the next
-    int n;
-
-    Books(const sedaq_matrix &m, const Number *codebooks) : first(codebooks), next(m.n_entries * STRIDE), n(N_BOOKS ? N_BOOKS : m.n_codebooks) {}
-
-    // The sum of one group's codewords.
-    template <class Code>
-    inline void sum(const Code *codes, Vector *sum) const {
-        for (int v = 0; v < N_VECTORS; v++) load(sum[v], first + codes[0] * STRIDE + v * WIDTH);
-        for (int i = 1; i < (N_BOOKS ? N_BOOKS : n); i++) {
-            for (int v = 0; v < N_VECTORS; v++) {
-                Vector word;
-                load(word, first + i * next + codes[i] * STRIDE + v * WIDTH);
-                sum[v] += word;
-            }
-        }
-    }
+// A codebook's piece of a vector: as much of a codeword of STRIDE numbers as is loaded at once. 0 stands for what is known only at run time.
+template <class Number, int STRIDE>
+struct Piece {
+    enum { WIDTH = STRIDE && STRIDE * sizeof(Number) < REGISTER ? STRIDE : REGISTER / (int)sizeof(Number) };
+    typedef Number Vector __attribute__((vector_size(WIDTH * sizeof(Number))));
 };
+
+// The sum of one group's codewords, from number v of each on.
+template <class Vector, int N_BOOKS, class Number, class Code>
+static inline Vector sum_words(const Number *books, const Code *codes, int n_books, int64_t stride, int64_t next, int64_t v) {
+    Vector sum;
+    load(sum, books + codes[0] * stride + v);
+#pragma GCC unroll 4
+    for (int i = 1; i < (N_BOOKS ? N_BOOKS : n_books); i++) {
+        Vector word;
+        load(word, books + i * next + codes[i] * stride + v);
+        sum += word;
+    }
+    return sum;
+}
 
 // Codewords are stored whole: what is too much is overwritten by the next one, and by the padding at the end.
 template <class N>
 struct DecodeRow {
     typedef N Number;
     const sedaq_matrix &m;
-    const Number *codebooks;
+    const Number *books;
     int64_t n_groups;
     Number *out;
 
-    template <class Vector, int N_VECTORS, int N_BOOKS, class Code>
+    template <int STRIDE, int N_BOOKS, class Code>
     void run(const Code *codes) const {
-        const Books<Number, Vector, N_VECTORS, N_BOOKS> books(m, codebooks);
-        const int64_t g = m.group_size, n = n_groups;
+        typedef Piece<Number, STRIDE> P;
+        const int64_t stride = STRIDE ? STRIDE : m.stride, next = m.n_entries * stride, g = m.group_size, n = n_groups;
+        const int n_books = N_BOOKS ? N_BOOKS : m.n_codebooks;
+        const Number *first = books;
         Number *to = out;
 #pragma GCC unroll 4
-        for (int64_t j = 0; j < n; j++, codes += N_BOOKS ? N_BOOKS : books.n, to += g) {
-            Vector sum[N_VECTORS];
-            books.sum(codes, sum);
-            store(to, sum);
-        }
+        for (int64_t j = 0; j < n; j++, codes += n_books, to += g)
+            for (int64_t v = 0; v < stride; v += P::WIDTH)
+                store(to + v, sum_words<typename P::Vector, N_BOOKS>(first, codes, n_books, stride, next, v));
     }
 };
 
-// `work.run` with what is known of a format as constants, from code number `at` on.
-template <class Vector, int N_VECTORS, class Code, class Work>
+template <int STRIDE, class Code, class Work>
 static void with_books(const sedaq_matrix &m, const Code *codes, const Work &work) {
     switch (m.n_codebooks) {
-        case 1: return work.template run<Vector, N_VECTORS, 1>(codes);
-        case 2: return work.template run<Vector, N_VECTORS, 2>(codes);
-        case 3: return work.template run<Vector, N_VECTORS, 3>(codes);
-        case 4: return work.template run<Vector, N_VECTORS, 4>(codes);
-        default: return work.template run<Vector, N_VECTORS, 0>(codes);
+        case 1: return work.template run<STRIDE, 1>(codes);
+        case 2: return work.template run<STRIDE, 2>(codes);
+        case 3: return work.template run<STRIDE, 3>(codes);
+        case 4: return work.template run<STRIDE, 4>(codes);
+        default: return work.template run<STRIDE, 0>(codes);
     }
-}
-
-template <class Vector, int STRIDE, class Code, class Work>
-static void with_vectors(const sedaq_matrix &m, const Code *codes, const Work &work) {
-    with_books<Vector, STRIDE * (int)sizeof(typename Work::Number) / (int)sizeof(Vector)>(m, codes, work);
 }
 
 template <class Code, class Work>
 static void with_stride(const sedaq_matrix &m, const Code *codes, const Work &work) {
-    typedef Vectors<typename Work::Number> V;
     switch (m.stride) {
-        case 1: return with_vectors<typename V::V1, 1>(m, codes, work);
-        case 2: return with_vectors<typename V::V2, 2>(m, codes, work);
-        case 4: return with_vectors<typename V::V4, 4>(m, codes, work);
-        case 8: return with_vectors<typename V::V8, 8>(m, codes, work);
-        case 16: return with_vectors<typename V::V16, 16>(m, codes, work);
-        case 32: return with_vectors<typename V::V32, 32>(m, codes, work);
-        case 64: return with_vectors<typename V::V32, 64>(m, codes, work);
-        case 128: return with_vectors<typename V::V32, 128>(m, codes, work);
-        default: return with_vectors<typename V::V32, SEDAQ_LONGEST_GROUP>(m, codes, work);
+        case 1: return with_books<1>(m, codes, work);
+        case 2: return with_books<2>(m, codes, work);
+        case 4: return with_books<4>(m, codes, work);
+        case 8: return with_books<8>(m, codes, work);
+        case 16: return with_books<16>(m, codes, work);
+        default: return with_books<0>(m, codes, work);
     }
 }
 
+// `work.run` with what is known of a format as constants, from code number `at` on.
 template <class Work>
 static void with_format(const sedaq_matrix &m, int64_t at, const Work &work) {
     if (m.code_bytes == 1)
         with_stride(m, (const uint8_t *)m.codes + at, work);
     else
         with_stride(m, (const uint16_t *)m.codes + at, work);
+}
+
+// Groups first … last − 1 of one row.
+template <class Number>
+static void decode_groups(const sedaq_matrix &m, const Number *books, int64_t row, int64_t first, int64_t last, Number *out) {
+    with_format(m, (row * m.n_groups + first) * m.n_codebooks, DecodeRow<Number>{m, books, last - first, out});
 }
 
 // Groups first … last − 1 of up to ROWS rows; missing rows and columns up to `columns` become zero.
@@ -128,7 +98,7 @@ static void decode(const sedaq_matrix &m, const Number *codebooks, int64_t row, 
         Number *values = out.values + r * out.stride;
         int64_t n = 0;
         if (row + r < m.n_out) {
-            with_format(m, ((row + r) * m.n_groups + first) * m.n_codebooks, DecodeRow<Number>{m, codebooks, last - first, values});
+            decode_groups(m, codebooks, row + r, first, last, values);
             const int64_t real = m.n_in - first * m.group_size;  // padded columns of the last group hold what codewords hold
             n = (last - first) * m.group_size;
             if (n > real) n = real;

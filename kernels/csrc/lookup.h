@@ -1,10 +1,12 @@
 // The product by lookup: for a tile of tokens, tables of <group of x, codeword> with tokens innermost. An entry is one cache line, so that a
 // code costs one load and one addition for the whole tile, however long groups are. Included after product.h
-// and entries.h.
+// and entries.h. Each instruction set defines LOOKUP_SUMS, how many vectors of 16 sums fit into its registers, and LOOKUP_BYTES, how much of the
+// second-level cache tables take.
 
 enum { ROWS_AHEAD = 8 };                        // whose codes are fetched ahead: processors do not foresee such strides
 static const int64_t TABLES = 64;               // that are held at once: short ones then lie in the first-level cache
-static const int64_t TABLES_BYTES = 512 << 10;  // of the second-level cache
+static const int64_t HALF_TABLES = 16;          // the same of codes' halves
+static const int64_t MANY_ROWS = 2048;          // which pay for all sums of halves in a table of their own
 
 // 16 rows of up to 16 floats to as many rows of 16. All of `in` may be read.
 static void transpose_block(const float *in, int64_t in_stride, int64_t n, float *out, int64_t out_stride) {
@@ -24,6 +26,7 @@ struct LookupProduct {
     typedef Entry<PARTS> Of;
     typedef typename Of::Sum Sum;
     static const int64_t TOKENS = 16 * PARTS;
+    enum { SHIFT = 4 };  // bits of half a code of 8
     enum { WORDS = LOOKUP_SUMS > PARTS ? LOOKUP_SUMS / PARTS : 1 };  // codewords that are multiplied at once: what fits into registers
 
     const sedaq_matrix &m;
@@ -33,14 +36,18 @@ struct LookupProduct {
     int64_t half = 1, n_words;  // rows and columns of a hierarchical codebook; codewords that are multiplied, in whole steps
     float longest = 0, usual = 0;  // codeword; standard deviation of the widest codebook
     float *books = nullptr;     // (n_codebooks, group_size, n_words)
+    // Whether halves of a hierarchical code are looked up by themselves: twice as many lookups, but short tables that lie in the first-level
+    // cache, which pays where an entry fills several registers.
+    bool by_halves;
 
     LookupProduct(const sedaq_matrix &matrix, const sedaq_input &input) : m(matrix), x(input) {
         n_codes = m.n_groups * m.n_codebooks;
         columns = m.n_groups * m.group_size;
         while (half * half < m.n_entries) half *= 2;
         n_words = round_up(m.structure == SEDAQ_HIERARCHICAL ? 2 * half : m.structure == SEDAQ_MIRRORED ? m.n_entries / 2 : m.n_entries, WORDS);
-        table_bytes = round_up(m.n_entries, WORDS) * ENTRY;
-        pass = smaller(TABLES, TABLES_BYTES / table_bytes);
+        by_halves = PARTS == 1 && REGISTER < 64 && m.structure == SEDAQ_HIERARCHICAL && half == 1 << SHIFT && m.n_out < MANY_ROWS;
+        table_bytes = (by_halves ? n_words : round_up(m.n_entries, WORDS)) * ENTRY;
+        pass = by_halves ? HALF_TABLES : smaller(TABLES, LOOKUP_BYTES / table_bytes);
         pass = pass < 1 ? 1 : smaller(pass, n_codes);
         for (int64_t b = 0; b < m.n_codebooks; b++) {
             double all = 0;
@@ -113,58 +120,89 @@ struct LookupProduct {
                 }
     }
 
-    // Products of WORDS codewords from k on with one group of the tile.
-    void products(int64_t book, int64_t k, const float *group, Sixteen (*values)[PARTS]) const {
-        const float *words = books + book * m.group_size * n_words + k;
-        Sixteen sums[WORDS][PARTS] = {};
-        for (int64_t i = 0; i < m.group_size; i++, words += n_words, group += TOKENS) {
-            Sixteen of_tokens[PARTS];
-            for (int p = 0; p < PARTS; p++) load(of_tokens[p], group + 16 * p);
-#pragma GCC unroll 16
-            for (int w = 0; w < WORDS; w++)
-#pragma GCC unroll 4
-                for (int p = 0; p < PARTS; p++) sums[w][p] += words[w] * of_tokens[p];
-        }
+    // Products of WORDS codewords from k on with one group of the tile; G is a group's length where it is known.
+    template <int G>
+    __attribute__((always_inline)) inline void products(const float *words, const float *group, Sixteen (*sums)[PARTS]) const {
+        const int64_t g = G ? G : m.group_size, next = n_words;
 #pragma GCC unroll 16
         for (int w = 0; w < WORDS; w++)
 #pragma GCC unroll 4
-            for (int p = 0; p < PARTS; p++) values[w][p] = sums[w][p];
+            for (int p = 0; p < PARTS; p++) clear(sums[w][p]);
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < g; i++) {
+            Sixteen of_tokens[PARTS];
+#pragma GCC unroll 4
+            for (int p = 0; p < PARTS; p++) load(of_tokens[p], group + i * TOKENS + 16 * p);
+#pragma GCC unroll 16
+            for (int w = 0; w < WORDS; w++)
+#pragma GCC unroll 4
+                for (int p = 0; p < PARTS; p++) sums[w][p] += words[i * next + w] * of_tokens[p];
+        }
     }
 
     // The table of one codebook and one group; half of a mirrored one is the other with its sign changed.
-    void fill(int64_t book, const float *group, char *table) const {
-        const int64_t n = m.structure == SEDAQ_MIRRORED ? m.n_entries / 2 : m.n_entries;
-        Sixteen values[WORDS][PARTS];
+    template <int G>
+    void fill(const float *words, const float *group, char *table) const {
+        const int64_t n = m.structure == SEDAQ_MIRRORED ? m.n_entries / 2 : n_words;
         for (int64_t k = 0; k < n; k += WORDS) {
-            products(book, k, group, values);
+            Sixteen values[WORDS][PARTS];
+            products<G>(words + k, group, values);
 #pragma GCC unroll 16
             for (int w = 0; w < WORDS; w++) Of::pack(values[w], table + (k + w) * ENTRY);
-            for (int w = 0; w < WORDS && n < m.n_entries && k + w < n; w++) {
+            if (m.structure != SEDAQ_MIRRORED) continue;
+#pragma GCC unroll 16
+            for (int w = 0; w < WORDS; w++) {
+#pragma GCC unroll 4
                 for (int p = 0; p < PARTS; p++) values[w][p] = -values[w][p];
-                Of::pack(values[w], table + (n + k + w) * ENTRY);
+                if (k + w < n) Of::pack(values[w], table + (n + k + w) * ENTRY);
             }
         }
     }
 
     enum { LONGEST_HALF = 64 };
 
-    void fill_hierarchical(int64_t book, const float *group, char *table) const {
-        Sixteen values[WORDS][PARTS];
+    // All sums of two halves.
+    void fill_hierarchical(const float *words, const float *group, char *table) const {
         typename Of::Half halves[2 * LONGEST_HALF + WORDS];
         for (int64_t k = 0; k < 2 * half; k += WORDS) {
-            products(book, k, group, values);
+            Sixteen values[WORDS][PARTS];
+            products<0>(words + k, group, values);
+#pragma GCC unroll 16
             for (int w = 0; w < WORDS; w++) halves[k + w] = Of::half(values[w], k + w < half);
         }
         for (int64_t h = 0; h < half; h++)
             for (int64_t k = 0; k < half; k++) Of::join(halves[h], halves[half + k], table + (h * half + k) * ENTRY);
     }
 
+    // The table of one code of a row.
+    void fill_table(int64_t code, const float *tile, char *table) const {
+        const float *group = tile + code / m.n_codebooks * m.group_size * TOKENS, *words = books + code % m.n_codebooks * m.group_size * n_words;
+        if (m.structure == SEDAQ_HIERARCHICAL && !by_halves)
+            fill_hierarchical(words, group, table);
+        else if (m.group_size == 4)
+            fill<4>(words, group, table);
+        else if (m.group_size == 8)
+            fill<8>(words, group, table);
+        else
+            fill<0>(words, group, table);
+    }
+
     template <class Code>
     void add_rows(const Code *codes, int64_t n_rows, int64_t n, const char *tables, Sum *sums) const {
-        for (int64_t r = 0; r < n_rows; r++, codes += n_codes) {
-            for (int64_t c = 0; c < n; c += 64 / (int64_t)sizeof(Code)) __builtin_prefetch(codes + ROWS_AHEAD * n_codes + c);
-            Of::add(codes, n, tables, table_bytes, sums + r * TOKENS);
-        }
+        constexpr int TOGETHER = Of::TOGETHER;
+        int64_t r = 0;
+        for (; r + TOGETHER <= n_rows; r += TOGETHER) add_some<TOGETHER>(codes + r * n_codes, n, tables, sums + r * TOKENS);
+        for (; r < n_rows; r++) add_some<1>(codes + r * n_codes, n, tables, sums + r * TOKENS);
+    }
+
+    template <int N, class Code>
+    void add_some(const Code *codes, int64_t n, const char *tables, Sum *sums) const {
+        for (int r = 0; r < N; r++)
+            for (int64_t c = 0; c < n; c += 64 / (int64_t)sizeof(Code)) __builtin_prefetch(codes + (ROWS_AHEAD + r) * n_codes + c);
+        if (by_halves)
+            Of::template add<N, SHIFT>(codes, n_codes, n, tables, table_bytes, sums);
+        else
+            Of::template add<N, 0>(codes, n_codes, n, tables, table_bytes, sums);
     }
 
     // As Product::run. Threads share tiles of tokens, and where these do not divide, rows as well.
@@ -205,13 +243,7 @@ struct LookupProduct {
         for (int64_t i = 0; i < n_rows * TOKENS; i++) sums[i] = 0;
         for (int64_t c = 0; c < n_codes; c += pass) {
             const int64_t n = smaller(pass, n_codes - c);
-            for (int64_t i = 0; i < n; i++) {
-                const float *group = tile + (c + i) / m.n_codebooks * m.group_size * TOKENS;
-                if (m.structure == SEDAQ_HIERARCHICAL)
-                    fill_hierarchical((c + i) % m.n_codebooks, group, tables + i * table_bytes);
-                else
-                    fill((c + i) % m.n_codebooks, group, tables + i * table_bytes);
-            }
+            for (int64_t i = 0; i < n; i++) fill_table(c + i, tile, tables + i * table_bytes);
             if (m.code_bytes == 1)
                 add_rows((const uint8_t *)m.codes + start * n_codes + c, n_rows, n, tables, sums);
             else
@@ -243,12 +275,4 @@ struct LookupProduct {
 
 int lookup_float32(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
     return LookupProduct<1>(matrix, x).run(y, y_stride, threads);
-}
-
-int lookup_16_bits(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
-    return LookupProduct<2>(matrix, x).run(y, y_stride, threads);
-}
-
-int lookup_8_bits(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
-    return LookupProduct<4>(matrix, x).run(y, y_stride, threads);
 }

@@ -4,15 +4,25 @@
 #include "sedaq.h"
 
 namespace portable {
+#define REGISTER 16
+#define PANEL_BYTES (256 << 10)
+#define PANEL_ROWS 128
+#define TOKEN_BYTES (5 << 20)
+#include "wide.h"
 #include "decode.h"
 #include "gather.h"
 #include "product.h"
 #include "vectors.h"
 #include "few_tokens.h"
+#if defined(__aarch64__)
 #define F32_TOKENS 4
+#else
+#define F32_TOKENS 2  // SSE has 16 registers
+#endif
 #define F32_BLOCKS 1
 #include "float32.h"
-#define LOOKUP_SUMS 4
+#define LOOKUP_SUMS 2
+#define LOOKUP_BYTES (192 << 10)
 #include "entries.h"
 #include "lookup.h"
 

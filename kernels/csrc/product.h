@@ -15,6 +15,11 @@
 //   TAKES_BF16                            whether a tile's row is 32 columns in bfloat16, as they come
 //   begin(), end()                        in every thread
 
+// Each instruction set defines
+//   PANEL_BYTES    of the second-level cache that a panel takes
+//   PANEL_ROWS     for fewer, tokens would be read too often: then columns are cut into blocks
+//   TOKEN_BYTES    of tokens that are gathered at once
+
 enum { TILE = 256, PAIR = 32 };  // dwords of a tile; tokens and rows that are multiplied at once
 
 // Tiles of one kind: from one part to the next, and from 16 tokens or rows to the next 16.
@@ -23,10 +28,7 @@ struct Operand {
     int64_t part, next;
 };
 
-static const int64_t PANEL_BYTES = 576 << 10;  // of the second-level cache
-static const int64_t PANEL_ROWS = 64;          // for fewer, tokens would be read too often: then columns are cut into blocks
-static const int64_t TOKEN_STEPS = 8;          // tiles of 32 tokens that stay in the first-level cache
-static const int64_t TOKEN_BYTES = 16 << 20;   // of tokens that are gathered at once
+static const int64_t TOKEN_STEPS = 8;  // tiles of 32 tokens that stay in the first-level cache
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -334,7 +336,14 @@ struct Product {
         for (int64_t t = first; t < last; t += PAIR) {
             for (int64_t s = 0; s < n_steps; s += kept) {
                 const Operand a = {tokens + (t - first) / 16 * token_tiles + (from + s) * TILE, steps * TILE, token_tiles};
+                const int64_t next_s = s + kept < n_steps ? from + s + kept : from, next_t = s + kept < n_steps ? t : t + PAIR;
+                const char *ahead = (const char *)(tokens + (next_t - first) / 16 * token_tiles + next_s * TILE);
+                const int64_t share = 8192 * PAIR / (stop - r);
                 for (int64_t n = r; n < stop; n += PAIR) {
+                    for (int64_t i = (n - r) / PAIR * share; i < (n - r) / PAIR * share + share; i += 64) {
+                        __builtin_prefetch(ahead + i);
+                        __builtin_prefetch(ahead + token_tiles * 4 + i);
+                    }
                     const Operand b = {panel + (n - r) / ROWS * panel_tiles + s * TILE, block_steps * TILE, panel_tiles};
                     Kernel::multiply(a, t + 16 < last ? 2 : 1, b, n + ROWS < stop ? 2 : 1, smaller(kept, n_steps - s), c + (n - r) * PAIR, block + s > 0);
                 }
