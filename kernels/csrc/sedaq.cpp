@@ -62,7 +62,7 @@ static sedaq_kernel *kernel_of(int kernel) {
         case SEDAQ_LOOKUP16_AVX2: return has.avx2 ? avx2::lookup_16_bits : nullptr;
         case SEDAQ_LOOKUP16_AVX512: return has.avx512 ? avx512::lookup_16_bits : nullptr;
         case SEDAQ_LOOKUP8_PORTABLE: return portable::lookup_8_bits;
-        case SEDAQ_LOOKUP8_AVX2: return has.avx2 ? avx2::lookup_8_bits : nullptr;
+        case SEDAQ_LOOKUP8_AVX2: return has.avx2 ? avx2::shuffle_8_bits : nullptr;
         case SEDAQ_LOOKUP8_AVX512: return has.vbmi ? avx512vbmi::few_8_bits : has.avx512 ? avx512::lookup_8_bits : nullptr;
         default: return nullptr;
     }

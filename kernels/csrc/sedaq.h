@@ -78,7 +78,7 @@ int sedaq_row_maxima(const sedaq_matrix *matrix, float *maxima, int threads);
 
 typedef int sedaq_kernel(const sedaq_matrix &, const sedaq_input &, void *y, int64_t y_stride, int threads);
 namespace portable { sedaq_kernel product_f32, lookup_float32, lookup_16_bits, lookup_8_bits; }
-namespace avx2 { sedaq_kernel product_f32, lookup_float32, lookup_16_bits, lookup_8_bits; }
+namespace avx2 { sedaq_kernel product_f32, product_int8, lookup_float32, lookup_16_bits, lookup_8_bits, shuffle_8_bits; }
 namespace avx512 { sedaq_kernel product_f32, product_bf16, product_int8, lookup_float32, lookup_16_bits, lookup_8_bits; }
 namespace avx512vbmi { sedaq_kernel few_8_bits; }
 namespace amx { sedaq_kernel product_split, product_bf16, product_int8; }

@@ -1,0 +1,38 @@
+// AVX2: 8 bits.
+#include <stdlib.h>
+
+#include "sedaq.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma")
+#include <immintrin.h>
+
+namespace avx2 {
+#include "decode.h"
+#include "gather.h"
+#include "product.h"
+#include "shuffle.h"
+
+struct Bytes32 {
+    typedef uint8_t Vector __attribute__((vector_size(32)));
+    typedef uint16_t Words __attribute__((vector_size(32)));
+    typedef uint32_t Dwords __attribute__((vector_size(32)));
+
+    static inline Vector lookup(const uint8_t *table, Vector indices) {
+        return (Vector)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), (__m256i)indices);
+    }
+
+    static inline Vector rows(const uint8_t *const *at) {
+        return (Vector)_mm256_loadu2_m128i((const __m128i *)at[1], (const __m128i *)at[0]);
+    }
+
+    static inline Vector low(Vector a, Vector b) { return (Vector)_mm256_unpacklo_epi8((__m256i)a, (__m256i)b); }
+    static inline Vector high(Vector a, Vector b) { return (Vector)_mm256_unpackhi_epi8((__m256i)a, (__m256i)b); }
+};
+
+int shuffle_8_bits(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+    const bool fits = matrix.n_entries <= 16 || (matrix.structure == SEDAQ_HIERARCHICAL && matrix.n_entries <= 256);
+    return fits && matrix.code_bytes == 1 ? ShuffleProduct<Bytes32>(matrix, x).run(y, y_stride, threads) : 1;
+}
+}  // namespace avx2
+#endif
