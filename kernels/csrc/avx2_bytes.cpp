@@ -11,6 +11,7 @@ namespace avx2 {
 #include "decode.h"
 #include "gather.h"
 #include "product.h"
+#include "byte_tables.h"
 #include "shuffle.h"
 
 struct Bytes32 {
@@ -18,9 +19,8 @@ struct Bytes32 {
     typedef uint16_t Words __attribute__((vector_size(32)));
     typedef uint32_t Dwords __attribute__((vector_size(32)));
 
-    static inline Vector lookup(const uint8_t *table, Vector indices) {
-        return (Vector)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), (__m256i)indices);
-    }
+    static inline Vector table(const uint8_t *at) { return (Vector)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)at)); }
+    static inline Vector lookup(Vector table, Vector indices) { return (Vector)_mm256_shuffle_epi8((__m256i)table, (__m256i)indices); }
 
     static inline Vector rows(const uint8_t *const *at) {
         return (Vector)_mm256_loadu2_m128i((const __m128i *)at[1], (const __m128i *)at[0]);

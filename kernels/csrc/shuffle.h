@@ -1,167 +1,30 @@
-// The product by tables that fit a register: a byte shuffle looks as many rows up in 16 entries as a vector has bytes. A code of a
-// hierarchical codebook of up to 256 codewords is two such lookups, a code of up to 16 codewords one; either way, two lookups make a pair,
-// whose sum fits a byte. Tables by shuffles are known from T-MAC, bitnet.cpp and Vec-LUT, which take one product of a few weights each;
-// here an entry is the product of a whole group of inputs with a codeword. Included after product.h.
+// The product by byte shuffles: one looks as many rows up in a table of 16 entries (byte_tables.h) as a vector has bytes. Codes are
+// transposed for it, some at a time for many tokens. Known from T-MAC, bitnet.cpp and Vec-LUT, whose tables hold products of a few weights
+// of a few bits; here an entry is the product of a whole group of inputs with a codeword.
 //
 // `Bytes` says what a vector of bytes is:
 //   Vector, Words, Dwords            of bytes; of 16 and 32 bits
-//   lookup(table, indices)           16 entries from memory at indices below 16
+//   table(at)                        16 entries from memory
+//   lookup(table, indices)           its entries at indices below 16
 //   rows(at), low(a, b), high(a, b)  16 bytes from each of some addresses; bytes of a and b in turn, within lanes of 16 bytes
 
-enum { PAIRS = 64, TILE_TOKENS = 64, CHUNK_ROWS = 512, GROUP = 4 };  // at once: pairs; tokens and rows of an item of work; tokens in registers
-static const int64_t PAIR_BYTES = 32;             // of one token: two tables
-static const int64_t TABLES_BYTES = 16 << 20;     // of tokens whose tables are held at once
-
-// Tables of one token: products of groups of x with codewords in 16 bits, then the bytes of these.
-struct TableMaker {
-    const sedaq_matrix &m;
-    bool split;                  // codes into two halves
-    int64_t half, n_tables, n_pairs, of_group;  // entries of a table; tables of a token, padded to pairs; of a group
-    int64_t steps, padded;       // pairs of columns of a group, and columns
-    int shift = 16;              // of sums of products, to 16 bits
-    float word_scale = 0, bound = 0;  // of codewords; of the greatest x · scales → sums
-    int16_t *words = nullptr;    // (of_group, steps, 16 entries, 2 columns)
-
-    TableMaker(const sedaq_matrix &matrix) : m(matrix), split(matrix.n_entries > 16), half(matrix.n_entries) {
-        for (half = split ? 1 : m.n_entries; half * half < m.n_entries && split;) half *= 2;
-        of_group = m.n_codebooks * (split ? 2 : 1);
-        n_pairs = (m.n_groups * of_group + 1) / 2;
-        n_tables = 2 * n_pairs;
-        steps = (m.group_size + 1) / 2;
-        padded = m.n_groups * 2 * steps;
-    }
-
-    int64_t word_numbers() const { return of_group * steps * 32; }
-
-    // Entry k of a group's table, column i. Of a codeword the first half has the mean of all second ones, so that these are small.
-    float word(int64_t table, int64_t k, int64_t i) const {
-        const float *book = m.codebooks + table / (split ? 2 : 1) * m.n_entries * m.stride + i;
-        if (k >= half) return 0;
-        if (!split) return book[k * m.stride];
-        float mean = 0;
-        for (int64_t l = 0; l < half; l++) mean += (book[l * m.stride] - book[0]) / (float)half;
-        return table % 2 == 0 ? book[k * half * m.stride] + mean : book[k * m.stride] - book[0] - mean;
-    }
-
-    void prepare(int16_t *out) {
-        float greatest = 0, longest = 0;
-        for (int64_t t = 0; t < of_group; t++)
-            for (int64_t k = 0; k < half; k++) {
-                float squares = 0;
-                for (int64_t i = 0; i < m.group_size; i++) {
-                    const float value = word(t, k, i);
-                    squares += value * value;
-                    greatest = greatest < value ? value : greatest < -value ? -value : greatest;
-                }
-                longest = longest < squares ? squares : longest;
-            }
-        bound = __builtin_sqrtf(longest * (float)m.group_size);  // of a sum, where no x is above 1
-        word_scale = greatest > 1e-30f ? 16383 / greatest : 0;
-        while (shift > 1 && greatest * (float)(1 << shift) > bound * 32000) shift--;
-        words = out;
-        for (int64_t t = 0; t < of_group; t++)
-            for (int64_t p = 0; p < steps; p++)
-                for (int64_t e = 0; e < 32; e++, out++) {
-                    const int64_t k = e / 2 % 4 + e / 8 % 2 * 8 + e / 16 * 4, i = 2 * p + e % 2;  // entries as packing puts them in order
-                    *out = i < m.group_size ? (int16_t)__builtin_rintf(word(t, k, i) * word_scale) : (int16_t)0;
-                }
-    }
-
-    // x in 16 bits, so that no sum passes 16383 · 2^shift; every group is padded to pairs of columns. Returns what x was multiplied by.
-    float convert(const float *row, int16_t *x) const {
-        const float greatest = greatest_magnitude(row, m.n_groups * m.group_size);
-        if (!(greatest < 1e38f)) return __builtin_nanf("");
-        const float scale = greatest * bound < 1e-30f ? 0 : 16383.f * (float)(1 << shift) / (greatest * bound * word_scale);
-        if (m.group_size % 2 == 0)
-            convert(row, padded, scale, x);
-        else
-            for (int64_t j = 0; j < m.n_groups; j++, row += m.group_size, x += 2 * steps) convert(row, m.group_size, scale, x);
-        return scale;
-    }
-
-    static void convert(const float *row, int64_t n, float scale, int16_t *x) {
-        for (int64_t i = 0; i < n; i++) {
-            const float moved = row[i] * scale + 12582912;  // 1.5 · 2²³: the lowest bits are those of the nearest integer
-            uint32_t bits;
-            __builtin_memcpy(&bits, &moved, 4);
-            x[i] = (int16_t)bits;
-        }
-    }
-
-    template <int N>
-    void multiply(const int16_t *of_tables, const int16_t *x, int16_t *out) const {
-        __m256i sums[N][2];
-        for (int t = 0; t < N; t++) sums[t][0] = sums[t][1] = _mm256_set1_epi32(1 << (shift - 1));
-        for (int64_t p = 0; p < steps; p++) {
-            int32_t columns;
-            load(columns, x + 2 * p);
-            const __m256i both = _mm256_set1_epi32(columns);
-            for (int t = 0; t < N; t++)
-                for (int v = 0; v < 2; v++) {
-                    const __m256i of_words = _mm256_loadu_si256((const __m256i *)(of_tables + (t * steps + p) * 32 + v * 16));
-                    sums[t][v] = _mm256_add_epi32(sums[t][v], _mm256_madd_epi16(of_words, both));
-                }
-        }
-        const __m128i by = _mm_cvtsi32_si128(shift);
-        for (int t = 0; t < N; t++)
-            _mm256_storeu_si256((__m256i *)(out + t * 16), _mm256_packs_epi32(_mm256_sra_epi32(sums[t][0], by), _mm256_sra_epi32(sums[t][1], by)));
-    }
-
-    // All tables of a token in 16 bits.
-    void multiply_all(const int16_t *x, int16_t *out) const {
-        for (int64_t j = 0; j < m.n_groups; j++, x += 2 * steps) {
-            int64_t t = 0;
-            for (; t + 4 <= of_group; t += 4, out += 64) multiply<4>(words + t * steps * 32, x, out);
-            for (; t + 2 <= of_group; t += 2, out += 32) multiply<2>(words + t * steps * 32, x, out);
-            for (; t < of_group; t++, out += 16) multiply<1>(words + t * steps * 32, x, out);
-        }
-    }
-
-    static int greatest(__m256i x) {  // of non-negative words
-        int16_t values[16], found = 0;
-        store(values, x);
-        for (int i = 0; i < 16; i++) found = found < values[i] ? values[i] : found;
-        return found;
-    }
-
-    // Bytes from 16 bits, so that no pair's sum passes 255; those of tables are `next` bytes apart. Returns what they were multiplied by,
-    // and how much all of them add too much.
-    float pack(const int16_t *entries, uint8_t *out, int64_t next, int32_t *offset) const {
-        __m256i first = _mm256_setzero_si256(), second = first;
-        for (int64_t p = 0; p < n_pairs; p++) {
-            first = _mm256_max_epi16(first, _mm256_abs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32))));
-            second = _mm256_max_epi16(second, _mm256_abs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32 + 16))));
-        }
-        const int most_first = greatest(first), most_second = greatest(second), most = most_first + most_second;
-        const int multiplier = most <= 126 ? 32767 : 32768 * 126 / most;
-        const int middle_first = (most_first * multiplier + 0x4000) >> 15, middle_second = (most_second * multiplier + 0x4000) >> 15;
-        const __m256i by = _mm256_set1_epi16((int16_t)multiplier);
-        const __m256i middle = _mm256_setr_m128i(_mm_set1_epi8((char)middle_first), _mm_set1_epi8((char)middle_second));
-        for (int64_t p = 0; p < n_pairs; p++, out += next) {
-            const __m256i a = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32)), by);
-            const __m256i b = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32 + 16)), by);
-            const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8);
-            _mm256_storeu_si256((__m256i *)out, _mm256_add_epi8(bytes, middle));
-        }
-        *offset = (int32_t)n_pairs * (middle_first + middle_second);
-        return (float)multiplier / 32768;
-    }
-};
+enum { TILE_TOKENS = 128, BLOCKS = 4, FEW_TOKENS = 8 };  // of an item of work: tokens, and vectors of rows; up to FEW_TOKENS codes are read but once
+static const int64_t TABLES_BYTES = 16 << 20;            // of tokens whose tables are held at once
 
 template <class Bytes>
 struct ShuffleProduct {
     typedef typename Bytes::Vector Vector;
     typedef typename Bytes::Words Words;
     typedef typename Bytes::Dwords Dwords;
-    enum { LANES = sizeof(Vector), QUARTER = LANES / 4 };
+    enum { LANES = sizeof(Vector), QUARTER = LANES / 4, ROWS_AT_ONCE = BLOCKS * LANES };
 
     const sedaq_matrix &m;
     const sedaq_input &x;
     TableMaker maker;
-    int64_t n_codes, n_tokens, group, tile, rows;  // codes of a row; tokens in registers; tokens and rows of an item of work
-    int high_bits = 4;           // where a code's first half begins
+    int64_t n_codes, n_tokens, tile, batch, rows;  // codes of a row; tokens of an item of work, and whose tables are held; rows of an item
+    int high_bits;               // where a code's first half begins
     Vector low_mask;             // of its second half
-    uint8_t *tables = nullptr;   // (groups of tokens, pairs, group, 32)
+    uint8_t *tables = nullptr;   // (blocks of pairs, batch, PAIRS, 32)
     float *units = nullptr;
     int32_t *offsets = nullptr;
 
@@ -169,22 +32,15 @@ struct ShuffleProduct {
         n_codes = m.n_groups * m.n_codebooks;
         high_bits = maker.half == 8 ? 3 : 4;
         low_mask = Vector{} + (uint8_t)(maker.half - 1);
-        group = n_tokens < 3 ? n_tokens : (int64_t)GROUP;
-        tile = smaller(round_up(n_tokens, group ? group : 1), TILE_TOKENS);
-    }
-
-    // Rows that are worked on at once: few where there is little work for all threads.
-    int64_t chunk_rows(int64_t tokens, int threads) const {
-        const int64_t most = tokens <= 8 ? 2 * LANES : (int64_t)CHUNK_ROWS, tiles = (tokens + tile - 1) / tile;
-        int64_t chunks = (m.n_out + most - 1) / most;
-        while (tiles * chunks < 4 * threads && tiles * chunks % threads) chunks++;
-        return round_up((m.n_out + chunks - 1) / chunks, LANES);
+        tile = smaller(n_tokens, TILE_TOKENS);
+        const int64_t blocks = (m.n_out + LANES - 1) / LANES, items = (blocks + BLOCKS - 1) / BLOCKS;
+        rows = items ? (blocks + items - 1) / items * LANES : 0;
     }
 
     int run(void *y, int64_t y_stride, int threads) {
         if (n_tokens == 0 || m.n_out == 0) return 0;
-        const int64_t of_token = maker.n_pairs * PAIR_BYTES, batch = smaller(round_up(n_tokens, group), round_up(TABLES_BYTES / of_token + 1, tile));
-        rows = chunk_rows(smaller(batch, n_tokens), threads);
+        const int64_t of_token = round_up(maker.n_pairs, PAIRS) * PAIR_BYTES;
+        batch = smaller(n_tokens, round_up(TABLES_BYTES / of_token + 1, tile));
         if (!of_call.reserve(Scratch::bytes_of<int16_t>(maker.word_numbers()) + Scratch::bytes_of<uint8_t>(batch * of_token) +
                              Scratch::bytes_of<float>(batch) + Scratch::bytes_of<int32_t>(batch)))
             return 2;
@@ -195,7 +51,7 @@ struct ShuffleProduct {
         int failed = 0;
         for (int64_t first = 0; first < n_tokens && !failed; first += batch) {
 #pragma omp parallel num_threads(threads)
-            if (!work(first, smaller(batch, n_tokens - first), y, y_stride)) {
+            if (!work(first, smaller(batch, n_tokens - first), threads, y, y_stride)) {
 #pragma omp atomic write
                 failed = 2;
             }
@@ -203,8 +59,8 @@ struct ShuffleProduct {
         return failed;
     }
 
-    // What each thread does: its share of the tables, then of tiles of tokens by chunks of rows. False where it got no memory.
-    bool work(int64_t first, int64_t n, void *y, int64_t y_stride) const {
+    // What each thread does: its share of the tables, then of tiles of tokens by some rows. False where it got no memory.
+    bool work(int64_t first, int64_t n, int threads, void *y, int64_t y_stride) const {
         const int64_t columns = m.n_groups * m.group_size, index_bytes = rows * 2 * PAIRS;
         const bool ready = of_thread.reserve(
             Scratch::bytes_of<float>(columns) + Scratch::bytes_of<int16_t>(maker.padded) + Scratch::bytes_of<int16_t>(maker.n_tables * 16) +
@@ -223,12 +79,12 @@ struct ShuffleProduct {
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < n; t++)
             if (ready) make_tables(first, t, row, of_row, entries);
-        const int64_t chunks = (m.n_out + rows - 1) / rows, tiles = (n + tile - 1) / tile;
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < tiles * chunks; item++) {
+        const int64_t shares = (m.n_out + rows - 1) / rows, tiles = (n + tile - 1) / tile;
+        const int64_t at_once = n > FEW_TOKENS ? 1 : (shares + threads - 1) / threads;  // codes of few tokens are fetched ahead, in order
+#pragma omp for schedule(dynamic, at_once)
+        for (int64_t item = 0; item < tiles * shares; item++) {
             if (!ready) continue;
-            const int64_t t = item / chunks * tile, start = item % chunks * rows, n_rows = smaller(rows, m.n_out - start);
-            __builtin_memset(sums, 0, tile * rows * sizeof *sums);
+            const int64_t t = item / shares * tile, start = item % shares * rows, n_rows = smaller(rows, m.n_out - start);
             sum_rows(t, smaller(tile, n - t), start, n_rows, indices, sums);
             finish(first, t, smaller(tile, n - t), start, n_rows, sums, bias, y, y_stride);
         }
@@ -240,11 +96,11 @@ struct ShuffleProduct {
         if (!values) gather_token(x, first + t, row);
         const float scale = maker.convert(values ? values : row, of_row) * maker.word_scale / (float)(1 << maker.shift);
         maker.multiply_all(of_row, entries);
-        const float packed = maker.pack(entries, tables + (t / group * maker.n_pairs * group + t % group) * PAIR_BYTES, group * PAIR_BYTES, offsets + t);
+        const float packed = maker.pack(entries, tables + t * PAIRS * PAIR_BYTES, batch * PAIRS * PAIR_BYTES, offsets + t);
         units[t] = scale == 0 ? 0 : 1 / (scale * packed);
     }
 
-    // Row of a chunk's block of LANES whose bytes are the b-th of vectors: so that sums come in order (`flush`).
+    // Row of LANES whose bytes are the b-th of vectors: so that sums come in order (`add`).
     static int64_t row_of(int64_t b) { return b % 4 * QUARTER + b / 4; }
 
     // 16 codes of LANES rows, from (row, code) to (code, row). Four times bytes of vectors half of all apart, in turn, transpose.
@@ -265,73 +121,76 @@ struct ShuffleProduct {
         for (int i = 0; i < 16; i++) out[i] = other[i];
     }
 
-    // Indices into tables of n pairs from `pair` on, LANES rows from `row` on: (pair, 2, LANES).
-    void index(int64_t row, int64_t pair, int64_t n, uint8_t *out) const {
+    // Indices into tables of n pairs from `pair` on, LANES rows from `row` on; those of pairs are `next` bytes apart.
+    void index(int64_t row, int64_t pair, int64_t n, uint8_t *out, int64_t next) const {
         const int64_t of_pair = maker.split ? 1 : 2, stop = smaller((pair + n) * of_pair, n_codes), n_rows = smaller(LANES, m.n_out - row);
         const uint8_t *codes = (const uint8_t *)m.codes + row * n_codes, *end = (const uint8_t *)m.codes + m.n_out * n_codes;
-        for (int64_t c = pair * of_pair; c < stop; c += 16, out += 16 * LANES * 2 / of_pair) {
+        for (int64_t c = pair * of_pair; c < stop; c += 64)
+            for (int64_t r = 0; r < n_rows; r++) __builtin_prefetch(codes + (rows + r) * n_codes + c);
+        for (int64_t c = pair * of_pair; c < stop; c += 16) {
             alignas(64) uint8_t tail[LANES * 16] = {};
             Vector found[16];
             const bool whole = codes + (n_rows - 1) * n_codes + c + 16 <= end;
             for (int64_t r = 0; r < n_rows && !whole; r++) __builtin_memcpy(tail + r * 16, codes + r * n_codes + c, smaller(16, stop - c));
             transpose(whole ? codes + c : tail, whole ? n_codes : 16, n_rows, found);
-            for (int i = 0; i < 16; i++) {
-                if (maker.split) {
-                    store(out + 2 * i * LANES, (Vector)((Words)found[i] >> high_bits) & low_mask);
-                    store(out + (2 * i + 1) * LANES, found[i] & low_mask);
-                } else {
-                    store(out + i * LANES, found[i]);
+            if (maker.split) {
+                for (int i = 0; i < 16; i++, out += next) {
+                    store(out, (Vector)((Words)found[i] >> high_bits) & low_mask);
+                    store(out + LANES, found[i] & low_mask);
+                }
+            } else {
+                for (int i = 0; i < 16; i += 2, out += next) {
+                    store(out, found[i]);
+                    store(out + LANES, found[i + 1]);
                 }
             }
         }
     }
 
-    // Adds to sums[token][row], `next` apart, the entries of n pairs, at most 255: 8 bits of each pair, 16 of all of them. Sums of words wrap
+    // Adds to sums of N vectors of rows the entries of n pairs, at most 255: 8 bits of each pair, 16 of all of them. Sums of words wrap
     // around, but with the sums of their high bytes those of their low bytes are known.
-    template <int TOKENS>
-    static void add(const uint8_t *indices, const uint8_t *tables, int64_t n, int32_t *sums, int64_t next) {
-        Words all[TOKENS] = {}, high[TOKENS] = {};
-        for (int64_t p = 0; p < n; p++, indices += 2 * LANES, tables += TOKENS * PAIR_BYTES) {
-            Vector first, second;
-            load(first, indices);
-            load(second, indices + LANES);
+    template <int N>
+    static void add(const uint8_t *indices, const uint8_t *tables, int64_t n, bool more, int32_t *sums) {
+        Words all[N] = {}, high[N] = {};
+        for (int64_t p = 0; p < n; p++, indices += N * 2 * LANES, tables += PAIR_BYTES) {
+            const Vector first = Bytes::table(tables), second = Bytes::table(tables + 16);
 #pragma GCC unroll 4
-            for (int t = 0; t < TOKENS; t++) {
-                const Words sum = (Words)(Bytes::lookup(tables + t * PAIR_BYTES, first) + Bytes::lookup(tables + t * PAIR_BYTES + 16, second));
-                all[t] += sum;
-                high[t] += sum >> 8;
+            for (int b = 0; b < N; b++) {
+                Vector of_first, of_second;
+                load(of_first, indices + 2 * b * LANES);
+                load(of_second, indices + (2 * b + 1) * LANES);
+                const Words sum = (Words)(Bytes::lookup(first, of_first) + Bytes::lookup(second, of_second));
+                all[b] += sum;
+                high[b] += sum >> 8;
             }
         }
 #pragma GCC unroll 4
-        for (int t = 0; t < TOKENS; t++, sums += next) {
-            const Words odd = high[t], even = all[t] - (odd << 8);
+        for (int b = 0; b < N; b++) {
+            const Words odd = high[b], even = all[b] - (odd << 8);
             const Dwords parts[4] = {(Dwords)even & 0xffff, (Dwords)odd & 0xffff, (Dwords)even >> 16, (Dwords)odd >> 16};
-            for (int q = 0; q < 4; q++) {
-                Dwords sum;
-                load(sum, sums + q * QUARTER);
-                store(sums + q * QUARTER, sum + parts[q]);
+            for (int q = 0; q < 4; q++, sums += QUARTER) {
+                Dwords sum = {};
+                if (more) load(sum, sums);
+                store(sums, sum + parts[q]);
             }
         }
     }
 
-    void add(int64_t tokens, const uint8_t *indices, const uint8_t *of_tokens, int64_t n, int32_t *sums) const {
-        if (tokens == 1)
-            add<1>(indices, of_tokens, n, sums, rows);
-        else if (tokens == 2)
-            add<2>(indices, of_tokens, n, sums, rows);
-        else
-            add<GROUP>(indices, of_tokens, n, sums, rows);
-    }
-
-    // A tile of tokens from t on by some rows. Indices of a block of pairs serve all tokens; tables of two groups stay in the first-level cache.
+    // A tile of tokens from t on by some rows: indices of a block of pairs stay in the first-level cache, and tables stream.
     void sum_rows(int64_t t, int64_t n_tokens, int64_t start, int64_t n_rows, uint8_t *indices, int32_t *sums) const {
+        const int64_t blocks = (n_rows + LANES - 1) / LANES;
         for (int64_t p = 0; p < maker.n_pairs; p += PAIRS) {
             const int64_t n = smaller(PAIRS, maker.n_pairs - p);
-            for (int64_t r = 0; r < n_rows; r += LANES) index(start + r, p, n, indices + r * 2 * PAIRS);
-            for (int64_t first = 0; first < n_tokens; first += 2 * group)
-                for (int64_t r = 0; r < n_rows; r += LANES)
-                    for (int64_t u = first; u < smaller(first + 2 * group, n_tokens); u += group)
-                        add(group, indices + r * 2 * PAIRS, tables + ((t + u) * maker.n_pairs + p * group) * PAIR_BYTES, n, sums + u * rows + r);
+            for (int64_t b = 0; b < blocks; b++) index(start + b * LANES, p, n, indices + b * 2 * LANES, blocks * 2 * LANES);
+            const uint8_t *of_tokens = tables + (p * batch + t * PAIRS) * PAIR_BYTES;
+            for (int64_t u = 0; u < n_tokens; u++, of_tokens += PAIRS * PAIR_BYTES) {
+                switch (blocks) {
+                    case 1: add<1>(indices, of_tokens, n, p > 0, sums + u * rows); break;
+                    case 2: add<2>(indices, of_tokens, n, p > 0, sums + u * rows); break;
+                    case 3: add<3>(indices, of_tokens, n, p > 0, sums + u * rows); break;
+                    default: add<BLOCKS>(indices, of_tokens, n, p > 0, sums + u * rows);
+                }
+            }
         }
     }
 

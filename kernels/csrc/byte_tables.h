@@ -1,0 +1,140 @@
+// Tables of bytes that fit a register: of every token, products of its groups of inputs with up to 16 codewords, or with the 16 halves that
+// a hierarchical codebook of 256 is made of. Two tables make a pair, whose sum fits a byte. Included after product.h.
+
+enum { PAIRS = 64 };                   // that lie together
+static const int64_t PAIR_BYTES = 32;  // of one token
+
+struct TableMaker {
+    const sedaq_matrix &m;
+    bool split;                  // codes into two halves
+    int64_t half, n_tables, n_pairs, of_group;  // entries of a table; tables of a token, padded to pairs; of a group
+    int64_t steps, padded;       // pairs of columns of a group, and columns
+    int shift = 16;              // of sums of products, to 16 bits
+    float word_scale = 0, bound = 0;  // of codewords; of the greatest x · scales → sums
+    int16_t *words = nullptr;    // (steps, of_group, 16 entries, 2 columns)
+
+    TableMaker(const sedaq_matrix &matrix) : m(matrix), split(matrix.n_entries > 16), half(matrix.n_entries) {
+        for (half = split ? 1 : m.n_entries; half * half < m.n_entries && split;) half *= 2;
+        of_group = m.n_codebooks * (split ? 2 : 1);
+        n_pairs = (m.n_groups * of_group + 1) / 2;
+        n_tables = 2 * n_pairs;
+        steps = (m.group_size + 1) / 2;
+        padded = m.n_groups * 2 * steps;
+    }
+
+    int64_t word_numbers() const { return of_group * steps * 32; }
+
+    // Entry k of a group's table, column i. Of a codeword the first half has the mean of all second ones, so that these are small.
+    float word(int64_t table, int64_t k, int64_t i) const {
+        const float *book = m.codebooks + table / (split ? 2 : 1) * m.n_entries * m.stride + i;
+        if (k >= half) return 0;
+        if (!split) return book[k * m.stride];
+        float mean = 0;
+        for (int64_t l = 0; l < half; l++) mean += (book[l * m.stride] - book[0]) / (float)half;
+        return table % 2 == 0 ? book[k * half * m.stride] + mean : book[k * m.stride] - book[0] - mean;
+    }
+
+    void prepare(int16_t *out) {
+        float greatest = 0, longest = 0;
+        for (int64_t t = 0; t < of_group; t++)
+            for (int64_t k = 0; k < half; k++) {
+                float squares = 0;
+                for (int64_t i = 0; i < m.group_size; i++) {
+                    const float value = word(t, k, i);
+                    squares += value * value;
+                    greatest = greatest < value ? value : greatest < -value ? -value : greatest;
+                }
+                longest = longest < squares ? squares : longest;
+            }
+        bound = __builtin_sqrtf(longest * (float)m.group_size);  // of a sum, where no x is above 1
+        word_scale = greatest > 1e-30f ? 16383 / greatest : 0;
+        while (shift > 1 && greatest * (float)(1 << shift) > bound * 32000) shift--;
+        words = out;
+        for (int64_t p = 0; p < steps; p++)
+            for (int64_t t = 0; t < of_group; t++)
+                for (int64_t e = 0; e < 32; e++, out++) {
+                    const int64_t k = e / 2 % 4 + e / 8 % 2 * 8 + e / 16 * 4, i = 2 * p + e % 2;  // entries as packing puts them in order
+                    *out = i < m.group_size ? (int16_t)__builtin_rintf(word(t, k, i) * word_scale) : (int16_t)0;
+                }
+    }
+
+    // x in 16 bits, so that no sum passes 16383 · 2^shift; every group is padded to pairs of columns. Returns what x was multiplied by.
+    float convert(const float *row, int16_t *x) const {
+        const float greatest = greatest_magnitude(row, m.n_groups * m.group_size);
+        if (!(greatest < 1e38f)) return __builtin_nanf("");
+        const float scale = greatest * bound < 1e-30f ? 0 : 16383.f * (float)(1 << shift) / (greatest * bound * word_scale);
+        if (m.group_size % 2 == 0)
+            convert(row, padded, scale, x);
+        else
+            for (int64_t j = 0; j < m.n_groups; j++, row += m.group_size, x += 2 * steps) convert(row, m.group_size, scale, x);
+        return scale;
+    }
+
+    static void convert(const float *row, int64_t n, float scale, int16_t *x) {
+        for (int64_t i = 0; i < n; i++) {
+            const float moved = row[i] * scale + 12582912;  // 1.5 · 2²³: the lowest bits are those of the nearest integer
+            uint32_t bits;
+            __builtin_memcpy(&bits, &moved, 4);
+            x[i] = (int16_t)bits;
+        }
+    }
+
+    template <int N>
+    void multiply(const int16_t *of_tables, const int16_t *x, int16_t *out) const {
+        __m256i sums[N][2];
+        for (int t = 0; t < N; t++) sums[t][0] = sums[t][1] = _mm256_set1_epi32(1 << (shift - 1));
+        for (int64_t p = 0; p < steps; p++) {
+            int32_t columns;
+            load(columns, x + 2 * p);
+            const __m256i both = _mm256_set1_epi32(columns);
+            for (int t = 0; t < N; t++)
+                for (int v = 0; v < 2; v++) {
+                    const __m256i of_words = _mm256_loadu_si256((const __m256i *)(of_tables + (p * of_group + t) * 32 + v * 16));
+                    sums[t][v] = _mm256_add_epi32(sums[t][v], _mm256_madd_epi16(of_words, both));
+                }
+        }
+        const __m128i by = _mm_cvtsi32_si128(shift);
+        for (int t = 0; t < N; t++)
+            _mm256_storeu_si256((__m256i *)(out + t * 16), _mm256_packs_epi32(_mm256_sra_epi32(sums[t][0], by), _mm256_sra_epi32(sums[t][1], by)));
+    }
+
+    // All tables of a token in 16 bits.
+    void multiply_all(const int16_t *x, int16_t *out) const {
+        for (int64_t j = 0; j < m.n_groups; j++, x += 2 * steps) {
+            int64_t t = 0;
+            for (; t + 4 <= of_group; t += 4, out += 64) multiply<4>(words + t * 32, x, out);
+            for (; t + 2 <= of_group; t += 2, out += 32) multiply<2>(words + t * 32, x, out);
+            for (; t < of_group; t++, out += 16) multiply<1>(words + t * 32, x, out);
+        }
+    }
+
+    static int greatest(__m256i x) {  // of non-negative words
+        int16_t values[16], found = 0;
+        store(values, x);
+        for (int i = 0; i < 16; i++) found = found < values[i] ? values[i] : found;
+        return found;
+    }
+
+    // Bytes from 16 bits, so that no pair's sum passes 255; blocks of PAIRS are `next` bytes apart. Returns what they were multiplied by,
+    // and how much all of them add too much.
+    float pack(const int16_t *entries, uint8_t *out, int64_t next, int32_t *offset) const {
+        __m256i first = _mm256_setzero_si256(), second = first;
+        for (int64_t p = 0; p < n_pairs; p++) {
+            first = _mm256_max_epi16(first, _mm256_abs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32))));
+            second = _mm256_max_epi16(second, _mm256_abs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32 + 16))));
+        }
+        const int most_first = greatest(first), most_second = greatest(second), most = most_first + most_second;
+        const int multiplier = most <= 126 ? 32767 : 32768 * 126 / most;
+        const int middle_first = (most_first * multiplier + 0x4000) >> 15, middle_second = (most_second * multiplier + 0x4000) >> 15;
+        const __m256i by = _mm256_set1_epi16((int16_t)multiplier);
+        const __m256i middle = _mm256_setr_m128i(_mm_set1_epi8((char)middle_first), _mm_set1_epi8((char)middle_second));
+        for (int64_t p = 0; p < n_pairs; p++) {
+            const __m256i a = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32)), by);
+            const __m256i b = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32 + 16)), by);
+            const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8);
+            _mm256_storeu_si256((__m256i *)(out + p / PAIRS * next + p % PAIRS * PAIR_BYTES), _mm256_add_epi8(bytes, middle));
+        }
+        *offset = (int32_t)n_pairs * (middle_first + middle_second);
+        return (float)multiplier / 32768;
+    }
+};
