@@ -22,8 +22,8 @@ struct Bytes32 {
     static inline Vector table(const uint8_t *at) { return (Vector)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)at)); }
     static inline Vector lookup(Vector table, Vector indices) { return (Vector)_mm256_shuffle_epi8((__m256i)table, (__m256i)indices); }
 
-    static inline Vector rows(const uint8_t *const *at) {
-        return (Vector)_mm256_loadu2_m128i((const __m128i *)at[1], (const __m128i *)at[0]);
+    static inline Vector rows(const uint8_t *at, int64_t stride) {
+        return (Vector)_mm256_loadu2_m128i((const __m128i *)(at + stride), (const __m128i *)at);
     }
 
     static inline Vector low(Vector a, Vector b) { return (Vector)_mm256_unpacklo_epi8((__m256i)a, (__m256i)b); }

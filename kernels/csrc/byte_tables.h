@@ -24,38 +24,39 @@ struct TableMaker {
 
     int64_t word_numbers() const { return of_group * steps * 32; }
 
-    // Entry k of a group's table, column i. Of a codeword the first half has the mean of all second ones, so that these are small.
-    float word(int64_t table, int64_t k, int64_t i) const {
+    // Column i of a group's table: up to 16 numbers. The mean of a codeword's second halves is in the first ones, so that tables are small.
+    void column(int64_t table, int64_t i, float *values) const {
         const float *book = m.codebooks + table / (split ? 2 : 1) * m.n_entries * m.stride + i;
-        if (k >= half) return 0;
-        if (!split) return book[k * m.stride];
         float mean = 0;
-        for (int64_t l = 0; l < half; l++) mean += (book[l * m.stride] - book[0]) / (float)half;
-        return table % 2 == 0 ? book[k * half * m.stride] + mean : book[k * m.stride] - book[0] - mean;
+        for (int64_t k = 0; k < half && split; k++) mean += book[k * m.stride] / (float)half;
+        for (int64_t k = 0; k < half; k++)
+            values[k] = !split ? book[k * m.stride] : table % 2 == 0 ? book[k * half * m.stride] - book[0] + mean : book[k * m.stride] - mean;
     }
 
     void prepare(int16_t *out) {
-        float greatest = 0, longest = 0;
-        for (int64_t t = 0; t < of_group; t++)
-            for (int64_t k = 0; k < half; k++) {
-                float squares = 0;
-                for (int64_t i = 0; i < m.group_size; i++) {
-                    const float value = word(t, k, i);
-                    squares += value * value;
-                    greatest = greatest < value ? value : greatest < -value ? -value : greatest;
-                }
-                longest = longest < squares ? squares : longest;
+        float greatest = 0, longest = 0, values[16] = {};
+        for (int64_t t = 0; t < of_group; t++) {
+            float squares[16] = {};
+            for (int64_t i = 0; i < m.group_size; i++) {
+                column(t, i, values);
+                for (int64_t k = 0; k < 16; k++) squares[k] += values[k] * values[k];
+                const float found = greatest_magnitude(values, 16);
+                greatest = greatest < found ? found : greatest;
             }
+            for (int64_t k = 0; k < 16; k++) longest = longest < squares[k] ? squares[k] : longest;
+        }
         bound = __builtin_sqrtf(longest * (float)m.group_size);  // of a sum, where no x is above 1
         word_scale = greatest > 1e-30f ? 16383 / greatest : 0;
         while (shift > 1 && greatest * (float)(1 << shift) > bound * 32000) shift--;
         words = out;
-        for (int64_t p = 0; p < steps; p++)
-            for (int64_t t = 0; t < of_group; t++)
-                for (int64_t e = 0; e < 32; e++, out++) {
-                    const int64_t k = e / 2 % 4 + e / 8 % 2 * 8 + e / 16 * 4, i = 2 * p + e % 2;  // entries as packing puts them in order
-                    *out = i < m.group_size ? (int16_t)__builtin_rintf(word(t, k, i) * word_scale) : (int16_t)0;
-                }
+        for (int64_t i = 0; i < 2 * steps; i++)
+            for (int64_t t = 0; t < of_group; t++) {
+                int16_t *to = out + (i / 2 * of_group + t) * 32 + i % 2;
+                for (int64_t k = 0; k < 16; k++) values[k] = 0;
+                if (i < m.group_size) column(t, i, values);
+                // Entries 0 … 3, 8 … 11, 4 … 7, 12 … 15: packing puts them in order.
+                for (int64_t k = 0; k < 16; k++) to[2 * ((k & 3) | (k & 4) << 1 | (k & 8) >> 1)] = (int16_t)__builtin_rintf(values[k] * word_scale);
+            }
     }
 
     // x in 16 bits, so that no sum passes 16383 · 2^shift; every group is padded to pairs of columns. Returns what x was multiplied by.

@@ -6,7 +6,8 @@
 //   Vector, Words, Dwords            of bytes; of 16 and 32 bits
 //   table(at)                        16 entries from memory
 //   lookup(table, indices)           its entries at indices below 16
-//   rows(at), low(a, b), high(a, b)  16 bytes from each of some addresses; bytes of a and b in turn, within lanes of 16 bytes
+//   rows(at, stride)                 16 bytes from each of as many addresses as fit
+//   low(a, b), high(a, b)            bytes of a and b in turn, within lanes of 16 bytes
 
 enum { TILE_TOKENS = 128, BLOCKS = 4, FEW_TOKENS = 8 };  // of an item of work: tokens, and vectors of rows; up to FEW_TOKENS codes are read but once
 static const int64_t TABLES_BYTES = 16 << 20;            // of tokens whose tables are held at once
@@ -100,51 +101,55 @@ struct ShuffleProduct {
         units[t] = scale == 0 ? 0 : 1 / (scale * packed);
     }
 
-    // Row of LANES whose bytes are the b-th of vectors: so that sums come in order (`add`).
-    static int64_t row_of(int64_t b) { return b % 4 * QUARTER + b / 4; }
-
-    // 16 codes of LANES rows, from (row, code) to (code, row). Four times bytes of vectors half of all apart, in turn, transpose.
-    static void transpose(const uint8_t *codes, int64_t stride, int64_t n_rows, Vector *out) {
+    // 16 codes of LANES rows, from (row, code) to (code, row): four times bytes of vectors half of all apart, in turn. Byte 4 i + q of a
+    // code's vector is row QUARTER q + i, so that sums come in order (`add`).
+    static inline void transpose(const uint8_t *codes, int64_t stride, Vector *out) {
         Vector other[16];
-        for (int i = 0; i < 16; i++) {
-            const uint8_t *at[LANES / 16];  // what lanes beyond the last row hold is not looked at
-            for (int l = 0; l < LANES / 16; l++) at[l] = codes + smaller(row_of(16 * l + i), n_rows - 1) * stride;
-            other[i] = Bytes::rows(at);
-        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++, codes += stride)
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; q++) out[4 * i + q] = Bytes::rows(codes + q * QUARTER * stride, 4 * stride);
+#pragma GCC unroll 4
         for (int round = 0; round < 4; round++) {
-            Vector *from = round % 2 ? out : other, *to = round % 2 ? other : out;
+            Vector *from = round % 2 ? other : out, *to = round % 2 ? out : other;
+#pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
                 to[2 * i] = Bytes::low(from[i], from[i + 8]);
                 to[2 * i + 1] = Bytes::high(from[i], from[i + 8]);
             }
         }
-        for (int i = 0; i < 16; i++) out[i] = other[i];
     }
 
-    // Indices into tables of n pairs from `pair` on, LANES rows from `row` on; those of pairs are `next` bytes apart.
-    void index(int64_t row, int64_t pair, int64_t n, uint8_t *out, int64_t next) const {
-        const int64_t of_pair = maker.split ? 1 : 2, stop = smaller((pair + n) * of_pair, n_codes), n_rows = smaller(LANES, m.n_out - row);
+    // Indices into tables of n pairs from `pair` on, LANES rows from `row` on; those of pairs are NEXT bytes apart.
+    template <int64_t NEXT>
+    void index(int64_t row, int64_t pair, int64_t n, uint8_t *out) const {
+        const int64_t of_pair = maker.split ? 1 : 2, first = pair * of_pair, stop = smaller(first + n * of_pair, n_codes), n_rows = smaller(LANES, m.n_out - row);
         const uint8_t *codes = (const uint8_t *)m.codes + row * n_codes, *end = (const uint8_t *)m.codes + m.n_out * n_codes;
-        for (int64_t c = pair * of_pair; c < stop; c += 64)
-            for (int64_t r = 0; r < n_rows; r++) __builtin_prefetch(codes + (rows + r) * n_codes + c);
-        for (int64_t c = pair * of_pair; c < stop; c += 16) {
-            alignas(64) uint8_t tail[LANES * 16] = {};
+        for (int64_t c = first * n_rows; c < stop * n_rows; c += 64) __builtin_prefetch(codes + rows * n_codes + c, 0, 2);
+        for (int64_t c = first; c < stop; c += 16, out += 16 / of_pair * NEXT) {
             Vector found[16];
-            const bool whole = codes + (n_rows - 1) * n_codes + c + 16 <= end;
-            for (int64_t r = 0; r < n_rows && !whole; r++) __builtin_memcpy(tail + r * 16, codes + r * n_codes + c, smaller(16, stop - c));
-            transpose(whole ? codes + c : tail, whole ? n_codes : 16, n_rows, found);
+            if (n_rows == LANES && codes + (LANES - 1) * n_codes + c + 16 <= end)
+                transpose(codes + c, n_codes, found);
+            else
+                transpose_tail(codes + c, n_rows, smaller(16, stop - c), found);
             if (maker.split) {
-                for (int i = 0; i < 16; i++, out += next) {
-                    store(out, (Vector)((Words)found[i] >> high_bits) & low_mask);
-                    store(out + LANES, found[i] & low_mask);
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++) {
+                    store(out + i * NEXT, (Vector)((Words)found[i] >> high_bits) & low_mask);
+                    store(out + i * NEXT + LANES, found[i] & low_mask);
                 }
             } else {
-                for (int i = 0; i < 16; i += 2, out += next) {
-                    store(out, found[i]);
-                    store(out + LANES, found[i + 1]);
-                }
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++) store(out + i / 2 * NEXT + i % 2 * LANES, found[i]);
             }
         }
+    }
+
+    // Without reading beyond the last row and code.
+    void transpose_tail(const uint8_t *codes, int64_t n_rows, int64_t n, Vector *out) const {
+        uint8_t copy[LANES * 16] = {};
+        for (int64_t r = 0; r < n_rows; r++) __builtin_memcpy(copy + 16 * r, codes + r * n_codes, n);
+        transpose(copy, 16, out);
     }
 
     // Adds to sums of N vectors of rows the entries of n pairs, at most 255: 8 bits of each pair, 16 of all of them. Sums of words wrap
@@ -176,21 +181,23 @@ struct ShuffleProduct {
         }
     }
 
-    // A tile of tokens from t on by some rows: indices of a block of pairs stay in the first-level cache, and tables stream.
-    void sum_rows(int64_t t, int64_t n_tokens, int64_t start, int64_t n_rows, uint8_t *indices, int32_t *sums) const {
-        const int64_t blocks = (n_rows + LANES - 1) / LANES;
+    // A tile of tokens from t on by N vectors of rows: indices of a block of pairs stay in the first-level cache, and tables stream.
+    template <int N>
+    void sum(int64_t t, int64_t n_tokens, int64_t start, uint8_t *indices, int32_t *sums) const {
         for (int64_t p = 0; p < maker.n_pairs; p += PAIRS) {
             const int64_t n = smaller(PAIRS, maker.n_pairs - p);
-            for (int64_t b = 0; b < blocks; b++) index(start + b * LANES, p, n, indices + b * 2 * LANES, blocks * 2 * LANES);
+            for (int64_t b = 0; b < N; b++) index<N * 2 * LANES>(start + b * LANES, p, n, indices + b * 2 * LANES);
             const uint8_t *of_tokens = tables + (p * batch + t * PAIRS) * PAIR_BYTES;
-            for (int64_t u = 0; u < n_tokens; u++, of_tokens += PAIRS * PAIR_BYTES) {
-                switch (blocks) {
-                    case 1: add<1>(indices, of_tokens, n, p > 0, sums + u * rows); break;
-                    case 2: add<2>(indices, of_tokens, n, p > 0, sums + u * rows); break;
-                    case 3: add<3>(indices, of_tokens, n, p > 0, sums + u * rows); break;
-                    default: add<BLOCKS>(indices, of_tokens, n, p > 0, sums + u * rows);
-                }
-            }
+            for (int64_t u = 0; u < n_tokens; u++, of_tokens += PAIRS * PAIR_BYTES) add<N>(indices, of_tokens, n, p > 0, sums + u * rows);
+        }
+    }
+
+    void sum_rows(int64_t t, int64_t n_tokens, int64_t start, int64_t n_rows, uint8_t *indices, int32_t *sums) const {
+        switch ((n_rows + LANES - 1) / LANES) {
+            case 1: return sum<1>(t, n_tokens, start, indices, sums);
+            case 2: return sum<2>(t, n_tokens, start, indices, sums);
+            case 3: return sum<3>(t, n_tokens, start, indices, sums);
+            default: return sum<BLOCKS>(t, n_tokens, start, indices, sums);
         }
     }
 
