@@ -127,11 +127,11 @@ struct ShuffleProduct {
         const uint8_t *codes = (const uint8_t *)m.codes + row * n_codes, *end = (const uint8_t *)m.codes + m.n_out * n_codes;
         for (int64_t c = first * n_rows; c < stop * n_rows; c += 64) __builtin_prefetch(codes + rows * n_codes + c, 0, 2);
         for (int64_t c = first; c < stop; c += 16, out += 16 / of_pair * NEXT) {
+            uint8_t tail[LANES * 16];
+            const bool whole = n_rows == LANES && codes + (LANES - 1) * n_codes + c + 16 <= end;
+            if (!whole) copy_tail(codes + c, n_rows, smaller(16, stop - c), tail);
             Vector found[16];
-            if (n_rows == LANES && codes + (LANES - 1) * n_codes + c + 16 <= end)
-                transpose(codes + c, n_codes, found);
-            else
-                transpose_tail(codes + c, n_rows, smaller(16, stop - c), found);
+            transpose(whole ? codes + c : tail, whole ? n_codes : 16, found);
             if (maker.split) {
 #pragma GCC unroll 16
                 for (int i = 0; i < 16; i++) {
@@ -145,11 +145,10 @@ struct ShuffleProduct {
         }
     }
 
-    // Without reading beyond the last row and code.
-    void transpose_tail(const uint8_t *codes, int64_t n_rows, int64_t n, Vector *out) const {
-        uint8_t copy[LANES * 16] = {};
-        for (int64_t r = 0; r < n_rows; r++) __builtin_memcpy(copy + 16 * r, codes + r * n_codes, n);
-        transpose(copy, 16, out);
+    // Codes beyond the last row and the last code must not be read.
+    [[gnu::noinline]] void copy_tail(const uint8_t *codes, int64_t n_rows, int64_t n, uint8_t *out) const {
+        __builtin_memset(out, 0, LANES * 16);
+        for (int64_t r = 0; r < n_rows; r++) __builtin_memcpy(out + 16 * r, codes + r * n_codes, n);
     }
 
     // Adds to sums of N vectors of rows the entries of n pairs, at most 255: 8 bits of each pair, 16 of all of them. Sums of words wrap
