@@ -80,23 +80,33 @@ struct TableMaker {
         }
     }
 
-    template <int N>
+    // Products of one group with N tables of words. STEPS is `steps`, or 0 for any number.
+    template <int N, int STEPS>
     void multiply(const int16_t *of_tables, const int16_t *x, int16_t *out) const {
         __m256i sums[N][2];
         for (int t = 0; t < N; t++) sums[t][0] = sums[t][1] = _mm256_set1_epi32(1 << (shift - 1));
-        for (int64_t p = 0; p < steps; p++) {
+#pragma GCC unroll 4
+        for (int64_t p = 0; p < (STEPS ? STEPS : steps); p++, of_tables += of_group * 32) {
             int32_t columns;
             load(columns, x + 2 * p);
             const __m256i both = _mm256_set1_epi32(columns);
             for (int t = 0; t < N; t++)
                 for (int v = 0; v < 2; v++) {
-                    const __m256i of_words = _mm256_loadu_si256((const __m256i *)(of_tables + (p * of_group + t) * 32 + v * 16));
+                    const __m256i of_words = _mm256_loadu_si256((const __m256i *)(of_tables + t * 32 + v * 16));
                     sums[t][v] = _mm256_add_epi32(sums[t][v], _mm256_madd_epi16(of_words, both));
                 }
         }
         const __m128i by = _mm_cvtsi32_si128(shift);
         for (int t = 0; t < N; t++)
             _mm256_storeu_si256((__m256i *)(out + t * 16), _mm256_packs_epi32(_mm256_sra_epi32(sums[t][0], by), _mm256_sra_epi32(sums[t][1], by)));
+    }
+
+    template <int N>
+    void multiply(const int16_t *of_tables, const int16_t *x, int16_t *out) const {
+        if (steps == 4)
+            multiply<N, 4>(of_tables, x, out);
+        else
+            multiply<N, 0>(of_tables, x, out);
     }
 
     // All tables of a token in 16 bits.
@@ -129,11 +139,14 @@ struct TableMaker {
         const int middle_first = (most_first * multiplier + 0x4000) >> 15, middle_second = (most_second * multiplier + 0x4000) >> 15;
         const __m256i by = _mm256_set1_epi16((int16_t)multiplier);
         const __m256i middle = _mm256_setr_m128i(_mm_set1_epi8((char)middle_first), _mm_set1_epi8((char)middle_second));
-        for (int64_t p = 0; p < n_pairs; p++) {
-            const __m256i a = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32)), by);
-            const __m256i b = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32 + 16)), by);
-            const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8);
-            _mm256_storeu_si256((__m256i *)(out + p / PAIRS * next + p % PAIRS * PAIR_BYTES), _mm256_add_epi8(bytes, middle));
+        for (int64_t start = 0; start < n_pairs; start += PAIRS, out += next) {
+            uint8_t *to = out;
+            for (int64_t p = start; p < smaller(start + PAIRS, n_pairs); p++, to += PAIR_BYTES) {
+                const __m256i a = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32)), by);
+                const __m256i b = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32 + 16)), by);
+                const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8);
+                _mm256_storeu_si256((__m256i *)to, _mm256_add_epi8(bytes, middle));
+            }
         }
         *offset = (int32_t)n_pairs * (middle_first + middle_second);
         return (float)multiplier / 32768;
