@@ -40,6 +40,7 @@ KERNELS = {
     "lookup8-portable": "a8",
     "lookup8-avx2": "a8",
     "lookup8-avx512": "a8",
+    "int8-avx2": "a8",
 }
 # Tokens that kernels of tables take at once.
 TILES = {

@@ -11,8 +11,33 @@ namespace avx2 {
 #include "decode.h"
 #include "gather.h"
 #include "product.h"
+#include "int8.h"
 #include "byte_tables.h"
 #include "shuffle.h"
+
+struct Dot7 {
+    enum { LIMIT = 63, ROW_LIMIT = 63 };
+
+    static inline void add(__m256i &sum, const uint32_t *a, const __m256i *b) {
+        const __m256i first = _mm256_maddubs_epi16(_mm256_set1_epi32((int)a[0]), b[0]);
+        const __m256i second = _mm256_maddubs_epi16(_mm256_set1_epi32((int)a[1]), b[1]);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16(first, second), _mm256_set1_epi16(1)));
+    }
+};
+
+struct Dot8 {
+    enum { LIMIT = 127, ROW_LIMIT = 63 };
+
+    static inline void add(__m256i &sum, const uint32_t *a, const __m256i *b) {
+        const __m256i ones = _mm256_set1_epi16(1);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi32((int)a[0]), b[0]), ones));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi32((int)a[1]), b[1]), ones));
+    }
+};
+
+int product_int8(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
+    return getenv("DOT8") ? Product<Int8<Dot8>>(matrix, x).run(y, y_stride, threads) : Product<Int8<Dot7>>(matrix, x).run(y, y_stride, threads);
+}
 
 struct Bytes32 {
     typedef uint8_t Vector __attribute__((vector_size(32)));

@@ -9,6 +9,7 @@
 //   PER_DWORD, PARTS                      columns in a dword; numbers that a value is split into
 //   EIGHT_BIT, Sum, Weight                whether tokens and rows are scaled to 8 bits; float or int32_t; what rows are decoded to, float
 //                                         or, for 8 bits, uint16_t, which multipliers of rows / 2¹⁵ bring to 8 bits
+//   LIMIT, ROW_LIMIT                      for 8 bits: greatest magnitudes of tokens' and rows' numbers
 //   convert_token(row, scale, out)        16 · PER_DWORD columns of a token to 16 dwords of every part
 //   convert_rows(values, …, out, sums)    as many columns of 16 rows to a tile of every part; what is to be taken off sums in the end
 //   multiply(a, n_a, b, n_b, steps, c, more)    n_a tiles of tokens by n_b of rows to c, 32 × 32, in place of what is there or added to it
@@ -154,18 +155,21 @@ struct Product {
         }
     }
 
-    static float factor(float greatest) { return greatest < 1e-30f ? 1 : 127 / greatest; }  // NaN stays NaN
+    static float factor(float greatest) { return greatest < 1e-30f ? 1 : Kernel::LIMIT / greatest; }  // NaN stays NaN
 
-    // The greatest weight is GREATEST, and that of a row then 127 or a little less.
+    // The greatest weight is GREATEST, and that of a row then ROW_LIMIT or a little less.
     static constexpr float GREATEST = 32000;
 
     int16_t multiplier(int64_t row) const {
-        const float wanted = 32768 * 127 / GREATEST * greatest / matrix.row_maxima[row];
+        const float wanted = 32768 * Kernel::ROW_LIMIT / GREATEST * greatest / matrix.row_maxima[row];
         return wanted < 32767 ? (int16_t)wanted : 32767;  // rows of zeros, too
     }
 
     // 8-bit weights over weights.
-    float row_factor(int64_t row) const { return Kernel::EIGHT_BIT && greatest > 0 ? multiplier(row) * GREATEST / (32768 * greatest) : 1; }
+    float row_factor(int64_t row) const {
+        if constexpr (Kernel::EIGHT_BIT) return greatest > 0 ? multiplier(row) * GREATEST / (32768 * greatest) : 1;
+        return 1;
+    }
 
     // As they are, or in 16 bits.
     void prepare_books(float *) { codebooks = (const Weight *)matrix.codebooks; }
@@ -197,7 +201,7 @@ struct Product {
             else
                 for (int64_t i = 0; i < columns && !values; i++) row[i] = 0;
             if (!values) values = row;
-            if (Kernel::EIGHT_BIT) scale = factor(greatest_magnitude(values, columns));
+            if constexpr (Kernel::EIGHT_BIT) scale = factor(greatest_magnitude(values, columns));
             scales[t] = 1 / scale;
             uint32_t *to[Kernel::PARTS];
             for (int64_t s = 0; s < steps; s++) {
@@ -210,7 +214,8 @@ struct Product {
     // 16 rows of the matrix from `row` on, as tiles of one block of columns; `sums` goes on from the block before.
     void decode_tiles(int64_t row, int64_t block, uint32_t *out, int32_t *sums, const Chunk<Weight> &chunk) const {
         int16_t multipliers[ROWS];
-        for (int64_t r = 0; r < ROWS && Kernel::EIGHT_BIT; r++) multipliers[r] = row + r < matrix.n_out ? multiplier(row + r) : 0;
+        if constexpr (Kernel::EIGHT_BIT)
+            for (int64_t r = 0; r < ROWS; r++) multipliers[r] = row + r < matrix.n_out ? multiplier(row + r) : 0;
         for (int64_t r = 0; r < ROWS && block == 0; r++) sums[r] = 0;
         const int64_t g = matrix.group_size, start = block * block_steps * STEP, stop = smaller(start + block_steps * STEP, columns);
         for (int64_t from = start; from < stop; from += at_once * g) {

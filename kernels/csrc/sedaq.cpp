@@ -64,6 +64,7 @@ static sedaq_kernel *kernel_of(int kernel) {
         case SEDAQ_LOOKUP8_PORTABLE: return portable::lookup_8_bits;
         case SEDAQ_LOOKUP8_AVX2: return has.avx2 ? avx2::shuffle_8_bits : nullptr;
         case SEDAQ_LOOKUP8_AVX512: return has.vbmi ? avx512vbmi::few_8_bits : has.avx512 ? avx512::lookup_8_bits : nullptr;
+        case SEDAQ_INT8_AVX2: return has.avx2 ? avx2::product_int8 : nullptr;
         default: return nullptr;
     }
 }

@@ -60,7 +60,8 @@ enum {
     SEDAQ_LOOKUP8_PORTABLE = 14,
     SEDAQ_LOOKUP8_AVX2 = 15,
     SEDAQ_LOOKUP8_AVX512 = 16,
-    SEDAQ_N_KERNELS = 17,
+    SEDAQ_INT8_AVX2 = 17,
+    SEDAQ_N_KERNELS = 18,
 };
 
 // Whether this processor and this build have a kernel.
