@@ -29,6 +29,7 @@ KERNELS = {
     "split-amx": "exact",
     "bf16-avx512": "bf16",
     "bf16-amx": "bf16",
+    "int8-avx2": "a8",
     "int8-avx512": "a8",
     "int8-amx": "a8",
     "lookup32-portable": "exact",
@@ -40,7 +41,8 @@ KERNELS = {
     "lookup8-portable": "a8",
     "lookup8-avx2": "a8",
     "lookup8-avx512": "a8",
-    "int8-avx2": "a8",
+    "shuffle8-avx2": "a8",
+    "shuffle8-avx512": "a8",
 }
 # Tokens that kernels of tables take at once.
 TILES = {
@@ -94,6 +96,14 @@ def library() -> Any | None:
     found.sedaq_product.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _I64, ctypes.c_int]
     found.sedaq_row_maxima.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     return found
+
+
+def serves(kernel: str, matrix: CodedMatrix) -> bool:
+    """Whether a kernel multiplies by a matrix of this format; one of tables in registers wants tables of up to 16 entries."""
+    n_entries = matrix.codebooks.shape[1]
+    if kernel.startswith("shuffle8"):
+        return matrix.codes.element_size() == 1 and (n_entries <= 16 or (matrix.structure == "h" and n_entries in (64, 256)))
+    return True
 
 
 def fingerprint() -> str:

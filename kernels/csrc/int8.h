@@ -1,7 +1,7 @@
 // Products of 8-bit integers in vectors of 32 bytes. Included after product.h.
 //
 // `Dot` says how: LIMIT and ROW_LIMIT, the greatest magnitudes of activations and of weights, and
-//   add(sum, a, b)   adds products of 8 columns of a token, unsigned, with those of 8 rows: two dwords, and two vectors of a row's dword each
+//   add(sum, a, b, c, d)   sums of 8 rows, and products of a token's columns, unsigned, with theirs: a · c + b · d, each four columns
 
 template <class Dot>
 struct Int8 {
@@ -72,23 +72,30 @@ struct Int8 {
         }
     }
 
-    // TOKENS tokens by 16 rows, along `steps` tiles.
+    static inline __m256i at(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
+
+    // TOKENS tokens by 16 rows, along `steps` tiles; unrolled, and a function of its own, for sums to stay in registers.
     template <int TOKENS>
-    static inline void multiply_block(const uint32_t *a, const uint32_t *b, int64_t steps, int32_t *c, bool more) {
-        __m256i sums[TOKENS][2] = {};
-        for (int t = 0; t < TOKENS && more; t++)
-            for (int n = 0; n < 2; n++) load(sums[t][n], c + t * PAIR + 8 * n);
+    [[gnu::noinline]] static void multiply_block(const uint32_t *a, const uint32_t *b, int64_t steps, int32_t *c, bool more) {
+        __m256i sums[TOKENS][2];
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; t++)
+#pragma GCC unroll 2
+            for (int n = 0; n < 2; n++) sums[t][n] = more ? at(c + t * PAIR + 8 * n) : _mm256_setzero_si256();
         for (int64_t s = 0; s < steps; s++, a += TILE, b += TILE)
             for (int64_t d = 0; d < 16; d += 2) {
-                __m256i rows[2][2];
-                for (int n = 0; n < 2; n++)
-                    for (int i = 0; i < 2; i++) load(rows[n][i], b + (d + i) * 16 + 8 * n);
+                const uint32_t *rows = b + d * 16;
 #pragma GCC unroll 8
-                for (int t = 0; t < TOKENS; t++)
-                    for (int n = 0; n < 2; n++) Dot::add(sums[t][n], a + t * 16 + d, rows[n]);
+                for (int t = 0; t < TOKENS; t++) {
+                    const __m256i first = _mm256_set1_epi32((int)a[t * 16 + d]), second = _mm256_set1_epi32((int)a[t * 16 + d + 1]);
+#pragma GCC unroll 2
+                    for (int n = 0; n < 2; n++) sums[t][n] = Dot::add(sums[t][n], first, second, at(rows + 8 * n), at(rows + 16 + 8 * n));
+                }
             }
+#pragma GCC unroll 8
         for (int t = 0; t < TOKENS; t++)
-            for (int n = 0; n < 2; n++) store(c + t * PAIR + 8 * n, sums[t][n]);
+#pragma GCC unroll 2
+            for (int n = 0; n < 2; n++) _mm256_storeu_si256((__m256i *)(c + t * PAIR + 8 * n), sums[t][n]);
     }
 
     static void multiply(const Operand &a, int n_a, const Operand &b, int n_b, int64_t steps, int32_t *c, bool more) {

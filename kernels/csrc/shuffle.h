@@ -38,6 +38,10 @@ struct ShuffleProduct {
         rows = items ? (blocks + items - 1) / items * LANES : 0;
     }
 
+    static bool serves(const sedaq_matrix &m) {
+        return m.code_bytes == 1 && (m.n_entries <= 16 || (m.structure == SEDAQ_HIERARCHICAL && (m.n_entries == 64 || m.n_entries == 256)));
+    }
+
     int run(void *y, int64_t y_stride, int threads) {
         if (n_tokens == 0 || m.n_out == 0) return 0;
         const int64_t of_token = round_up(maker.n_pairs, PAIRS) * PAIR_BYTES;
