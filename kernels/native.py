@@ -99,10 +99,10 @@ def library() -> Any | None:
 
 
 def serves(kernel: str, matrix: CodedMatrix) -> bool:
-    """Whether a kernel multiplies by a matrix of this format; one of tables in registers wants tables of up to 16 entries."""
+    """Whether a kernel multiplies by a matrix of this format: byte shuffles want codes of a byte, and tables of up to 16 entries."""
     n_entries = matrix.codebooks.shape[1]
     if kernel.startswith("shuffle8"):
-        return matrix.codes.element_size() == 1 and (n_entries <= 16 or (matrix.structure == "h" and n_entries in (64, 256)))
+        return matrix.codes.element_size() != 2 and (n_entries <= 16 or (matrix.structure == "h" and n_entries in (64, 256)))
     return True
 
 
@@ -218,7 +218,7 @@ def product(
     )
     if status == 1:
         raise RuntimeError(
-            f"kernel {kernel} is not to be had on this processor, or not for groups of {coded.codebooks.shape[2]}; it has {', '.join(available())}"
+            f"kernel {kernel} is not to be had on this processor, or not for groups of {coded.codebooks.shape[2]} and {coded.codebooks.shape[1]} codewords; it has {', '.join(available())}"
         )
     if status:
         raise MemoryError(f"kernel {kernel}: out of memory for {matrix.n_out} rows and an input of shape {tuple(x.shape)}")
