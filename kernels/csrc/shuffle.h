@@ -129,8 +129,8 @@ struct ShuffleProduct {
     void index(int64_t row, int64_t pair, int64_t n, uint8_t *out) const {
         const int64_t of_pair = maker.split ? 1 : 2, first = pair * of_pair, stop = smaller(first + n * of_pair, n_codes), n_rows = smaller(LANES, m.n_out - row);
         const uint8_t *codes = (const uint8_t *)m.codes + row * n_codes, *end = (const uint8_t *)m.codes + m.n_out * n_codes;
-        for (int64_t c = first * n_rows; c < stop * n_rows; c += 64) __builtin_prefetch(codes + rows * n_codes + c, 0, 2);
         for (int64_t c = first; c < stop; c += 16, out += 16 / of_pair * NEXT) {
+            for (int64_t i = 0; i < 16 * LANES; i += 64) __builtin_prefetch(codes + rows * n_codes + c * LANES + i);
             uint8_t tail[LANES * 16];
             const bool whole = n_rows == LANES && codes + (LANES - 1) * n_codes + c + 16 <= end;
             if (!whole) copy_tail(codes + c, n_rows, smaller(16, stop - c), tail);
