@@ -30,12 +30,15 @@ int product_int8(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int6
 }
 
 struct Bytes32 {
+    enum { BLOCKS = 5 };
     typedef uint8_t Vector __attribute__((vector_size(32)));
     typedef uint16_t Words __attribute__((vector_size(32)));
     typedef uint32_t Dwords __attribute__((vector_size(32)));
 
     static inline Vector table(const uint8_t *at) { return (Vector)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)at)); }
     static inline Vector lookup(Vector table, Vector indices) { return (Vector)_mm256_shuffle_epi8((__m256i)table, (__m256i)indices); }
+
+    static inline Words high_bytes(Words words) { return (Words)_mm256_maddubs_epi16((__m256i)words, _mm256_set1_epi16(0x100)); }
 
     static inline Vector rows(const uint8_t *at, int64_t stride) {
         return (Vector)_mm256_loadu2_m128i((const __m128i *)(at + stride), (const __m128i *)at);

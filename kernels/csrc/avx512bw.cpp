@@ -15,12 +15,15 @@ namespace avx512bw {
 #include "shuffle.h"
 
 struct Bytes64 {
+    enum { BLOCKS = 3 };
     typedef uint8_t Vector __attribute__((vector_size(64)));
     typedef uint16_t Words __attribute__((vector_size(64)));
     typedef uint32_t Dwords __attribute__((vector_size(64)));
 
     static inline Vector table(const uint8_t *at) { return (Vector)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)at)); }
     static inline Vector lookup(Vector table, Vector indices) { return (Vector)_mm512_shuffle_epi8((__m512i)table, (__m512i)indices); }
+
+    static inline Words high_bytes(Words words) { return (Words)_mm512_maddubs_epi16((__m512i)words, _mm512_set1_epi16(0x100)); }
 
     static inline __m256i half(const uint8_t *at, int64_t stride) { return _mm256_loadu2_m128i((const __m128i *)(at + stride), (const __m128i *)at); }
     static inline Vector rows(const uint8_t *at, int64_t stride) {

@@ -8,21 +8,24 @@
 //   lookup(table, indices)           its entries at indices below 16
 //   rows(at, stride)                 16 bytes from each of as many addresses as fit
 //   low(a, b), high(a, b)            bytes of a and b in turn, within lanes of 16 bytes
+//   high_bytes(words)                of 16 bits each: by multiplication, for shuffles keep the units of shifts busy
+//   BLOCKS                           vectors of rows at once: what fits registers and the first-level cache
 
-enum { TILE_TOKENS = 128, BLOCKS = 4, FEW_TOKENS = 8 };  // of an item of work: tokens, and vectors of rows; up to FEW_TOKENS codes are read but once
-static const int64_t TABLES_BYTES = 16 << 20;            // of tokens whose tables are held at once
+enum { TILE_TOKENS = 128, FEW_TOKENS = 8 };    // of an item of work; of which codes are read but once
+static const int64_t TABLES_BYTES = 16 << 20;  // of tokens whose tables are held at once
 
 template <class Bytes>
 struct ShuffleProduct {
     typedef typename Bytes::Vector Vector;
     typedef typename Bytes::Words Words;
     typedef typename Bytes::Dwords Dwords;
-    enum { LANES = sizeof(Vector), QUARTER = LANES / 4, ROWS_AT_ONCE = BLOCKS * LANES };
+    enum { LANES = sizeof(Vector), QUARTER = LANES / 4, BLOCKS = Bytes::BLOCKS };
 
     const sedaq_matrix &m;
     const sedaq_input &x;
     TableMaker maker;
-    int64_t n_codes, n_tokens, tile, batch, rows;  // codes of a row; tokens of an item of work, and whose tables are held; rows of an item
+    int64_t n_codes, n_tokens, tile, batch;  // codes of a row; tokens of an item of work, and whose tables are held
+    int64_t blocks, shares, rows;            // vectors of rows; items of work that they are shared among, and rows of an item
     int high_bits;               // where a code's first half begins
     Vector low_mask;             // of its second half
     uint8_t *tables = nullptr;   // (blocks of pairs, batch, PAIRS, 32)
@@ -34,8 +37,9 @@ struct ShuffleProduct {
         high_bits = maker.half == 8 ? 3 : 4;
         low_mask = Vector{} + (uint8_t)(maker.half - 1);
         tile = smaller(n_tokens, TILE_TOKENS);
-        const int64_t blocks = (m.n_out + LANES - 1) / LANES, items = (blocks + BLOCKS - 1) / BLOCKS;
-        rows = items ? (blocks + items - 1) / items * LANES : 0;
+        blocks = (m.n_out + LANES - 1) / LANES;
+        shares = (blocks + BLOCKS - 1) / BLOCKS;
+        rows = smaller(blocks, BLOCKS) * LANES;
     }
 
     static bool serves(const sedaq_matrix &m) {
@@ -84,13 +88,14 @@ struct ShuffleProduct {
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < n; t++)
             if (ready) make_tables(first, t, row, of_row, entries);
-        const int64_t shares = (m.n_out + rows - 1) / rows, tiles = (n + tile - 1) / tile;
+        const int64_t tiles = (n + tile - 1) / tile;
         const int64_t at_once = n > FEW_TOKENS ? 1 : (shares + threads - 1) / threads;  // codes of few tokens are fetched ahead, in order
 #pragma omp for schedule(dynamic, at_once)
         for (int64_t item = 0; item < tiles * shares; item++) {
             if (!ready) continue;
-            const int64_t t = item / shares * tile, start = item % shares * rows, n_rows = smaller(rows, m.n_out - start);
-            sum_rows(t, smaller(tile, n - t), start, n_rows, indices, sums);
+            const int64_t t = item / shares * tile, start = item % shares * blocks / shares * LANES;
+            const int64_t n_rows = smaller((item % shares + 1) * blocks / shares * LANES, m.n_out) - start;
+            sum_rows<BLOCKS>((n_rows + LANES - 1) / LANES, t, smaller(tile, n - t), start, indices, sums);
             finish(first, t, smaller(tile, n - t), start, n_rows, sums, bias, y, y_stride);
         }
         return ready;
@@ -109,11 +114,11 @@ struct ShuffleProduct {
     // code's vector is row QUARTER q + i, so that sums come in order (`add`).
     static inline void transpose(const uint8_t *codes, int64_t stride, Vector *out) {
         Vector other[16];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int i = 0; i < 4; i++, codes += stride)
-#pragma GCC unroll 4
+#pragma GCC unroll 5
             for (int q = 0; q < 4; q++) out[4 * i + q] = Bytes::rows(codes + q * QUARTER * stride, 4 * stride);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int round = 0; round < 4; round++) {
             Vector *from = round % 2 ? other : out, *to = round % 2 ? out : other;
 #pragma GCC unroll 8
@@ -162,17 +167,17 @@ struct ShuffleProduct {
         Words all[N] = {}, high[N] = {};
         for (int64_t p = 0; p < n; p++, indices += N * 2 * LANES, tables += PAIR_BYTES) {
             const Vector first = Bytes::table(tables), second = Bytes::table(tables + 16);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
             for (int b = 0; b < N; b++) {
                 Vector of_first, of_second;
                 load(of_first, indices + 2 * b * LANES);
                 load(of_second, indices + (2 * b + 1) * LANES);
                 const Words sum = (Words)(Bytes::lookup(first, of_first) + Bytes::lookup(second, of_second));
                 all[b] += sum;
-                high[b] += sum >> 8;
+                high[b] += Bytes::high_bytes(sum);
             }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int b = 0; b < N; b++) {
             const Words odd = high[b], even = all[b] - (odd << 8);
             const Dwords parts[4] = {(Dwords)even & 0xffff, (Dwords)odd & 0xffff, (Dwords)even >> 16, (Dwords)odd >> 16};
@@ -195,13 +200,11 @@ struct ShuffleProduct {
         }
     }
 
-    void sum_rows(int64_t t, int64_t n_tokens, int64_t start, int64_t n_rows, uint8_t *indices, int32_t *sums) const {
-        switch ((n_rows + LANES - 1) / LANES) {
-            case 1: return sum<1>(t, n_tokens, start, indices, sums);
-            case 2: return sum<2>(t, n_tokens, start, indices, sums);
-            case 3: return sum<3>(t, n_tokens, start, indices, sums);
-            default: return sum<BLOCKS>(t, n_tokens, start, indices, sums);
-        }
+    template <int N>
+    void sum_rows(int64_t n, int64_t t, int64_t n_tokens, int64_t start, uint8_t *indices, int32_t *sums) const {
+        if constexpr (N > 1)
+            if (n < N) return sum_rows<N - 1>(n, t, n_tokens, start, indices, sums);
+        sum<N>(t, n_tokens, start, indices, sums);
     }
 
     void finish(int64_t first, int64_t t, int64_t n_tokens, int64_t start, int64_t n_rows, const int32_t *sums, float *bias, void *y, int64_t y_stride) const {
