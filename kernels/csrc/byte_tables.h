@@ -7,7 +7,7 @@ static const int64_t PAIR_BYTES = 32;  // of one token
 struct TableMaker {
     const sedaq_matrix &m;
     bool split;                  // codes into two halves
-    int64_t half, n_tables, n_pairs, of_group;  // entries of a table; tables of a token, padded to pairs; of a group
+    int64_t half, n_tables, n_pairs, of_group;  // entries of a table; tables of a token, padded to two pairs; of a group
     int64_t steps, padded;       // pairs of columns of a group, and columns
     int shift = 16;              // of sums of products, to 16 bits
     float word_scale = 0, bound = 0;  // of codewords; of the greatest x · scales → sums
@@ -17,7 +17,7 @@ struct TableMaker {
         for (half = split ? 1 : m.n_entries; half * half < m.n_entries && split;) half *= 2;
         of_group = m.n_codebooks * (split ? 2 : 1);
         n_pairs = (m.n_groups * of_group + 1) / 2;
-        n_tables = 2 * n_pairs;
+        n_tables = round_up(2 * n_pairs, 4);
         steps = (m.group_size + 1) / 2;
         padded = m.n_groups * 2 * steps;
     }
@@ -119,36 +119,50 @@ struct TableMaker {
         }
     }
 
-    static int greatest(__m256i x) {  // of non-negative words
-        int16_t values[16], found = 0;
-        store(values, x);
-        for (int i = 0; i < 16; i++) found = found < values[i] ? values[i] : found;
-        return found;
+    // Of four tables, the least or the greatest entry in the low words of dwords.
+    template <__m128i (*Of)(__m128i, __m128i)>
+    static inline __m128i extremes(const int16_t *tables) {
+        const __m128i *of = (const __m128i *)tables;
+        __m128i x[4];
+#pragma GCC unroll 4
+        for (int t = 0; t < 4; t++) x[t] = Of(_mm_loadu_si128(of + 2 * t), _mm_loadu_si128(of + 2 * t + 1));
+        const __m128 first = (__m128)Of(_mm_unpacklo_epi64(x[0], x[1]), _mm_unpackhi_epi64(x[0], x[1]));
+        const __m128 second = (__m128)Of(_mm_unpacklo_epi64(x[2], x[3]), _mm_unpackhi_epi64(x[2], x[3]));
+        const __m128i both = Of((__m128i)_mm_shuffle_ps(first, second, 0x88), (__m128i)_mm_shuffle_ps(first, second, 0xdd));
+        return Of(both, _mm_srli_epi32(both, 16));
     }
 
-    // Bytes from 16 bits, so that no pair's sum passes 255; blocks of PAIRS are `next` bytes apart. Returns what they were multiplied by,
-    // and how much all of them add too much.
-    float pack(const int16_t *entries, uint8_t *out, int64_t next, int32_t *offset) const {
-        __m256i first = _mm256_setzero_si256(), second = first;
-        for (int64_t p = 0; p < n_pairs; p++) {
-            first = _mm256_max_epi16(first, _mm256_abs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32))));
-            second = _mm256_max_epi16(second, _mm256_abs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32 + 16))));
+    static inline __m128i least_of(__m128i a, __m128i b) { return _mm_min_epi16(a, b); }
+    static inline __m128i greatest_of(__m128i a, __m128i b) { return _mm_max_epi16(a, b); }
+
+    // Bytes from 16 bits: every table above its least entry, which uses their range better than zero in the middle does, and no pair's sum
+    // above 255. Blocks of PAIRS are `next` bytes apart. Returns what entries were multiplied by, and how much all tables add too much.
+    float pack(const int16_t *entries, int32_t *least, uint8_t *out, int64_t next, int32_t *offset) const {
+        __m128i widest = _mm_setzero_si128(), sum = widest;
+        for (int64_t t = 0; t < n_tables; t += 4) {
+            const __m128i low = extremes<least_of>(entries + t * 16), high = extremes<greatest_of>(entries + t * 16);
+            const __m128i range = _mm_and_si128(_mm_sub_epi16(high, low), _mm_set1_epi32(0xffff));
+            widest = _mm_max_epi32(widest, _mm_add_epi32(range, _mm_shuffle_epi32(range, 0xb1)));
+            sum = _mm_add_epi32(sum, _mm_srai_epi32(_mm_slli_epi32(low, 16), 16));
+            _mm_storeu_si128((__m128i *)(least + t), _mm_or_si128(_mm_slli_epi32(low, 16), _mm_and_si128(low, _mm_set1_epi32(0xffff))));
         }
-        const int most_first = greatest(first), most_second = greatest(second), most = most_first + most_second;
-        const int multiplier = most <= 126 ? 32767 : 32768 * 126 / most;
-        const int middle_first = (most_first * multiplier + 0x4000) >> 15, middle_second = (most_second * multiplier + 0x4000) >> 15;
+        int32_t ranges[4], sums[4];
+        store(ranges, widest);
+        store(sums, sum);
+        const int32_t most = ranges[0] > ranges[2] ? ranges[0] : ranges[2], multiplier = most <= 254 ? 32767 : 32768 * 254 / most;
+        *offset = -(int32_t)(((int64_t)sums[0] + sums[1] + sums[2] + sums[3]) * multiplier >> 15);
         const __m256i by = _mm256_set1_epi16((int16_t)multiplier);
-        const __m256i middle = _mm256_setr_m128i(_mm_set1_epi8((char)middle_first), _mm_set1_epi8((char)middle_second));
         for (int64_t start = 0; start < n_pairs; start += PAIRS, out += next) {
             uint8_t *to = out;
-            for (int64_t p = start; p < smaller(start + PAIRS, n_pairs); p++, to += PAIR_BYTES) {
-                const __m256i a = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32)), by);
-                const __m256i b = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + p * 32 + 16)), by);
-                const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8);
-                _mm256_storeu_si256((__m256i *)to, _mm256_add_epi8(bytes, middle));
+            for (int64_t p = start; p < smaller(start + PAIRS, n_pairs); p++, entries += 32, to += PAIR_BYTES) {
+                __m256i words[2];
+                for (int i = 0; i < 2; i++) {
+                    const __m256i above = _mm256_sub_epi16(_mm256_loadu_si256((const __m256i *)(entries + 16 * i)), _mm256_set1_epi32(least[2 * p + i]));
+                    words[i] = _mm256_mulhrs_epi16(above, by);
+                }
+                _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(_mm256_packus_epi16(words[0], words[1]), 0xd8));
             }
         }
-        *offset = (int32_t)n_pairs * (middle_first + middle_second);
         return (float)multiplier / 32768;
     }
 };

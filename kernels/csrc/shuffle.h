@@ -73,9 +73,10 @@ struct ShuffleProduct {
         const int64_t columns = m.n_groups * m.group_size, index_bytes = rows * 2 * PAIRS;
         const bool ready = of_thread.reserve(
             Scratch::bytes_of<float>(columns) + Scratch::bytes_of<int16_t>(maker.padded) + Scratch::bytes_of<int16_t>(maker.n_tables * 16) +
-            Scratch::bytes_of<uint8_t>(index_bytes) + Scratch::bytes_of<int32_t>(tile * rows) + Scratch::bytes_of<float>(rows));
+            Scratch::bytes_of<int32_t>(maker.n_tables) + Scratch::bytes_of<uint8_t>(index_bytes) + Scratch::bytes_of<int32_t>(tile * rows) + Scratch::bytes_of<float>(rows));
         float *row = of_thread.take<float>(columns);
         int16_t *of_row = of_thread.take<int16_t>(maker.padded), *entries = of_thread.take<int16_t>(maker.n_tables * 16);
+        int32_t *least = of_thread.take<int32_t>(maker.n_tables);
         uint8_t *indices = of_thread.take<uint8_t>(index_bytes);
         int32_t *sums = of_thread.take<int32_t>(tile * rows);
         float *bias = of_thread.take<float>(rows);
@@ -87,7 +88,7 @@ struct ShuffleProduct {
         }
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < n; t++)
-            if (ready) make_tables(first, t, row, of_row, entries);
+            if (ready) make_tables(first, t, row, of_row, entries, least);
         const int64_t tiles = (n + tile - 1) / tile;
         const int64_t at_once = n > FEW_TOKENS ? 1 : (shares + threads - 1) / threads;  // codes of few tokens are fetched ahead, in order
 #pragma omp for schedule(dynamic, at_once)
@@ -101,12 +102,12 @@ struct ShuffleProduct {
         return ready;
     }
 
-    void make_tables(int64_t first, int64_t t, float *row, int16_t *of_row, int16_t *entries) const {
+    void make_tables(int64_t first, int64_t t, float *row, int16_t *of_row, int16_t *entries, int32_t *least) const {
         const float *values = ready_token<float>(x, first + t, m.n_groups * m.group_size);
         if (!values) gather_token(x, first + t, row);
         const float scale = maker.convert(values ? values : row, of_row) * maker.word_scale / (float)(1 << maker.shift);
         maker.multiply_all(of_row, entries);
-        const float packed = maker.pack(entries, tables + t * PAIRS * PAIR_BYTES, batch * PAIRS * PAIR_BYTES, offsets + t);
+        const float packed = maker.pack(entries, least, tables + t * PAIRS * PAIR_BYTES, batch * PAIRS * PAIR_BYTES, offsets + t);
         units[t] = scale == 0 ? 0 : 1 / (scale * packed);
     }
 
