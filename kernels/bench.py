@@ -113,7 +113,8 @@ def compare(
         if len(shape) == 3 and n_tokens < SIDE**2:
             continue
         case = _Case.of(shape, n_tokens, m, k, g, structure)
-        names = [name for name in kernels or (*IN_TORCH, *native.available()) if name != "reference" or n_tokens <= REFERENCE_TOKENS]
+        known = [name for name in kernels or (*IN_TORCH, *native.available()) if name != "reference" or n_tokens <= REFERENCE_TOKENS]
+        names = [name for name in known if name not in native.KERNELS or native.serves(name, case.matrix)]
         peers, ours = case.peers(), case.ours(names)
         times = interleaved_medians({**peers, **ours}, repeats)
         exact = KERNELS["dequantize"].product(

@@ -56,9 +56,11 @@ def terms(kernel: str, tokens: int, matrix: CodedMatrix) -> np.ndarray:
     codes, tile = n_out * n_groups * n_codebooks, native.TILES.get(kernel, 16)
     tiled = tokens if tokens <= FEW else -(-tokens // tile) * tile
     gathering, calling, finishing = tokens * matrix.n_in, 1, tokens * n_out
+    n_words = {"": n_entries, "m": n_entries // 2, "h": 2 * math.isqrt(n_entries)}[matrix.structure]
+    if kernel.startswith("shuffle8"):  # tables of tokens, transposing codes, looking up
+        return np.array([calling, tokens * matrix.n_in * n_codebooks * n_words, codes, tokens * codes, gathering, finishing], float)
     if kernel not in native.TILES:
         return np.array([calling, gathering, codes, n_out * matrix.n_in, tiled * n_out * matrix.n_in, finishing], float)
-    n_words = {"": n_entries, "m": n_entries // 2, "h": 2 * math.isqrt(n_entries)}[matrix.structure]
     of_words, of_entries = matrix.n_in * n_codebooks * n_words, n_groups * n_codebooks * n_entries
     if tokens <= FEW:
         return np.array([calling, of_entries, codes, tokens * codes, of_words, finishing], float)
@@ -194,18 +196,19 @@ def measure() -> dict[str, dict[str, list[float]]]:
     for n_out, n_in in _SHAPES:
         for m, k, g, structure in _FORMATS:
             matrix = random_matrix(n_out, n_in, m, k, g, structure)
+            served = [name for name in names if name not in native.KERNELS or native.serves(name, matrix)]
             for tokens in _TOKENS:
                 x = torch.randn(tokens, n_in)
-                best = dict.fromkeys(names, float("inf"))
+                best = dict.fromkeys(served, float("inf"))
                 for _ in range(_ROUNDS):
-                    for name in names:
+                    for name in served:
                         start = time.perf_counter()
                         if name == "dequantize":
                             product_by_dequantizing(x, matrix)
                         else:
                             native.product(name, x, matrix)
                         best[name] = min(best[name], time.perf_counter() - start)
-                for name in names:
+                for name in served:
                     rows[name, _size(tokens)].append(terms(name, tokens, matrix))
                     taken[name, _size(tokens)].append(best[name])
     found = {case: _fit(np.array(rows[case]), np.array(taken[case])) for case in cases}

@@ -81,6 +81,7 @@ def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "
         names = list(dict.fromkeys([*names, *usable(x, "exact")]))
     if matrix.n_in > native.MOST_INPUTS_8_BITS:
         names = [name for name in names if not name.startswith("int8")]
+    names = [name for name in names if name not in native.KERNELS or native.serves(name, matrix)]
     forced = os.environ.get("SEDAQ_KERNEL")
     if forced:
         here = (*IN_TORCH, *_compiled(x.device))

@@ -29,17 +29,16 @@ KERNELS = {
     "split-amx": "exact",
     "bf16-avx512": "bf16",
     "bf16-amx": "bf16",
+    "int8-avx2": "a8",
     "int8-avx512": "a8",
     "int8-amx": "a8",
     "lookup32-portable": "exact",
     "lookup32-avx2": "exact",
     "lookup32-avx512": "exact",
-    "lookup16-portable": "bf16",
-    "lookup16-avx2": "bf16",
     "lookup16-avx512": "bf16",
-    "lookup8-portable": "a8",
-    "lookup8-avx2": "a8",
     "lookup8-avx512": "a8",
+    "shuffle8-avx2": "a8",
+    "shuffle8-avx512": "a8",
 }
 # Tokens that kernels of tables take at once.
 TILES = {
@@ -93,6 +92,14 @@ def library() -> Any | None:
     found.sedaq_product.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _I64, ctypes.c_int]
     found.sedaq_row_maxima.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     return found
+
+
+def serves(kernel: str, matrix: CodedMatrix) -> bool:
+    """Whether a kernel multiplies by a matrix of this format: byte shuffles want codes of a byte, and tables of up to 16 entries."""
+    n_entries = matrix.codebooks.shape[1]
+    if kernel.startswith("shuffle8"):
+        return matrix.codes.element_size() != 2 and (n_entries <= 16 or (matrix.structure == "h" and n_entries in (64, 256)))
+    return True
 
 
 def fingerprint() -> str:
@@ -207,7 +214,7 @@ def product(
     )
     if status == 1:
         raise RuntimeError(
-            f"kernel {kernel} is not to be had on this processor, or not for groups of {coded.codebooks.shape[2]}; it has {', '.join(available())}"
+            f"kernel {kernel} is not to be had on this processor, or not for groups of {coded.codebooks.shape[2]} and {coded.codebooks.shape[1]} codewords; it has {', '.join(available())}"
         )
     if status:
         raise MemoryError(f"kernel {kernel}: out of memory for {matrix.n_out} rows and an input of shape {tuple(x.shape)}")

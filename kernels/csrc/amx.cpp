@@ -110,7 +110,7 @@ struct SplitTiles : Bfloat16<2> {
 };
 
 struct Int8Tiles {
-    enum { PER_DWORD = 4, PARTS = 1, EIGHT_BIT = 1, TAKES_BF16 = 0 };
+    enum { PER_DWORD = 4, PARTS = 1, EIGHT_BIT = 1, TAKES_BF16 = 0, LIMIT = 127, ROW_LIMIT = 127 };
     typedef int32_t Sum;
     typedef uint16_t Weight;
 

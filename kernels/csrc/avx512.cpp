@@ -45,7 +45,7 @@ struct Bfloat16Dot : Bfloat16<1> {
 
 // vpdpbusd wants one operand unsigned: tokens are moved up by 128, which adds 128 times a row's sum to every product.
 struct Int8Dot {
-    enum { PER_DWORD = 4, PARTS = 1, EIGHT_BIT = 1, TAKES_BF16 = 0 };
+    enum { PER_DWORD = 4, PARTS = 1, EIGHT_BIT = 1, TAKES_BF16 = 0, LIMIT = 127, ROW_LIMIT = 127 };
     typedef int32_t Sum;
     typedef uint16_t Weight;
 

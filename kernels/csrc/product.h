@@ -9,6 +9,7 @@
 //   PER_DWORD, PARTS                      columns in a dword; numbers that a value is split into
 //   EIGHT_BIT, Sum, Weight                whether tokens and rows are scaled to 8 bits; float or int32_t; what rows are decoded to, float
 //                                         or, for 8 bits, uint16_t, which multipliers of rows / 2¹⁵ bring to 8 bits
+//   LIMIT, ROW_LIMIT                      for 8 bits: greatest magnitudes of tokens' and rows' numbers
 //   convert_token(row, scale, out)        16 · PER_DWORD columns of a token to 16 dwords of every part
 //   convert_rows(values, …, out, sums)    as many columns of 16 rows to a tile of every part; what is to be taken off sums in the end
 //   multiply(a, n_a, b, n_b, steps, c, more)    n_a tiles of tokens by n_b of rows to c, 32 × 32, in place of what is there or added to it
@@ -156,18 +157,21 @@ struct Product {
         }
     }
 
-    static float factor(float greatest) { return greatest < 1e-30f ? 1 : 127 / greatest; }  // NaN stays NaN
+    static float factor(float greatest) { return greatest < 1e-30f ? 1 : Kernel::LIMIT / greatest; }  // NaN stays NaN
 
-    // The greatest weight is GREATEST, and that of a row then 127 or a little less.
+    // The greatest weight is GREATEST, and that of a row then ROW_LIMIT or a little less.
     static constexpr float GREATEST = 32000;
 
     int16_t multiplier(int64_t row) const {
-        const float wanted = 32768 * 127 / GREATEST * greatest / matrix.row_maxima[row];
+        const float wanted = 32768 * Kernel::ROW_LIMIT / GREATEST * greatest / matrix.row_maxima[row];
         return wanted < 32767 ? (int16_t)wanted : 32767;  // rows of zeros, too
     }
 
     // 8-bit weights over weights.
-    float row_factor(int64_t row) const { return Kernel::EIGHT_BIT && greatest > 0 ? multiplier(row) * GREATEST / (32768 * greatest) : 1; }
+    float row_factor(int64_t row) const {
+        if constexpr (Kernel::EIGHT_BIT) return greatest > 0 ? multiplier(row) * GREATEST / (32768 * greatest) : 1;
+        return 1;
+    }
 
     // As they are, or in 16 bits.
     void prepare_books(float *) { codebooks = (const Weight *)matrix.codebooks; }
@@ -199,7 +203,7 @@ struct Product {
             else
                 for (int64_t i = 0; i < columns && !values; i++) row[i] = 0;
             if (!values) values = row;
-            if (Kernel::EIGHT_BIT) scale = factor(greatest_magnitude(values, columns));
+            if constexpr (Kernel::EIGHT_BIT) scale = factor(greatest_magnitude(values, columns));
             scales[t] = 1 / scale;
             uint32_t *to[Kernel::PARTS];
             for (int64_t s = 0; s < steps; s++) {
@@ -212,7 +216,8 @@ struct Product {
     // 16 rows of the matrix from `row` on, as tiles of one block of columns; `sums` goes on from the block before.
     void decode_tiles(int64_t row, int64_t block, uint32_t *out, int32_t *sums, const Chunk<Weight> &chunk) const {
         int16_t multipliers[ROWS];
-        for (int64_t r = 0; r < ROWS && Kernel::EIGHT_BIT; r++) multipliers[r] = row + r < matrix.n_out ? multiplier(row + r) : 0;
+        if constexpr (Kernel::EIGHT_BIT)
+            for (int64_t r = 0; r < ROWS; r++) multipliers[r] = row + r < matrix.n_out ? multiplier(row + r) : 0;
         for (int64_t r = 0; r < ROWS && block == 0; r++) sums[r] = 0;
         const int64_t g = matrix.group_size, start = block * block_steps * STEP, stop = smaller(start + block_steps * STEP, columns);
         for (int64_t from = start; from < stop; from += at_once * g) {
@@ -328,6 +333,14 @@ struct Product {
         return ready;
     }
 
+    // A share of the tokens' tiles that are wanted next: processors do not foresee the order in which vectors go through tiles.
+    void fetch_ahead(const uint32_t *next, int64_t n, int64_t share, int64_t n_shares) const {
+        for (int64_t i = n * share / n_shares; i < n * (share + 1) / n_shares; i += 16) {
+            __builtin_prefetch(next + i);
+            __builtin_prefetch(next + token_tiles + i);
+        }
+    }
+
     // All tokens by one panel: some of 32 tokens' tiles at a time by all its rows.
     void multiply_panel(int64_t first, int64_t last, int64_t r, int64_t stop, int64_t block, const uint32_t *panel, const int32_t *sums,
                         const float *row_scales, typename Kernel::Sum *c, void *y, int64_t y_stride) const {
@@ -336,14 +349,9 @@ struct Product {
         for (int64_t t = first; t < last; t += PAIR) {
             for (int64_t s = 0; s < n_steps; s += kept) {
                 const Operand a = {tokens + (t - first) / 16 * token_tiles + (from + s) * TILE, steps * TILE, token_tiles};
-                const int64_t next_s = s + kept < n_steps ? from + s + kept : from, next_t = s + kept < n_steps ? t : t + PAIR;
-                const char *ahead = (const char *)(tokens + (next_t - first) / 16 * token_tiles + next_s * TILE);
-                const int64_t share = 8192 * PAIR / (stop - r);
+                const int64_t after = s + kept < n_steps ? (t - first) / 16 * token_tiles + (from + s + kept) * TILE : (t + PAIR - first) / 16 * token_tiles + from * TILE;
                 for (int64_t n = r; n < stop; n += PAIR) {
-                    for (int64_t i = (n - r) / PAIR * share; i < (n - r) / PAIR * share + share; i += 64) {
-                        __builtin_prefetch(ahead + i);
-                        __builtin_prefetch(ahead + token_tiles * 4 + i);
-                    }
+                    if (REGISTER < 64) fetch_ahead(tokens + after, kept * TILE, (n - r) / PAIR, (stop - r + PAIR - 1) / PAIR);
                     const Operand b = {panel + (n - r) / ROWS * panel_tiles + s * TILE, block_steps * TILE, panel_tiles};
                     Kernel::multiply(a, t + 16 < last ? 2 : 1, b, n + ROWS < stop ? 2 : 1, smaller(kept, n_steps - s), c + (n - r) * PAIR, block + s > 0);
                 }

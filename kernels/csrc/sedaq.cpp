@@ -30,10 +30,11 @@ static bool tiles_allowed() {  // Linux gives AMX's registers to processes that 
 }
 
 struct Features {
-    bool avx2, avx512, vbmi, vnni, bf16, amx_bf16, amx_int8;
+    bool avx2, avxvnni, avx512, vbmi, vnni, bf16, amx_bf16, amx_int8;
     Features() {
         const uint64_t state = enabled_state();
         avx2 = (state & 6) == 6 && bit(7, 0, 1, 5) && bit(1, 0, 2, 12);
+        avxvnni = avx2 && bit(7, 1, 0, 4);
         avx512 = avx2 && (state & 0xe6) == 0xe6 && bit(7, 0, 1, 16) && bit(7, 0, 1, 30) && bit(7, 0, 1, 17) && bit(7, 0, 1, 31);
         vbmi = avx512 && bit(7, 0, 2, 1);
         vnni = avx512 && bit(7, 0, 2, 11);
@@ -53,6 +54,7 @@ static sedaq_kernel *kernel_of(int kernel) {
         case SEDAQ_SPLIT_AMX: return has.amx_bf16 ? amx::product_split : nullptr;
         case SEDAQ_BF16_AVX512: return has.bf16 ? avx512::product_bf16 : nullptr;
         case SEDAQ_BF16_AMX: return has.amx_bf16 ? amx::product_bf16 : nullptr;
+        case SEDAQ_INT8_AVX2: return has.avxvnni ? avxvnni::product_int8 : has.avx2 ? avx2::product_int8 : nullptr;
         case SEDAQ_INT8_AVX512: return has.vnni ? avx512::product_int8 : nullptr;
         case SEDAQ_INT8_AMX: return has.amx_int8 ? amx::product_int8 : nullptr;
         case SEDAQ_LOOKUP32_PORTABLE: return portable::lookup_float32;
@@ -60,6 +62,8 @@ static sedaq_kernel *kernel_of(int kernel) {
         case SEDAQ_LOOKUP32_AVX512: return has.avx512 ? avx512::lookup_float32 : nullptr;
         case SEDAQ_LOOKUP16_AVX512: return has.avx512 ? avx512::lookup_16_bits : nullptr;
         case SEDAQ_LOOKUP8_AVX512: return has.vbmi ? avx512vbmi::few_8_bits : has.avx512 ? avx512::lookup_8_bits : nullptr;
+        case SEDAQ_SHUFFLE8_AVX2: return has.avx2 ? avx2::shuffle_8_bits : nullptr;
+        case SEDAQ_SHUFFLE8_AVX512: return has.avx512 ? avx512bw::shuffle_8_bits : nullptr;
         default: return nullptr;
     }
 }

@@ -46,21 +46,20 @@ enum {
     SEDAQ_F32_PORTABLE = 0,
     SEDAQ_F32_AVX2 = 1,
     SEDAQ_F32_AVX512 = 2,
-    SEDAQ_SPLIT_AMX = 3,   // float32 as the sum of two bfloat16
+    SEDAQ_SPLIT_AMX = 3,  // float32 as the sum of two bfloat16
     SEDAQ_BF16_AVX512 = 4,
     SEDAQ_BF16_AMX = 5,
-    SEDAQ_INT8_AVX512 = 6,
-    SEDAQ_INT8_AMX = 7,
-    SEDAQ_LOOKUP32_PORTABLE = 8,
-    SEDAQ_LOOKUP32_AVX2 = 9,
-    SEDAQ_LOOKUP32_AVX512 = 10,
-    SEDAQ_LOOKUP16_PORTABLE = 11,
-    SEDAQ_LOOKUP16_AVX2 = 12,
-    SEDAQ_LOOKUP16_AVX512 = 13,
-    SEDAQ_LOOKUP8_PORTABLE = 14,
-    SEDAQ_LOOKUP8_AVX2 = 15,
-    SEDAQ_LOOKUP8_AVX512 = 16,
-    SEDAQ_N_KERNELS = 17,
+    SEDAQ_INT8_AVX2 = 6,
+    SEDAQ_INT8_AVX512 = 7,
+    SEDAQ_INT8_AMX = 8,
+    SEDAQ_LOOKUP32_PORTABLE = 9,
+    SEDAQ_LOOKUP32_AVX2 = 10,
+    SEDAQ_LOOKUP32_AVX512 = 11,
+    SEDAQ_LOOKUP16_AVX512 = 12,
+    SEDAQ_LOOKUP8_AVX512 = 13,
+    SEDAQ_SHUFFLE8_AVX2 = 14,
+    SEDAQ_SHUFFLE8_AVX512 = 15,
+    SEDAQ_N_KERNELS = 16,
 };
 
 // Whether this processor and this build have a kernel.
@@ -78,8 +77,10 @@ int sedaq_row_maxima(const sedaq_matrix *matrix, float *maxima, int threads);
 
 typedef int sedaq_kernel(const sedaq_matrix &, const sedaq_input &, void *y, int64_t y_stride, int threads);
 namespace portable { sedaq_kernel product_f32, lookup_float32; }
-namespace avx2 { sedaq_kernel product_f32, lookup_float32; }
+namespace avx2 { sedaq_kernel product_f32, product_int8, lookup_float32, shuffle_8_bits; }
 namespace avx512 { sedaq_kernel product_f32, product_bf16, product_int8, lookup_float32, lookup_16_bits, lookup_8_bits; }
 namespace avx512vbmi { sedaq_kernel few_8_bits; }
+namespace avxvnni { sedaq_kernel product_int8; }
+namespace avx512bw { sedaq_kernel shuffle_8_bits; }
 namespace amx { sedaq_kernel product_split, product_bf16, product_int8; }
 #endif
