@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
@@ -16,7 +17,7 @@ from ..progress import track
 from . import dispatch, native
 from .coded import CodedMatrix, Geometry
 from .costs import random_matrix
-from .dispatch import IN_TORCH, KERNELS
+from .dispatch import IN_TORCH, KERNELS, PRECISIONS, product_by, usable
 from .reference import dequantize
 
 # (out, in) or (out, in, kernel): DiT-XL/2's layers, a feed-forward of SDXL and one of its convolutions, on images of 32×32
@@ -83,9 +84,17 @@ class _Case:
         peers["torch_int8"] = partial(int8, self.x)
         return peers
 
-    def ours(self, names: Sequence[str]) -> dict[str, Callable[[], Any]]:
-        inputs = {"exact": self.x, "bf16": self.x.bfloat16(), "a8": self.x}
-        return {name: partial(KERNELS[name].product, inputs[KERNELS[name].precision], self.matrix, None, self.geometry) for name in names}
+    def ours(self, kernels: Sequence[str] | None) -> dict[tuple[str, str], Callable[[], Any]]:
+        """Products by (class, kernel): in every class its own kernels and finer ones. The reference is only in its own."""
+        tokens = math.prod(self.x.shape[:-1])
+        found = {}
+        for precision in PRECISIONS:
+            x = self.x.bfloat16() if precision == "bf16" else self.x
+            for name in usable(x, precision):
+                slow = name == "reference" and (precision != "exact" or tokens > REFERENCE_TOKENS)
+                if (kernels is None or name in kernels) and not slow and (name in IN_TORCH or native.serves(name, self.matrix)):
+                    found[precision, name] = partial(product_by, name, x, self.matrix, None, self.geometry, precision)
+        return found
 
 
 @torch.inference_mode()
@@ -102,26 +111,25 @@ def compare(
     Args:
         cases: (format text, M, K, g, structure).
         shapes: (out, in), or (out, in, size) for a convolution over images of 32×32.
-        kernels: those to be timed; all that are here when None.
+        kernels: those to be timed; all that are here when None. In every class of arithmetic its own are, and finer ones.
 
     Returns:
         {layer, tokens, format, kernel, precision, chosen, threads, ms, rel_err, ratio: {torch_f32, torch_bf16, torch_int8, dequant_f32}}: a ratio above 1 says
-        that sedaq's kernel is faster than the column, null that torch has none; `chosen`, that the dispatcher takes it for its class.
+        that sedaq's kernel is faster than the column, null that torch has none; `chosen`, that the dispatcher takes it when that class is asked for.
     """
     rows = []
     for shape, n_tokens, (text, m, k, g, structure) in track([(s, t, c) for s in shapes for t in tokens for c in cases], "kernels"):
         if len(shape) == 3 and n_tokens < SIDE**2:
             continue
         case = _Case.of(shape, n_tokens, m, k, g, structure)
-        known = [name for name in kernels or (*IN_TORCH, *native.available()) if name != "reference" or n_tokens <= REFERENCE_TOKENS]
-        names = [name for name in known if name not in native.KERNELS or native.serves(name, case.matrix)]
-        peers, ours = case.peers(), case.ours(names)
-        times = interleaved_medians({**peers, **ours}, repeats)
+        peers, ours = case.peers(), case.ours(kernels)
+        times = interleaved_medians({**peers, **{"/".join(way): run for way, run in ours.items()}}, repeats)
         exact = KERNELS["dequantize"].product(
             case.x.double(), replace(case.matrix, codebooks=case.matrix.codebooks.double()), None, case.geometry
         )
-        for name, run in ours.items():
-            precision = KERNELS[name].precision
+        for (precision, name), run in ours.items():
+            x = case.x.bfloat16() if precision == "bf16" else case.x
+            ms = times[f"{precision}/{name}"]
             rows.append(
                 {
                     "layer": case.layer,
@@ -129,12 +137,12 @@ def compare(
                     "format": text,
                     "kernel": name,
                     "precision": precision,
-                    "chosen": dispatch.choose(case.x, n_tokens, case.matrix, precision) == name,
+                    "chosen": dispatch.choose(x, n_tokens, case.matrix, precision) == name,
                     "threads": torch.get_num_threads(),
-                    "ms": times[name],
+                    "ms": ms,
                     "rel_err": ((run().double() - exact).norm() / exact.norm()).item(),
                     "ratio": {
-                        peer: times[peer] / times[name] if peer in times else None
+                        peer: times[peer] / ms if peer in times else None
                         for peer in ("torch_f32", "torch_bf16", "torch_int8", "dequant_f32")
                     },
                 }

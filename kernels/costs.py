@@ -10,8 +10,8 @@ finishing. Of kernels that look up in tables of K entries, made of K' codewords,
     seconds = a + b T·in + c ⌈T⌉·out·G·M + d ⌈T⌉·in·M·K' + e ⌈T⌉·G·M·K + f T·out
 
 where the third term is looking up, the fourth multiplying codewords, the fifth writing entries. Up to 8 tokens, where some kernels go another
-way, all factors are others, and those of tables are of 1, G·M·K, out·G·M, T·out·G·M, in·M·K' and T·out. Factors are non-negative and fitted to
-relative errors.
+way, all factors are others, and those of tables are of 1, G·M·K, out·G·M, T·out·G·M, in·M·K' and T·out. Byte tables in registers have factors of 1,
+T·in·M·K', out·G·M, T·out·G·M, T·in and T·out. Rounding activations to 8 bits costs a + b T·in. Factors are non-negative and fitted to relative errors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ..errors import InputError
 from ..storage import read_json, write_json
 from . import native
 from .coded import CodedMatrix
-from .reference import product_by_dequantizing
+from .reference import product_by_dequantizing, rounded
 
 log = logging.getLogger("sedaq")
 
@@ -47,6 +47,7 @@ _SHAPES = ((48, 64), (256, 256), (512, 2048), (4608, 1152))
 _FORMATS = ((1, 256, 8, ""), (2, 256, 8, "h"), (1, 64, 3, ""), (4, 128, 12, ""))  # M, K, g, structure
 _TOKENS = (1, 2, 3, 8, 16, 96, 384)
 _ROUNDS = 3
+ROUNDING = "rounding"  # of activations to 8 bits: in the law like a kernel
 
 
 def terms(kernel: str, tokens: int, matrix: CodedMatrix) -> np.ndarray:
@@ -57,11 +58,14 @@ def terms(kernel: str, tokens: int, matrix: CodedMatrix) -> np.ndarray:
     tiled = tokens if tokens <= FEW else -(-tokens // tile) * tile
     gathering, calling, finishing = tokens * matrix.n_in, 1, tokens * n_out
     n_words = {"": n_entries, "m": n_entries // 2, "h": 2 * math.isqrt(n_entries)}[matrix.structure]
+    if kernel == ROUNDING:
+        return np.array([calling, gathering, 0, 0, 0, 0], float)
     if kernel.startswith("shuffle8"):  # tables of tokens, transposing codes, looking up
         return np.array([calling, tokens * matrix.n_in * n_codebooks * n_words, codes, tokens * codes, gathering, finishing], float)
     if kernel not in native.TILES:
         return np.array([calling, gathering, codes, n_out * matrix.n_in, tiled * n_out * matrix.n_in, finishing], float)
-    of_words, of_entries = matrix.n_in * n_codebooks * n_words, n_groups * n_codebooks * n_entries
+    of_words = matrix.n_in * n_codebooks * n_words
+    of_entries = n_groups * n_codebooks * (n_words if native.looks_halves_up(kernel, matrix) else n_entries)
     if tokens <= FEW:
         return np.array([calling, of_entries, codes, tokens * codes, of_words, finishing], float)
     return np.array([calling, gathering, tiled * codes, tiled * of_words, tiled * of_entries, finishing], float)
@@ -73,23 +77,28 @@ def candidates() -> tuple[str, ...]:
     return ("dequantize", *families.values())
 
 
-def cheapest(names: Sequence[str], tokens: int, matrix: CodedMatrix) -> str:
+def _measured() -> tuple[str, ...]:
+    return (*candidates(), ROUNDING)
+
+
+def cheapest(names: Sequence[str], tokens: int, matrix: CodedMatrix, precision: str = "exact") -> str:
     """The name among those that are candidates of the law that the matrix carries, or of this machine's."""
     if len(names) == 1:
         return names[0]
     known = _law_of(matrix)
-    return min((name for name in names if name in known), key=lambda name: seconds(name, tokens, matrix))
+    return min((name for name in names if name in known), key=lambda name: seconds(name, tokens, matrix, precision))
 
 
-def seconds(name: str, tokens: int, matrix: CodedMatrix) -> float:
+def seconds(name: str, tokens: int, matrix: CodedMatrix, precision: str = "exact") -> float:
     """What the law says of one product. Only shapes of the matrix are read, so that it may lie on the device "meta".
 
-    Raises InputError for a kernel that is not in the law.
+    In class "a8" activations are rounded for a kernel that does not do so itself. Raises InputError for a kernel that is not in the law.
     """
     known = _law_of(matrix)
     if name not in known:
         raise InputError(f"what kernel {name!r} costs is not known; choose among {', '.join(known)}, or unset SEDAQ_KERNEL")
-    return float(terms(name, tokens, matrix) @ np.asarray(known[name][_size(tokens)]))
+    steps = (name, ROUNDING) if precision == "a8" and native.KERNELS.get(name) != "a8" else (name,)
+    return sum(float(terms(step, tokens, matrix) @ np.asarray(known[step][_size(tokens)])) for step in steps)
 
 
 def _law_of(matrix: CodedMatrix) -> Law:
@@ -110,7 +119,10 @@ def _law(threads: int) -> Law:
     path = cache_folder() / f"kernels-{machine()}-{threads}.json"
     if path.exists():
         try:
-            return _checked(read_json(path, "kernel costs"))
+            known = _checked(read_json(path, "kernel costs"))
+            if set(known) == set(_measured()):
+                return known
+            raise InputError("is of another version")
         except InputError as error:
             log.warning("%s: %s; measuring anew", path, error)
     log.info("measuring sedaq's kernels on this machine, once; it takes some seconds")
@@ -146,7 +158,7 @@ def adopt(stored: Mapping[str, Any]) -> str:
         found = _checked(stored)
     except InputError as error:
         raise InputError(f"quantization_config: field 'kernel_costs' {error}; apply the plan again, or take the field out") from error
-    if set(found) != set(candidates()):
+    if set(found) != set(_measured()):
         log.info("the model was saved where other kernels are to be had (%s), so they are chosen anew", ", ".join(sorted(found)))
         return ""
     digest = hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:12]
@@ -189,7 +201,7 @@ def random_matrix(
 @torch.inference_mode()
 def measure() -> dict[str, dict[str, list[float]]]:
     """Fit the law of every kernel that is here to the shortest of a few rounds over shapes, formats and numbers of tokens."""
-    names = candidates()
+    names = _measured()
     cases = [(name, size) for name in names for size in SIZES]
     rows: dict[tuple[str, str], list[np.ndarray]] = {case: [] for case in cases}
     taken: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
@@ -205,6 +217,8 @@ def measure() -> dict[str, dict[str, list[float]]]:
                         start = time.perf_counter()
                         if name == "dequantize":
                             product_by_dequantizing(x, matrix)
+                        elif name == ROUNDING:
+                            rounded(x)
                         else:
                             native.product(name, x, matrix)
                         best[name] = min(best[name], time.perf_counter() - start)

@@ -17,12 +17,12 @@ import torch
 from ..errors import InputError
 from . import costs, gpu, native
 from .coded import CodedMatrix, Geometry
-from .reference import product_by_dequantizing, product_by_lookup
+from .reference import product_by_dequantizing, product_by_lookup, rounded
 
 log = logging.getLogger("sedaq")
 
 # Classes of arithmetic, by the relative error of a product that is allowed on normal inputs. A finer kernel serves where a coarser is asked
-# for, except that "a8" in any case rounds to 8 bits: a token's activations, or in tables their products with codewords.
+# for, if that is faster, except that "a8" in any case rounds to 8 bits: a token's activations, or in tables their products with codewords.
 PRECISIONS = {"exact": 1e-5, "bf16": 1e-2, "a8": 3e-2}
 
 
@@ -51,18 +51,17 @@ IN_TORCH = ("reference", "dequantize")  # these serve any input
 
 
 def usable(x: torch.Tensor, precision: str) -> list[str]:
-    """Kernels for an input and a class of arithmetic. Raises InputError for an unknown class.
-
-    Where none multiplies 8-bit integers, "a8" is served by exact kernels on rounded activations; `choose` takes these for few tokens too.
-    """
+    """Kernels for an input and a class of arithmetic: its own and finer ones. Raises InputError for an unknown class."""
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     if precision == "exact" and (x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and x.device.type != "cpu")):
         precision = "bf16"
     compiled = x.dtype in (torch.float32, torch.float16, torch.bfloat16)
     names = [*IN_TORCH, *(_compiled(x.device) if compiled else ())]
-    classes = {"exact": ("exact",), "bf16": ("exact", "bf16"), "a8": ("a8",)}[precision]
-    return [name for name in names if KERNELS[name].precision in classes] or usable(x, "exact")
+    if precision == "a8":
+        return [*usable(x, "exact"), *(name for name in names if KERNELS[name].precision == "a8")]
+    classes = {"exact": ("exact",), "bf16": ("exact", "bf16")}[precision]
+    return [name for name in names if KERNELS[name].precision in classes]
 
 
 def _compiled(device: torch.device) -> tuple[str, ...]:
@@ -74,14 +73,7 @@ def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "
 
     Raises InputError where SEDAQ_KERNEL names none, or one that this machine does not have.
     """
-    names, on_cpu = usable(x, precision), x.device.type == "cpu"
-    if on_cpu and matrix.codebooks.shape[2] > native.LONGEST_GROUP:  # taps of a very large window
-        names = list(IN_TORCH)
-    elif precision == "a8" and (tokens <= costs.FEW or matrix.n_in > native.MOST_INPUTS_8_BITS):
-        names = list(dict.fromkeys([*names, *usable(x, "exact")]))
-    if matrix.n_in > native.MOST_INPUTS_8_BITS:
-        names = [name for name in names if not name.startswith("int8")]
-    names = [name for name in names if name not in native.KERNELS or native.serves(name, matrix)]
+    names = [name for name in usable(x, precision) if name not in native.KERNELS or native.serves(name, matrix)]
     forced = os.environ.get("SEDAQ_KERNEL")
     if forced:
         here = (*IN_TORCH, *_compiled(x.device))
@@ -89,9 +81,9 @@ def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "
             raise InputError(f"SEDAQ_KERNEL={forced!r} names no kernel of this machine; choose one of {', '.join(sorted(here))}")
         if forced in names or forced in IN_TORCH:
             return forced
-    if not on_cpu:
+    if x.device.type != "cpu":
         return gpu.choose(x, names, precision)
-    return costs.cheapest(names, tokens, matrix)
+    return costs.cheapest(names, tokens, matrix, precision)
 
 
 def product(
@@ -111,17 +103,19 @@ def product(
         (..., out) or (N, *out_size, out).
     """
     places = x.shape[:-1] if geometry is None else (len(x), *geometry.out_size(tuple(x.shape[1:-1])))
-    tokens, dtype = math.prod(places), x.dtype
+    tokens = math.prod(places)
     name = choose(x, tokens, matrix, precision)
     log.debug("kernel %s for %d tokens, %d to %d", name, tokens, matrix.n_in, matrix.n_out)
+    return product_by(name, x, matrix, bias, geometry, precision)
+
+
+def product_by(
+    name: str, x: torch.Tensor, matrix: CodedMatrix, bias: torch.Tensor | None, geometry: Geometry | None, precision: str
+) -> torch.Tensor:
+    """As `product`, with a kernel of `usable`. In class "a8" activations are rounded for a kernel that does not do so itself."""
+    dtype = x.dtype
     if precision == "a8" and KERNELS[name].precision != "a8":
         x, geometry = rounded(x if geometry is None else geometry.columns(x)), None
     elif precision == "bf16" and name == "dequantize":
         x = x.bfloat16()
     return KERNELS[name].product(x, matrix, bias, geometry).to(dtype)
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """x (..., in) with every token rounded to 8 bits, scaled by its greatest magnitude."""
-    scale = x.abs().amax(-1, keepdim=True) / 127
-    return (x / torch.where(scale > 0, scale, 1.0)).round() * scale

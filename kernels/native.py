@@ -47,6 +47,7 @@ TILES = {
 ISAS = ("portable", "avx2", "avx512", "amx")  # in ascending order
 MOST_INPUTS_8_BITS = 66_000  # of int8 kernels: beyond, sums of 255 · 127 could pass 31 bits
 LONGEST_GROUP = 256  # SEDAQ_LONGEST_GROUP
+MANY_ROWS = 2048  # of csrc/lookup.h
 _STRUCTURES = {"": 0, "m": 1, "h": 2}
 _NUMBERS = {name: number for number, name in enumerate(KERNELS)}
 
@@ -95,11 +96,19 @@ def library() -> Any | None:
 
 
 def serves(kernel: str, matrix: CodedMatrix) -> bool:
-    """Whether a kernel multiplies by a matrix of this format: byte shuffles want codes of a byte, and tables of up to 16 entries."""
-    n_entries = matrix.codebooks.shape[1]
+    """Whether a kernel multiplies by a matrix of this form: groups may be too long (taps of a very large window), rows for sums of 32 bits, and
+    byte shuffles want codes of a byte and tables of up to 16 entries."""
+    n_entries, group_size = matrix.codebooks.shape[1:]
     if kernel.startswith("shuffle8"):
-        return matrix.codes.element_size() != 2 and (n_entries <= 16 or (matrix.structure == "h" and n_entries in (64, 256)))
-    return True
+        short = n_entries <= 16 or (matrix.structure == "h" and n_entries in (64, 256))
+        return group_size <= LONGEST_GROUP and short and matrix.codes.element_size() != 2
+    return group_size <= LONGEST_GROUP and (not kernel.startswith("int8") or matrix.n_in <= MOST_INPUTS_8_BITS)
+
+
+def looks_halves_up(kernel: str, matrix: CodedMatrix) -> bool:
+    """Whether a kernel of tables has those of a hierarchical code's halves only, as csrc/lookup.h decides."""
+    narrow = kernel.startswith("lookup32") and not kernel.endswith("avx512")
+    return narrow and matrix.structure == "h" and matrix.codebooks.shape[1] == 256 and matrix.n_out < MANY_ROWS
 
 
 def fingerprint() -> str:

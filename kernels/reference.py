@@ -53,3 +53,9 @@ def product_by_dequantizing(
     weight = dense.reshape(matrix.n_out, -1, *geometry.kernel)
     convolve = _CONVOLUTIONS[len(geometry.kernel) - 1]
     return convolve(x.movedim(-1, 1), weight, bias, geometry.step, geometry.padding, geometry.dilation).movedim(1, -1)
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """x (..., in) with every token rounded to 8 bits, scaled by its greatest magnitude."""
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / torch.where(scale > 0, scale, 1.0)).round() * scale

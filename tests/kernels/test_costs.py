@@ -30,11 +30,27 @@ def test_terms_are_those_of_the_law():
 @pytest.mark.parametrize(("structure", "n_words"), [("", 16), ("m", 8), ("h", 8)])
 def test_terms_of_tables_count_the_codewords_that_are_multiplied(structure, n_words):
     matrix = random_matrix(3, 5, 4, 16, 3, structure)
-    for family, tile in (("lookup32", 16), ("lookup16", 32), ("lookup8", 64)):
-        name = f"{family}-portable"
+    for name, tile in (("lookup32-portable", 16), ("lookup16-avx512", 32), ("lookup8-avx512", 64)):
         expected = [1, 9 * 5, tile * 3 * 2 * 4, tile * 5 * 4 * n_words, tile * 2 * 4 * 16, 9 * 3]
         assert terms(name, 9, matrix).tolist() == expected
         assert terms(name, 8, matrix).tolist() == [1, 2 * 4 * 16, 3 * 2 * 4, 8 * 3 * 2 * 4, 5 * 4 * n_words, 8 * 3]
+
+
+@pytest.mark.parametrize(("kernel", "n_out", "n_entries"), [("avx2", 2047, 32), ("avx2", 2048, 256), ("avx512", 8, 256)])
+def test_short_tables_of_halves_are_counted_where_they_are_used(kernel, n_out, n_entries):
+    matrix = random_matrix(n_out, 16, 2, 256, 8, "h")
+    assert terms(f"lookup32-{kernel}", 16, matrix)[4] == 16 * 2 * 2 * n_entries
+
+
+def test_rounding_is_paid_for_by_kernels_that_do_not_round(monkeypatch):
+    factors = {"f32-avx2": 1.0, "int8-avx2": 3.0, "dequantize": 4.0, costs.ROUNDING: 2.5}
+    monkeypatch.setattr(
+        costs, "law", lambda: {name: {key: [factor] + [0.0] * 5 for key in costs.SIZES} for name, factor in factors.items()}
+    )
+    matrix, names = random_matrix(8, 8, 1, 16, 4), ["f32-avx2", "int8-avx2", "dequantize"]
+    assert [costs.seconds(name, 20, matrix) for name in names] == [1.0, 3.0, 4.0]
+    assert [costs.seconds(name, 20, matrix, "a8") for name in names] == [3.5, 3.0, 6.5]
+    assert (cheapest(names, 20, matrix), cheapest(names, 20, matrix, "a8")) == ("f32-avx2", "int8-avx2")
 
 
 @pytest.mark.parametrize("structure", ["", "m", "h"])
@@ -55,8 +71,8 @@ def test_the_cheapest_depends_on_the_tokens(monkeypatch):
 
 
 def test_candidates_are_the_widest_of_every_family(monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: ("f32-portable", "f32-avx2", "bf16-avx512", "bf16-amx", "lookup8-portable"))
-    assert costs.candidates() == ("dequantize", "f32-avx2", "bf16-amx", "lookup8-portable")
+    monkeypatch.setattr(native, "available", lambda: ("f32-portable", "f32-avx2", "bf16-avx512", "bf16-amx", "lookup8-avx512"))
+    assert costs.candidates() == ("dequantize", "f32-avx2", "bf16-amx", "lookup8-avx512")
 
 
 def test_a_stored_law_decides_where_the_same_kernels_are_to_be_had(monkeypatch, caplog):
@@ -66,7 +82,7 @@ def test_a_stored_law_decides_where_the_same_kernels_are_to_be_had(monkeypatch, 
     monkeypatch.setattr(costs, "candidates", lambda: ("one", "other"))
     monkeypatch.setattr(costs, "law", lambda: {"one": always(1.0), "other": always(2.0)})
     matrix = random_matrix(8, 8, 1, 4, 4)
-    stored = {"threads": 3, "law": {"one": always(2.0), "other": always(1.0)}}
+    stored = {"threads": 3, "law": {"one": always(2.0), "other": always(1.0), costs.ROUNDING: always(0.0)}}
     name = costs.adopt(stored)
     assert cheapest(["one", "other"], 1, matrix) == "one"
     assert cheapest(["one", "other"], 1, dataclasses.replace(matrix, law=name)) == "other"
@@ -87,8 +103,12 @@ def test_the_fit_recovers_a_known_law(monkeypatch):
     def product(x, matrix):
         now[0] += float(terms("dequantize", len(x), matrix) @ factors[costs._size(len(x))])
 
+    def rounded(x):
+        now[0] += 1e-6
+
     monkeypatch.setattr(costs.native, "available", lambda: ())
     monkeypatch.setattr(costs, "product_by_dequantizing", product)
+    monkeypatch.setattr(costs, "rounded", rounded)
     monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
     for many, found in costs.measure()["dequantize"].items():
         np.testing.assert_allclose(found, factors[many], rtol=1e-4)
@@ -99,9 +119,10 @@ def test_it_is_measured_once_for_a_number_of_threads_and_kept(monkeypatch, tmp_p
 
     def measure():
         calls.append(torch.get_num_threads())
-        return {"dequantize": {size: [float(len(calls))] * 6 for size in costs.SIZES}}
+        return {name: {size: [float(len(calls))] * 6 for size in costs.SIZES} for name in ("dequantize", costs.ROUNDING)}
 
     monkeypatch.setattr(costs, "measure", measure)
+    monkeypatch.setattr(costs, "candidates", lambda: ("dequantize",))
     threads = torch.get_num_threads()
     try:
         for n in (1, 2, 1, 2):
@@ -113,11 +134,13 @@ def test_it_is_measured_once_for_a_number_of_threads_and_kept(monkeypatch, tmp_p
     assert calls == [1, 2] and len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_cache_of_another_version_is_measured_anew(monkeypatch, caplog):
-    measured = {"dequantize": {size: [1.0] * 6 for size in costs.SIZES}}
+@pytest.mark.parametrize("other", [{"dequantize": {"many": [1.0] * 6}}, {"dequantize": {size: [1.0] * 6 for size in costs.SIZES}}])
+def test_a_cache_of_another_version_is_measured_anew(monkeypatch, caplog, other):
+    measured = {name: {size: [2.0] * 6 for size in costs.SIZES} for name in ("dequantize", costs.ROUNDING)}
     monkeypatch.setattr(costs, "measure", lambda: measured)
+    monkeypatch.setattr(costs, "candidates", lambda: ("dequantize",))
     path = costs.cache_folder() / f"kernels-{costs.machine()}-{torch.get_num_threads()}.json"
-    write_json(path, "kernel costs", {"law": {"dequantize": {"many": [1.0] * 6}}})
+    write_json(path, "kernel costs", {"law": other})
     assert costs.law() == measured and "measuring anew" in caplog.text
     costs._law.cache_clear()
     monkeypatch.setattr(costs, "measure", lambda: {})
@@ -145,6 +168,6 @@ def test_the_measurement_takes_no_more_than_20_seconds():
     start = time.perf_counter()
     found = costs.law()
     assert time.perf_counter() - start < 20
-    assert set(found) == set(costs.candidates()) and all(
+    assert set(found) == {*costs.candidates(), costs.ROUNDING} and all(
         min(factors) >= 0 < max(factors) for of_kernel in found.values() for factors in of_kernel.values()
     )

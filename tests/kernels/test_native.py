@@ -64,7 +64,9 @@ def size(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
     n_out=st.integers(1, 70),
     n_in=st.integers(1, 150),
     m=st.integers(1, 5),
-    kind=st.sampled_from([(2, ""), (16, ""), (256, ""), (300, ""), (2, "m"), (16, "m"), (128, "m"), (512, "m"), (4, "h"), (64, "h"), (256, "h"), (1024, "h")]),
+    kind=st.sampled_from(
+        [(2, ""), (16, ""), (256, ""), (300, ""), (2, "m"), (16, "m"), (128, "m"), (512, "m"), (4, "h"), (64, "h"), (256, "h"), (1024, "h")]
+    ),
     g=st.one_of(st.integers(1, 32), st.integers(33, 256)),
     tokens=st.integers(0, 70),
     ordered=st.booleans(),
