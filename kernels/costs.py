@@ -44,9 +44,10 @@ Law = Mapping[str, Mapping[str, Sequence[float]]]  # by kernel and a name of SIZ
 FEW = 8  # as csrc/few_tokens.h has it, where one or two tokens go a way of their own
 SIZES = {"one": 2, "few": FEW, "many": math.inf}  # up to so many tokens
 _SHAPES = ((48, 64), (256, 256), (512, 2048), (4608, 1152))
-_FORMATS = ((1, 256, 8, ""), (2, 256, 8, "h"), (1, 64, 3, ""), (4, 128, 12, ""))  # M, K, g, structure
+_FORMATS = ((1, 256, 8, ""), (2, 256, 8, "h"), (1, 64, 3, ""), (1, 16, 2, ""), (4, 128, 12, ""))  # M, K, g, structure
 _TOKENS = (1, 2, 3, 8, 16, 96, 384)
 _ROUNDS = 3
+SHORT = 0.6  # of a lookup in tables that lie in the first-level cache, against one in the second (measured with AVX2)
 ROUNDING = "rounding"  # of activations to 8 bits: in the law like a kernel
 
 
@@ -61,14 +62,16 @@ def terms(kernel: str, tokens: int, matrix: CodedMatrix) -> np.ndarray:
     if kernel == ROUNDING:
         return np.array([calling, gathering, 0, 0, 0, 0], float)
     if kernel.startswith("shuffle8"):  # tables of tokens, transposing codes, looking up
-        return np.array([calling, tokens * matrix.n_in * n_codebooks * n_words, codes, tokens * codes, gathering, finishing], float)
+        lookups = tokens * codes * (1 if n_entries > 16 else 0.5)  # two short codes share what a long one's halves take
+        return np.array([calling, tokens * matrix.n_in * n_codebooks * n_words, codes, lookups, gathering, finishing], float)
     if kernel not in native.TILES:
         return np.array([calling, gathering, codes, n_out * matrix.n_in, tiled * n_out * matrix.n_in, finishing], float)
-    of_words = matrix.n_in * n_codebooks * n_words
-    of_entries = n_groups * n_codebooks * (n_words if native.looks_halves_up(kernel, matrix) else n_entries)
+    halves = native.looks_halves_up(kernel, matrix)
+    of_words, of_entries = matrix.n_in * n_codebooks * n_words, n_groups * n_codebooks * (n_words if halves else n_entries)
     if tokens <= FEW:
         return np.array([calling, of_entries, codes, tokens * codes, of_words, finishing], float)
-    return np.array([calling, gathering, tiled * codes, tiled * of_words, tiled * of_entries, finishing], float)
+    lookups = tiled * codes * (2 * SHORT if halves else SHORT if n_entries <= 32 else 1)
+    return np.array([calling, gathering, lookups, tiled * of_words, tiled * of_entries, finishing], float)
 
 
 def candidates() -> tuple[str, ...]:

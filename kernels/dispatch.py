@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -115,7 +115,9 @@ def product_by(
     """As `product`, with a kernel of `usable`. In class "a8" activations are rounded for a kernel that does not do so itself."""
     dtype = x.dtype
     if precision == "a8" and KERNELS[name].precision != "a8":
-        x, geometry = rounded(x if geometry is None else geometry.columns(x)), None
+        if geometry is not None:  # every token has its own scale, so that patches are cut before
+            x, geometry, matrix = geometry.columns(x), None, replace(matrix, taps=1)
+        x = rounded(x)
     elif precision == "bf16" and name == "dequantize":
         x = x.bfloat16()
     return KERNELS[name].product(x, matrix, bias, geometry).to(dtype)

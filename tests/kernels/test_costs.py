@@ -31,7 +31,7 @@ def test_terms_are_those_of_the_law():
 def test_terms_of_tables_count_the_codewords_that_are_multiplied(structure, n_words):
     matrix = random_matrix(3, 5, 4, 16, 3, structure)
     for name, tile in (("lookup32-portable", 16), ("lookup16-avx512", 32), ("lookup8-avx512", 64)):
-        expected = [1, 9 * 5, tile * 3 * 2 * 4, tile * 5 * 4 * n_words, tile * 2 * 4 * 16, 9 * 3]
+        expected = [1, 9 * 5, costs.SHORT * tile * 3 * 2 * 4, tile * 5 * 4 * n_words, tile * 2 * 4 * 16, 9 * 3]
         assert terms(name, 9, matrix).tolist() == expected
         assert terms(name, 8, matrix).tolist() == [1, 2 * 4 * 16, 3 * 2 * 4, 8 * 3 * 2 * 4, 5 * 4 * n_words, 8 * 3]
 
@@ -39,6 +39,8 @@ def test_terms_of_tables_count_the_codewords_that_are_multiplied(structure, n_wo
 @pytest.mark.parametrize(("kernel", "n_out", "n_entries"), [("avx2", 2047, 32), ("avx2", 2048, 256), ("avx512", 8, 256)])
 def test_short_tables_of_halves_are_counted_where_they_are_used(kernel, n_out, n_entries):
     matrix = random_matrix(n_out, 16, 2, 256, 8, "h")
+    lookups = 2 * costs.SHORT if n_entries == 32 else 1
+    assert terms(f"lookup32-{kernel}", 16, matrix)[2] == pytest.approx(lookups * 16 * n_out * 2 * 2)
     assert terms(f"lookup32-{kernel}", 16, matrix)[4] == 16 * 2 * 2 * n_entries
 
 

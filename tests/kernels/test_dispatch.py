@@ -11,7 +11,7 @@ from sedaq.errors import InputError
 from sedaq.kernels import costs, native
 from sedaq.kernels.coded import Geometry
 from sedaq.kernels.costs import random_matrix
-from sedaq.kernels.dispatch import IN_TORCH, KERNELS, PRECISIONS, choose, product, rounded, usable
+from sedaq.kernels.dispatch import IN_TORCH, KERNELS, PRECISIONS, choose, product, product_by, rounded, usable
 from sedaq.kernels.reference import dequantize
 
 HERE = (*IN_TORCH, *native.available())
@@ -142,6 +142,19 @@ def test_a_convolution_in_every_class(precision):
     expected = torch.nn.functional.conv2d(x.movedim(-1, 1), dequantize(matrix).reshape(20, 3, 3, 3), None, (2, 1), (1, 0), (1, 2))
     found = product(x, dataclasses.replace(matrix, taps=9), None, geometry, precision)
     assert found.shape == expected.movedim(1, -1).shape
+    assert (found - expected.movedim(1, -1)).norm() <= PRECISIONS[precision] * expected.norm()
+
+
+@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_every_kernel_multiplies_rounded_patches(name, ordered):
+    matrix = random_matrix(20, 3 * 9, 1, 16, 4)
+    order = torch.arange(27).view(3, 9).T.reshape(-1) if ordered else None
+    matrix = dataclasses.replace(matrix, taps=9, order=order)
+    geometry, x = Geometry((3, 3), (2, 1), (1, 0), (1, 2)), torch.randn(2, 9, 8, 3)
+    expected = torch.nn.functional.conv2d(x.movedim(-1, 1), dequantize(matrix).reshape(20, 3, 3, 3), None, (2, 1), (1, 0), (1, 2))
+    precision = "a8" if KERNELS[name].precision == "exact" else KERNELS[name].precision
+    found = product_by(name, x, matrix, None, geometry, precision)
     assert (found - expected.movedim(1, -1)).norm() <= PRECISIONS[precision] * expected.norm()
 
 
