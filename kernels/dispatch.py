@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -68,13 +69,28 @@ def _compiled(device: torch.device) -> tuple[str, ...]:
     return native.available() if device.type == "cpu" else gpu.available(device)
 
 
+_MOST_CHOICES = 4096
+_choices: dict[tuple[Any, ...], str] = {}  # by all that they depend on
+
+
 def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "exact") -> str:
     """The kernel of the least cost (on GPUs: by rule), or the one that SEDAQ_KERNEL names where it can be used.
 
     Raises InputError where SEDAQ_KERNEL names none, or one that this machine does not have.
     """
+    forced, codes = os.environ.get("SEDAQ_KERNEL"), matrix.codes
+    form = (codes.shape, codes.dtype, matrix.codebooks.shape, matrix.n_in, matrix.structure, matrix.law)
+    key = (x.dtype, x.device, tokens, form, precision, forced, torch.get_num_threads())
+    name = _choices.get(key)
+    if name is None:
+        if len(_choices) >= _MOST_CHOICES:
+            _choices.clear()
+        name = _choices[key] = _choose(x, tokens, matrix, precision, forced)
+    return name
+
+
+def _choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str, forced: str | None) -> str:
     names = [name for name in usable(x, precision) if name not in native.KERNELS or native.serves(name, matrix)]
-    forced = os.environ.get("SEDAQ_KERNEL")
     if forced:
         here = (*IN_TORCH, *_compiled(x.device))
         if forced not in here:

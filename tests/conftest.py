@@ -12,6 +12,16 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True)
+def no_choice_of_kernels_is_remembered():
+    """Tests put other kernels and costs in the place of this machine's."""
+    from sedaq.kernels import dispatch
+
+    dispatch._choices.clear()
+    yield
+    dispatch._choices.clear()
+
+
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unconditional U-Net on colour images of 8×8."""

@@ -25,7 +25,7 @@ def test_kernels_are_chosen_by_the_costs_in_the_folder(law, quantized, tmp_path,
     from diffusers import DiTTransformer2DModel
 
     def of(cheap: str) -> dict:
-        return {name: {size: [float(name != cheap)] * 6 for size in costs.SIZES} for name in costs.candidates()}
+        return {name: {size: [float(name != cheap)] * 6 for size in costs.SIZES} for name in (*costs.candidates(), costs.ROUNDING)}
 
     expected = "dequantize"
     monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
@@ -34,7 +34,7 @@ def test_kernels_are_chosen_by_the_costs_in_the_folder(law, quantized, tmp_path,
     shutil.copytree(quantized, folder)
     config = json.loads((folder / "config.json").read_text())
     stored = config["quantization_config"].pop("kernel_costs")
-    assert set(stored) == {"threads", "law"} and set(stored["law"]) == set(costs.candidates())
+    assert set(stored) == {"threads", "law"} and set(stored["law"]) == {*costs.candidates(), costs.ROUNDING}
     if law == "the folder's":
         expected = costs.candidates()[-1]
     if law != "this machine's":

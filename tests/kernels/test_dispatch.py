@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sedaq.errors import InputError
-from sedaq.kernels import costs, native
+from sedaq.kernels import costs, dispatch, native
 from sedaq.kernels.coded import Geometry
 from sedaq.kernels.costs import random_matrix
 from sedaq.kernels.dispatch import IN_TORCH, KERNELS, PRECISIONS, choose, product, product_by, rounded, usable
@@ -76,6 +76,7 @@ def test_the_cheapest_is_chosen_and_lookup_in_torch_never_is(law):
     matrix, x = random_matrix(8, 8, 1, 16, 8), torch.randn(3, 8)
     assert choose(x, 3, matrix) == "dequantize"
     law["dequantize"] = {key: [0, 0, 0, 0, 1.0, 0] for key in costs.SIZES}
+    dispatch._choices.clear()
     if native.available():
         assert choose(x, 3, matrix) == native.available()[0]
 
@@ -91,6 +92,7 @@ def test_8_bits_are_multiplied_exactly_where_that_and_rounding_take_less(law, to
     law[costs.ROUNDING] = {key: [0.8, 0, 0, 0, 0, 0] for key in costs.SIZES}
     assert choose(x, tokens, matrix, "a8") in (coarse or ["dequantize"])
     law[costs.ROUNDING] = {key: [0.6, 0, 0, 0, 0, 0] for key in costs.SIZES}
+    dispatch._choices.clear()
     assert choose(x, tokens, matrix, "a8") == "dequantize" == choose(x, tokens, matrix)
     torch.testing.assert_close(product(x, matrix, precision="a8"), rounded(x) @ dequantize(matrix).T)
 
