@@ -54,8 +54,14 @@ struct Bytes64 {
     static Vector table(const uint8_t *at) { return made([=](int i) { return at[i % 16]; }); }
     static Vector lookup(Vector table, Vector indices) { return made([=](int i) { return table[i / 16 * 16 + indices[i]]; }); }
     static Vector rows(const uint8_t *at, int64_t stride) { return made([=](int i) { return at[i / 16 * stride + i % 16]; }); }
-    static Vector low(Vector a, Vector b) { return made([=](int i) { return (i % 2 ? b : a)[i / 16 * 16 + i % 16 / 2]; }); }
-    static Vector high(Vector a, Vector b) { return made([=](int i) { return (i % 2 ? b : a)[i / 16 * 16 + 8 + i % 16 / 2]; }); }
+    static Vector in_turn(Vector a, Vector b, int from) {
+        return made([=](int i) {
+            const int at = i / 16 * 16 + from + i % 16 / 2;
+            return i % 2 ? b[at] : a[at];
+        });
+    }
+    static Vector low(Vector a, Vector b) { return in_turn(a, b, 0); }
+    static Vector high(Vector a, Vector b) { return in_turn(a, b, 8); }
     static Words high_bytes(Words words) { return words >> 8; }
 };
 
