@@ -1,7 +1,7 @@
 // Tables of bytes that fit a register: of every token, products of its groups of inputs with up to 16 codewords, or with the 16 halves that
 // a hierarchical codebook of 256 is made of. Two tables make a pair, whose sum fits a byte. Included after product.h.
 
-enum { PAIRS = 64 };                   // that lie together
+enum { PAIRS = 48 };                   // that lie together
 static const int64_t PAIR_BYTES = 32;  // of one token
 
 struct TableBuilder {

@@ -8,7 +8,7 @@
 // `Kernel` says what a dword holds and how two tiles are multiplied:
 //   PER_DWORD, PARTS                      columns in a dword; numbers that a value is split into
 //   EIGHT_BIT, LIMIT, ROW_LIMIT           whether tokens and rows are scaled to 8 bits, and to which magnitudes
-//   Sum, Weight                           float or int32_t; what rows are decoded to, float or uint16_t, times 2¹⁵ / a row's multiplier
+//   Sum, Weight                           float or int32_t; what rows are decoded to: float, or uint16_t that multipliers / 2¹⁵ bring to 8 bits
 //   convert_token(row, scale, out)        16 · PER_DWORD columns of a token to 16 dwords of every part
 //   convert_rows(values, …, out, sums)    as many columns of 16 rows to a tile of every part; what is to be taken off sums in the end
 //   multiply(a, n_a, b, n_b, steps, c, more)    n_a tiles of tokens by n_b of rows to c, 32 × 32, in place of what is there or added to it

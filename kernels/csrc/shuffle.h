@@ -26,16 +26,12 @@ struct ShuffleProduct {
     TableBuilder builder;
     int64_t n_codes, n_tokens, tile, batch;  // codes of a row; tokens of an item of work, and whose tables are held
     int64_t blocks, shares, rows;            // vectors of rows, items of work that share them, and rows of an item at most
-    int high_bits;               // where a code's first half begins
-    Vector low_mask;             // of its second half
     uint8_t *tables = nullptr;   // (blocks of pairs, batch, PAIRS, 32)
     float *units = nullptr;
     int32_t *offsets = nullptr;
 
     ShuffleProduct(const sedaq_matrix &matrix, const sedaq_input &input) : m(matrix), x(input), builder(matrix), n_tokens(tokens_of(input)) {
         n_codes = m.n_groups * m.n_codebooks;
-        high_bits = builder.half == 8 ? 3 : 4;
-        low_mask = Vector{} + (uint8_t)(builder.half - 1);
         blocks = (m.n_out + LANES - 1) / LANES;
     }
 
@@ -144,23 +140,29 @@ struct ShuffleProduct {
         const int64_t of_pair = builder.split ? 1 : 2, first = pair * of_pair, stop = smaller(first + n * of_pair, n_codes);
         const int64_t n_rows = smaller(LANES, m.n_out - row), readable = (m.n_out - row) * n_codes;
         const uint8_t *codes = (const uint8_t *)m.codes + row * n_codes;
-        for (int64_t c = first; c < stop; c += 16, out += 16 / of_pair * NEXT) {
+        for (int64_t c = first; c < stop; c += 16, out += (builder.split ? 16 : 8) * NEXT) {
             for (int64_t i = 0; i < 16 * LANES; i += 64) __builtin_prefetch(codes + rows * n_codes + c * LANES + i);
             uint8_t tail[LANES * 16];
             const bool whole = n_rows == LANES && (LANES - 1) * n_codes + c + 16 <= readable;
             if (!whole) copy_tail(codes + c, n_rows, smaller(16, stop - c), tail);
             Vector found[16];
             transpose(whole ? codes + c : tail, whole ? n_codes : 16, found);
-            if (builder.split) {
-#pragma GCC unroll 16
-                for (int i = 0; i < 16; i++) {
-                    store(out + i * NEXT, (Vector)((Words)found[i] >> high_bits) & low_mask);
-                    store(out + i * NEXT + LANES, found[i] & low_mask);
-                }
-            } else {
+            if (builder.split && builder.half == 8)
+                store_halves<NEXT, 3>(found, out);
+            else if (builder.split)
+                store_halves<NEXT, 4>(found, out);
+            else
 #pragma GCC unroll 16
                 for (int i = 0; i < 16; i++) store(out + i / 2 * NEXT + i % 2 * LANES, found[i]);
-            }
+        }
+    }
+
+    template <int64_t NEXT, int BITS>
+    static inline void store_halves(const Vector *codes, uint8_t *out) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            store(out + i * NEXT, (Vector)((Words)codes[i] >> BITS) & (uint8_t)((1 << BITS) - 1));
+            store(out + i * NEXT + LANES, codes[i] & (uint8_t)((1 << BITS) - 1));
         }
     }
 
