@@ -1,20 +1,21 @@
 // Tables of bytes that fit a register: of every token, products of its groups of inputs with up to 16 codewords, or with the 16 halves that
 // a hierarchical codebook of 256 is made of. Two tables make a pair, whose sum fits a byte. Included after product.h.
 
-enum { PAIRS = 64 };                   // that lie together
+enum { PAIRS = 48 };                   // that lie together
 static const int64_t PAIR_BYTES = 32;  // of one token
 
-struct TableMaker {
+struct TableBuilder {
     const sedaq_matrix &m;
-    bool split;                  // codes into two halves
-    int64_t half, n_tables, n_pairs, of_group;  // entries of a table; tables of a token, padded to two pairs; of a group
-    int64_t steps, padded;       // pairs of columns of a group, and columns
-    int shift = 16;              // of sums of products, to 16 bits
-    float word_scale = 0, bound = 0;  // of codewords; of the greatest x · scales → sums
-    int16_t *words = nullptr;    // (steps, of_group, 16 entries, 2 columns)
+    bool split;                           // whether a code is two halves
+    int64_t half, of_group;               // entries of a table; tables of a group of inputs
+    int64_t n_pairs, n_tables;            // of a token; tables are padded to two pairs
+    int64_t steps, padded;                // pairs of columns of a group; columns of all groups
+    int shift = 16;                       // from sums of products to 16 bits
+    float word_scale = 0, bound = 0;      // of codewords in 16 bits; of sums, where no input is above 1
+    int16_t *words = nullptr;             // (steps, of_group, 16 entries, 2 columns)
 
-    TableMaker(const sedaq_matrix &matrix) : m(matrix), split(matrix.n_entries > 16), half(matrix.n_entries) {
-        for (half = split ? 1 : m.n_entries; half * half < m.n_entries && split;) half *= 2;
+    TableBuilder(const sedaq_matrix &matrix) : m(matrix), split(matrix.n_entries > 16) {
+        half = !split ? m.n_entries : m.n_entries == 64 ? 8 : 16;
         of_group = m.n_codebooks * (split ? 2 : 1);
         n_pairs = (m.n_groups * of_group + 1) / 2;
         n_tables = round_up(2 * n_pairs, 4);
@@ -45,7 +46,7 @@ struct TableMaker {
             }
             for (int64_t k = 0; k < 16; k++) longest = longest < squares[k] ? squares[k] : longest;
         }
-        bound = __builtin_sqrtf(longest * (float)m.group_size);  // of a sum, where no x is above 1
+        bound = __builtin_sqrtf(longest * (float)m.group_size);
         word_scale = greatest > 1e-30f ? 16383 / greatest : 0;
         while (shift > 1 && greatest * (float)(1 << shift) > bound * 32000) shift--;
         words = out;
@@ -62,8 +63,8 @@ struct TableMaker {
     // x in 16 bits, so that no sum passes 16383 · 2^shift; every group is padded to pairs of columns. Returns what x was multiplied by.
     float convert(const float *row, int16_t *x) const {
         const float greatest = greatest_magnitude(row, m.n_groups * m.group_size);
-        if (!(greatest < 1e38f)) return __builtin_nanf("");
-        const float scale = greatest * bound < 1e-30f ? 0 : 16383.f * (float)(1 << shift) / (greatest * bound * word_scale);
+        if (!(greatest <= 3.402823466e38f)) return __builtin_nanf("");  // the greatest number
+        const float scale = greatest * bound < 1e-30f ? 0 : 16383.f * (float)(1 << shift) / (bound * word_scale) / greatest;
         if (m.group_size % 2 == 0)
             convert(row, padded, scale, x);
         else

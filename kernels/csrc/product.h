@@ -7,9 +7,8 @@
 //
 // `Kernel` says what a dword holds and how two tiles are multiplied:
 //   PER_DWORD, PARTS                      columns in a dword; numbers that a value is split into
-//   EIGHT_BIT, Sum, Weight                whether tokens and rows are scaled to 8 bits; float or int32_t; what rows are decoded to, float
-//                                         or, for 8 bits, uint16_t, which multipliers of rows / 2¹⁵ bring to 8 bits
-//   LIMIT, ROW_LIMIT                      for 8 bits: greatest magnitudes of tokens' and rows' numbers
+//   EIGHT_BIT, LIMIT, ROW_LIMIT           whether tokens and rows are scaled to 8 bits, and to which magnitudes
+//   Sum, Weight                           float or int32_t; what rows are decoded to: float, or uint16_t that multipliers / 2¹⁵ bring to 8 bits
 //   convert_token(row, scale, out)        16 · PER_DWORD columns of a token to 16 dwords of every part
 //   convert_rows(values, …, out, sums)    as many columns of 16 rows to a tile of every part; what is to be taken off sums in the end
 //   multiply(a, n_a, b, n_b, steps, c, more)    n_a tiles of tokens by n_b of rows to c, 32 × 32, in place of what is there or added to it
@@ -173,9 +172,8 @@ struct Product {
         return 1;
     }
 
-    // As they are, or in 16 bits.
+    // As they are, or in 16 bits, where partial sums may wrap around: whole ones fit.
     void prepare_books(float *) { codebooks = (const Weight *)matrix.codebooks; }
-    // In 16 bits partial sums may wrap around: whole ones fit.
     void prepare_books(uint16_t *out) {
         const float by = greatest > 0 ? GREATEST / greatest : 0, most = 1 << 30;  // what is longer is no part of any sum
         for (int64_t i = 0; i < book_numbers(); i++) {

@@ -11,12 +11,19 @@
 #pragma GCC target("avx2,fma")
 #include <immintrin.h>
 namespace emulated {
+#define REGISTER 32
+#define PANEL_BYTES (256 << 10)
+#define PANEL_ROWS 128
+#define TOKEN_BYTES (5 << 20)
+#include "../../kernels/csrc/wide.h"
 #include "../../kernels/csrc/decode.h"
 #include "../../kernels/csrc/gather.h"
 #include "../../kernels/csrc/product.h"
 #include "../../kernels/csrc/int8.h"
+#include "../../kernels/csrc/byte_tables.h"
+#include "../../kernels/csrc/shuffle.h"
 
-// What vpdpbusd computes, so that kernels of processors with it are tested on all with AVX2.
+// What vpdpbusd and 64-byte shuffles compute, so that kernels of processors with these are tested on all with AVX2.
 struct EightBitDot {
     enum { LIMIT = 127, ROW_LIMIT = 127 };
 
@@ -36,8 +43,39 @@ struct EightBitDot {
     static __m256i at(const int32_t *sums) { return _mm256_loadu_si256((const __m256i *)sums); }
 };
 
-static int product(const sedaq_matrix &matrix, const sedaq_input &x, void *y, int64_t y_stride, int threads) {
-    return Product<Int8<EightBitDot>>(matrix, x).run(y, y_stride, threads);
+struct Bytes64 {
+    enum { BLOCKS = 3 };
+    typedef uint8_t Vector __attribute__((vector_size(64)));
+    typedef uint16_t Words __attribute__((vector_size(64)));
+    typedef uint32_t Dwords __attribute__((vector_size(64)));
+
+    template <class Byte>
+    static Vector made(const Byte &byte) {
+        Vector x;
+        for (int i = 0; i < 64; i++) x[i] = byte(i);
+        return x;
+    }
+
+    static Vector table(const uint8_t *at) { return made([=](int i) { return at[i % 16]; }); }
+    static Vector lookup(Vector table, Vector indices) { return made([=](int i) { return table[i / 16 * 16 + indices[i]]; }); }
+    static Vector rows(const uint8_t *at, int64_t stride) { return made([=](int i) { return at[i / 16 * stride + i % 16]; }); }
+    static Vector in_turn(Vector a, Vector b, int from) {
+        return made([=](int i) {
+            const int at = i / 16 * 16 + from + i % 16 / 2;
+            return i % 2 ? b[at] : a[at];
+        });
+    }
+    static Vector low(Vector a, Vector b) { return in_turn(a, b, 0); }
+    static Vector high(Vector a, Vector b) { return in_turn(a, b, 8); }
+    static Words high_bytes(Words words) { return words >> 8; }
+};
+
+static int product_int8(const sedaq_matrix &matrix, const sedaq_input &x, float *y) {
+    return Product<Int8<EightBitDot>>(matrix, x).run(y, matrix.n_out, 2);
+}
+
+static int shuffle_8_bits(const sedaq_matrix &matrix, const sedaq_input &x, float *y) {
+    return ShuffleProduct<Bytes64>::serves(matrix) ? ShuffleProduct<Bytes64>(matrix, x).run(y, matrix.n_out, 2) : 1;
 }
 }  // namespace emulated
 #pragma GCC pop_options
@@ -59,20 +97,21 @@ static std::vector<float> normal(int64_t n) {
     return x;
 }
 
-enum { EMULATED = SEDAQ_N_KERNELS };  // int8-avx2 with emulated instructions
-static const double ALLOWED[EMULATED + 1] = {1e-5, 1e-5, 1e-5, 1e-5, 1e-2, 1e-2, 3e-2, 3e-2, 3e-2, 1e-5, 1e-5, 1e-5, 1e-2, 3e-2, 3e-2, 3e-2, 3e-2};
+enum { EMULATED_INT8 = SEDAQ_N_KERNELS, EMULATED_SHUFFLE8, N_KERNELS };
+static const double ALLOWED[N_KERNELS] = {1e-5, 1e-5, 1e-5, 1e-5, 1e-2, 1e-2, 3e-2, 3e-2, 3e-2, 1e-5, 1e-5, 1e-5, 1e-2, 3e-2, 3e-2, 3e-2, 3e-2, 3e-2};
 
-static bool has(int kernel) { return sedaq_has(kernel == EMULATED ? (int)SEDAQ_INT8_AVX2 : kernel); }
+static bool has(int kernel) { return sedaq_has(kernel < SEDAQ_N_KERNELS ? kernel : (int)SEDAQ_INT8_AVX2); }
 
 static int product(int kernel, const sedaq_matrix &matrix, const sedaq_input &x, float *y) {
 #if defined(__x86_64__)
-    if (kernel == EMULATED) return emulated::product(matrix, x, y, matrix.n_out, 2);
+    if (kernel == EMULATED_INT8) return emulated::product_int8(matrix, x, y);
+    if (kernel == EMULATED_SHUFFLE8) return emulated::shuffle_8_bits(matrix, x, y);
 #endif
     return sedaq_product(kernel, &matrix, &x, y, matrix.n_out, 2);
 }
 
 static bool serves(int kernel, const Case &c) {
-    if (kernel != SEDAQ_SHUFFLE8_AVX2 && kernel != SEDAQ_SHUFFLE8_AVX512) return true;
+    if (kernel != SEDAQ_SHUFFLE8_AVX2 && kernel != SEDAQ_SHUFFLE8_AVX512 && kernel != EMULATED_SHUFFLE8) return true;
     return c.k <= 16 || (c.structure == SEDAQ_HIERARCHICAL && c.k <= 256);
 }
 
@@ -141,7 +180,7 @@ int main() {
                           {70, 50, 70, 2, 256, 8, 0, SEDAQ_HIERARCHICAL}, {290, 600, 140, 2, 256, 7, 0, SEDAQ_HIERARCHICAL}, {33, 40, 3, 1, 64, 3, 3, SEDAQ_HIERARCHICAL}, {129, 300, 9, 1, 16, 2, 0}, {70, 50, 40, 1, 4, 2, 0, SEDAQ_HIERARCHICAL}, {20, 60, 8, 1, 4096, 4, 0, SEDAQ_HIERARCHICAL},
                           {70, 50, 70, 2, 128, 8, 0, SEDAQ_MIRRORED},     {130, 90, 7, 3, 64, 5, 0, SEDAQ_MIRRORED},   {70, 1000, 2, 4, 100, 7, 0}};
     int failures = 0, run = 0;
-    for (int kernel = 0; kernel <= EMULATED; kernel++) {
+    for (int kernel = 0; kernel < N_KERNELS; kernel++) {
         if (!has(kernel)) continue;
         for (const Case &c : cases) {
             const double error = error_of(kernel, c);
