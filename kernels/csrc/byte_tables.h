@@ -137,31 +137,35 @@ struct TableBuilder {
     static inline __m128i greatest_of(__m128i a, __m128i b) { return _mm_max_epi16(a, b); }
 
     // Bytes from 16 bits: every table above its least entry, which uses their range better than zero in the middle does, and no pair's sum
-    // above 255. Blocks of PAIRS are `next` bytes apart. Returns what entries were multiplied by, and how much all tables add too much.
+    // above 255. Entries are rounded before they are moved up: what is small beside the unit then becomes zero, whatever its sign.
+    // Blocks of PAIRS are `next` bytes apart. Returns what entries were multiplied by, and how much all tables add too much.
     float pack(const int16_t *entries, int32_t *least, uint8_t *out, int64_t next, int32_t *offset) const {
         __m128i widest = _mm_setzero_si128(), sum = widest;
+        const __m128i words = _mm_set1_epi32(0xffff);
         for (int64_t t = 0; t < n_tables; t += 4) {
             const __m128i low = extremes<least_of>(entries + t * 16), high = extremes<greatest_of>(entries + t * 16);
-            const __m128i range = _mm_and_si128(_mm_sub_epi16(high, low), _mm_set1_epi32(0xffff));
+            const __m128i range = _mm_and_si128(_mm_sub_epi16(high, low), words);
             widest = _mm_max_epi32(widest, _mm_add_epi32(range, _mm_shuffle_epi32(range, 0xb1)));
-            sum = _mm_add_epi32(sum, _mm_srai_epi32(_mm_slli_epi32(low, 16), 16));
-            _mm_storeu_si128((__m128i *)(least + t), _mm_or_si128(_mm_slli_epi32(low, 16), _mm_and_si128(low, _mm_set1_epi32(0xffff))));
+            _mm_storeu_si128((__m128i *)(least + t), _mm_or_si128(_mm_slli_epi32(low, 16), _mm_and_si128(low, words)));
         }
         int32_t ranges[4], sums[4];
         store(ranges, widest);
+        const int32_t most = ranges[0] > ranges[2] ? ranges[0] : ranges[2], multiplier = most <= 253 ? 32767 : 32768 * 253 / most;
+        for (int64_t t = 0; t < n_tables; t += 4) {
+            const __m128i low = _mm_mulhrs_epi16(_mm_loadu_si128((const __m128i *)(least + t)), _mm_set1_epi16((int16_t)multiplier));
+            sum = _mm_add_epi32(sum, _mm_srai_epi32(low, 16));
+            _mm_storeu_si128((__m128i *)(least + t), low);
+        }
         store(sums, sum);
-        const int32_t most = ranges[0] > ranges[2] ? ranges[0] : ranges[2], multiplier = most <= 254 ? 32767 : 32768 * 254 / most;
-        *offset = -(int32_t)(((int64_t)sums[0] + sums[1] + sums[2] + sums[3]) * multiplier >> 15);
+        *offset = -(sums[0] + sums[1] + sums[2] + sums[3]);
         const __m256i by = _mm256_set1_epi16((int16_t)multiplier);
         for (int64_t start = 0; start < n_pairs; start += PAIRS, out += next) {
             uint8_t *to = out;
             for (int64_t p = start; p < smaller(start + PAIRS, n_pairs); p++, entries += 32, to += PAIR_BYTES) {
-                __m256i words[2];
-                for (int i = 0; i < 2; i++) {
-                    const __m256i above = _mm256_sub_epi16(_mm256_loadu_si256((const __m256i *)(entries + 16 * i)), _mm256_set1_epi32(least[2 * p + i]));
-                    words[i] = _mm256_mulhrs_epi16(above, by);
-                }
-                _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(_mm256_packus_epi16(words[0], words[1]), 0xd8));
+                const __m256i a = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)entries), by);
+                const __m256i b = _mm256_mulhrs_epi16(_mm256_loadu_si256((const __m256i *)(entries + 16)), by);
+                const __m256i first = _mm256_sub_epi16(a, _mm256_set1_epi32(least[2 * p])), second = _mm256_sub_epi16(b, _mm256_set1_epi32(least[2 * p + 1]));
+                _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(_mm256_packus_epi16(first, second), 0xd8));
             }
         }
         return (float)multiplier / 32768;

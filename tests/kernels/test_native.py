@@ -170,6 +170,14 @@ def test_a_token_that_is_not_finite_spoils_itself_alone(kernel):
     assert not found[spoilt].isfinite().any() and torch.equal(found[~spoilt], good[~spoilt])
 
 
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.startswith("shuffle8")])
+def test_inputs_that_are_small_beside_others_are_rounded_without_a_bias(kernel):
+    matrix = coded(64, 4608, 1, 16, 1)
+    x = torch.randn(16, 4608) * torch.randn(4608).mul(0.7).exp()
+    expected = exact(x, matrix)
+    assert (native.product(kernel, x, matrix).double() - expected).norm() <= 0.09 * expected.norm()  # above each least entry 0.18
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("shape", [(0, 24), (2, 0, 24)])
 def test_no_tokens(kernel, shape):
