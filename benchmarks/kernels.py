@@ -14,7 +14,7 @@ import torch
 from results import keep
 
 from sedaq.aq.formats import Format
-from sedaq.kernels import bench, costs
+from sedaq.kernels import bench, costs, dispatch
 
 FORMATS = ("1x8g8", "1x8g8h", "3x8g16", "3x8g16h", "2x8g8", "2x8g8h", "4x8g8", "4x8g8h", "1x8g4", "1x6g3", "1x8g2", "1x4g2")
 
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--shapes", nargs="+", default=["x".join(map(str, shape)) for shape in bench.SHAPES], help="OUTxIN or OUTxINxSIZE")
+    parser.add_argument("--classes", nargs="+", default=list(dispatch.PRECISIONS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--name", default="kernels")
     arguments = parser.parse_args()
@@ -34,9 +35,16 @@ def main() -> None:
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         for shape in [tuple(map(int, text.split("x"))) for text in arguments.shapes]:
-            rows += bench.compare(cases, shapes=[shape], tokens=arguments.tokens, kernels=costs.candidates(), repeats=arguments.repeats)
-            print(threads, shape, "done", flush=True)
-            keep(arguments.name, "python benchmarks/kernels.py " + " ".join(sys.argv[1:]), rows)
+            rows += bench.compare(
+                cases,
+                shapes=[shape],
+                tokens=arguments.tokens,
+                kernels=costs.candidates(),
+                precisions=arguments.classes,
+                repeats=arguments.repeats,
+            )
+            print(threads, shape, bench.choices(rows), flush=True)
+            keep(arguments.name, "python benchmarks/kernels.py " + " ".join(sys.argv[1:]), rows, choices=bench.choices(rows))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from results import RESULTS, keep
 
+from sedaq.kernels.bench import torch_int8
 from sedaq.reports import style
 
 LAYER, FORMAT, THREADS, SIZE = "1152->4608", "2x8g8", 1, 2048
@@ -40,7 +41,7 @@ def roofs() -> dict[str, float]:
     x = torch.randn(SIZE, SIZE)
     narrow = x.bfloat16()
     linear = torch.nn.Sequential(torch.nn.Linear(SIZE, SIZE, bias=False))
-    int8 = torch.ao.quantization.quantize_dynamic(linear, {torch.nn.Linear}, dtype=torch.qint8)
+    int8 = torch_int8(linear[0].weight)
     large = torch.ones(1 << 28)
     return {
         "exact": SIZE**3 / seconds(lambda: x @ x),

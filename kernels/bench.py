@@ -39,6 +39,21 @@ def interleaved_medians(functions: dict[str, Callable[[], Any]], repeats: int) -
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+@torch.no_grad()
+def torch_int8(weight: torch.Tensor) -> torch.nn.Module:
+    """Torch's dynamic 8-bit product by a matrix (out, in), of the engine FBGEMM: others are not on every machine."""
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight.copy_(weight)
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its deprecation; it is the 8-bit product that torch has on CPUs
+            return torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(linear), {torch.nn.Linear}, dtype=torch.qint8)
+    finally:
+        torch.backends.quantized.engine = engine
+
+
 @dataclass(frozen=True)
 class _Case:
     """One layer at a number of tokens; images for a convolution."""
@@ -74,21 +89,17 @@ class _Case:
             for name, dtype in (("torch_f32", torch.float32), ("torch_bf16", torch.bfloat16)):
                 peers[name] = partial(torch.nn.functional.conv2d, x.to(dtype), weight.to(dtype), None, 1, self.geometry.padding)
             return peers
-        linear = torch.nn.Linear(dense.shape[1], dense.shape[0], bias=False)
-        linear.weight.copy_(dense)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its deprecation; it is the 8-bit product that torch has on CPUs
-            int8 = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(linear), {torch.nn.Linear}, dtype=torch.qint8)
+        int8 = torch_int8(dense)
         peers["torch_f32"] = partial(torch.nn.functional.linear, self.x, dense)
         peers["torch_bf16"] = partial(torch.nn.functional.linear, self.x.bfloat16(), dense.bfloat16())
         peers["torch_int8"] = partial(int8, self.x)
         return peers
 
-    def ours(self, kernels: Sequence[str] | None) -> dict[tuple[str, str], Callable[[], Any]]:
+    def ours(self, kernels: Sequence[str] | None, precisions: Sequence[str]) -> dict[tuple[str, str], Callable[[], Any]]:
         """Products by (class, kernel): in every class its own kernels and finer ones. The reference is only in its own."""
         tokens = math.prod(self.x.shape[:-1])
         found = {}
-        for precision in PRECISIONS:
+        for precision in precisions:
             x = self.x.bfloat16() if precision == "bf16" else self.x
             for name in usable(x, precision):
                 slow = name == "reference" and (precision != "exact" or tokens > REFERENCE_TOKENS)
@@ -104,6 +115,7 @@ def compare(
     shapes: Sequence[tuple[int, ...]] = SHAPES,
     tokens: Sequence[int] = TOKENS,
     kernels: Sequence[str] | None = None,
+    precisions: Sequence[str] = tuple(PRECISIONS),
     repeats: int = 5,
 ) -> list[dict[str, Any]]:
     """Rows of `sedaq bench kernels`.
@@ -112,6 +124,7 @@ def compare(
         cases: (format text, M, K, g, structure).
         shapes: (out, in), or (out, in, size) for a convolution over images of 32×32.
         kernels: those to be timed; all that are here when None. In every class of arithmetic its own are, and finer ones.
+        precisions: classes of arithmetic.
 
     Returns:
         {layer, tokens, format, kernel, precision, chosen, threads, ms, rel_err, ratio: {torch_f32, torch_bf16, torch_int8, dequant_f32}}: a ratio above 1 says
@@ -122,7 +135,7 @@ def compare(
         if len(shape) == 3 and n_tokens < SIDE**2:
             continue
         case = _Case.of(shape, n_tokens, m, k, g, structure)
-        peers, ours = case.peers(), case.ours(kernels)
+        peers, ours = case.peers(), case.ours(kernels, precisions)
         times = interleaved_medians({**peers, **{"/".join(way): run for way, run in ours.items()}}, repeats)
         exact = KERNELS["dequantize"].product(
             case.x.double(), replace(case.matrix, codebooks=case.matrix.codebooks.double()), None, case.geometry
@@ -148,3 +161,17 @@ def compare(
                 }
             )
     return rows
+
+
+def choices(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How well the dispatcher chose: rows of `compare` → {cases, within_1.1, worst}: the share of cases whose chosen kernel took at most 1.1 times
+    what the fastest took of those that serve the class, and the greatest such ratio."""
+    best: dict[tuple[Any, ...], float] = {}
+    chosen: dict[tuple[Any, ...], float] = {}
+    for row in rows:
+        case = tuple(row[name] for name in ("layer", "tokens", "format", "precision", "threads"))
+        best[case] = min(best.get(case, math.inf), row["ms"])
+        if row["chosen"]:
+            chosen[case] = row["ms"]
+    ratios = [ms / best[case] for case, ms in chosen.items()]
+    return {"cases": len(ratios), "within_1.1": sum(ratio <= 1.1 for ratio in ratios) / len(ratios), "worst": max(ratios)}

@@ -44,3 +44,11 @@ def test_a_convolution_has_no_8_bit_peer():
     for row in rows:
         assert row["layer"] == "4->8 3x3" and row["tokens"] == 2048 and row["ratio"]["torch_int8"] is None
         assert 0 <= row["rel_err"] < PRECISIONS[row["precision"]]
+
+
+def test_choices_are_compared_with_the_fastest_of_the_class():
+    def row(precision, kernel, ms, chosen=False, tokens=1):
+        return {"layer": "l", "tokens": tokens, "format": "f", "precision": precision, "threads": 1, "kernel": kernel, "ms": ms, "chosen": chosen}
+
+    rows = [row("exact", "a", 1.0, True), row("exact", "b", 2.0), row("a8", "a", 3.0, True), row("a8", "c", 2.0), row("exact", "a", 5.0, True, 2)]
+    assert bench.choices(rows) == {"cases": 3, "within_1.1": 2 / 3, "worst": 1.5}

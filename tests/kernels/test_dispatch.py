@@ -55,7 +55,15 @@ def test_a_forced_kernel_of_another_class_leaves_the_choice(monkeypatch, law):
 def test_byte_shuffles_are_chosen_for_formats_that_they_serve(name, monkeypatch, law):
     x = torch.randn(50, 10)
     monkeypatch.setenv("SEDAQ_KERNEL", name)
-    for k, structure, served in [(16, "", True), (16, "m", True), (64, "h", True), (256, "h", True), (256, "", False), (64, "m", False), (1024, "h", False)]:
+    for k, structure, served in [
+        (16, "", True),
+        (16, "m", True),
+        (64, "h", True),
+        (256, "h", True),
+        (256, "", False),
+        (64, "m", False),
+        (1024, "h", False),
+    ]:
         matrix = random_matrix(12, 10, 2, k, 4, structure)
         assert native.serves(name, matrix) == served
         assert (choose(x, 50, matrix, "a8") == name) == served
