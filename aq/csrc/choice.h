@@ -4,19 +4,22 @@ enum { TOGETHER = 4 };  // rows that are searched at once
 
 struct Codebooks {
     const int64_t m, k, g, k_padded, g_padded;
-    const float *rows;      // (M, K, g)
-    Memory<float> columns;  // (M, g, K padded), zeros behind
+    Memory<float> rows, columns;  // (M, K, g padded) and (M, g, K padded), zeros behind
 
     Codebooks(int64_t n, int64_t entries, int64_t size, const float *codebooks)
-        : m(n), k(entries), g(size), k_padded(round_up(entries, 16)), g_padded(round_up(size, 16)), rows(codebooks), columns(m * g * k_padded) {
-        if (!columns.ok() || !rows) return;  // weights may be all there is
-        columns.clear();
+        : m(n), k(entries), g(size), k_padded(round_up(entries, 16)), g_padded(round_up(size, 16)), rows(m * k * g_padded), columns(m * g * k_padded) {
+        if (!ok() || !codebooks) return;  // weights may be all there is
+        rows.clear(), columns.clear();
         for (int64_t book = 0; book < m; book++)
             for (int64_t entry = 0; entry < k; entry++)
-                for (int64_t i = 0; i < g; i++) columns.data[(book * g + i) * k_padded + entry] = rows[(book * k + entry) * g + i];
+                for (int64_t i = 0; i < g; i++) {
+                    const float number = codebooks[(book * k + entry) * g + i];
+                    rows.data[(book * k + entry) * g_padded + i] = columns.data[(book * g + i) * k_padded + entry] = number;
+                }
     }
+    bool ok() const { return rows.ok() && columns.ok(); }
     const float *columns_of(int64_t book) const { return columns.data + book * g * k_padded; }
-    const float *word(int64_t book, int64_t entry) const { return rows + (book * k + entry) * g; }
+    const float *word(int64_t book, int64_t entry) const { return rows.data + (book * k + entry) * g_padded; }
 
     void add_words(const int64_t *codes, float *sum) const {
         for (int64_t i = 0; i < g; i++) sum[i] = 0;
@@ -127,42 +130,52 @@ static void energies_of(const Codebooks &books, int64_t book, const float *own, 
     }
 }
 
-enum { MOST_MINIMA = 32, MINIMA = MOST_MINIMA / LANES };  // that a bound looks at, in vectors; more are folded
-
-// The greatest of N disjoint minima of a lane, in the lane where it is least.
+// The greatest of n disjoint ones of 32 minima of a lane, in the lane where it is least.
 template <int N> static inline float greatest_of(const Vector *minima) {
     Vector greatest = broadcast(-INFINITE);
 #pragma GCC unroll 8
     for (int i = 0; i < N; i++) {
         Vector folded = minima[i];
 #pragma GCC unroll 8
-        for (int j = i + N; j < MINIMA; j += N) folded = minimum(folded, minima[j]);
+        for (int j = i + N; j < 32 / LANES; j += N) folded = minimum(folded, minima[j]);
         greatest = maximum(greatest, folded);
     }
     return least(greatest);
 }
 
+// The n-th least of COUNT minima.
+template <int COUNT> static inline float nth_of(const Vector *minima, int64_t n) {
+    float each[COUNT];
+    Vector below[COUNT / LANES], found = broadcast(INFINITE);
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT / LANES; i++) store(each + i * LANES, minima[i]), below[i] = broadcast(0);
+    for (float other : each)
+#pragma GCC unroll 8
+        for (int i = 0; i < COUNT / LANES; i++) below[i] = below[i] + one_where_at_most(broadcast(other), minima[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT / LANES; i++)
+        found = minimum(where_equal(one_where_at_most(broadcast((float)n), below[i]), broadcast(1), minima[i], broadcast(INFINITE)), found);
+    return least(found);
+}
+
 // A bound that at least n energies do not exceed, as tight as the minima (b, 16) tell.
 static float bound_of(const float *minima, int64_t b, int64_t n) {
-    if (n > smaller(16 * b, MOST_MINIMA)) return INFINITE;
-    Vector least_of[MINIMA];
+    enum { HALF_OF_THEM = 16 / LANES };
+    if (n > smaller(16 * b, 32)) return INFINITE;
+    Vector least_of[2 * HALF_OF_THEM];
 #pragma GCC unroll 8
-    for (int i = 0; i < MINIMA; i++) least_of[i] = i * LANES < 16 * b ? load(minima + i * LANES) : broadcast(INFINITE);
+    for (int i = 0; i < 2 * HALF_OF_THEM; i++) least_of[i] = i * LANES < 16 * b ? load(minima + i * LANES) : broadcast(INFINITE);
     for (int64_t h = 2; h < b; h++)
-        for (int i = 0; i < 16 / LANES; i++) {
-            Vector &some = least_of[(h & 1) * (16 / LANES) + i];
+        for (int i = 0; i < HALF_OF_THEM; i++) {
+            Vector &some = least_of[(h & 1) * HALF_OF_THEM + i];
             some = minimum(load(minima + h * 16 + i * LANES), some);
         }
-    if (n == 2 && MINIMA >= 2) return greatest_of<2>(least_of);
-    if (n == 4 && MINIMA >= 4 && b > 1) return greatest_of<MINIMA < 4 ? 1 : 4>(least_of);
-    float folded[MOST_MINIMA], bound = INFINITE;
-    for (int i = 0; i < MINIMA; i++) store(folded + i * LANES, least_of[i]);
-    for (float candidate : folded) {
-        int below = 0;
-        for (const Vector &some : least_of) below += __builtin_popcount(at_most(some, broadcast(candidate)));
-        if (below >= n && candidate < bound) bound = candidate;
-    }
-    return bound;
+    if (n == 2) return greatest_of<2>(least_of);
+    if (n == 4 && b > 1 && LANES <= 8) return greatest_of<LANES <= 8 ? 4 : 2>(least_of);
+    if (n > 8) return nth_of<32>(least_of, n);
+#pragma GCC unroll 8
+    for (int i = 0; i < HALF_OF_THEM; i++) least_of[i] = minimum(least_of[i], least_of[i + HALF_OF_THEM]);
+    return nth_of<16>(least_of, n);
 }
 
 // Energy and place in one number that sorts by energy, then place.
@@ -172,6 +185,18 @@ static inline int64_t key_of(float energy, int64_t place) {
     return (int64_t)((uint64_t)(uint32_t)(bits ^ ((bits >> 31) & 0x7fffffff)) << 32 | (uint64_t)place);
 }
 static inline uint32_t place_of(int64_t key) { return (uint32_t)key; }
+
+// The n smallest of at most COUNT different keys to `to`, sorted by counting those before each: no branches.
+template <int COUNT> static void rank(const int64_t *keys, int64_t count, int64_t n, int64_t *to) {
+    int64_t padded[COUNT], ranks[COUNT];
+    for (int64_t i = 0; i < COUNT; i++) padded[i] = i < count ? keys[i] : INT64_MAX;
+    for (int i = 0; i < COUNT; i++) ranks[i] = padded[0] < padded[i];
+    for (int64_t j = 1; j < count; j++)
+#pragma GCC unroll 8
+        for (int i = 0; i < COUNT; i++) ranks[i] += padded[j] < padded[i];
+    for (int64_t i = 0; i < count; i++)
+        if (ranks[i] < n) to[ranks[i]] = padded[i];
+}
 
 static void sift_down(int64_t *heap, int64_t n, int64_t at) {  // the largest on top
     for (int64_t child; (child = 2 * at + 1) < n; at = child) {
@@ -183,15 +208,11 @@ static void sift_down(int64_t *heap, int64_t n, int64_t at) {  // the largest on
 }
 
 // The n smallest of `count` different keys to `to`, sorted.
-static void sort_smallest(int64_t *keys, int64_t count, int64_t n, int64_t *to) {
-    if (count <= 64) {  // by counting those before each: no branches
-        for (int64_t i = 0; i < count; i++) {
-            int64_t rank = 0;
-            for (int64_t j = 0; j < count; j++) rank += keys[j] < keys[i];
-            if (rank < n) to[rank] = keys[i];
-        }
-        return;
-    }
+static void sort_smallest(const int64_t *keys, int64_t count, int64_t n, int64_t *to) {
+    if (count <= 8) return rank<8>(keys, count, n, to);
+    if (count <= 16) return rank<16>(keys, count, n, to);
+    if (count <= 32) return rank<32>(keys, count, n, to);
+    if (count <= 64) return rank<64>(keys, count, n, to);
     for (int64_t i = 0; i < n; i++) to[i] = keys[i];
     for (int64_t i = n / 2; i-- > 0;) sift_down(to, n, i);
     for (int64_t i = n; i < count; i++)
@@ -203,28 +224,27 @@ static void sort_smallest(int64_t *keys, int64_t count, int64_t n, int64_t *to) 
     }
 }
 
-// The n ≤ b · K smallest of energies (b, K padded) as sorted keys; their places count codewords of the first, then of the next.
+// The n ≤ b · K smallest of energies (b, K padded) as sorted keys; a place is h · K padded + entry.
 static void smallest(const Codebooks &books, const float *energies, const float *minima, int64_t b, int64_t n, int64_t *candidates, int64_t *keys) {
     const Vector bound = broadcast(bound_of(minima, b, n));
     const int64_t k = books.k, k_padded = books.k_padded;
-    int64_t *marked = candidates + b * k, n_marked = 0;  // where codewords are within the bound, in sixteens: first place and bits
+    const uint32_t behind = k < k_padded ? 0xffffu >> (k_padded - k) : 0xffff;  // what of the last sixteen there is
+    int64_t *marked = candidates + b * k_padded, n_marked = 0, count = 0;  // where codewords are within the bound, in sixteens: place and bits
     for (int64_t h = 0; h < b; h++)
-        for (int64_t block = 0; block < k; block += 16) {
+        for (int64_t block = 0; block < k_padded; block += 16) {
+            const int64_t at = h * k_padded + block;
             uint32_t bits = 0;
 #pragma GCC unroll 4
-            for (int i = 0; i < 16; i += LANES) bits |= at_most(load(energies + h * k_padded + block + i), bound) << i;
-            marked[n_marked] = (h * k_padded + block) << 16 | bits;
+            for (int i = 0; i < 16; i += LANES) bits |= at_most(load(energies + at + i), bound) << i;
+            if (block + 16 > k) bits &= behind;
+            marked[n_marked] = at << 16 | bits;
             n_marked += bits != 0;  // no branch, which could not be foreseen
         }
-    int64_t count = 0;
-    for (int64_t i = 0; i < n_marked; i++) {
-        const int64_t first = marked[i] >> 16, h = first / k_padded;
+    for (int64_t i = 0; i < n_marked; i++)
         for (uint32_t bits = marked[i] & 0xffff; bits; bits &= bits - 1) {
-            const int64_t at = first + __builtin_ctz(bits);
-            candidates[count] = key_of(energies[at], at - h * (k_padded - k));
-            count += at - h * k_padded < k;
+            const int64_t at = (marked[i] >> 16) + __builtin_ctz(bits);
+            candidates[count++] = key_of(energies[at], at);
         }
-    }
-    for (; count < n; count++) candidates[count] = key_of(INFINITE, count);  // NaN is at most nothing
+    for (; count < n; count++) candidates[count] = key_of(INFINITE, count % k);  // NaN is at most nothing
     sort_smallest(candidates, count, n, keys);
 }

@@ -52,8 +52,8 @@ struct Pass {
     int64_t own_bytes(int64_t across) const {
         const int64_t items = TOGETHER * most;
         return 2 * Arena::bytes_of<float>(across > 1 ? items * stride : 0) + Arena::bytes_of<float>(items * books.g_padded) + Arena::bytes_of<float>(items) +
-               Arena::bytes_of<float>(TOGETHER * books.g_padded) + Arena::bytes_of<int64_t>(window_groups * items) +
-               Arena::bytes_of<int64_t>(window_groups * items * books.m) + 4 * Arena::bytes_of<float *>(items) + 64;
+               Arena::bytes_of<float>(TOGETHER * books.g_padded) + Arena::bytes_of<int32_t>(window_groups * items) +
+               Arena::bytes_of<int32_t>(window_groups * items * books.m) + 4 * Arena::bytes_of<float *>(items) + 64;
     }
     bool ok() const { return errors.ok() && memory.ok(); }
     Arena arena(int thread) const { return {memory.data + thread * thread_bytes}; }
@@ -89,7 +89,7 @@ struct Encode : Pass {
 
     struct Scratch {
         float *carried[2], *linear, *base, *zeros;
-        int64_t *origins, *codes;  // of every group of the window
+        int32_t *origins, *codes;  // of every group of the window
         const float **from, **by, **current;
         float **to;
     };
@@ -99,7 +99,7 @@ struct Encode : Pass {
         Scratch t;
         t.carried[0] = arena.take<float>(kept), t.carried[1] = arena.take<float>(kept);
         t.linear = arena.take<float>(items * books.g_padded), t.base = arena.take<float>(items), t.zeros = arena.take<float>(books.g_padded);
-        t.origins = arena.take<int64_t>(window_groups * items), t.codes = arena.take<int64_t>(window_groups * items * books.m);
+        t.origins = arena.take<int32_t>(window_groups * items), t.codes = arena.take<int32_t>(window_groups * items * books.m);
         t.from = arena.take<const float *>(items), t.by = arena.take<const float *>(items), t.current = arena.take<const float *>(items);
         t.to = arena.take<float *>(items);
         for (int64_t i = 0; i < books.g_padded; i++) t.zeros[i] = 0;
@@ -229,7 +229,7 @@ int encode(const sedaq_part &part, int64_t within, int64_t across, int threads) 
     if (!in_range(part, false) || within < 1 || across < 1) return 1;
     const Codebooks books(part.n_codebooks, part.n_entries, part.group_size, part.codebooks);
     Encode pass(part, books, within, across, threads);
-    if (!books.columns.ok() || !pass.ok()) return 2;
+    if (!books.ok() || !pass.ok()) return 2;
     return Sweep<Encode>(part, pass, TRIANGLE).run(threads);
 }
 
@@ -237,7 +237,7 @@ int improve(const sedaq_part &part, int64_t within, int threads) {
     if (!in_range(part, true) || within < 1) return 1;
     const Codebooks books(part.n_codebooks, part.n_entries, part.group_size, part.codebooks);
     Improve pass(part, books, within, threads);
-    if (!books.columns.ok() || !pass.ok()) return 2;
+    if (!books.ok() || !pass.ok()) return 2;
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < part.n_conv_groups * part.n_rows; row++)
         pass.set_errors(row / part.n_rows, row % part.n_rows, 0, part.n_columns, true);

@@ -8,7 +8,7 @@ struct Group {
 struct Hypotheses {  // of TOGETHER rows, `most` apart
     int64_t count;
     float *energy;
-    int64_t *origin, *codes;  // which one before this group it comes from; (M)
+    int32_t *origin, *codes;  // which one before this group it comes from; (M)
     float *sums;              // (g padded) of codewords
 };
 
@@ -37,7 +37,7 @@ struct Search {
     }
     static int64_t bytes(const Codebooks &books, int64_t most) {
         const int64_t items = TOGETHER * most;
-        return 2 * (Arena::bytes_of<float>(items) + Arena::bytes_of<int64_t>(items) + Arena::bytes_of<int64_t>(items * books.m) +
+        return 2 * (Arena::bytes_of<float>(items) + Arena::bytes_of<int32_t>(items) + Arena::bytes_of<int32_t>(items * books.m) +
                     Arena::bytes_of<float>(items * books.g_padded)) +
                Arena::bytes_of<float>(items * books.g_padded) + Arena::bytes_of<float>(items * books.k_padded) +
                Arena::bytes_of<int64_t>(most * (2 * books.k_padded) + 64) + Arena::bytes_of<int64_t>(most) + Arena::bytes_of<int64_t>(items) +
@@ -47,8 +47,8 @@ struct Search {
         : books(all), within(kept_within), across(kept_across), most(most_kept) {
         for (Hypotheses &h : found) {
             h.count = 0;
-            h.energy = arena.take<float>(items()), h.origin = arena.take<int64_t>(items());
-            h.codes = arena.take<int64_t>(items() * books.m), h.sums = arena.take<float>(items() * books.g_padded);
+            h.energy = arena.take<float>(items()), h.origin = arena.take<int32_t>(items());
+            h.codes = arena.take<int32_t>(items() * books.m), h.sums = arena.take<float>(items() * books.g_padded);
         }
         gradients = arena.take<float>(items() * books.g_padded), energies = arena.take<float>(items() * books.k_padded);
         candidates = arena.take<int64_t>(most * (2 * books.k_padded) + 64), keys = arena.take<int64_t>(most), entries = arena.take<int64_t>(items());
@@ -57,15 +57,17 @@ struct Search {
         linears = arena.take<const float *>(items()), to = arena.take<float *>(items());
     }
 
-    // A hypothesis of `row` that takes `entry` of codebook m after `parent`, which is none at m = 0 (then it is the origin).
-    void take(Hypotheses &h, const Hypotheses &before, int64_t m, int64_t row, int64_t place, int64_t parent, int64_t entry, float least_energy) {
-        const int64_t at = row * most + place, old = row * most + parent, width = books.g_padded;
-        const float *word = books.word(m, entry);
-        h.energy[at] = least_energy;
-        h.origin[at] = m ? before.origin[old] : parent;
-        for (int64_t i = 0; i < m; i++) h.codes[at * books.m + i] = before.codes[old * books.m + i];
-        h.codes[at * books.m + m] = entry;
-        for (int64_t i = 0; i < books.g; i++) h.sums[at * width + i] = m ? before.sums[old * width + i] + word[i] : word[i];
+    // Hypothesis `at` takes `entry` of codebook m after hypothesis `old`, which is none at m = 0; then it comes from `parent` before the group.
+    static inline void take(const Hypotheses &h, const Hypotheses &before, const float *word, int64_t n_books, int64_t stride, int64_t width, int64_t m, int64_t at,
+                            int64_t old, int64_t parent, int64_t entry) {
+        int32_t *codes = h.codes + at * n_books;
+        const int32_t *codes_before = before.codes + old * n_books;
+        float *sums = h.sums + at * stride;
+        const float *sums_before = before.sums + old * stride;
+        h.origin[at] = m ? before.origin[old] : (int32_t)parent;
+        for (int64_t i = 0; i < m; i++) codes[i] = codes_before[i];
+        codes[m] = (int32_t)entry;
+        for (int64_t i = 0; i < width; i += LANES) store(sums + i, m ? load(sums_before + i) + load(word + i) : load(word + i));
     }
 
     // `linear` of the hypotheses so far: that of the origin, and what the codewords taken since add.
@@ -80,30 +82,35 @@ struct Search {
         add_products(n, to, from, by, group.block, books.g_padded, books.g, books.g);
     }
 
-    void take_best(Hypotheses &h, const Hypotheses &before, int64_t m, int64_t rows, int64_t count, const float *base, const float *own) {
-        float *found_energy = this->energy;
-        nearest_of(books, m, own, rows * count, linears, found_energy, entries);
+    void take_best(const Hypotheses &h, const Hypotheses &before, int64_t m, int64_t rows, int64_t count, const float *base, const float *own) {
+        float *found = energy;
+        const int64_t *entry = entries, apart = most, n_books = books.m, width = round_up(books.g, LANES);
+        nearest_of(books, m, own, rows * count, linears, found, entries);
         for (int64_t row = 0; row < rows; row++) {
             int64_t parent = 0;
             float best = INFINITE;
             for (int64_t i = 0; i < count; i++) {
-                const float whole = found_energy[row * count + i] + base[row * most + i];
+                const float whole = found[row * count + i] + base[row * apart + i];
                 if (whole < best) best = whole, parent = i;
             }
-            take(h, before, m, row, 0, parent, entries[row * count + parent], best);
+            const int64_t at = row * apart, chosen = entry[row * count + parent];
+            h.energy[at] = best;
+            take(h, before, books.word(m, chosen), n_books, books.g_padded, width, m, at, at + parent, parent, chosen);
         }
     }
 
-    void take_several(Hypotheses &h, const Hypotheses &before, int64_t m, int64_t rows, int64_t count, const float *base, const float *own) {
+    void take_several(const Hypotheses &h, const Hypotheses &before, int64_t m, int64_t rows, int64_t count, const float *base, const float *own) {
+        const int64_t k_padded = books.k_padded, kept = h.count, apart = most, n_books = books.m, width = round_up(books.g, LANES), *key = keys;
         for (int64_t row = 0; row < rows; row++)
-            for (int64_t i = 0; i < count; i++) energy[row * count + i] = base[row * most + i];
+            for (int64_t i = 0; i < count; i++) energy[row * count + i] = base[row * apart + i];
         energies_of(books, m, own, rows * count, linears, energy, energies, minima);
         for (int64_t row = 0; row < rows; row++) {
-            const float *own_energies = energies + row * count * books.k_padded;
-            smallest(books, own_energies, minima + row * count * 16, count, h.count, candidates, keys);
-            for (int64_t i = 0; i < h.count; i++) {
-                const uint32_t place = place_of(keys[i]), parent = place / (uint32_t)books.k, entry = place % (uint32_t)books.k;
-                take(h, before, m, row, i, parent, entry, own_energies[parent * books.k_padded + entry]);
+            const float *values = energies + row * count * k_padded;
+            smallest(books, values, minima + row * count * 16, count, kept, candidates, keys);
+            for (int64_t i = 0; i < kept; i++) {
+                const uint32_t place = place_of(key[i]), parent = place / (uint32_t)k_padded, entry = place - parent * (uint32_t)k_padded;
+                h.energy[row * apart + i] = values[place];
+                take(h, before, books.word(m, entry), n_books, books.g_padded, width, m, row * apart + i, row * apart + parent, parent, entry);
             }
         }
     }

@@ -88,7 +88,7 @@ int forms(const sedaq_part &part, double *found, int threads) {
     if (!in_range(part, part.codebooks != nullptr)) return 1;
     const Codebooks books(part.n_codebooks, part.n_entries, part.group_size, part.codebooks);
     Rebuilt u(part, books);
-    if (!books.columns.ok() || !u.made.ok()) return 2;
+    if (!books.ok() || !u.made.ok()) return 2;
     u.build(false, threads);
     Forms task = {part, u.values(), found};
     return Sweep<Forms>(part, task, part.codebooks ? WHOLE : HALF).run(threads);
@@ -98,7 +98,7 @@ int sums_by_code(const sedaq_part &part, float *sums, int threads) {
     if (!in_range(part, true)) return 1;
     const Codebooks books(part.n_codebooks, part.n_entries, part.group_size, part.codebooks);
     Rebuilt x(part, books);
-    if (!books.columns.ok() || !x.made.ok()) return 2;
+    if (!books.ok() || !x.made.ok()) return 2;
     x.build(true, threads);
     SumsByCode task(part, books, x.values());
     if (!task.sums.ok()) return 2;
@@ -211,7 +211,7 @@ int assign(const sedaq_cloud &cloud, float *left, float *right, int threads) {
     const int64_t bytes = Arena::bytes_of<float>(centres.k_padded) + Arena::bytes_of<float>((centres.g + 1 + VECTORS_AT_ONCE) * centres.g_padded) + 256;
     Memory<float> sums(right ? ranges * size : 0);
     Memory<char> memory(threads * bytes);
-    if (!centres.columns.ok() || !sums.ok() || !memory.ok()) return 2;
+    if (!centres.ok() || !sums.ok() || !memory.ok()) return 2;
     if (right) sums.clear();
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t range = 0; range < ranges; range++)

@@ -11,6 +11,7 @@ static inline Vector minimum(Vector a, Vector b) { return _mm512_min_ps(a, b); }
 static inline Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 static inline float least(Vector x) { return _mm512_reduce_min_ps(x); }
 static inline uint32_t at_most(Vector x, Vector limit) { return _mm512_cmp_ps_mask(x, limit, _CMP_LE_OQ); }
+static inline Vector one_where_at_most(Vector x, Vector limit) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LE_OQ), broadcast(1)); }
 static inline void keep_less(Vector &best, Vector &place, Vector x, Vector here) {
     place = _mm512_mask_mov_ps(place, _mm512_cmp_ps_mask(x, best, _CMP_LT_OQ), here);
     best = _mm512_min_ps(x, best);
@@ -33,6 +34,7 @@ static inline float least(Vector x) {
     return _mm_cvtss_f32(_mm_min_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 static inline uint32_t at_most(Vector x, Vector limit) { return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, limit, _CMP_LE_OQ)); }
+static inline Vector one_where_at_most(Vector x, Vector limit) { return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_LE_OQ), broadcast(1)); }
 static inline void keep_less(Vector &best, Vector &place, Vector x, Vector here) {
     place = _mm256_blendv_ps(place, here, _mm256_cmp_ps(x, best, _CMP_LT_OQ));
     best = _mm256_min_ps(x, best);
@@ -62,6 +64,7 @@ static inline uint32_t at_most(Vector x, Vector limit) {
     for (int i = 0; i < LANES; i++) bits |= (uint32_t)(x[i] <= limit[i]) << i;
     return bits;
 }
+static inline Vector one_where_at_most(Vector x, Vector limit) { return x <= limit ? broadcast(1) : broadcast(0); }
 static inline void keep_less(Vector &best, Vector &place, Vector x, Vector here) {
     place = x < best ? here : place;
     best = x < best ? x : best;
