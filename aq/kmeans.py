@@ -35,10 +35,14 @@ class Cloud:
         mass = scales.square().squeeze(2).repeat_interleave(w.shape[2] // g, 0)
         return cls(vectors.contiguous(), metric.contiguous(), mass)
 
+    @property
+    def rows(self) -> native.Rows:
+        return self.vectors, self.metric, self.mass
+
     def assign(self, centres: torch.Tensor) -> torch.Tensor:
         """The nearest centre of each vector: (K, g) → (P, R)."""
         if native.library():
-            return native.assign(self.vectors, self.metric, self.mass, centres, False)[0]
+            return native.assign(self.rows, centres)
         quadratic = ((centres @ self.metric) * centres).sum(2)
         result = []
         step = max(1, (1 << 22) // (self.vectors.shape[1] * len(centres)))  # distances held at once
@@ -61,7 +65,7 @@ class Cloud:
     def equations(self, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`sums` of the vectors given to their nearest centres."""
         if native.library():
-            return native.assign(self.vectors, self.metric, self.mass, centres, True)[1:]
+            return native.equations(self.rows, centres)
         return self.sums(self.assign(centres), len(centres))
 
     def minus(self, centres: torch.Tensor, codes: torch.Tensor) -> Cloud:
@@ -74,25 +78,33 @@ class Cloud:
 
 def _draw(clouds: Sequence[Cloud], n: int, rng: torch.Generator) -> torch.Tensor:
     """n vectors at random, none twice while there are enough."""
-    vectors = torch.cat([cloud.vectors.flatten(0, 1) for cloud in clouds])
-    drawn = torch.randperm(len(vectors), generator=rng)[:n]
+    sizes = torch.tensor([cloud.mass.numel() for cloud in clouds])
+    n_vectors = int(sizes.sum())
+    drawn = torch.randperm(n_vectors, generator=rng)[:n]
     if len(drawn) < n:  # a layer smaller than its codebook
-        drawn = torch.cat([drawn, torch.randint(len(vectors), (n - len(drawn),), generator=rng)])
-    return vectors[drawn.to(vectors.device)]
+        drawn = torch.cat([drawn, torch.randint(n_vectors, (n - len(drawn),), generator=rng)])
+    vectors = torch.empty(n, clouds[0].vectors.shape[2])
+    for cloud, end, size in zip(clouds, sizes.cumsum(0).tolist(), sizes.tolist(), strict=True):
+        here = (drawn >= end - size) & (drawn < end)
+        vectors[here] = cloud.vectors.flatten(0, 1)[drawn[here] - (end - size)]
+    return vectors
 
 
 def kmeans(clouds: Sequence[Cloud], n_centres: int, iterations: int, rng: torch.Generator) -> torch.Tensor:
-    """Lloyd's algorithm from randomly drawn vectors; a centre that lost its vectors moves to one drawn at random. Returns (K, g)."""
-    centres = _draw(clouds, n_centres, rng)
+    """Lloyd's algorithm from randomly drawn vectors; a centre that lost its vectors moves to another that was drawn. Returns (K, g)."""
+    drawn = _draw(clouds, 2 * n_centres + 64, rng)
+    centres, spares, n_lost = drawn[:n_centres], drawn[n_centres:], 0
+    if native.library():
+        return native.kmeans([cloud.rows for cloud in clouds], centres, spares, iterations)
     eye = torch.eye(centres.shape[1], dtype=torch.float64)
     for _ in range(iterations):
         left, right = (total(sums).double() for sums in zip(*(cloud.equations(centres) for cloud in clouds), strict=True))
         size = left.diagonal(dim1=1, dim2=2).mean(1)
         ridge = (1e-4 * size + torch.finfo(torch.float32).tiny).view(-1, 1, 1) * eye
         moved = torch.linalg.solve(left + ridge, right).float()
-        lost = size == 0
-        if lost.any():
-            moved[lost] = _draw(clouds, int(lost.sum()), rng)
+        lost = (size == 0).nonzero().squeeze(1)
+        moved[lost] = spares[(n_lost + torch.arange(len(lost))) % len(spares)]
+        n_lost += len(lost)
         centres = moved
     return centres
 

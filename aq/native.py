@@ -9,6 +9,7 @@ import ctypes
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,21 @@ def library() -> Any | None:
         raise InputError(f"{path} was built from other sources than these; install sedaq again")
     for name, arguments in _ARGUMENTS.items():
         getattr(found, f"sedaq_{name}").argtypes = [ctypes.c_int, _POINTER, *arguments, ctypes.c_int]
+    found.sedaq_kmeans.argtypes = [ctypes.c_int, _POINTER, ctypes.c_int, _POINTER, _POINTER, _I64, ctypes.c_int, ctypes.c_int]
     found.sedaq_factor.argtypes = [ctypes.c_int, _POINTER, _I64, ctypes.c_int]
     return found
 
 
 def isa() -> int:
     """The number of the widest instructions that this processor and this build have, up to those that SEDAQ_MAX_ISA names."""
-    found, most = _library(), os.environ.get("SEDAQ_MAX_ISA") or ISAS[-1]
+    return _isa(os.environ.get("SEDAQ_MAX_ISA") or ISAS[-1])
+
+
+@functools.cache
+def _isa(most: str) -> int:
     if most not in ISAS:
         raise InputError(f"SEDAQ_MAX_ISA={most!r} is unknown; choose one of {', '.join(ISAS)}")
+    found = _library()
     return max(number for name, number in _NUMBERS.items() if ISAS.index(name) <= ISAS.index(most) and found.sedaq_encoder_has(number))
 
 
@@ -188,18 +195,42 @@ def carried_by_code(
     return carried
 
 
-def assign(
-    vectors: torch.Tensor, metric: torch.Tensor, mass: torch.Tensor, centres: torch.Tensor, with_sums: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The nearest centre of each vector (P, R), and both sides of every centre's equation, as `Cloud.sums`, or nothing."""
-    (n_positions, n_vectors, g), n_centres = vectors.shape, len(centres)
-    codes = torch.empty(n_positions, n_vectors, dtype=torch.long)
-    kept = [tensor.contiguous() for tensor in (vectors, metric, mass, centres)]
-    left, right = (torch.empty(n_centres, g, g), torch.empty(n_centres, g)) if with_sums else (torch.empty(0), torch.empty(0))
-    cloud = _Cloud(n_positions, n_vectors, g, n_centres, *(tensor.data_ptr() for tensor in (*kept, codes)))
-    sums = (left.data_ptr(), right.data_ptr()) if with_sums else (None, None)
-    _call("assign", ctypes.byref(cloud), *sums, threads=parallel.threads())
-    return codes, left, right
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # vectors (P, R, g), metric (P, g, g) and mass (P, R) of a cloud
+
+
+def _clouds(clouds: Sequence[Rows], centres: torch.Tensor) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
+    """As the C++ loops read them, where their codes will be, and what has to live as long."""
+    codes = [torch.empty(vectors.shape[:2], dtype=torch.long) for vectors, _, _ in clouds]
+    kept = [tensor.contiguous() for cloud in clouds for tensor in cloud]
+    fields = [
+        _Cloud(*c.shape, *reversed(centres.shape), *(t.data_ptr() for t in (*kept[3 * i : 3 * i + 3], centres, c))) for i, c in enumerate(codes)
+    ]
+    return (_Cloud * len(fields))(*fields), codes, kept
+
+
+def assign(cloud: Rows, centres: torch.Tensor) -> torch.Tensor:
+    """The nearest centre of each vector, (P, R)."""
+    fields, codes, _kept = _clouds([cloud], centres := centres.contiguous())
+    _call("assign", fields, None, None, threads=parallel.threads())
+    return codes[0]
+
+
+def equations(cloud: Rows, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sides of every centre's equation, as `Cloud.sums`, of the vectors given to their nearest centres."""
+    fields, _codes, _kept = _clouds([cloud], centres := centres.contiguous())
+    n_centres, g = centres.shape
+    left, right = torch.empty(n_centres, g, g), torch.empty(n_centres, g)
+    _call("assign", fields, left.data_ptr(), right.data_ptr(), threads=parallel.threads())
+    return left, right
+
+
+def kmeans(clouds: Sequence[Rows], centres: torch.Tensor, spares: torch.Tensor, iterations: int) -> torch.Tensor:
+    """Lloyd's algorithm from `centres` (K, g); one that lost its vectors moves to the next of `spares` (N, g)."""
+    centres, spares = centres.clone(memory_format=torch.contiguous_format), spares.contiguous()
+    fields, _codes, _kept = _clouds(clouds, centres)
+    arguments = (len(clouds), centres.data_ptr(), spares.data_ptr(), len(spares), iterations)
+    _call("kmeans", fields, *arguments, threads=parallel.threads())
+    return centres
 
 
 def upper_cholesky(matrices: torch.Tensor) -> torch.Tensor | None:

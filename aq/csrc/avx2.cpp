@@ -15,6 +15,7 @@ namespace encoder_avx2 {
 #include "search.h"
 #include "passes.h"
 #include "sums.h"
+#include "kmeans.h"
 #include "factor.h"
 }  // namespace encoder_avx2
 #endif

@@ -38,5 +38,8 @@ int sedaq_carried_by_code(int isa, const sedaq_part *part, float *carried, int t
 int sedaq_assign(int isa, const sedaq_cloud *cloud, float *left, float *right, int threads) {
     CALL(isa, assign(*cloud, left, right, at_least_one(threads)));
 }
+int sedaq_kmeans(int isa, const sedaq_cloud *clouds, int n_clouds, float *centres, const float *spares, int64_t n_spares, int iterations, int threads) {
+    CALL(isa, kmeans(clouds, n_clouds, centres, spares, n_spares, iterations, at_least_one(threads)));
+}
 int sedaq_factor(int isa, float *matrix, int64_t n, int threads) { CALL(isa, factor(matrix, n, at_least_one(threads))); }
 }

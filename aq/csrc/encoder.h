@@ -37,7 +37,7 @@ typedef struct {
 } sedaq_cloud;
 
 // Counts changes of this interface, so that a library of other sources is noticed.
-enum { SEDAQ_ENCODER_INTERFACE = 1 };
+enum { SEDAQ_ENCODER_INTERFACE = 1, SEDAQ_LONGEST_GROUP = 256 };
 int sedaq_encoder_interface(void);
 
 enum { SEDAQ_PORTABLE = 0, SEDAQ_AVX2 = 1, SEDAQ_AVX512 = 2, SEDAQ_N_ISAS = 3 };
@@ -66,6 +66,10 @@ int sedaq_carried_by_code(int isa, const sedaq_part *part, float *carried, int t
 // left (K, g, g) and right (K, g).
 int sedaq_assign(int isa, const sedaq_cloud *cloud, float *left, float *right, int threads);
 
+// Lloyd's algorithm on several clouds together, from and to centres (K, g), which are the clouds' own. A centre that lost its vectors moves
+// to the next of n_spares `spares` (n_spares, g), from the first again after the last.
+int sedaq_kmeans(int isa, const sedaq_cloud *clouds, int n_clouds, float *centres, const float *spares, int64_t n_spares, int iterations, int threads);
+
 // matrix (n, n), symmetric → C, upper triangular with matrix = C Cᵀ, in place. Returns 3 where a pivot is not positive.
 int sedaq_factor(int isa, float *matrix, int64_t n, int threads);
 
@@ -79,6 +83,7 @@ int sedaq_factor(int isa, float *matrix, int64_t n, int threads);
     int sums_by_code(const sedaq_part &, float *, int threads);                             \
     int carried_by_code(const sedaq_part &, float *, int threads);                          \
     int assign(const sedaq_cloud &, float *left, float *right, int threads);                \
+    int kmeans(const sedaq_cloud *, int, float *, const float *, int64_t, int, int threads); \
     int factor(float *matrix, int64_t n, int threads);
 namespace encoder_portable { SEDAQ_ENCODER }
 namespace encoder_avx2 { SEDAQ_ENCODER }

@@ -11,5 +11,6 @@ namespace encoder_portable {
 #include "search.h"
 #include "passes.h"
 #include "sums.h"
+#include "kmeans.h"
 #include "factor.h"
 }  // namespace encoder_portable

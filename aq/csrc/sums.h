@@ -1,4 +1,4 @@
-// Sums over rows: quadratic forms, sums by code for least squares, and k-means' assignment.
+// Sums over rows: quadratic forms, and sums by code for least squares.
 
 // Σ a[i] · b[i] in sixteen interleaved sums, the same for all widths of vectors.
 static double dot(const float *a, const float *b, int64_t n) {
@@ -158,69 +158,4 @@ int carried_by_code(const sedaq_part &part, float *carried, int threads) {
     if (!in_range(part, true)) return 1;
     const int64_t positions = part.n_conv_groups * (part.n_columns / part.group_size);
     return sum_blocks(Carried{part}, positions, (int64_t)part.n_codebooks * part.n_entries, part.group_size, carried, threads);
-}
-
-// -- k-means -----------------------------------------------------------------------------------------------------------------------------
-
-struct Assignment {
-    const sedaq_cloud &cloud;
-
-    void add_masses(int64_t position, float *masses) const {
-        for (int64_t r = position * cloud.n_vectors; r < (position + 1) * cloud.n_vectors; r++) masses[cloud.codes[r]] += cloud.mass[r];
-    }
-    void copy_block(int64_t position, float *block) const {
-        const int64_t size = (int64_t)cloud.group_size * cloud.group_size;
-        __builtin_memcpy(block, cloud.metric + position * size, (size_t)size * sizeof(float));
-    }
-};
-
-enum { VECTORS_AT_ONCE = 32 };
-
-// Codes of one position's vectors; `right` (K, g), where it is not null, gets mass · (vector · metric) of each.
-static void assign_position(const sedaq_cloud &cloud, const Codebooks &centres, int64_t position, float *right, Arena arena) {
-    const int64_t g = centres.g, width = centres.g_padded, base = position * cloud.n_vectors;
-    const float *metric = cloud.metric + position * g * g;
-    float *own = arena.take<float>(centres.k_padded), *negative = arena.take<float>(g * width), *zeros = arena.take<float>(width);
-    float *linear = arena.take<float>(VECTORS_AT_ONCE * width);
-    const float *from[VECTORS_AT_ONCE], *by[VECTORS_AT_ONCE];
-    float *to[VECTORS_AT_ONCE], energy[VECTORS_AT_ONCE];
-    int64_t codes[VECTORS_AT_ONCE];
-    centres.own_energies(0, metric, g, own);
-    __builtin_memset(negative, 0, (size_t)(g * width) * sizeof(float));
-    __builtin_memset(zeros, 0, (size_t)width * sizeof(float));
-    for (int64_t i = 0; i < g; i++)
-        for (int64_t j = 0; j < g; j++) negative[i * width + j] = -metric[i * g + j];
-    for (int64_t first = 0; first < cloud.n_vectors; first += VECTORS_AT_ONCE) {
-        const int64_t n = smaller(VECTORS_AT_ONCE, cloud.n_vectors - first);
-        for (int64_t r = 0; r < n; r++) from[r] = zeros, by[r] = cloud.vectors + (base + first + r) * g, to[r] = linear + r * width;
-        add_products(n, to, from, by, negative, width, g, g);
-        for (int64_t r = 0; r < n; r++) from[r] = to[r];
-        nearest_of(centres, 0, own, n, from, energy, codes);
-        for (int64_t r = 0; r < n; r++) {
-            cloud.codes[base + first + r] = codes[r];
-            const float mass = -cloud.mass[base + first + r];
-            for (int64_t i = 0; i < g && right; i++) right[codes[r] * g + i] = multiply_add(mass, to[r][i], right[codes[r] * g + i]);
-        }
-    }
-}
-
-int assign(const sedaq_cloud &cloud, float *left, float *right, int threads) {
-    if (cloud.group_size < 1 || cloud.n_centres < 1 || cloud.n_centres > 1 << 20) return 1;
-    const Codebooks centres(1, cloud.n_centres, cloud.group_size, cloud.centres);
-    const int64_t ranges = n_ranges(cloud.n_positions), size = centres.k * centres.g;
-    const int64_t bytes = Arena::bytes_of<float>(centres.k_padded) + Arena::bytes_of<float>((centres.g + 1 + VECTORS_AT_ONCE) * centres.g_padded) + 256;
-    Memory<float> sums(right ? ranges * size : 0);
-    Memory<char> memory(threads * bytes);
-    if (!centres.ok() || !sums.ok() || !memory.ok()) return 2;
-    if (right) sums.clear();
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t range = 0; range < ranges; range++)
-        for (int64_t position = range_start(cloud.n_positions, range); position < range_start(cloud.n_positions, range + 1); position++)
-            assign_position(cloud, centres, position, right ? sums.data + range * size : nullptr, {memory.data + omp_get_thread_num() * bytes});
-    if (!right) return 0;
-    for (int64_t i = 0; i < size; i++) {
-        right[i] = 0;
-        for (int64_t range = 0; range < ranges; range++) right[i] += sums.data[range * size + i];
-    }
-    return sum_blocks(Assignment{cloud}, cloud.n_positions, centres.k, centres.g, left, threads);
 }
