@@ -33,7 +33,6 @@ from .part import Part, squared_norm
 # Shares of H's mean diagonal that are added to it (docs/experiments.md).
 DAMPING = 1e-3  # for all, so that inputs that are always zero still pull their weights towards the truth
 FEEDBACK_DAMPING = 0.02  # for error feedback
-FIT_ITERATIONS = 4  # of conjugate gradients a round; 12 change the error by less than 0.01 %
 LEAST_FITTED = 1 << 18  # weights that codebooks are fitted on, where there are as many
 
 
@@ -43,6 +42,7 @@ class Effort:
 
     rounds: int
     kmeans_iterations: int
+    fit_iterations: int  # of conjugate gradients each time
     vectors_per_entry: int  # of the rows that codebooks are fitted on
     several: Beam
     one: Beam
@@ -53,9 +53,9 @@ class Effort:
 
 
 EFFORTS = {
-    "draft": Effort(0, 6, 48, Beam(4, 1), Beam(1, 1)),  # to choose among formats
-    "fast": Effort(2, 12, 300, Beam(8, 1), Beam(1, 2)),
-    "full": Effort(12, 40, 2400, Beam(16, 1), Beam(1, 4)),
+    "draft": Effort(0, 3, 2, 48, Beam(4, 1), Beam(1, 1)),  # to choose among formats
+    "fast": Effort(2, 12, 4, 300, Beam(8, 1), Beam(1, 2)),
+    "full": Effort(12, 40, 6, 2400, Beam(16, 1), Beam(1, 4)),
 }
 
 
@@ -181,7 +181,7 @@ def _encode_additive(
         wanted = effort.vectors_per_entry * format.n_entries * format.group_size
         parts, rows = _parts(matrix, format, shape, hessian, wanted, rng)
         tensors = dict(book) if book is not None else stored_codebooks(format, _fit(parts[:1], format, effort, rng, start))
-        _finish(parts, expanded_codebooks(format, tensors), effort.beam(format))
+        _finish(parts, expanded_codebooks(format, tensors), effort.beam(format), effort.rounds > 0)
     return _encoding(parts, rows, format, shape, tensors)
 
 
@@ -253,7 +253,7 @@ def _fit(parts: Sequence[Part], format: Format, effort: Effort, rng: torch.Gener
         part.update_scales(expansion @ stored)
     best_error, best = math.inf, (stored, [(part.codes, part.scales) for part in parts])
     for _ in range(effort.rounds):
-        stored = fit_codebooks(parts, stored, format, FIT_ITERATIONS)
+        stored = fit_codebooks(parts, stored, format, effort.fit_iterations)
         error = sum(_round(part, expansion @ stored, kept) for part in parts)
         gain = 1 - error / best_error if best_error > 0 else 0.0
         if gain > 0:
@@ -263,7 +263,7 @@ def _fit(parts: Sequence[Part], format: Format, effort: Effort, rng: torch.Gener
     stored, states = best
     for part, (codes, scales) in zip(parts, states, strict=True):
         part.codes, part.scales = codes, scales
-    return fit_codebooks(parts, stored, format, FIT_ITERATIONS)
+    return fit_codebooks(parts, stored, format, effort.fit_iterations)
 
 
 def _round(part: Part, books: torch.Tensor, kept: Beam) -> float:
@@ -272,18 +272,20 @@ def _round(part: Part, books: torch.Tensor, kept: Beam) -> float:
     return part.update_scales(books)
 
 
-def _finish(parts: Sequence[Part], books: torch.Tensor, kept: Beam) -> None:
-    """Codes and scales of every part under codebooks as they are stored, scales rounded too."""
+def _finish(parts: Sequence[Part], books: torch.Tensor, kept: Beam, improved: bool) -> None:
+    """Codes and scales of every part under codebooks as they are stored, scales rounded too; `improved`: codes once more given all others."""
     fitted = [part for part in parts if part.has_codes]
     ratio = sum(float((part.scales / part.root_mean_square.clamp(min=1e-30)).mean()) for part in fitted) / max(1, len(fitted)) or 1.0
     for part in parts:
         if not part.has_codes:
             part.scales = part.root_mean_square * ratio
             part.encode(books, kept)
-            part.improve(books, kept)  # no more than the scales that follow need
+            if improved:
+                part.improve(books, kept)  # no more than the scales that follow need
         part.update_scales(books)
         part.scales = part.scales.half().float()
-        part.improve(books, kept)
+        if improved:
+            part.improve(books, kept)
 
 
 def _encoding(
