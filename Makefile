@@ -4,7 +4,7 @@ export PYTHONSAFEPATH := 1
 
 .PHONY: demo test test-slow lint sanitize wheel
 
-.venv/installed: pyproject.toml constraints.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/*.h)
+.venv/installed: pyproject.toml constraints.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/*.h aq/csrc/*.cpp aq/csrc/*.h)
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
@@ -24,12 +24,15 @@ lint: .venv/installed
 	mkdir -p .venv/typed && ln -sfn ../.. .venv/typed/sedaq
 	cd .venv/typed && ../bin/mypy --config-file sedaq/pyproject.toml --cache-dir ../mypy -p sedaq
 
-# The C++ kernels, apart from Python, with what finds wrong addresses and undefined behaviour.
+# The C++ kernels and the encoder's loops, apart from Python, with what finds wrong addresses and undefined behaviour.
 sanitize:
 	mkdir -p build
 	$(CXX) -std=c++17 -O1 -g -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra -Werror -Wno-psabi -Wno-uninitialized \
 		kernels/csrc/*.cpp tests/kernels/products.cpp -o build/products
 	build/products
+	$(CXX) -std=c++17 -O1 -g -fopenmp -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra -Werror -Wno-psabi -Wno-uninitialized \
+		aq/csrc/*.cpp tests/aq/loops.cpp -o build/loops
+	build/loops
 
 wheel: .venv/installed
 	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w build/wheel .

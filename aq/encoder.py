@@ -21,19 +21,19 @@ import torch
 
 from ..errors import InputError
 from ..models.hessian import Hessian
-from . import beam
+from . import native
 from .beam import Beam
 from .encoding import INT8_ZERO, Encoding, column_order, expanded_codebooks, stored_codebooks
 from .formats import Format
 from .kmeans import residual_kmeans
 from .least_squares import fit_codebooks
-from .parallel import one_thread_an_operation, parallel_map
-from .part import Part
+from .parallel import one_thread_an_operation
+from .part import Part, squared_norm
 
 # Shares of H's mean diagonal that are added to it (docs/experiments.md).
 DAMPING = 1e-3  # for all, so that inputs that are always zero still pull their weights towards the truth
 FEEDBACK_DAMPING = 0.02  # for error feedback
-SPLIT_ABOVE = 1 << 19  # weights that are worth several threads
+LEAST_FITTED = 1 << 18  # weights that codebooks are fitted on, where there are as many
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Effort:
 
     rounds: int
     kmeans_iterations: int
+    fit_iterations: int  # of conjugate gradients each time
     vectors_per_entry: int  # of the rows that codebooks are fitted on
     several: Beam
     one: Beam
@@ -52,9 +53,9 @@ class Effort:
 
 
 EFFORTS = {
-    "draft": Effort(0, 6, 48, Beam(4, 1), Beam(1, 1)),  # to choose among formats
-    "fast": Effort(2, 12, 96, Beam(8, 1), Beam(1, 2)),
-    "full": Effort(12, 40, 1024, Beam(16, 1), Beam(1, 4)),
+    "draft": Effort(0, 3, 2, 48, Beam(4, 1), Beam(1, 1)),  # to choose among formats
+    "fast": Effort(2, 12, 4, 300, Beam(8, 1), Beam(1, 2)),
+    "full": Effort(12, 40, 6, 2400, Beam(16, 1), Beam(1, 4)),
 }
 
 
@@ -100,22 +101,22 @@ def encode(
     (torch.Size([32, 24]), 288)
     """
     start = time.perf_counter()
-    shape = tuple(weight.shape)
-    if not torch.isfinite(weight).all():
+    shape, weight = tuple(weight.shape), weight.detach().cpu()  # the codes are chosen by the processor's cores, wherever the model is
+    if not _is_finite(weight):
         raise InputError(f"a weight of shape {shape} holds NaN or infinity; repair the model")
     n_in = math.prod(shape[1:])
     if format.book and book is None:
         raise InputError(
             f"format {format} shares the codebooks {format.book!r} among layers, one weight alone cannot have it; use {str(format).partition('@')[0]}"
         )
-    hessian = _checked_hessian(hessian, n_in, groups, weight.device)
+    hessian = _checked_hessian(hessian, n_in, groups)
 
     provenance = {**(provenance or {}), "effort": effort, "seed": seed}
     if format.kind == "asis":
-        return Encoding(format, shape, {"weight": weight.detach().cpu().contiguous()}, 0.0, provenance)
+        return Encoding(format, shape, {"weight": weight.contiguous()}, 0.0, provenance)
     if weight.abs().max() > torch.finfo(torch.float16).max:
         raise InputError(f"a weight of shape {shape} holds values above 65504, which scales in float16 cannot hold; leave it as it is")
-    matrix = weight.detach().float().reshape(groups, -1, n_in)
+    matrix = weight.float().reshape(groups, -1, n_in)
     if format.kind == "int8":
         encoding = _round_to_int8(matrix, shape)
     else:
@@ -127,7 +128,11 @@ def encode(
     return Encoding(format, shape, encoding.tensors, error, provenance)
 
 
-def _checked_hessian(hessian: Hessian | torch.Tensor | None, n_in: int, groups: int, device: torch.device) -> Hessian:
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return bool(tensor.sum(dtype=torch.float64).isfinite())  # several times as fast as asking every number
+
+
+def _checked_hessian(hessian: Hessian | torch.Tensor | None, n_in: int, groups: int) -> Hessian:
     """As float32 blocks. Raises InputError for another size, NaN or infinity."""
     if hessian is None:
         hessian = Hessian.identity(n_in, groups)
@@ -139,17 +144,16 @@ def _checked_hessian(hessian: Hessian | torch.Tensor | None, n_in: int, groups: 
         raise InputError(
             f"a Hessian of {hessian.groups} groups and {hessian.n_in} inputs cannot weigh a weight of {groups} groups and {n_in} inputs; calibrate again"
         )
-    if not all(torch.isfinite(block).all() for block in hessian.blocks):
+    if not all(_is_finite(block) for block in hessian.blocks):
         raise InputError("the Hessian holds NaN or infinity; calibrate again")
-    return Hessian(tuple(block.to(device, torch.float32).expand(groups, -1, -1) for block in hessian.blocks))
+    return Hessian(tuple(block.to("cpu", torch.float32).expand(groups, -1, -1) for block in hessian.blocks))
 
 
 def relative_error(weight: torch.Tensor, approximation: torch.Tensor, hessian: Hessian, groups: int = 1) -> float:
     """‖(W − Ŵ)X‖² / ‖WX‖² under H; 0 for a weight or inputs that are zero anyway."""
     w = weight.detach().float().reshape(groups, -1, hessian.n_in)
     difference = w - approximation.to(w).reshape_as(w)
-    signal = (hessian.times(w) * w).sum(dtype=torch.float64).item()
-    noise = (hessian.times(difference) * difference).sum(dtype=torch.float64).item()
+    signal, noise = squared_norm(w, hessian), squared_norm(difference, hessian)
     return max(noise, 0.0) / signal if signal > 0 else 0.0
 
 
@@ -159,7 +163,7 @@ def _round_to_int8(matrix: torch.Tensor, shape: tuple[int, ...]) -> Encoding:
     scales = (rows.abs().amax(1) / 127).half()
     safe = torch.where(scales > 0, scales.float(), 1.0).unsqueeze(1)
     codes = ((rows / safe).round().clamp(-127, 127) + INT8_ZERO).to(torch.uint8).reshape(-1)
-    return Encoding(Format("int8"), shape, {"codes": codes.cpu(), "scales": scales.cpu()}, math.nan)
+    return Encoding(Format("int8"), shape, {"codes": codes, "scales": scales}, math.nan)
 
 
 def _encode_additive(
@@ -174,10 +178,10 @@ def _encode_additive(
     start = time.perf_counter()
     rng = torch.Generator().manual_seed(seed)
     with one_thread_an_operation():
-        parts, rows = _parts(matrix, format, shape, hessian, rng)
-        tensors = dict(book) if book is not None else stored_codebooks(format, _fit([parts], format, effort, rng, start))
-        codebooks = expanded_codebooks(format, tensors).to(matrix.device)
-        _finish(parts, codebooks, effort.beam(format))
+        wanted = effort.vectors_per_entry * format.n_entries * format.group_size
+        parts, rows = _parts(matrix, format, shape, hessian, wanted, rng)
+        tensors = dict(book) if book is not None else stored_codebooks(format, _fit(parts[:1], format, effort, rng, start))
+        _finish(parts, expanded_codebooks(format, tensors), effort.beam(format), effort.rounds > 0)
     return _encoding(parts, rows, format, shape, tensors)
 
 
@@ -197,74 +201,60 @@ def fit_book(members: Sequence[Member], format: Format, *, effort: str = "fast",
     """
     start = time.perf_counter()
     rng = torch.Generator().manual_seed(seed)
-    layers = []
+    tried = parse_effort(effort)
+    wanted = tried.vectors_per_entry * format.n_entries * format.group_size / max(1, len(members))
+    parts = []
     with one_thread_an_operation():
         for member in members:
             shape = tuple(member.weight.shape)
-            if not torch.isfinite(member.weight).all():
+            if not _is_finite(member.weight):
                 raise InputError(f"a weight of shape {shape} holds NaN or infinity; repair the model")
-            matrix = member.weight.detach().float().reshape(member.groups, -1, math.prod(shape[1:]))
-            hessian = _checked_hessian(member.hessian, matrix.shape[2], member.groups, matrix.device)
-            signal = (hessian.times(matrix) * matrix).sum(dtype=torch.float64).item()
+            matrix = member.weight.detach().cpu().float().reshape(member.groups, -1, math.prod(shape[1:]))
+            hessian = _checked_hessian(member.hessian, matrix.shape[2], member.groups)
+            signal = squared_norm(matrix, hessian)
             energy = hessian.diagonal.mean().item() * matrix.numel()
             if signal > 0:
                 matrix = matrix * math.sqrt(energy / signal)  # the prepared H is in units of its mean
-                layers.append(_parts(matrix, format, shape, hessian, rng)[0])
-        if not layers:
+                parts.append(_parts(matrix, format, shape, hessian, wanted, rng)[0][0])
+        if not parts:
             raise InputError(f"the layers that share {format.book!r} hold nothing but zeros; leave them as they are")
-        return stored_codebooks(format, _fit(layers, format, parse_effort(effort), rng, start))
+        return stored_codebooks(format, _fit(parts, format, tried, rng, start))
 
 
 def _parts(
-    matrix: torch.Tensor, format: Format, shape: tuple[int, ...], hessian: Hessian, rng: torch.Generator
+    matrix: torch.Tensor, format: Format, shape: tuple[int, ...], hessian: Hessian, wanted: float, rng: torch.Generator
 ) -> tuple[list[Part], torch.Tensor]:
-    """The weight's rows in random order, cut into parts, and which row of the weight each is."""
+    """The weight's rows in random order, and which row of the weight each is: first a part of about as many weights as are wanted for
+    codebooks to be fitted on, then the others, if there are any."""
     order = column_order(format, shape)
     n_padded = format.n_groups(shape) * format.group_size
-    w = matrix if order is None else matrix[:, :, order.to(matrix.device)]
+    w = matrix if order is None else matrix[:, :, order]
     w = torch.nn.functional.pad(w, (0, n_padded - w.shape[2]))
     prepared = hessian.prepared(order, n_padded, DAMPING)
-    factor = prepared.factor(FEEDBACK_DAMPING)
+    factor = prepared.factor(FEEDBACK_DAMPING, native.upper_cholesky if native.library() else None)
     n_groups, n_rows = w.shape[:2]
     rows = torch.arange(n_groups * n_rows).view(n_groups, n_rows)
+    n_units = n_rows if n_groups == 1 else n_groups
+    shuffled = torch.randperm(n_units, generator=rng)
+    n_first = math.ceil(n_units * max(wanted, LEAST_FITTED) / max(1, w.numel()))
+    pieces = [shuffled] if n_first > 0.8 * n_units else list(shuffled.split([n_first, n_units - n_first]))
     if n_groups == 1:
-        shuffled = torch.randperm(n_rows, generator=rng)
-        pieces = [piece.unsqueeze(0) for piece in shuffled.tensor_split(_n_parts(w))]
-        return [Part(w[:, piece[0].to(w.device)], prepared, factor) for piece in pieces], torch.cat(pieces, 1).reshape(-1)
-    shuffled = torch.randperm(n_groups, generator=rng)
-    pieces = [rows[piece] for piece in shuffled.tensor_split(min(n_groups, _n_parts(w)))]
-    parts = []
-    for piece in pieces:
-        chosen = (piece[:, 0] // n_rows).to(w.device)
-        parts.append(Part(w[chosen], prepared.of_groups(chosen), factor.of_groups(chosen)))
-    return parts, torch.cat([piece.reshape(-1) for piece in pieces])
+        return [Part(w[:, piece], prepared, factor) for piece in pieces], shuffled
+    return [Part(w[piece], prepared.of_groups(piece), factor.of_groups(piece)) for piece in pieces], rows[shuffled].reshape(-1)
 
 
-def _n_parts(w: torch.Tensor) -> int:
-    """By the weight's size alone, so that results don't depend on the number of threads; even, for machines have an even number.
-
-    Operations on small parts take less time than threads take to wait for each other.
-    """
-    n_rows = w.shape[0] * w.shape[1]
-    if w.device.type != "cpu" or w.numel() < SPLIT_ABOVE:
-        return math.ceil(n_rows / 16384)
-    return min(n_rows, 2 * math.ceil(n_rows / 2048))
-
-
-def _fit(layers: Sequence[list[Part]], format: Format, effort: Effort, rng: torch.Generator, start: float) -> torch.Tensor:
-    """Stored vectors (M, stored, g) for all layers; the parts that they were fitted on have codes and scales afterwards."""
-    wanted = effort.vectors_per_entry * format.n_entries / len(layers)
-    parts = [part for layer in layers for part in _enough(layer, wanted * format.group_size)]
+def _fit(parts: Sequence[Part], format: Format, effort: Effort, rng: torch.Generator, start: float) -> torch.Tensor:
+    """Stored vectors (M, stored, g) fitted on all parts, which have codes and scales afterwards."""
     n_vectors = 64 * format.n_entries * (4 if effort.rounds > 4 else 1)
     stored = residual_kmeans(parts, format, effort.kmeans_iterations, max(32768, n_vectors), rng)
-    expansion = format.expansion.to(stored.device)
-    kept = effort.beam(format)
-    parallel_map(lambda part: _choose(part, expansion @ stored, kept), parts)
+    expansion, kept = format.expansion, effort.beam(format)
+    for part in parts:
+        part.encode(expansion @ stored, kept)
+        part.update_scales(expansion @ stored)
     best_error, best = math.inf, (stored, [(part.codes, part.scales) for part in parts])
     for _ in range(effort.rounds):
-        stored = fit_codebooks(parts, stored, format)
-        books = expansion @ stored
-        error = sum(parallel_map(lambda part: _round(part, books, kept), parts))  # noqa: B023 (used at once)
+        stored = fit_codebooks(parts, stored, format, effort.fit_iterations)
+        error = sum(_round(part, expansion @ stored, kept) for part in parts)
         gain = 1 - error / best_error if best_error > 0 else 0.0
         if gain > 0:
             best_error, best = error, (stored, [(part.codes, part.scales) for part in parts])
@@ -273,57 +263,35 @@ def _fit(layers: Sequence[list[Part]], format: Format, effort: Effort, rng: torc
     stored, states = best
     for part, (codes, scales) in zip(parts, states, strict=True):
         part.codes, part.scales = codes, scales
-    return fit_codebooks(parts, stored, format)
-
-
-def _enough(parts: list[Part], n_weights: float) -> list[Part]:
-    """The first parts that hold as many weights; two at least, if there are two."""
-    held = 0
-    chosen: list[Part] = []
-    for part in parts:
-        if held >= n_weights and len(chosen) >= 2:
-            break
-        held += part.w.numel()
-        chosen.append(part)
-    return chosen
-
-
-def _choose(part: Part, books: torch.Tensor, kept: Beam) -> None:
-    part.codes, _ = beam.encode(part.w, part.scales, part.factor, books, kept)
-
-
-def _improve(part: Part, books: torch.Tensor, kept: Beam) -> None:
-    part.codes, _ = beam.improve(part.w, part.scales, part.hessian, books, part.codes, kept.within)
+    return fit_codebooks(parts, stored, format, effort.fit_iterations)
 
 
 def _round(part: Part, books: torch.Tensor, kept: Beam) -> float:
-    part.update_scales(books)
-    _choose(part, books, kept)
-    _improve(part, books, kept)
-    return part.error(books)
+    part.encode(books, kept)
+    part.improve(books, kept)
+    return part.update_scales(books)
 
 
-def _finish(parts: Sequence[Part], books: torch.Tensor, kept: Beam) -> None:
-    """Codes and scales of every part under codebooks as they are stored, scales rounded too."""
+def _finish(parts: Sequence[Part], books: torch.Tensor, kept: Beam, improved: bool) -> None:
+    """Codes and scales of every part under codebooks as they are stored, scales rounded too; `improved`: codes once more given all others."""
     fitted = [part for part in parts if part.has_codes]
     ratio = sum(float((part.scales / part.root_mean_square.clamp(min=1e-30)).mean()) for part in fitted) / max(1, len(fitted)) or 1.0
-
-    def finish(part: Part) -> None:
+    for part in parts:
         if not part.has_codes:
             part.scales = part.root_mean_square * ratio
-            _choose(part, books, kept)
-            _improve(part, books, kept)  # no more than the scales that follow need
+            part.encode(books, kept)
+            if improved:
+                part.improve(books, kept)  # no more than the scales that follow need
         part.update_scales(books)
         part.scales = part.scales.half().float()
-        _improve(part, books, kept)
-
-    parallel_map(finish, parts)
+        if improved:
+            part.improve(books, kept)
 
 
 def _encoding(
     parts: Sequence[Part], rows: torch.Tensor, format: Format, shape: tuple[int, ...], tensors: dict[str, torch.Tensor]
 ) -> Encoding:
-    codes = torch.cat([part.codes.flatten(0, 1) for part in parts]).cpu()
-    scales = torch.cat([part.scales.reshape(-1) for part in parts]).cpu()
+    codes = torch.cat([part.codes.flatten(0, 1) for part in parts])
+    scales = torch.cat([part.scales.reshape(-1) for part in parts])
     back = rows.argsort()
     return Encoding.of_codes(format, shape, codes[back], tensors, scales[back])

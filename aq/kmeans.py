@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from . import native
 from .beam import smallest
 from .formats import Format
-from .parallel import parallel_map
 from .part import Part, total
 
 
@@ -31,13 +31,18 @@ class Cloud:
         w, scales = part.w[:, :n_rows], part.scales[:, :n_rows]
         unit = w / torch.where(scales > 0, scales, 1.0)
         vectors = unit.unflatten(2, (-1, g)).transpose(1, 2).flatten(0, 1)
-        n_places = w.shape[2] // g
-        metric = torch.stack([part.hessian.window(j * g, (j + 1) * g) for j in range(n_places)], 1).flatten(0, 1)
-        mass = scales.square().squeeze(2).repeat_interleave(n_places, 0)
-        return cls(vectors.contiguous(), metric, mass)
+        metric = part.hessian.diagonal_blocks(g).flatten(0, 1)
+        mass = scales.square().squeeze(2).repeat_interleave(w.shape[2] // g, 0)
+        return cls(vectors.contiguous(), metric.contiguous(), mass)
+
+    @property
+    def rows(self) -> native.Rows:
+        return self.vectors, self.metric, self.mass
 
     def assign(self, centres: torch.Tensor) -> torch.Tensor:
         """The nearest centre of each vector: (K, g) → (P, R)."""
+        if native.library():
+            return native.assign(self.rows, centres)
         quadratic = ((centres @ self.metric) * centres).sum(2)
         result = []
         step = max(1, (1 << 22) // (self.vectors.shape[1] * len(centres)))  # distances held at once
@@ -57,6 +62,12 @@ class Cloud:
         left = (mass.T @ self.metric.flatten(1)).view(n_centres, g, g)
         return left, right
 
+    def equations(self, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`sums` of the vectors given to their nearest centres."""
+        if native.library():
+            return native.equations(self.rows, centres)
+        return self.sums(self.assign(centres), len(centres))
+
     def minus(self, centres: torch.Tensor, codes: torch.Tensor) -> Cloud:
         return Cloud(self.vectors - centres[codes], self.metric, self.mass)
 
@@ -67,24 +78,34 @@ class Cloud:
 
 def _draw(clouds: Sequence[Cloud], n: int, rng: torch.Generator) -> torch.Tensor:
     """n vectors at random, none twice while there are enough."""
-    vectors = torch.cat([cloud.vectors.flatten(0, 1) for cloud in clouds])
-    drawn = torch.randperm(len(vectors), generator=rng)[:n]
+    sizes = torch.tensor([cloud.mass.numel() for cloud in clouds])
+    n_vectors = int(sizes.sum())
+    drawn = torch.randperm(n_vectors, generator=rng)[:n]
     if len(drawn) < n:  # a layer smaller than its codebook
-        drawn = torch.cat([drawn, torch.randint(len(vectors), (n - len(drawn),), generator=rng)])
-    return vectors[drawn.to(vectors.device)]
+        drawn = torch.cat([drawn, torch.randint(n_vectors, (n - len(drawn),), generator=rng)])
+    vectors = torch.empty(n, clouds[0].vectors.shape[2])
+    for cloud, end, size in zip(clouds, sizes.cumsum(0).tolist(), sizes.tolist(), strict=True):
+        here = (drawn >= end - size) & (drawn < end)
+        vectors[here] = cloud.vectors.flatten(0, 1)[drawn[here] - (end - size)]
+    return vectors
 
 
 def kmeans(clouds: Sequence[Cloud], n_centres: int, iterations: int, rng: torch.Generator) -> torch.Tensor:
-    """Lloyd's algorithm from randomly drawn vectors; a centre that lost its vectors moves to one drawn at random. Returns (K, g)."""
-    centres = _draw(clouds, n_centres, rng)
-    eye = torch.eye(centres.shape[1], device=centres.device)
+    """Lloyd's algorithm from randomly drawn vectors; a centre that lost its vectors moves to another that was drawn. Returns (K, g)."""
+    drawn = _draw(clouds, 2 * n_centres + 64, rng)
+    centres, spares, n_lost = drawn[:n_centres], drawn[n_centres:], 0
+    if native.library():
+        return native.kmeans([cloud.rows for cloud in clouds], centres, spares, iterations)
+    eye = torch.eye(centres.shape[1], dtype=torch.float64)
     for _ in range(iterations):
-        pairs = parallel_map(lambda cloud: cloud.sums(cloud.assign(centres), n_centres), clouds)  # noqa: B023 (used at once)
-        left, right = total([pair[0] for pair in pairs]), total([pair[1] for pair in pairs])
+        left, right = (total(sums).double() for sums in zip(*(cloud.equations(centres) for cloud in clouds), strict=True))
         size = left.diagonal(dim1=1, dim2=2).mean(1)
-        ridge = (1e-4 * size + torch.finfo(size.dtype).tiny).view(-1, 1, 1) * eye
-        moved = torch.linalg.solve(left + ridge, right)
-        centres = torch.where((size > 0).unsqueeze(1), moved, _draw(clouds, n_centres, rng))
+        ridge = (1e-4 * size + torch.finfo(torch.float32).tiny).view(-1, 1, 1) * eye
+        moved = torch.linalg.solve(left + ridge, right).float()
+        lost = (size == 0).nonzero().squeeze(1)
+        moved[lost] = spares[(n_lost + torch.arange(len(lost))) % len(spares)]
+        n_lost += len(lost)
+        centres = moved
     return centres
 
 
@@ -93,14 +114,14 @@ def residual_kmeans(parts: Sequence[Part], format: Format, iterations: int, max_
     g = format.group_size
     n_vectors = sum(part.w.numel() // g for part in parts)
     share = min(1.0, max_vectors / n_vectors)
-    clouds = parallel_map(lambda part: Cloud.of(part, g, max(1, round(share * part.w.shape[1]))), parts)
-    expansion = format.expansion.to(clouds[0].vectors.device)
+    clouds = [Cloud.of(part, g, max(1, round(share * part.w.shape[1]))) for part in parts]
+    expansion = format.expansion
     stored = []
     for _ in range(format.n_codebooks):
         book = _structured_book(clouds, format, iterations, rng)
         stored.append(book)
         centres = expansion @ book
-        clouds = parallel_map(lambda cloud: cloud.minus(centres, cloud.assign(centres)), clouds)  # noqa: B023
+        clouds = [cloud.minus(centres, cloud.assign(centres)) for cloud in clouds]
     return torch.stack(stored)
 
 
@@ -109,7 +130,7 @@ def _structured_book(clouds: Sequence[Cloud], format: Format, iterations: int, r
     if format.structure == "h":
         half = format.n_stored_entries // 2
         first = kmeans(clouds, half, iterations, rng)
-        left = parallel_map(lambda cloud: cloud.minus(first, cloud.assign(first)), clouds)
+        left = [cloud.minus(first, cloud.assign(first)) for cloud in clouds]
         return torch.cat([first, kmeans(left, half, iterations, rng)])
     if format.structure == "m":
         return kmeans([cloud.up_to_sign() for cloud in clouds], format.n_stored_entries, iterations, rng)

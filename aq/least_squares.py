@@ -6,48 +6,48 @@ from collections.abc import Sequence
 
 import torch
 
-from .beam import sum_of
 from .formats import Format
-from .parallel import parallel_map
-from .part import Part, sum_by_code, total
+from .part import Part, total
 
 
 def fit_codebooks(parts: Sequence[Part], stored: torch.Tensor, format: Format, iterations: int = 12) -> torch.Tensor:
     """Stored vectors (M, stored, g) of least error for the codes and scales of `parts`, by conjugate gradients from `stored`.
 
-    Mirrored and hierarchical codebooks are linear in their stored vectors, so one solver serves all structures. Preconditioned by how much
-    weight each vector carries; a millionth of that is added as a ridge, which leaves unused vectors where they are.
+    Mirrored and hierarchical codebooks are linear in their stored vectors, so one solver serves all structures. Preconditioned by what each
+    vector would cost alone, a g×g block; a millionth of its mean is added as a ridge, which leaves unused vectors where they are.
     """
-    expansion = format.expansion.to(stored.device)
-    adjoint = expansion.T
+    expansion = format.expansion
+    adjoint = expansion.T.double()
+    size = (format.n_codebooks, format.n_entries, format.group_size)
 
-    def image(part: Part, x: torch.Tensor) -> torch.Tensor:
-        return sum_by_code(part, part.hessian.times(sum_of(expansion @ x, part.codes) * part.scales) * part.scales, format)
-
-    def carried(part: Part) -> torch.Tensor:
-        return sum_by_code(part, part.hessian.diagonal.unsqueeze(1) * part.scales**2, format)
-
-    diagonal = adjoint.square() @ total(parallel_map(carried, parts))
+    carried = total([part.carried_by_code(size) for part in parts]).double()
+    blocks = (adjoint.square() @ carried.flatten(2)).unflatten(2, carried.shape[2:])
+    diagonal = blocks.diagonal(dim1=2, dim2=3)
     ridge = 1e-6 * diagonal.mean()
-    precondition = 1 / (diagonal + ridge).clamp(min=1e-30)
+    floor = (ridge + 1e-6 * diagonal.mean(2, keepdim=True)).clamp(min=1e-30)
+    inverse = torch.linalg.inv(blocks + torch.diag_embed(floor.expand_as(diagonal)))
+
+    def precondition(x: torch.Tensor) -> torch.Tensor:
+        return (inverse @ x.unsqueeze(3)).squeeze(3)
 
     def normal(x: torch.Tensor) -> torch.Tensor:
-        return adjoint @ total(parallel_map(lambda part: image(part, x), parts)) + ridge * x
+        sums = [part.sums_by_code(size, expansion @ x.float()) for part in parts]
+        return adjoint @ total(sums).double() + ridge * x
 
-    x = stored
-    right = adjoint @ total(parallel_map(lambda part: sum_by_code(part, part.wh * part.scales, format), parts))
+    x = stored.double()
+    right = adjoint @ total([part.sums_by_code(size) for part in parts]).double()
     residual = right + ridge * x - normal(x)
-    z = precondition * residual
-    direction, rz = z, (residual * z).sum(dtype=torch.float64)
+    z = precondition(residual)
+    direction, rz = z, (residual * z).sum()
     first = rz
     for _ in range(iterations):
         if not rz > 1e-6 * first:
             break
         along = normal(direction)
-        step = (rz / (direction * along).sum(dtype=torch.float64).clamp(min=1e-300)).float()
+        step = rz / (direction * along).sum().clamp(min=1e-300)
         x = x + step * direction
         residual = residual - step * along
-        z = precondition * residual
-        rz, previous = (residual * z).sum(dtype=torch.float64), rz
-        direction = z + (rz / previous).float() * direction
-    return x
+        z = precondition(residual)
+        rz, previous = (residual * z).sum(), rz
+        direction = z + (rz / previous) * direction
+    return x.float()

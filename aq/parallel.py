@@ -1,15 +1,15 @@
-"""Threads that do not change results: torch's own splits of a sum depend on how many threads there are, these don't.
+"""Threads that do not change results: torch's own splits of a sum depend on how many threads there are.
 
-Inside, every torch operation runs on one thread, and independent pieces of work, whose number does not depend on the machine, are spread
-over as many threads as torch was set to, or processes: many small operations would spend their time waiting for Python's lock.
+So torch's operations run on one thread here. The encoder's own loops (native.py) take as many as torch was set to and sum in the same order
+whatever their number; small layers are worked on in processes beside each other, for what is left in Python waits for Python's lock.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -21,9 +21,14 @@ R = TypeVar("R")
 _inside = threading.local()  # .threads: how many may be used by whoever is inside, 0 outside; torch's own number belongs to a thread too
 
 
+def threads() -> int:
+    """How many the caller may use."""
+    return getattr(_inside, "threads", 0) or torch.get_num_threads()
+
+
 @contextmanager
 def one_thread_an_operation() -> Iterator[None]:
-    """Set torch to one thread in the calling thread, whose number is kept for `parallel_each`."""
+    """Set torch to one thread in the calling thread, whose number is kept for `threads`."""
     outer = getattr(_inside, "threads", 0)
     before = torch.get_num_threads()
     _inside.threads = outer or before
@@ -38,16 +43,6 @@ def one_thread_an_operation() -> Iterator[None]:
 def _enter_worker() -> None:
     _inside.threads = 1
     torch.set_num_threads(1)
-
-
-def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """[function(item) for item in items] on as many threads as torch was set to; one within another runs on its caller's thread."""
-    items = list(items)
-    with one_thread_an_operation():
-        if len(items) < 2 or _inside.threads < 2:
-            return [function(item) for item in items]
-        with ThreadPoolExecutor(min(_inside.threads, len(items)), initializer=_enter_worker) as pool:
-            return list(pool.map(function, items))
 
 
 _job: Any = None  # what processes that are forked find to do

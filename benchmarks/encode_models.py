@@ -1,7 +1,7 @@
-"""Seconds to encode models of real size:  python benchmarks/encode_models.py [--device cuda]
+"""Seconds to encode models of real size:  python benchmarks/encode_models.py
 
-Encodes one layer of each shape that DiT-XL/2 and SDXL's U-Net have (random weights, correlated inputs; the architectures as diffusers builds
-them, without weights), measures seconds and memory in a process of its own, and adds up layer counts. Shapes above --largest weights are not
+Encodes one layer of each shape that DiT-XL/2, SDXL's U-Net and FLUX.1-dev have (random weights, correlated inputs; the architectures as
+diffusers builds them, without weights), measures seconds and memory in a process of its own, and adds up layer counts. Shapes above --largest weights are not
 run: they are taken at the seconds per weight of the nearest width, and the row says so.
 """
 
@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, UNet2DConditionModel
 from results import keep
 
 from sedaq.aq.encoder import encode
@@ -46,7 +46,7 @@ def shapes_of(model: torch.nn.Module) -> collections.Counter[tuple[int, ...]]:
     return collections.Counter(tuple(module.weight.shape) for module in model.modules() if type(module) in KINDS)
 
 
-def measure(shape: tuple[int, ...], text: str, device: str) -> dict[str, Any]:
+def measure(shape: tuple[int, ...], text: str) -> dict[str, Any]:
     """Seconds and memory of one encoding, in this process."""
     rng = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=rng)
@@ -55,8 +55,7 @@ def measure(shape: tuple[int, ...], text: str, device: str) -> dict[str, Any]:
         x = torch.randn(4096, stop - start, generator=rng)
         x = x + 0.6 * x.roll(1, 1)
         blocks.append((x.T @ x / len(x) + 0.1 * torch.eye(stop - start)).unsqueeze(0))
-    hessian = Hessian(tuple(block.to(device) for block in blocks))
-    weight = weight.to(device)
+    hessian = Hessian(tuple(blocks))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start_time = time.perf_counter()
     made = encode(weight, Format.parse(text), hessian)
@@ -65,8 +64,8 @@ def measure(shape: tuple[int, ...], text: str, device: str) -> dict[str, Any]:
     return {"seconds": seconds, "error": made.error, "peak_mb": peak / 1024, "before_mb": before / 1024}
 
 
-def measured_apart(shape: tuple[int, ...], text: str, device: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", json.dumps(shape), "--formats", text, "--device", device]
+def measured_apart(shape: tuple[int, ...], text: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", json.dumps(shape), "--formats", text]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
@@ -76,21 +75,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--formats", nargs="+", default=["1x8g4"])
     parser.add_argument("--largest", type=float, default=15e6, help="weights of a layer that is run")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(tuple(json.loads(arguments.one)), arguments.formats[0], arguments.device)))
+        print(json.dumps(measure(tuple(json.loads(arguments.one)), arguments.formats[0])))
         return
     with torch.device("meta"):
         models: dict[str, torch.nn.Module] = {"DiT-XL/2": DiTTransformer2DModel(**DIT_XL), "SDXL U-Net": UNet2DConditionModel(**SDXL)}
+        models["FLUX.1-dev"] = FluxTransformer2DModel(guidance_embeds=True)
     counts = {name: shapes_of(model) for name, model in models.items()}
     result: list[dict[str, Any]] = []
     for text in arguments.formats:
         rows: dict[tuple[int, ...], dict[str, Any]] = {}
         for shape in sorted({shape for found in counts.values() for shape in found}, key=math.prod):
             if 1e5 < math.prod(shape) <= arguments.largest:
-                rows[shape] = measured_apart(shape, text, arguments.device)
+                rows[shape] = measured_apart(shape, text)
                 print(text, shape, rows[shape], flush=True)
         for name, found in counts.items():
             total, estimated = 0.0, 0
@@ -104,8 +103,7 @@ def main() -> None:
             )
             print(result[-1], flush=True)
         result += [{"shape": list(shape), "format": text, "n_weights": math.prod(shape), **row} for shape, row in rows.items()]
-    name = "encode_models" if arguments.device == "cpu" else "encode_models_gpu"
-    keep(name, f"python benchmarks/encode_models.py --device {arguments.device} --formats {' '.join(arguments.formats)}", result)
+    keep("encode_models", f"python benchmarks/encode_models.py --formats {' '.join(arguments.formats)}", result)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +73,21 @@ class BlockDiagonal:
             ]
         return window
 
+    def diagonal_blocks(self, g: int) -> torch.Tensor:
+        """The g×g blocks on the diagonal, (groups, in / g, g, g); of those that straddle two blocks, what both hold."""
+        found: list[torch.Tensor] = []
+        first = 0
+        for block in self.blocks:
+            last = first + block.shape[-1]
+            if first % g and first // g == sum(blocks.shape[1] for blocks in found):  # begun by the blocks before
+                found.append(self.window(first // g * g, first // g * g + g).unsqueeze(1))
+            low, high = -(first // -g) * g - first, last // g * g - first
+            if low < high:
+                inside = block[:, low:high, low:high].unflatten(2, (-1, g)).unflatten(1, (-1, g))
+                found.append(inside.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2))
+            first = last
+        return torch.cat(found, 1)
+
 
 class Hessian(BlockDiagonal):
     """H = E[x xᵀ] over tokens."""
@@ -92,7 +107,7 @@ class Hessian(BlockDiagonal):
 
         Raises InputError unless H is finite and its diagonal not negative.
         """
-        mean = self.diagonal.mean()
+        mean = self.diagonal.mean(dtype=torch.float64).float()
         if not all(torch.isfinite(block).all() for block in self.blocks) or (self.diagonal < 0).any():
             raise InputError("the calibration matrix is not positive semi-definite (NaN, infinity or a negative diagonal); calibrate again")
         if mean == 0:
@@ -110,23 +125,37 @@ class Hessian(BlockDiagonal):
             first += width
         return Hessian(tuple(blocks))
 
-    def factor(self, damping: float = 0.0) -> BlockDiagonal:
+    def factor(self, damping: float = 0.0, cholesky: Cholesky | None = None) -> BlockDiagonal:
         """C, upper triangular, with H + damping · mean(diagonal) · I = C Cᵀ, so that the error of row e is ‖e C‖² and column j of e C sees
         columns 0 … j of e only.
 
         Where rounding made H indefinite, more is added as needed, up to a hundredth of the mean.
 
+        Args:
+            cholesky: another way to `upper_cholesky`.
+
         Raises InputError for what is further from positive semi-definite.
         """
-        return BlockDiagonal(tuple(_upper_factor(block, damping) for block in self.blocks))
+        return BlockDiagonal(tuple(_upper_factor(block, damping, cholesky or upper_cholesky) for block in self.blocks))
 
 
-def _upper_factor(block: torch.Tensor, damping: float) -> torch.Tensor:
-    flipped = block.flip(1, 2)
-    ridge = torch.zeros_like(block[:, :, 0])
+Cholesky = Callable[[torch.Tensor], torch.Tensor | None]
+
+
+def upper_cholesky(matrices: torch.Tensor) -> torch.Tensor | None:
+    """C, upper triangular, of each matrix C Cᵀ (…, n, n); None where one is not positive definite. The argument may be overwritten."""
+    factor, info = torch.linalg.cholesky_ex(matrices.flip(-2, -1))
+    return None if info.any() else factor.flip(-2, -1)
+
+
+def _upper_factor(block: torch.Tensor, damping: float, cholesky: Cholesky) -> torch.Tensor:
+    if block.stride(0) == 0 and len(block) > 1:  # one for all conv groups
+        return _upper_factor(block[:1], damping, cholesky).expand_as(block)
+    mean = block.diagonal(dim1=1, dim2=2).mean(dtype=torch.float64).item()
     for extra in (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
-        ridge[:] = (damping + extra) * block.diagonal(dim1=1, dim2=2).mean()
-        factor, info = torch.linalg.cholesky_ex(flipped + torch.diag_embed(ridge))
-        if not info.any():
-            return factor.flip(1, 2)
+        matrices = block.clone(memory_format=torch.contiguous_format)
+        matrices.diagonal(dim1=1, dim2=2).add_((damping + extra) * mean)
+        factor = cholesky(matrices)
+        if factor is not None:
+            return factor
     raise InputError("the calibration matrix is not positive semi-definite (it has a negative eigenvalue); calibrate again")

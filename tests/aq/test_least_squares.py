@@ -245,7 +245,7 @@ def test_sums_over_the_places_of_each_codeword():
     wanted = torch.zeros(2, 8, 4)
     for s, r, j, m in torch.cartesian_prod(torch.arange(2), torch.arange(5), torch.arange(2), torch.arange(2)).tolist():
         wanted[m, p.codes[s, r, j, m]] += values[s, r, 4 * j : 4 * j + 4]
-    torch.testing.assert_close(sum_by_code(p, values, format), wanted)
+    torch.testing.assert_close(sum_by_code(p, values, (2, 8, 4)), wanted)
 
 
 def test_a_total_leaves_its_terms_alone():

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from sedaq.aq.parallel import one_thread_an_operation, parallel_map, process_each
+from sedaq.aq.parallel import one_thread_an_operation, process_each, threads
 from sedaq.errors import InputError
 
 WAIT = 20  # seconds
@@ -28,108 +28,18 @@ def torch_threads(n: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 10])
-def test_results_come_in_the_order_of_the_items(n, count):
-    first_may_end = threading.Event()
-
-    def slow_at_first(item: int) -> int:
-        if item == 0 and min(n, count) > 1:
-            assert first_may_end.wait(WAIT)  # until a later item is done
-        else:
-            first_may_end.set()
-        return item**2
-
+def test_every_operation_runs_on_one_thread_and_the_callers_number_is_kept(n):
     with torch_threads(n):
-        assert parallel_map(slow_at_first, (i for i in range(count))) == [i**2 for i in range(count)]
+        assert threads() == n
+        with one_thread_an_operation():
+            assert torch.get_num_threads() == 1 and threads() == n
+            with one_thread_an_operation():
+                assert torch.get_num_threads() == 1 and threads() == n
+            assert torch.get_num_threads() == 1 and threads() == n
         assert torch.get_num_threads() == n
-
-
-@pytest.mark.parametrize("n", [2, 3])
-def test_as_many_items_at_once_as_torch_has_threads(n):
-    together = threading.Barrier(n, timeout=WAIT)  # broken unless n come
-
-    def wait_for_the_others(_: int) -> int:
-        together.wait()
-        return threading.get_ident()
-
-    with torch_threads(n):
-        threads = parallel_map(wait_for_the_others, range(3 * n))
-    assert len(set(threads)) == n and threading.get_ident() not in threads
-
-
-def test_a_single_thread_or_a_single_item_stays_where_it_is():
-    for n, count in ((1, 4), (2, 1)):
-        with torch_threads(n):
-            assert set(parallel_map(lambda _: threading.get_ident(), range(count))) == {threading.get_ident()}
-
-
-def test_every_operation_runs_on_one_thread():
-    with torch_threads(2):
-        assert parallel_map(lambda _: torch.get_num_threads(), range(4)) == [1] * 4
-        assert parallel_map(lambda _: torch.get_num_threads(), range(1)) == [1]
-        with one_thread_an_operation():
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-
-
-def test_results_are_equal_to_the_bit_at_one_and_two_threads():
-    x = torch.randn(8, 300, 300, generator=torch.Generator().manual_seed(0))
-    made = []
-    for n in (1, 2):
-        with torch_threads(n):
-            made.append(parallel_map(lambda matrix: (matrix @ matrix.T).sum() + matrix.softmax(1).std(), x))
-    assert all(torch.equal(one, two) for one, two in zip(*made, strict=True))
-
-
-def test_one_within_another_runs_on_its_callers_thread():
-    def outer(item: int) -> tuple[int, list[int]]:
-        return threading.get_ident(), parallel_map(lambda _: threading.get_ident(), range(3))
-
-    with torch_threads(2):
-        results = parallel_map(outer, range(4))
-        assert all(set(inner) == {thread} for thread, inner in results)
-        assert threading.get_ident() not in {thread for thread, _ in results}
-        assert torch.get_num_threads() == 2
-
-
-def test_one_within_one_thread_an_operation_still_uses_the_callers_number():
-    together = threading.Barrier(2, timeout=WAIT)
-    with torch_threads(2):
-        with one_thread_an_operation():
-            parallel_map(lambda _: together.wait(), range(2))
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
 
 
 # -- what is left behind -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [2, 1, 3])
-@pytest.mark.parametrize("bad", [0, 2, 5])
-def test_exceptions_come_through_and_torch_is_as_it_was(n, bad):
-    def fails(item: int) -> int:
-        if item == bad:
-            raise ZeroDivisionError(f"item {item}")
-        return item
-
-    with torch_threads(n):
-        with pytest.raises(ZeroDivisionError, match=f"item {bad}"):
-            parallel_map(fails, range(6))
-        assert torch.get_num_threads() == n
-        with pytest.raises(ZeroDivisionError, match=f"item {bad}"):
-            parallel_map(lambda item: parallel_map(fails, [item, bad]), range(3))
-        assert torch.get_num_threads() == n
-        assert parallel_map(lambda _: torch.get_num_threads(), range(2)) == [1, 1]
-        assert torch.get_num_threads() == n
-
-
-def test_the_first_of_several_exceptions_is_raised():
-    def fails(item: int) -> None:
-        raise ValueError(item)
-
-    for n in (1, 2):
-        with torch_threads(n), pytest.raises(ValueError, match="0"):
-            parallel_map(fails, range(4))
 
 
 def test_an_exception_inside_one_thread_an_operation():
@@ -192,17 +102,17 @@ def test_processes_give_results_in_the_order_of_the_items(n, count):
 
 def test_each_process_has_one_thread_and_starts_no_more():
     def inner(_: int) -> tuple[int, set[int]]:
-        return torch.get_num_threads(), {process for _, process in process_each(lambda _: os.getpid(), [0, 1])}
+        return threads(), {process for _, process in process_each(lambda _: os.getpid(), [0, 1])}
 
     with torch_threads(2):
-        assert all(threads == 1 and len(processes) == 1 for _, (threads, processes) in process_each(inner, [0, 1, 2]))
+        assert all(number == 1 and len(processes) == 1 for _, (number, processes) in process_each(inner, [0, 1, 2]))
 
 
 def test_those_that_are_to_be_alone_come_last_here_and_with_all_threads():
     with torch_threads(2):
         found = list(process_each(lambda item: (os.getpid(), torch.get_num_threads()), [5, 1, 6, 2], alone=lambda item: item > 4))
     assert [item for item, _ in found] == [1, 2, 5, 6]
-    assert all((process == os.getpid(), threads) == (item > 4, 2 if item > 4 else 1) for item, (process, threads) in found)
+    assert all((process == os.getpid(), number) == (item > 4, 2 if item > 4 else 1) for item, (process, number) in found)
 
 
 def test_exceptions_of_processes_come_through():
