@@ -1,11 +1,12 @@
-"""Kernels under the roof:  python benchmarks/kernels_figure.py      → ../docs/kernels.png, results/kernels_roof.json
+"""Kernels under the roof:  python benchmarks/kernels_figure.py [NAME] [--format 2x8g8h]      → ../docs/NAME.png, results/NAME_roof.json
 
-Multiply-adds a second of the kernels that the dispatcher took (results/kernels.json: 1152 → 4608, 2x8g8, one thread) over tokens. The roof of a class is what
+Multiply-adds a second of the kernels that the dispatcher took (results/NAME.json: 1152 → 4608, one thread) over tokens. The roof of a class is what
 torch reaches on a square product of the same arithmetic, as large as it likes, or what memory brings of the stored weights, whichever is less.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -20,8 +21,8 @@ from results import RESULTS, keep
 from sedaq.kernels.bench import torch_int8
 from sedaq.reports import style
 
-LAYER, FORMAT, THREADS, SIZE = "1152->4608", "2x8g8", 1, 2048
-N_OUT, N_IN, WEIGHT_BYTES = 4608, 1152, 4608 * 1152 // 4
+LAYER, THREADS, SIZE = "1152->4608", 1, 2048
+N_OUT, N_IN, WEIGHT_BYTES = 4608, 1152, 4608 * 1152 // 4  # of 2 bits
 CLASSES = {"exact": "float32", "bf16": "bfloat16", "a8": "8 bits"}
 
 
@@ -52,19 +53,22 @@ def roofs() -> dict[str, float]:
 
 
 @style.styled
-def draw(kept: list[dict[str, Any]]) -> Figure:
+def draw(kept: list[dict[str, Any]], text: str) -> Figure:
     figure = style.new_figure(3.8)
     axes = figure.subplots()
     for place, (precision, label) in enumerate(CLASSES.items()):
         mine = [row for row in kept if row["precision"] == precision]
+        if not mine:
+            continue
         tokens = [row["tokens"] for row in mine]
         kernels = ", ".join(dict.fromkeys(row["kernel"] for row in mine))
         axes.plot(tokens, [row["gmacs"] for row in mine], "o-", color=f"C{place}", label=f"{precision}: {kernels}")
         roof = [row["gmacs"] / row["share_of_roof"] for row in mine]
         axes.plot(tokens, roof, "--", color=f"C{place}", linewidth=1, label=f"roof: torch's {label}, or memory")
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="10⁹ multiply-adds a second")
-    axes.set_title(f"{LAYER.replace('->', ' → ')} at {FORMAT}, one thread")
-    axes.set_xticks(tokens, [str(t) for t in tokens])
+    axes.set_title(f"{LAYER.replace('->', ' → ')} at {text}, one thread")
+    ticks = sorted({row["tokens"] for row in kept})
+    axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.minorticks_off()
     style.plain_log(axes.yaxis)
     axes.legend(fontsize=7, loc="lower right")
@@ -72,17 +76,23 @@ def draw(kept: list[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="kernels")
+    parser.add_argument("--format", default="2x8g8", help="of 2 bits")
+    arguments = parser.parse_args()
     found = roofs()
-    stored = json.loads((RESULTS / "kernels.json").read_text())["rows"]
-    of_layer = [row for row in stored if row["layer"] == LAYER and row["format"] == FORMAT and row["threads"] == THREADS and row["chosen"]]
+    stored = json.loads((RESULTS / f"{arguments.name}.json").read_text())["rows"]
+    wanted = (LAYER, arguments.format, THREADS, True)
+    of_layer = [row for row in stored if (row["layer"], row["format"], row["threads"], row["chosen"]) == wanted]
     kept = []
     for row in sorted(of_layer, key=lambda row: row["tokens"]):
         work = row["tokens"] * N_OUT * N_IN
         rate, roof = 1e3 * work / row["ms"], min(found[row["precision"]], work * found["memory"] / WEIGHT_BYTES)
         counted = {"gmacs": rate / 1e9, "share_of_roof": rate / roof}
         kept.append({"precision": row["precision"], "tokens": row["tokens"], "kernel": row["kernel"], **counted})
-    style.save_png(draw(kept), Path(__file__).parent.parent / "docs" / "kernels.png")
-    keep("kernels_roof", "python benchmarks/kernels_figure.py", [*kept, {"roofs": found}])
+    style.save_png(draw(kept, arguments.format), Path(__file__).parent.parent / "docs" / f"{arguments.name}.png")
+    command = f"python benchmarks/kernels_figure.py {arguments.name} --format {arguments.format}"
+    keep(f"{arguments.name}_roof", command, [*kept, {"roofs": found}])
     for row in kept:
         print(row)
 
