@@ -98,7 +98,7 @@ class _Case:
     def ours(self, kernels: Sequence[str] | None, precisions: Sequence[str]) -> dict[tuple[str, str], Callable[[], Any]]:
         """Products by (class, kernel): in every class its own kernels and finer ones. The reference is only in its own."""
         tokens = math.prod(self.x.shape[:-1])
-        found = {}
+        found: dict[tuple[str, str], Callable[[], Any]] = {}
         for precision in precisions:
             x = self.x.bfloat16() if precision == "bf16" else self.x
             for name in usable(x, precision):
