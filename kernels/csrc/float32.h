@@ -10,8 +10,8 @@ struct Float32 {
     static void convert_token(const float *row, float, uint32_t *const *out) { __builtin_memcpy(out[0], row, 64); }
 
     static void convert_rows(const float *values, int64_t stride, const int16_t *, uint32_t *const *out, int32_t *) {
-        for (int64_t r = 0; r < ROWS; r++)
-            for (int64_t d = 0; d < 16; d++) ((float *)out[0])[d * 16 + r] = values[r * stride + d];
+        for (int64_t r = 0; r < ROWS; r += 4)
+            for (int64_t d = 0; d < 16; d += 4) transpose_four(values + r * stride + d, stride, (float *)out[0] + d * 16 + r, 16);
     }
 
     static inline void add(Sixteen &sum, uint32_t a, const uint32_t *b) {

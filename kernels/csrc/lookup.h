@@ -16,8 +16,10 @@ static void transpose_block(const float *in, int64_t in_stride, int64_t n, float
     transpose(rows);
     for (int64_t i = 0; i < n; i++) _mm512_storeu_si512(out + i * out_stride, rows[i]);
 #else
-    for (int64_t i = 0; i < n; i++)
-        for (int j = 0; j < 16; j++) out[i * out_stride + j] = in[j * in_stride + i];
+    for (int64_t i = 0; i < n / 4 * 4; i += 4)
+        for (int64_t j = 0; j < 16; j += 4) transpose_four(in + j * in_stride + i, in_stride, out + i * out_stride + j, out_stride);
+    for (int64_t i = n / 4 * 4; i < n; i++)
+        for (int64_t j = 0; j < 16; j++) out[i * out_stride + j] = in[j * in_stride + i];
 #endif
 }
 

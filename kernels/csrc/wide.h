@@ -68,3 +68,20 @@ static inline void store(void *to, const Sixteen &x) {
     for (int i = 0; i < Sixteen::N; i++) store((char *)to + i * REGISTER, x.part[i]);
 }
 #endif
+
+// 4 × 4 floats.
+static inline void transpose_four(const float *in, int64_t in_stride, float *out, int64_t out_stride) {
+    typedef float Four __attribute__((vector_size(16)));
+    typedef int32_t Places __attribute__((vector_size(16)));
+    const Places low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+    Four a, b, c, d;
+    load(a, in);
+    load(b, in + in_stride);
+    load(c, in + 2 * in_stride);
+    load(d, in + 3 * in_stride);
+    const Four ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low), ab_high = __builtin_shuffle(a, b, high), cd_high = __builtin_shuffle(c, d, high);
+    store(out, __builtin_shuffle(ab, cd, first));
+    store(out + out_stride, __builtin_shuffle(ab, cd, second));
+    store(out + 2 * out_stride, __builtin_shuffle(ab_high, cd_high, first));
+    store(out + 3 * out_stride, __builtin_shuffle(ab_high, cd_high, second));
+}
