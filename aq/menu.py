@@ -121,6 +121,16 @@ def promise(format: Format, n_weights: int) -> float:
     return format.n_codebooks * format.code_bits / format.group_size + gain + own - _INT8_BOOK_LOSS * format.int8_codebooks
 
 
+def slowness(format: Format) -> tuple[int, float]:
+    """A fixed order of kinds of formats by how long products take, the fast ones first; a machine's timings never decide what a menu holds.
+
+    Tables of 16 entries fit registers (codes of up to 4 bits, halves of hierarchical ones), tables of codes of a byte fit a cache, others
+    are written into panels. Within a kind by codes a weight, for each costs a lookup.
+    """
+    short = format.n_entries <= 16 or (format.structure == "h" and format.n_entries in (64, 256))
+    return (0 if short else 1 if format.n_entries <= 256 else 2), format.n_codebooks / format.group_size
+
+
 @functools.cache
 def cheapest(shape: tuple[int, ...]) -> Format:
     """The format of least total bytes, for layers that have none within a rate."""

@@ -1,4 +1,4 @@
-"""Menus by measurement: for every layer and rate the format of least error whose total is within the rate.
+"""Menus by measurement: for every layer and rate the format of least error whose total is within the rate, or a faster one that is as good.
 
 The rule of menu.py names a few formats; each is tried at draft effort on some of the layer's rows, under its own Hessian. Layers of one role
 may share codebooks, which then cost each a part only: that is taken where the layers' errors are less on average (of logarithms) than with
@@ -23,7 +23,7 @@ from ..progress import track
 from ..storage import fingerprint, read_json, write_json
 from .encoder import encode
 from .formats import Format
-from .menu import Entry, candidates, cheapest, layer_menu, promise
+from .menu import Entry, candidates, cheapest, layer_menu, promise, slowness
 from .parallel import process_each
 from .store import ALONE_ABOVE, EncodingStore, book_name
 
@@ -31,6 +31,7 @@ N_OWN = 4  # formats tried for a layer and rate
 WORTH_SHARING = 0.03  # bits that shared codebooks must promise above the layers' own before they are tried
 LEAST_GAIN = 0.02  # by which the errors must then be less
 N_ROWS = 256  # of a layer that a format is tried on
+AS_GOOD = 0.02  # more error than the least: then kernels' speed decides (benchmarks/fast_menus.py)
 _EFFORT = "draft"
 
 Choices = dict[float, tuple[Format, float]]  # by rate: the format and its error
@@ -42,7 +43,9 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     layers, rates = store.subject.layers, tuple(sorted(rates))
     n_weights = sum(layer.n_weights for layer in layers)
     own: dict[str, Choices] = {}
-    with closing(process_each(lambda layer: _own(store, layer, rates), layers, alone=lambda layer: layer.n_weights > ALONE_ABOVE)) as found:
+    with closing(
+        process_each(lambda layer: own_choices(store, layer, rates), layers, alone=lambda layer: layer.n_weights > ALONE_ABOVE)
+    ) as found:
         for layer, choices in track(found, "menus", n_weights, cost=lambda pair: pair[0].n_weights):
             own[layer.name] = choices
     roles: dict[tuple[str, bool], list[Layer]] = {}
@@ -71,6 +74,13 @@ def best_format(weight: torch.Tensor, hessian: Hessian, rate: float, *, groups: 
     return min(formats, key=lambda format: draft_error(weight, format, hessian, groups=groups, seed=seed))
 
 
+def as_good(formats: Sequence[Format], errors: Mapping[Format, float]) -> Format:
+    """Of the formats whose error is within AS_GOOD of the least the fastest; of equally fast ones that of least error."""
+    least = min(errors[format] for format in formats)
+    near = [format for format in formats if errors[format] <= (1 + AS_GOOD) * least]
+    return min(near, key=lambda format: (slowness(format), errors[format]))
+
+
 def draft_error(
     weight: torch.Tensor,
     format: Format,
@@ -88,11 +98,11 @@ def draft_error(
 
 
 def _path(store: EncodingStore, name: str, layers: Sequence[Layer], rates: Sequence[float]) -> Path:
-    rule = fingerprint([N_OWN, N_ROWS, WORTH_SHARING, LEAST_GAIN, _EFFORT, *rates])
+    rule = fingerprint([N_OWN, N_ROWS, WORTH_SHARING, LEAST_GAIN, AS_GOOD, _EFFORT, *rates])
     return store.folder / "menus" / f"{name}.{store.key([layer.name for layer in layers], rule)}.json"
 
 
-def _own(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
+def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
     """The best format with codebooks of the layer's own."""
     path = _path(store, layer.name, [layer], rates)
     if not path.exists():
@@ -106,7 +116,8 @@ def _own(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
                 if format not in tried:
                     tried[format] = draft_error(weight, format, hessian, groups=layer.groups, seed=store.seed)
             best = min((*formats, best or formats[0]), key=tried.__getitem__)  # what fits a lower rate fits this one
-            chosen[repr(rate)] = {"format": str(best), "error": tried[best]}
+            taken = as_good((*formats, best), tried)
+            chosen[repr(rate)] = {"format": str(taken), "error": tried[taken]}
         write_json(path, "menu", {"chosen": chosen, "tried": {str(format): error for format, error in tried.items()}})
     content = read_json(path, "menu")["chosen"]
     return {float(rate): (Format.parse(choice["format"]), choice["error"]) for rate, choice in content.items()}

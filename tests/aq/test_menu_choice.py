@@ -15,8 +15,8 @@ from sedaq.aq import menu_choice
 from sedaq.aq import store as store_module
 from sedaq.aq.encoder import encode
 from sedaq.aq.formats import AS_IS, INT8, Format
-from sedaq.aq.menu import Entry, candidates, cheapest
-from sedaq.aq.menu_choice import LEAST_GAIN, N_OWN, best_format, draft_error, measured_menus
+from sedaq.aq.menu import Entry, candidates, cheapest, slowness
+from sedaq.aq.menu_choice import AS_GOOD, LEAST_GAIN, N_OWN, as_good, best_format, draft_error, measured_menus
 from sedaq.aq.store import EncodingStore, book_name
 from sedaq.errors import InputError
 from sedaq.models.hessian import Hessian
@@ -242,3 +242,21 @@ def test_of_many_rows_some_are_tried(monkeypatch):
     assert first == pytest.approx(whole, rel=0.3)
     grouped = encode(weight, format, hessian, effort="draft", groups=3).error
     assert draft_error(weight, format, hessian, groups=3) == grouped
+
+
+def test_the_order_of_speeds_is_fixed():
+    slow_to_fast = ["1x9g4", "4x8g8", "2x8g8", "1x8g4h", "1x4g2", "4x4g8", "2x8g8h", "1x8g8h"]
+    kinds = [slowness(Format.parse(text)) for text in slow_to_fast]
+    assert [kind for kind, _ in kinds] == [2, 1, 1, 0, 0, 0, 0, 0]
+    assert kinds[1] > kinds[2] and kinds[4] == kinds[5] > kinds[3] == kinds[6] > kinds[7]
+
+
+def test_a_faster_format_is_taken_where_it_is_as_good():
+    free, fast, faster, short = (Format.parse(text) for text in ("2x8g8", "2x8g8h", "1x8g8h", "1x4g4"))
+    errors = {free: 0.1, fast: 0.1 * (1 + AS_GOOD), faster: 0.1 * (1.001 + AS_GOOD), short: 0.2}
+    assert as_good(list(errors), errors) == fast
+    assert as_good([free, faster, short], errors) == free
+    assert as_good([fast, faster], errors) == faster
+    assert as_good([short], errors) == short
+    even = {fast: 0.1, Format.parse("2x8g8hq"): 0.0999}
+    assert as_good(list(even), even) == Format.parse("2x8g8hq")
