@@ -54,7 +54,7 @@ class Effort:
 
 EFFORTS = {
     "draft": Effort(0, 3, 2, 48, Beam(4, 1), Beam(1, 1)),  # to choose among formats
-    "fast": Effort(2, 12, 4, 300, Beam(8, 1), Beam(1, 2)),
+    "fast": Effort(2, 12, 3, 300, Beam(8, 1), Beam(1, 2)),
     "full": Effort(12, 40, 6, 2400, Beam(16, 1), Beam(1, 4)),
 }
 
