@@ -32,8 +32,8 @@ from .part import Part, squared_norm
 
 # Shares of H's mean diagonal that are added to it (docs/experiments.md).
 DAMPING = 1e-3  # for all, so that inputs that are always zero still pull their weights towards the truth
-FEEDBACK_DAMPING = 0.02  # for error feedback
-LEAST_GAIN = 5e-4  # of a round, below which no other begins
+FEEDBACK_DAMPING = 0.01  # for error feedback
+LEAST_GAIN = 2e-4  # of a round, below which no other begins
 LEAST_FITTED = 1 << 18  # weights that codebooks are fitted on, where there are as many
 
 
@@ -56,7 +56,7 @@ class Effort:
 EFFORTS = {
     "draft": Effort(0, 3, 2, 48, Beam(4, 1), Beam(1, 1)),  # to choose among formats
     "fast": Effort(2, 12, 3, 300, Beam(8, 1), Beam(1, 2)),
-    "full": Effort(20, 40, 6, 2400, Beam(16, 4), Beam(1, 32)),
+    "full": Effort(40, 40, 6, 2400, Beam(16, 8), Beam(1, 32)),
 }
 
 
