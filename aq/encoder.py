@@ -32,7 +32,8 @@ from .part import Part, squared_norm
 
 # Shares of H's mean diagonal that are added to it (docs/experiments.md).
 DAMPING = 1e-3  # for all, so that inputs that are always zero still pull their weights towards the truth
-FEEDBACK_DAMPING = 0.02  # for error feedback
+FEEDBACK_DAMPING = 0.01  # for error feedback
+LEAST_GAIN = 2e-4  # of a round, below which no other begins
 LEAST_FITTED = 1 << 18  # weights that codebooks are fitted on, where there are as many
 
 
@@ -54,8 +55,8 @@ class Effort:
 
 EFFORTS = {
     "draft": Effort(0, 3, 2, 48, Beam(4, 1), Beam(1, 1)),  # to choose among formats
-    "fast": Effort(2, 12, 4, 300, Beam(8, 1), Beam(1, 2)),
-    "full": Effort(12, 40, 6, 2400, Beam(16, 1), Beam(1, 4)),
+    "fast": Effort(2, 12, 3, 300, Beam(8, 1), Beam(1, 2)),
+    "full": Effort(40, 40, 6, 2400, Beam(16, 8), Beam(1, 32)),
 }
 
 
@@ -258,7 +259,7 @@ def _fit(parts: Sequence[Part], format: Format, effort: Effort, rng: torch.Gener
         gain = 1 - error / best_error if best_error > 0 else 0.0
         if gain > 0:
             best_error, best = error, (stored, [(part.codes, part.scales) for part in parts])
-        if gain < 1e-3 or time.perf_counter() - start > effort.seconds:
+        if gain < LEAST_GAIN or time.perf_counter() - start > effort.seconds:
             break
     stored, states = best
     for part, (codes, scales) in zip(parts, states, strict=True):

@@ -203,7 +203,8 @@ def _clouds(clouds: Sequence[Rows], centres: torch.Tensor) -> tuple[Any, list[to
     codes = [torch.empty(vectors.shape[:2], dtype=torch.long) for vectors, _, _ in clouds]
     kept = [tensor.contiguous() for cloud in clouds for tensor in cloud]
     fields = [
-        _Cloud(*c.shape, *reversed(centres.shape), *(t.data_ptr() for t in (*kept[3 * i : 3 * i + 3], centres, c))) for i, c in enumerate(codes)
+        _Cloud(*c.shape, *reversed(centres.shape), *(t.data_ptr() for t in (*kept[3 * i : 3 * i + 3], centres, c)))
+        for i, c in enumerate(codes)
     ]
     return (_Cloud * len(fields))(*fields), codes, kept
 

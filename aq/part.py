@@ -55,7 +55,9 @@ class Part:
             self.codes, _ = beam.encode(self.w, self.scales, self.factor, books, kept)
 
     def improve(self, books: torch.Tensor, kept: Beam) -> None:
-        """Choose every group's codes anew, given all others."""
+        """Choose every group's codes anew, given all others; a diagonal H leaves nothing to be changed."""
+        if self.hessian.is_diagonal:
+            return
         if native.library():
             self.codes = native.improve(self.w, self.scales, self.hessian, books, self.codes, kept.within)
         else:

@@ -1,6 +1,7 @@
-"""The encoder's figures:  python benchmarks/encoder.py distortion | fixed | bytes | menus
+"""The encoder's figures:  python benchmarks/encoder.py distortion | source | fixed | bytes | menus
 
 distortion  error on an i.i.d. Gaussian matrix of 2048×2048, fast and full         → results/distortion.json
+source      28 Gaussian matrices of 1152×1152 that share codebooks fitted on 7     → results/gaussian_source.json
 fixed       the fixed layers at AQLM's format, its error and seconds beside ours      → results/encode.json
 bytes       the fixed layers at AQLM's total bytes, format chosen by the menu          → results/encode_bytes.json
 menus       measuring the menus of the shipped models and encoding all of them         → results/encode_menus.json
@@ -12,17 +13,23 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 from results import keep
 
 import sedaq
 from sedaq.aq import bench
+from sedaq.aq.beam import Beam
+from sedaq.aq.encoder import EFFORTS, Member, encode, fit_book
 from sedaq.aq.formats import Format
 from sedaq.aq.menu import RATES
 from sedaq.aq.menu_choice import measured_menus
 from sedaq.aq.store import EncodingStore
+from sedaq.models.hessian import Hessian
 
 NEAR_TWO_BITS = ("4x8g17q", "5x7g18mq")  # below 2.0 total bits at 2048², beside E8P's .089
 
@@ -32,6 +39,41 @@ def distortion() -> list[dict[str, Any]]:
     cases = [(text, effort) for effort in ("fast", "full") for text in bench.DISTORTION_FORMATS]
     for text, effort in [*cases, *((text, "full") for text in NEAR_TWO_BITS)]:
         rows += bench.distortion([text], effort=effort)
+        print(rows[-1], flush=True)
+    return rows
+
+
+def source() -> list[dict[str, Any]]:
+    """Mean squared error over all matrices, fitted ones among them, and total bits with the codebooks counted once.
+
+    Codebooks are fitted with narrower beams than the codes are then chosen with, which takes most of the time.
+    """
+    matrices = [torch.randn(1152, 1152, generator=torch.Generator().manual_seed(i)) for i in range(28)]
+    identity = Hessian(tuple(torch.eye(len(piece)).unsqueeze(0) for piece in torch.arange(1152).split(128)))
+    rows = []
+    for text, fitted, chosen in (("4x8g17", 16, 16), ("6x8g25", 16, 16), ("6x8g25", 32, 128), ("8x8g33", 32, 128)):
+        format = Format.parse(f"{text}@gaussian")
+        times = [time.perf_counter()]
+        with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], vectors_per_entry=600, several=Beam(fitted, 1))}):
+            book = fit_book([Member(matrix, identity) for matrix in matrices[:7]], format)
+        times.append(time.perf_counter())
+        with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], several=Beam(chosen, 1))}):
+            made = [encode(matrix, format, identity, book=book) for matrix in matrices]
+        times.append(time.perf_counter())
+        codebooks = sum(tensor.numel() * tensor.element_size() for tensor in book.values())
+        n_bytes = sum(encoding.size_bytes - codebooks for encoding in made) + codebooks
+        n_weights = sum(matrix.numel() for matrix in matrices)
+        rows.append(
+            {
+                "format": text,
+                "beam_fitted": fitted,
+                "beam": chosen,
+                "bits_per_weight": 8 * n_bytes / n_weights,
+                "mse": sum(encoding.error for encoding in made) / len(made),
+                "mse_not_fitted_on": sum(encoding.error for encoding in made[7:]) / len(made[7:]),
+                "seconds": {"fitting": times[1] - times[0], "codes": times[2] - times[1]},
+            }
+        )
         print(rows[-1], flush=True)
     return rows
 
@@ -92,8 +134,8 @@ def menus() -> list[dict[str, Any]]:
     return rows
 
 
-SECTIONS = {"distortion": distortion, "fixed": fixed, "bytes": equal_bytes, "menus": menus}
-FILES = {"distortion": "distortion", "fixed": "encode", "bytes": "encode_bytes", "menus": "encode_menus"}
+SECTIONS = {"distortion": distortion, "source": source, "fixed": fixed, "bytes": equal_bytes, "menus": menus}
+FILES = {"distortion": "distortion", "source": "gaussian_source", "fixed": "encode", "bytes": "encode_bytes", "menus": "encode_menus"}
 
 
 def main() -> None:

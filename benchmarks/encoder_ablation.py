@@ -18,10 +18,11 @@ import torch
 from results import keep
 
 import sedaq
-from sedaq.aq import beam, encoder, kmeans
+from sedaq.aq import encoder, kmeans
 from sedaq.aq.beam import Beam
 from sedaq.aq.bench import fixed_layer
 from sedaq.aq.formats import Format
+from sedaq.aq.part import Part
 from sedaq.models.calibration import calibrate
 from sedaq.models.hessian import BlockDiagonal, Hessian
 from sedaq.models.layers import Layer
@@ -47,16 +48,11 @@ def diagonal(metric: torch.Tensor) -> torch.Tensor:
 def groups_alone(format: Format) -> Any:
     """Error feedback off: the factor of H's g×g blocks."""
 
-    def factor(self: Hessian, damping: float = 0.0) -> BlockDiagonal:
+    def factor(self: Hessian, damping: float = 0.0, cholesky: Any = None) -> BlockDiagonal:
         g = format.group_size
         return BlockDiagonal(tuple(torch.linalg.cholesky(self.window(a, a + g).flip(1, 2)).flip(1, 2) for a in range(0, self.n_in, g)))
 
     return mock.patch.object(Hessian, "factor", factor)
-
-
-def keep_codes(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    codes, books = arguments[4], arguments[3]
-    return codes, beam.sum_of(books, codes)
 
 
 def variants(format: Format) -> dict[str, Any]:
@@ -67,8 +63,8 @@ def variants(format: Format) -> dict[str, Any]:
         "start: plain metric": start_metric(lambda metric: torch.eye(metric.shape[1]).expand_as(metric).contiguous()),
         "start: diagonal of H": start_metric(diagonal),
         "no error feedback": groups_alone(format),
-        "no second choice of codes": mock.patch.object(beam, "improve", keep_codes),
-        "no least squares": mock.patch.object(encoder, "fit_codebooks", lambda parts, stored, format: stored),
+        "no second choice of codes": mock.patch.object(Part, "improve", lambda part, books, kept: None),
+        "no least squares": mock.patch.object(encoder, "fit_codebooks", lambda parts, stored, format, iterations: stored),
     }
     for width in (1, 4, 8, 16):
         shown[f"beam {width}"] = replace(FAST, several=Beam(width, 1), one=Beam(1, width))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -38,6 +39,10 @@ class BlockDiagonal:
     def diagonal(self) -> torch.Tensor:
         """(groups, in)"""
         return torch.cat([block.diagonal(dim1=1, dim2=2) for block in self.blocks], 1)
+
+    @cached_property
+    def is_diagonal(self) -> bool:
+        return all(int(block.count_nonzero()) <= block.shape[0] * block.shape[1] and not block.triu(1).any() for block in self.blocks)
 
     def of_groups(self, chosen: torch.Tensor) -> BlockDiagonal:
         """Those of some conv groups."""

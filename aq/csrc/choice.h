@@ -158,10 +158,33 @@ template <int COUNT> static inline float nth_of(const Vector *minima, int64_t n)
     return least(found);
 }
 
-// A bound that at least n energies do not exceed, as tight as the minima (b, 16) tell.
-static float bound_of(const float *minima, int64_t b, int64_t n) {
+// The n-th least of many, which change places.
+static float nth_of_many(float *values, int64_t count, int64_t n) {
+    for (int64_t low = 0, high = count - 1; low < high;) {
+        const float pivot = values[(low + high) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (values[i] < pivot) i++;
+            while (values[j] > pivot) j--;
+            if (i > j) break;
+            const float value = values[i];
+            values[i++] = values[j], values[j--] = value;
+        }
+        if (n - 1 <= j)
+            high = j;
+        else if (n - 1 >= i)
+            low = i;
+        else
+            break;
+    }
+    return values[n - 1];
+}
+
+// A bound that at least n energies do not exceed, as tight as the minima (b, 16) tell, which change places.
+static float bound_of(float *minima, int64_t b, int64_t n) {
     enum { HALF_OF_THEM = 16 / LANES };
-    if (n > smaller(16 * b, 32)) return INFINITE;
+    if (n > 16 * b) return INFINITE;
+    if (n > 32) return nth_of_many(minima, 16 * b, n);
     Vector least_of[2 * HALF_OF_THEM];
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * HALF_OF_THEM; i++) least_of[i] = i * LANES < 16 * b ? load(minima + i * LANES) : broadcast(INFINITE);
@@ -225,7 +248,7 @@ static void sort_smallest(const int64_t *keys, int64_t count, int64_t n, int64_t
 }
 
 // The n ≤ b · K smallest of energies (b, K padded) as sorted keys; a place is h · K padded + entry.
-static void smallest(const Codebooks &books, const float *energies, const float *minima, int64_t b, int64_t n, int64_t *candidates, int64_t *keys) {
+static void smallest(const Codebooks &books, const float *energies, float *minima, int64_t b, int64_t n, int64_t *candidates, int64_t *keys) {
     const Vector bound = broadcast(bound_of(minima, b, n));
     const int64_t k = books.k, k_padded = books.k_padded;
     const uint32_t behind = k < k_padded ? 0xffffu >> (k_padded - k) : 0xffff;  // what of the last sixteen there is

@@ -1,6 +1,6 @@
 // The upper triangular factor of a symmetric matrix, H = C Cᵀ, from the last columns to the first.
 
-enum { STEP = 64 };
+enum { STEP = 128 };
 
 // One diagonal block (n ≤ STEP) in place; false where a pivot is not positive.
 static bool factor_block(float *matrix, int64_t stride, int64_t n) {

@@ -143,9 +143,10 @@ def test_a_rounded_tuning_repeats_and_depends_on_how_inputs_are_rounded(subject,
     again = tune(subject, encodings, SHORT, inputs=inputs)
     assert first.losses == again.losses
     plain = tune(subject, encodings, SHORT, folder=tmp_path)
-    assert plain.losses[0][1] < first.losses[0][1] and plain.inputs is None
+    assert plain.losses[0][1] == pytest.approx(first.losses[0][1], rel=0.01) and plain.losses != first.losses and plain.inputs is None
     other = dataclasses.replace(inputs, choices={name: dataclasses.replace(c, bits=4) for name, c in inputs.choices.items()})
-    assert tune(subject, encodings, SHORT, inputs=other, folder=tmp_path).losses[0][1] > first.losses[0][1]
+    coarse = tune(subject, encodings, SHORT, inputs=other, folder=tmp_path)
+    assert coarse.losses[0][1] > max(plain.losses[0][1], first.losses[0][1])
 
 
 def test_what_a_tuning_needed_is_gone_and_its_way_is_kept(subject, mixed_plan, store, tmp_path):
