@@ -54,7 +54,7 @@ def source() -> list[dict[str, Any]]:
     for text, fitted, chosen in (("4x8g17", 16, 16), ("6x8g25", 16, 16), ("6x8g25", 32, 128), ("8x8g33", 32, 128)):
         format = Format.parse(f"{text}@gaussian")
         times = [time.perf_counter()]
-        with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], vectors_per_entry=600, several=Beam(fitted, 1))}):
+        with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], rounds=10, vectors_per_entry=600, several=Beam(fitted, 1))}):
             book = fit_book([Member(matrix, identity) for matrix in matrices[:7]], format)
         times.append(time.perf_counter())
         with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], several=Beam(chosen, 1))}):
