@@ -1,7 +1,8 @@
-"""The encoder's figures:  python benchmarks/encoder.py distortion | source | fixed | bytes | menus
+"""The encoder's figures:  python benchmarks/encoder.py distortion | source | speed | fixed | bytes | menus
 
 distortion  error on an i.i.d. Gaussian matrix of 2048×2048, fast and full         → results/distortion.json
 source      28 Gaussian matrices of 1152×1152 that share codebooks fitted on 7     → results/gaussian_source.json
+speed       the fixed layers at fast effort, compiled loops beside torch              → results/encoder_speed.json
 fixed       the fixed layers at AQLM's format, its error and seconds beside ours      → results/encode.json
 bytes       the fixed layers at AQLM's total bytes, format chosen by the menu          → results/encode_bytes.json
 menus       measuring the menus of the shipped models and encoding all of them         → results/encode_menus.json
@@ -22,7 +23,7 @@ import torch
 from results import keep
 
 import sedaq
-from sedaq.aq import bench
+from sedaq.aq import bench, native
 from sedaq.aq.beam import Beam
 from sedaq.aq.encoder import EFFORTS, Member, encode, fit_book
 from sedaq.aq.formats import Format
@@ -73,6 +74,26 @@ def source() -> list[dict[str, Any]]:
                 "mse_not_fitted_on": sum(encoding.error for encoding in made[7:]) / len(made[7:]),
                 "seconds": {"fitting": times[1] - times[0], "codes": times[2] - times[1]},
             }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def speed() -> list[dict[str, Any]]:
+    """Compiled loops beside the torch that they are compared with (on one thread, as it runs between them), in turn; medians."""
+    rows = []
+    for size, text in ((1152, "1x8g4"), (1152, "2x8g8"), (384, "1x6g3")):
+        weight, hessian = bench.fixed_layer(size, size)
+        seconds: dict[str, list[float]] = {"compiled": [], "torch": []}
+        errors = {}
+        for kind, library in [("compiled", native.library), ("compiled", native.library), ("torch", lambda: None)] * 2:
+            with mock.patch.object(native, "library", library):
+                start = time.perf_counter()
+                errors[kind] = encode(weight, Format.parse(text), Hessian.of(hessian)).error
+                seconds[kind].append(1e6 * (time.perf_counter() - start) / weight.numel())
+        medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+        rows.append(
+            {"shape": [size, size], "format": text, "threads": torch.get_num_threads(), "seconds_a_million": medians, "error": errors}
         )
         print(rows[-1], flush=True)
     return rows
@@ -134,8 +155,15 @@ def menus() -> list[dict[str, Any]]:
     return rows
 
 
-SECTIONS = {"distortion": distortion, "source": source, "fixed": fixed, "bytes": equal_bytes, "menus": menus}
-FILES = {"distortion": "distortion", "source": "gaussian_source", "fixed": "encode", "bytes": "encode_bytes", "menus": "encode_menus"}
+SECTIONS = {"distortion": distortion, "source": source, "speed": speed, "fixed": fixed, "bytes": equal_bytes, "menus": menus}
+FILES = {
+    "distortion": "distortion",
+    "source": "gaussian_source",
+    "speed": "encoder_speed",
+    "fixed": "encode",
+    "bytes": "encode_bytes",
+    "menus": "encode_menus",
+}
 
 
 def main() -> None:
