@@ -16,6 +16,7 @@ namespace amx {
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
+#include "scratch.h"
 #include "product.h"
 #include "conversions.h"
 

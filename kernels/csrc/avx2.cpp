@@ -13,6 +13,7 @@ namespace avx2 {
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
+#include "scratch.h"
 #include "product.h"
 #include "vectors.h"
 #include "few_tokens.h"

@@ -16,6 +16,7 @@ namespace avx512 {
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
+#include "scratch.h"
 #include "product.h"
 #include "vectors.h"
 #include "few_tokens.h"

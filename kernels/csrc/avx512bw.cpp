@@ -15,6 +15,7 @@ namespace avx512bw {
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
+#include "scratch.h"
 #include "product.h"
 #include "byte_tables.h"
 #include "shuffle.h"

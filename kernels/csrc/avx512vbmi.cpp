@@ -15,6 +15,7 @@ namespace avx512vbmi {
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
+#include "scratch.h"
 #include "product.h"
 #include "vectors.h"
 #include "few_tokens.h"

@@ -15,6 +15,7 @@ namespace avxvnni {
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
+#include "scratch.h"
 #include "product.h"
 #include "int8.h"
 

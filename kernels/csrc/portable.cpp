@@ -11,6 +11,7 @@ namespace portable {
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
+#include "scratch.h"
 #include "product.h"
 #include "vectors.h"
 #include "few_tokens.h"

@@ -18,6 +18,7 @@ namespace emulated {
 #include "../../kernels/csrc/wide.h"
 #include "../../kernels/csrc/decode.h"
 #include "../../kernels/csrc/gather.h"
+#include "../../kernels/csrc/scratch.h"
 #include "../../kernels/csrc/product.h"
 #include "../../kernels/csrc/int8.h"
 #include "../../kernels/csrc/byte_tables.h"
