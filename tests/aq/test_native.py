@@ -219,7 +219,9 @@ def test_centres_are_those_of_torch(isa, n_centres, g, monkeypatch):
     clouds = []
     for i in range(2):
         x = gaussian(3, 2 * g, g, seed=i)
-        clouds.append(Cloud(gaussian(3, 20, g, seed=5 + i).repeat(1, 3, 1), x.transpose(1, 2) @ x, 0.1 + gaussian(3, 60, seed=8 + i).square()))
+        clouds.append(
+            Cloud(gaussian(3, 20, g, seed=5 + i).repeat(1, 3, 1), x.transpose(1, 2) @ x, 0.1 + gaussian(3, 60, seed=8 + i).square())
+        )
     found = kmeans(clouds, n_centres, 3, torch.Generator().manual_seed(0))
     monkeypatch.setattr(native, "library", lambda: None)
     wanted = kmeans(clouds, n_centres, 3, torch.Generator().manual_seed(0))
