@@ -10,9 +10,6 @@
 #define WITH_BFLOAT16
 namespace amx {
 #define REGISTER 64
-#define PANEL_BYTES (576 << 10)
-#define PANEL_ROWS 64
-#define TOKEN_BYTES (16 << 20)
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"

@@ -7,9 +7,6 @@
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 #define REGISTER 32
-#define PANEL_BYTES (256 << 10)
-#define PANEL_ROWS 128
-#define TOKEN_BYTES (5 << 20)
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
@@ -21,7 +18,6 @@ namespace avx2 {
 #define F32_BLOCKS 1
 #include "float32.h"
 #define LOOKUP_SUMS 4
-#define LOOKUP_BYTES (192 << 10)
 #include "entries.h"
 #include "lookup.h"
 }  // namespace avx2

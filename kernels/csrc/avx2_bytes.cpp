@@ -9,9 +9,6 @@
 
 namespace avx2 {
 #define REGISTER 32
-#define PANEL_BYTES (256 << 10)
-#define PANEL_ROWS 128
-#define TOKEN_BYTES (5 << 20)
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"

@@ -10,9 +10,6 @@
 #define WITH_BFLOAT16
 namespace avx512 {
 #define REGISTER 64
-#define PANEL_BYTES (576 << 10)
-#define PANEL_ROWS 64
-#define TOKEN_BYTES (16 << 20)
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
@@ -26,7 +23,6 @@ namespace avx512 {
 #include "conversions.h"
 #define WITH_TRANSPOSE
 #define LOOKUP_SUMS 16
-#define LOOKUP_BYTES (512 << 10)
 #include "entries.h"
 #include "integer_entries.h"
 #include "lookup.h"

@@ -9,9 +9,6 @@
 
 namespace avx512bw {
 #define REGISTER 64
-#define PANEL_BYTES (576 << 10)
-#define PANEL_ROWS 64
-#define TOKEN_BYTES (16 << 20)
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"

@@ -9,9 +9,6 @@
 
 namespace avx512vbmi {
 #define REGISTER 64
-#define PANEL_BYTES (576 << 10)
-#define PANEL_ROWS 64
-#define TOKEN_BYTES (16 << 20)
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
@@ -22,7 +19,6 @@ namespace avx512vbmi {
 #include "conversions.h"
 #define WITH_TRANSPOSE
 #define LOOKUP_SUMS 16
-#define LOOKUP_BYTES (512 << 10)
 #include "entries.h"
 #include "integer_entries.h"
 #include "lookup.h"

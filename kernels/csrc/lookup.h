@@ -1,10 +1,10 @@
 // The product by lookup: for a tile of tokens, tables of <group of x, codeword> with tokens innermost. An entry is one cache line, so that a
 // code costs one load and one addition for the whole tile, however long groups are. Included after product.h
-// and entries.h. Each instruction set defines LOOKUP_SUMS, how many vectors of 16 sums fit into its registers, and LOOKUP_BYTES, how much of the
-// second-level cache tables take.
+// and entries.h. Each instruction set defines LOOKUP_SUMS, how many vectors of 16 sums fit into its registers.
 
 enum { ROWS_AHEAD = 8 };                        // whose codes are fetched ahead: processors do not foresee such strides
 static const int64_t TABLES = 64;               // that are held at once: short ones then lie in the first-level cache
+static const int64_t LOOKUP_BYTES = (REGISTER == 64 ? 512 : 192) << 10;  // of the second-level cache
 static const int64_t HALF_TABLES = 16;          // the same of codes' halves
 static const int64_t MANY_ROWS = 2048;          // which pay for all sums of halves in a table of their own
 

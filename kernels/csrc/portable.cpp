@@ -5,9 +5,6 @@
 
 namespace portable {
 #define REGISTER 16
-#define PANEL_BYTES (256 << 10)
-#define PANEL_ROWS 128
-#define TOKEN_BYTES (5 << 20)
 #include "wide.h"
 #include "decode.h"
 #include "gather.h"
@@ -23,7 +20,6 @@ namespace portable {
 #define F32_BLOCKS 1
 #include "float32.h"
 #define LOOKUP_SUMS 2
-#define LOOKUP_BYTES (192 << 10)
 #include "entries.h"
 #include "lookup.h"
 

@@ -15,11 +15,6 @@
 //   TAKES_BF16                            whether a tile's row is 32 columns in bfloat16, as they come
 //   begin(), end()                        in every thread
 
-// Each instruction set defines
-//   PANEL_BYTES    of the second-level cache that a panel takes
-//   PANEL_ROWS     for fewer, tokens would be read too often: then columns are cut into blocks
-//   TOKEN_BYTES    of tokens that are gathered at once
-
 enum { TILE = 256, PAIR = 32 };  // dwords of a tile; tokens and rows that are multiplied at once
 
 // Tiles of one kind: from one part to the next, and from 16 tokens or rows to the next 16.
@@ -28,6 +23,10 @@ struct Operand {
     int64_t part, next;
 };
 
+// Processors with registers of 64 bytes have a second-level cache of a megabyte or more, others half of one.
+static const int64_t PANEL_BYTES = (REGISTER == 64 ? 576 : 256) << 10;  // of that cache
+static const int64_t PANEL_ROWS = REGISTER == 64 ? 64 : 128;            // for fewer, tokens would be read too often: then columns are cut into blocks
+static const int64_t TOKEN_BYTES = (REGISTER == 64 ? 16 : 5) << 20;     // of tokens that are gathered at once
 static const int64_t TOKEN_STEPS = 8;  // tiles of 32 tokens that stay in the first-level cache
 
 // Without NaN, floats of one sign are in the order of their bits, and integers are compared faster.

@@ -12,9 +12,6 @@
 #include <immintrin.h>
 namespace emulated {
 #define REGISTER 32
-#define PANEL_BYTES (256 << 10)
-#define PANEL_ROWS 128
-#define TOKEN_BYTES (5 << 20)
 #include "../../kernels/csrc/wide.h"
 #include "../../kernels/csrc/decode.h"
 #include "../../kernels/csrc/gather.h"
