@@ -20,15 +20,15 @@ DISTORTION_FORMATS = ("3x8g16", "2x8g8", "4x8g16", "3x8g8", "4x8g8")
 
 
 def distortion(
-    formats: Sequence[str] = DISTORTION_FORMATS, *, size: int = 2048, effort: str = "fast", seed: int = 0, device: str = "cpu"
+    formats: Sequence[str] = DISTORTION_FORMATS, *, size: int = 2048, effort: str = "fast", seed: int = 0
 ) -> list[dict[str, Any]]:
     """Mean squared error per unit variance on an i.i.d. N(0, 1) matrix (size, size) under the identity Hessian.
 
     `limit` is the rate–distortion bound 2^(−2R) of a Gaussian source at the format's code bits R.
     """
-    weight = torch.randn(size, size, generator=torch.Generator().manual_seed(seed)).to(device)
+    weight = torch.randn(size, size, generator=torch.Generator().manual_seed(seed))
     # In blocks, or else products with zeros would take most of the time.
-    identity = Hessian(tuple(torch.eye(len(piece), device=device).unsqueeze(0) for piece in torch.arange(size).split(128)))
+    identity = Hessian(tuple(torch.eye(len(piece)).unsqueeze(0) for piece in torch.arange(size).split(128)))
     rows = []
     for text in track(formats, "distortion"):
         format = Format.parse(text)
@@ -79,7 +79,6 @@ def encoding(
     *,
     efforts: Sequence[str] = ("fast", "full"),
     seed: int = 0,
-    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """Relative output error and seconds on `fixed_layer`, for each effort.
 
@@ -88,7 +87,7 @@ def encoding(
     """
     rows = []
     for (shape, what), effort in track([(case, effort) for case in cases for effort in efforts], "encoding"):
-        weight, hessian = (tensor.to(device) for tensor in fixed_layer(*shape, seed=seed))
+        weight, hessian = fixed_layer(*shape, seed=seed)
         format = Format.parse(what) if isinstance(what, str) else best_format(weight, Hessian.of(hessian), what, seed=seed)
         start = time.perf_counter()
         made = encode(weight, format, hessian, effort=effort, seed=seed)

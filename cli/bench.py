@@ -94,16 +94,13 @@ def _formats(default: tuple[str, ...]) -> Any:
 @_formats(("3x8g16", "2x8g8", "4x8g16", "3x8g8", "4x8g8"))
 @click.option("--size", type=click.IntRange(64), default=512, show_default=True, help="Rows and columns.")
 @click.option("--effort", default="fast", show_default=True, help=EFFORT_HELP)
-@options.device
 @options.seed
 @options.as_json
-def distortion(formats: str, size: int, effort: str, device: str, seed: int, as_json: bool) -> None:
+def distortion(formats: str, size: int, effort: str, seed: int, as_json: bool) -> None:
     from ..aq import bench
-    from ..models.loading import check_device
 
-    check_device(device)
     chosen, efforts = _checked(formats), _checked_efforts(effort)
-    _print(lambda: bench.distortion(chosen, size=size, effort=efforts[0], seed=seed, device=device), as_json)
+    _print(lambda: bench.distortion(chosen, size=size, effort=efforts[0], seed=seed), as_json)
 
 
 @command.command(help="Output error and seconds on heavy-tailed layers with correlated inputs, beside AQLM's where they were measured.")
@@ -111,18 +108,15 @@ def distortion(formats: str, size: int, effort: str, device: str, seed: int, as_
 @click.option("--bits", default="", help="Total bits, separated by commas: the best format within each, instead of --formats.")
 @click.option("--shapes", default="384x384", show_default=True, help="OUTxIN of the layers, separated by commas.")
 @click.option("--efforts", default="fast,full", show_default=True, help=EFFORT_HELP)
-@options.device
 @options.seed
 @options.as_json
-def encode(formats: str, bits: str, shapes: str, efforts: str, device: str, seed: int, as_json: bool) -> None:
+def encode(formats: str, bits: str, shapes: str, efforts: str, seed: int, as_json: bool) -> None:
     from ..aq import bench
-    from ..models.loading import check_device
 
-    check_device(device)
     whats: Sequence[str | float] = _positive_numbers("--bits", bits) if bits else _checked(formats)
     cases = [(shape, what) for shape in _shapes(shapes) for what in whats]
     chosen = _checked_efforts(efforts)
-    _print(lambda: bench.encoding(cases, efforts=chosen, seed=seed, device=device), as_json)
+    _print(lambda: bench.encoding(cases, efforts=chosen, seed=seed), as_json)
 
 
 @command.command(help="Milliseconds of every kernel, and ratios to torch's own products (above 1: ours is faster).")
