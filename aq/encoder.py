@@ -2,8 +2,8 @@
 
 Minimises tr((Ŵ − W) H (Ŵ − W)ᵀ) with Ŵ[r, group j] = scale[r] · Σ_m c_m[code[r, j, m]], as AQLM (Egiazarian et al. 2024, eq. 2) does:
   start      k-means in the metric of H's blocks (kmeans.py)
-  rounds     codebooks by least squares (least_squares.py), scales in closed form, codes anew with error feedback, then once more group by
-             group given all others (beam.py)
+  rounds     codebooks by least squares (least_squares.py), codes anew with error feedback, then once more group by group given all others
+             (beam.py), scales in closed form
   end        codebooks and scales are rounded to what is stored, and codes chosen a last time under those
 Codebooks are few numbers, so they are fitted on as many rows as they need; the other rows are coded at the end.
 

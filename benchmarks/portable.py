@@ -80,7 +80,7 @@ def main() -> None:
         kept.append(
             {**row, "torch_at_full_width_ms": wide[row["layer"], row["tokens"]], "ratio": {k: peer / row["ms"][k] for k in KERNELS}}
         )
-    keep("portable", "python benchmarks/portable.py", kept, held=HELD)
+    keep("portable", f"python benchmarks/portable.py --repeats {arguments.repeats}", kept, held=HELD)
 
 
 if __name__ == "__main__":
