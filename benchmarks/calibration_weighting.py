@@ -18,9 +18,9 @@ import sedaq
 from sedaq.aq.menu import ruled_menus
 from sedaq.aq.store import EncodingStore
 from sedaq.models.calibration import WEIGHTINGS
-from sedaq.sensitivity.extractors import load_extractor
-from sedaq.sensitivity.fidelity import FullPrecision, measure
-from sedaq.sensitivity.reference import shipped_reference
+from sedaq.sensitivity.metrics.extractors import load_extractor
+from sedaq.sensitivity.metrics.fidelity import FullPrecision, measure
+from sedaq.sensitivity.metrics.reference import shipped_reference
 
 
 def main() -> None:

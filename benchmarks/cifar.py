@@ -47,10 +47,10 @@ from sedaq.reports.inputs import RunData
 from sedaq.reports.plan_figures import image_grids
 from sedaq.reports.style import save_png
 from sedaq.search.verb import search_run
-from sedaq.sensitivity.extractors import load_extractor
-from sedaq.sensitivity.fitting import fit
-from sedaq.sensitivity.probe import probe
-from sedaq.sensitivity.reference import build_reference, save_reference
+from sedaq.sensitivity.metrics.extractors import load_extractor
+from sedaq.sensitivity.metrics.reference import build_reference, save_reference
+from sedaq.sensitivity.predictor.fitting import fit
+from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.run import Run, Settings
 from sedaq.storage import fingerprint, write_json
 

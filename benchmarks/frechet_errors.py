@@ -14,9 +14,9 @@ from results import keep
 from sedaq.models.loading import load
 from sedaq.models.sampling import sample_in_chunks
 from sedaq.progress import shown
-from sedaq.sensitivity.extractors import load_extractor
-from sedaq.sensitivity.frechet import frechet_distances, resamples
-from sedaq.sensitivity.reference import shipped_reference
+from sedaq.sensitivity.metrics.extractors import load_extractor
+from sedaq.sensitivity.metrics.frechet import frechet_distances, resamples
+from sedaq.sensitivity.metrics.reference import shipped_reference
 
 N_SETS, N_IMAGES, STEPS, N_BOOTSTRAP, NOISE = 24, 512, 10, 40, 0.08
 

@@ -18,10 +18,10 @@ from results import keep
 from threadpoolctl import threadpool_limits
 
 from sedaq.errors import InputError
-from sedaq.sensitivity import additive
-from sedaq.sensitivity.additive import LayerPriors, fit_additive
-from sedaq.sensitivity.judging import spearman
-from sedaq.sensitivity.probes import Probes, read_probes
+from sedaq.sensitivity.predictor import additive
+from sedaq.sensitivity.predictor.additive import LayerPriors, fit_additive
+from sedaq.sensitivity.predictor.cross_validation import spearman
+from sedaq.sensitivity.probing.probes import Probes, read_probes
 from sedaq.sensitivity.run import Run
 
 RIDGE, REPEATS, SIZES = 0.3, 4, (12, 25, 50, 160)

@@ -16,9 +16,9 @@ from typing import Any
 
 from results import keep
 
-from sedaq.sensitivity.crew import Crew, Job
-from sedaq.sensitivity.designs import design_plans
-from sedaq.sensitivity.prober import Prober
+from sedaq.sensitivity.probing.crew import Crew, Job
+from sedaq.sensitivity.probing.designs import design_plans
+from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.run import Run
 
 N_PLANS, FIRST = 9, 400  # of a design that is long enough

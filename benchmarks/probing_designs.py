@@ -18,17 +18,17 @@ from threadpoolctl import threadpool_limits
 from sedaq.progress import shown, track
 from sedaq.search.building import build_problem
 from sedaq.search.exact import solve_exact
-from sedaq.sensitivity.adaptive import FEW
-from sedaq.sensitivity.crew import Crew, Job
-from sedaq.sensitivity.designs import design_plans
-from sedaq.sensitivity.fitting import error_of
-from sedaq.sensitivity.judging import spearman
-from sedaq.sensitivity.predictor import Predictor
-from sedaq.sensitivity.probe import probe
-from sedaq.sensitivity.prober import Prober
-from sedaq.sensitivity.probes import Probes, read_probes
+from sedaq.sensitivity.predictor.cross_validation import spearman
+from sedaq.sensitivity.predictor.fitting import error_of
+from sedaq.sensitivity.predictor.predictor import Predictor
+from sedaq.sensitivity.probing.adaptive import FEW
+from sedaq.sensitivity.probing.crew import Crew, Job
+from sedaq.sensitivity.probing.designs import design_plans
+from sedaq.sensitivity.probing.layer_statistics import Traits
+from sedaq.sensitivity.probing.probe import probe
+from sedaq.sensitivity.probing.prober import Prober
+from sedaq.sensitivity.probing.probes import Probes, read_probes
 from sedaq.sensitivity.run import Run
-from sedaq.sensitivity.traits import Traits
 from sedaq.storage import read_records
 
 LIMIT, BITS, CHECK_IMAGES = 64, (1.5, 2.0, 2.5, 3.0), 2000

@@ -27,8 +27,8 @@ from sedaq.search.engine import Search
 from sedaq.search.exact import solve_exact
 from sedaq.search.find import FRONT_BITS, find_front
 from sedaq.search.uniform import uniform_choice
-from sedaq.sensitivity.fitting import load_predictor
-from sedaq.sensitivity.predictor import Predictor
+from sedaq.sensitivity.predictor.fitting import load_predictor
+from sedaq.sensitivity.predictor.predictor import Predictor
 from sedaq.sensitivity.run import Run
 
 WIDTHS = (64, 96, 128, 192, 256)  # as much a spread of sizes as SDXL's layers have, a hundredth of their weights

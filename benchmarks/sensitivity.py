@@ -15,11 +15,11 @@ from results import keep
 from threadpoolctl import threadpool_limits
 
 from sedaq.errors import InputError
-from sedaq.sensitivity.additive import choose_ridge, fit_additive
-from sedaq.sensitivity.judging import OURS, PREDICTORS, interval, judge, noise_ceiling, spearman
-from sedaq.sensitivity.probes import Probes, read_probes
+from sedaq.sensitivity.predictor.additive import choose_ridge, fit_additive
+from sedaq.sensitivity.predictor.cross_validation import OURS, PREDICTORS, interval, judge, noise_ceiling, spearman
+from sedaq.sensitivity.probing.layer_statistics import Traits
+from sedaq.sensitivity.probing.probes import Probes, read_probes
 from sedaq.sensitivity.run import Run
-from sedaq.sensitivity.traits import Traits
 
 SIZES = (50, 200)
 SEED = 0

@@ -11,10 +11,10 @@ import argparse
 from pathlib import Path
 
 from sedaq.progress import shown, track
-from sedaq.sensitivity.crew import Crew, Job
-from sedaq.sensitivity.designs import design_plans
-from sedaq.sensitivity.probe import probe
-from sedaq.sensitivity.prober import Prober
+from sedaq.sensitivity.probing.crew import Crew, Job
+from sedaq.sensitivity.probing.designs import design_plans
+from sedaq.sensitivity.probing.probe import probe
+from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.run import Run
 
 N_PROBES, N_UNSEEN = 200, 100

@@ -16,12 +16,12 @@ from threadpoolctl import threadpool_limits
 
 from sedaq.aq.formats import Format
 from sedaq.aq.menu import Entry
-from sedaq.sensitivity.additive import Additive, Labels, LayerPriors
-from sedaq.sensitivity.explanation import Explanation, fitted_laws, group_rows, interaction_rows, stability
-from sedaq.sensitivity.findings import findings
-from sedaq.sensitivity.judging import OURS, cross_validate, judge, spearman
-from sedaq.sensitivity.predictor import Predictor
-from sedaq.sensitivity.probes import LayerTable, Probes
+from sedaq.sensitivity.explanation.explanation import Explanation, fitted_laws, group_rows, interaction_rows, stability
+from sedaq.sensitivity.explanation.findings import findings
+from sedaq.sensitivity.predictor.additive import Additive, Labels, LayerPriors
+from sedaq.sensitivity.predictor.cross_validation import OURS, cross_validate, judge, spearman
+from sedaq.sensitivity.predictor.predictor import Predictor
+from sedaq.sensitivity.probing.probes import LayerTable, Probes
 
 N_LAYERS, N_PROBES, SEED = 803, 500, 0
 RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 8.0, 16.0)

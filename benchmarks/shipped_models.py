@@ -22,9 +22,9 @@ from sedaq.models.shipped.train_classifier import accuracy
 from sedaq.models.shipped.train_denoiser import load_mnist
 from sedaq.progress import shown
 from sedaq.sensitivity.evaluation import evaluate
-from sedaq.sensitivity.extractors import load_extractor
-from sedaq.sensitivity.frechet import Statistics, frechet_distance
-from sedaq.sensitivity.reference import shipped_reference
+from sedaq.sensitivity.metrics.extractors import load_extractor
+from sedaq.sensitivity.metrics.frechet import Statistics, frechet_distance
+from sedaq.sensitivity.metrics.reference import shipped_reference
 
 N_IMAGES, STEPS = 5000, 20
 N_DRAWS = 5  # of random training images

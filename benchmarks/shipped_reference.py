@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from sedaq.models.shipped.train_denoiser import load_mnist
-from sedaq.sensitivity.extractors import Extractor, load_extractor
-from sedaq.sensitivity.frechet import Statistics, frechet_distance
-from sedaq.sensitivity.reference import SHIPPED, build_reference, save_reference, shipped_reference
+from sedaq.sensitivity.metrics.extractors import Extractor, load_extractor
+from sedaq.sensitivity.metrics.frechet import Statistics, frechet_distance
+from sedaq.sensitivity.metrics.reference import SHIPPED, build_reference, save_reference, shipped_reference
 from sedaq.storage import tensor_fingerprint
 
 N_RANDOM = 5000

@@ -18,7 +18,7 @@ from sedaq.aq.model_bench import model_steps
 from sedaq.aq.plan import Plan
 from sedaq.aq.step_times import StepTimes
 from sedaq.progress import shown
-from sedaq.sensitivity.designs import at_rate
+from sedaq.sensitivity.probing.designs import at_rate
 from sedaq.sensitivity.run import Run
 
 BITS, IMAGES = (2.0, 4.0), (1, 8, 64)

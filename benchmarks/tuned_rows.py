@@ -25,9 +25,9 @@ from sedaq.models.noise import purpose_seed
 from sedaq.models.sampling import conditions_of, sample_in_chunks
 from sedaq.search.building import build_problem
 from sedaq.search.uniform import uniform_choice
-from sedaq.sensitivity.fidelity import FullPrecision, measure
-from sedaq.sensitivity.frechet import frechet_difference
-from sedaq.sensitivity.prober import Prober
+from sedaq.sensitivity.metrics.fidelity import FullPrecision, measure
+from sedaq.sensitivity.metrics.frechet import frechet_difference
+from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.run import Run
 from sedaq.storage import load_tensors, save_tensors
 

@@ -26,8 +26,8 @@ def command(out: Path, fresh: bool, device: str) -> None:
     from ..reports.tables import evaluation_table
     from ..search.verb import search_front, search_run
     from ..sensitivity.evaluation import evaluate_plan
-    from ..sensitivity.fitting import fit
-    from ..sensitivity.probe import probe
+    from ..sensitivity.predictor.fitting import fit
+    from ..sensitivity.probing.probe import probe
 
     if fresh and out.exists():
         if not (out / "run.json").exists() and any(out.iterdir()):

@@ -17,7 +17,7 @@ from . import options
 def command(run_folder: Path, metric: str, as_json: bool, device: str) -> None:
     from ..progress import shown
     from ..reports.summaries import fit_table, show
-    from ..sensitivity.fitting import fit
+    from ..sensitivity.predictor.fitting import fit
     from ..sensitivity.run import Run
 
     with shown():

@@ -51,8 +51,8 @@ def command(
 ) -> None:
     from ..progress import shown
     from ..search.budgets import parse_size
-    from ..sensitivity.designs import AUTO
-    from ..sensitivity.probe import probe
+    from ..sensitivity.probing.designs import AUTO
+    from ..sensitivity.probing.probe import probe
     from ..sensitivity.run import Settings
     from ..storage import read_json
 

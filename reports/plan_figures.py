@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from ..aq.formats import Format
 from ..models.layers import block_of, role_of
-from ..sensitivity.fidelity import HIGHER_IS_BETTER
+from ..sensitivity.metrics.fidelity import HIGHER_IS_BETTER
 from .inputs import RunData, fidelity_of, in_8_bits
 from .numbers import METRIC_LABELS, as_float, bits, metric, number
 from .style import (

@@ -9,7 +9,7 @@ import torch
 from ..aq.plan import Plan
 from ..models.loading import load
 from ..models.noise import purpose_seed
-from ..sensitivity.assembly import Assembly
+from ..sensitivity.probing.assembly import Assembly
 from ..sensitivity.run import Run
 from .report import write_report
 

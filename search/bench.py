@@ -15,12 +15,12 @@ from ..aq.menu import Entry
 from ..aq.plan import Plan
 from ..errors import InputError
 from ..progress import track
-from ..sensitivity.crew import Crew, Job
-from ..sensitivity.fitting import load_predictor
-from ..sensitivity.prober import Measurement, Prober
-from ..sensitivity.probes import Probes, read_probes
+from ..sensitivity.predictor.fitting import load_predictor
+from ..sensitivity.probing.crew import Crew, Job
+from ..sensitivity.probing.layer_statistics import Traits
+from ..sensitivity.probing.prober import Measurement, Prober
+from ..sensitivity.probing.probes import Probes, read_probes
 from ..sensitivity.run import Run
-from ..sensitivity.traits import Traits
 from ..storage import read_json, read_records, write_json
 from .baselines import BASELINES, UNIFORM, Cost, Rivals, mean_contributions, random_choice
 from .engine import Search

@@ -15,11 +15,11 @@ from ..aq.apply import pipeline_bytes
 from ..aq.formats import Format
 from ..aq.step_times import StepTimes
 from ..errors import InputError
-from ..sensitivity.crew import Crew, Job
-from ..sensitivity.fitting import load_predictor
-from ..sensitivity.predictor import Predictor
-from ..sensitivity.prober import Measurement, Prober
-from ..sensitivity.probes import read_probes
+from ..sensitivity.predictor.fitting import load_predictor
+from ..sensitivity.predictor.predictor import Predictor
+from ..sensitivity.probing.crew import Crew, Job
+from ..sensitivity.probing.prober import Measurement, Prober
+from ..sensitivity.probing.probes import read_probes
 from ..sensitivity.run import Run
 from ..storage import write_json
 from .budgets import parse_size

@@ -18,9 +18,9 @@ from ..models.noise import purpose_seed
 from ..models.sampling import conditions_of, sample_in_chunks
 from ..models.subject import Subject
 from ..storage import append_record, fingerprint, read_records
-from .extractors import load_extractor
-from .fidelity import Features, FullPrecision, measure
-from .reference import load_reference, shipped_reference
+from .metrics.extractors import load_extractor
+from .metrics.fidelity import Features, FullPrecision, measure
+from .metrics.reference import load_reference, shipped_reference
 from .run import Run, read_prompts, sampling_settings
 
 

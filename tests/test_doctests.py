@@ -9,7 +9,7 @@ MODULES = [
     "sedaq.aq.formats",
     "sedaq.aq.encoder",
     "sedaq.aq.layers",
-    "sedaq.sensitivity.frechet",
+    "sedaq.sensitivity.metrics.frechet",
     "sedaq.search.budgets",
     "sedaq.reports.numbers",
     "sedaq.reports.style",

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from sklearn.ensemble import RandomForestRegressor
 
-from sedaq.sensitivity import explanation, judging
-from sedaq.sensitivity.probe import probe
+from sedaq.sensitivity.explanation import explanation
+from sedaq.sensitivity.predictor import cross_validation
+from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.run import Run, Settings
 
 SETTINGS = Settings(n_images=16, steps=2, calibration_images=8)
@@ -56,9 +57,9 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def fast_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less repetition; the same code."""
-    monkeypatch.setattr(judging, "REPEATS", 1)
-    monkeypatch.setattr(judging, "BOOTSTRAPS", 20)
-    monkeypatch.setattr(judging, "RandomForestRegressor", lambda _, **settings: RandomForestRegressor(5, **settings))
+    monkeypatch.setattr(cross_validation, "REPEATS", 1)
+    monkeypatch.setattr(cross_validation, "BOOTSTRAPS", 20)
+    monkeypatch.setattr(cross_validation, "RandomForestRegressor", lambda _, **settings: RandomForestRegressor(5, **settings))
     monkeypatch.setattr(explanation, "N_DRAWS", 10)
     monkeypatch.setattr(explanation, "N_SPLITS", 2)
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from sedaq.aq.formats import Format
 from sedaq.aq.menu import Entry
-from sedaq.sensitivity.additive import Additive, Labels, LayerPriors
-from sedaq.sensitivity.probes import LayerTable, Probes
+from sedaq.sensitivity.predictor.additive import Additive, Labels, LayerPriors
+from sedaq.sensitivity.probing.probes import LayerTable, Probes
 
 N_LAYERS = 6
 RATES = (1.5, 2.0, 3.0, 4.0, 16.0)

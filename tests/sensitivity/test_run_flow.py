@@ -16,10 +16,10 @@ from sedaq.aq import store as store_module
 from sedaq.aq.plan import Plan
 from sedaq.errors import InputError, SedaqError
 from sedaq.progress import Record, listening
-from sedaq.sensitivity.fitting import fit, load_predictor
-from sedaq.sensitivity.probe import probe
-from sedaq.sensitivity.prober import Prober
-from sedaq.sensitivity.probes import LEAST_PROBES, read_probes
+from sedaq.sensitivity.predictor.fitting import fit, load_predictor
+from sedaq.sensitivity.probing.probe import probe
+from sedaq.sensitivity.probing.prober import Prober
+from sedaq.sensitivity.probing.probes import LEAST_PROBES, read_probes
 from sedaq.sensitivity.run import Run, store_for_plan
 from sedaq.storage import append_record, read_records
 

@@ -1,0 +1,1 @@
+"""What the fitted predictor says about layers, with intervals."""

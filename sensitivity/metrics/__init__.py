@@ -1,0 +1,1 @@
+"""How far images are from full precision's: metrics, extractors of features and references."""

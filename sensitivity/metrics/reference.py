@@ -1,0 +1,151 @@
+"""What sampled images are compared with: real images from a folder or an array, stored statistics, or what ships with sedaq."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ...models.images import BATCH_SIZE, image_batches
+from ...progress import track
+from ...storage import load_tensors, save_tensors
+from .extractors import Extractor
+from .fidelity import Features, Reference
+from .frechet import Statistics
+
+__all__ = ["Reference", "build_reference", "load_reference", "save_reference", "shipped_reference"]
+
+SHIPPED = Path(__file__).parents[2] / "models" / "shipped" / "reference"
+N_FEATURES = 1000  # kept for the kernel distance
+_KIND = "reference"
+
+
+class _Sample:
+    """A uniform sample of rows from a stream: those with the N_FEATURES smallest of keys drawn from a fixed seed."""
+
+    def __init__(self) -> None:
+        self.rng = torch.Generator().manual_seed(0)
+        self.keys = torch.empty(0)
+        self.rows = torch.empty(0)
+
+    def add(self, rows: Tensor) -> None:
+        keys = torch.cat([self.keys, torch.rand(len(rows), generator=self.rng)])
+        kept = keys.argsort()[:N_FEATURES]
+        self.rows = torch.cat([self.rows, rows])[kept] if len(self.rows) else rows[kept]
+        self.keys = keys[kept]
+
+
+def build_reference(batches: Iterable[Tensor], extractor: Extractor, *, description: str, fingerprint: str) -> Reference:
+    """Statistics of the images in `batches`, each (b, C, H, W) in [0, 1].
+
+    The sampled features are rounded to float16, as they are stored, so that a reference is the same before and after saving.
+
+    Args:
+        fingerprint: of the images; the extractor's is added to it.
+    """
+    pooled: Statistics | None = None
+    spatial: Statistics | None = None
+    sample = _Sample()
+    for batch in batches:
+        features: Features = extractor(batch)
+        part = Statistics.of(features.pooled)
+        pooled = part if pooled is None else pooled.merge(part)
+        if features.spatial is not None:
+            part = Statistics.of(features.spatial)
+            spatial = part if spatial is None else spatial.merge(part)
+        sample.add(features.pooled)
+    if pooled is None or pooled.n < 2:
+        raise InputError(f"{description}: {0 if pooled is None else pooled.n} images; a reference needs at least 2, better thousands")
+    return Reference(pooled, sample.rows.half().float(), spatial, description, _combined(fingerprint, extractor))
+
+
+def _combined(images: str, extractor: Extractor) -> str:
+    return hashlib.sha256(f"{images} {extractor.fingerprint}".encode()).hexdigest()[:16]
+
+
+def save_reference(path: str | Path, reference: Reference, extractor: Extractor) -> None:
+    """Write a statistics file (safetensors): mean and scatter float64, sampled features float16."""
+    tensors = {"mean": reference.statistics.mean, "scatter": reference.statistics.scatter}
+    if reference.features is not None:
+        tensors["features"] = reference.features.half()
+    if reference.spatial is not None:
+        tensors |= {"spatial_mean": reference.spatial.mean, "spatial_scatter": reference.spatial.scatter}
+    metadata = {
+        "n_images": reference.statistics.n,
+        "description": reference.description,
+        "fingerprint": reference.fingerprint,
+        "extractor": {"name": extractor.name, "fingerprint": extractor.fingerprint},
+    }
+    save_tensors(Path(path), _KIND, tensors, metadata)
+
+
+def _load_statistics(path: Path, extractor: Extractor) -> Reference:
+    tensors, metadata = load_tensors(path, _KIND)
+    made_by = metadata["extractor"]
+    if made_by["fingerprint"] != extractor.fingerprint:
+        raise InputError(
+            f"{path}: made by extractor {made_by['name']} ({made_by['fingerprint']}), not by {extractor.name} ({extractor.fingerprint}); "
+            "choose that extractor, or make the statistics again from images"
+        )
+    n = metadata["n_images"]
+    spatial = Statistics(n, tensors["spatial_mean"], tensors["spatial_scatter"]) if "spatial_mean" in tensors else None
+    features = tensors["features"].float() if "features" in tensors else None
+    statistics = Statistics(n, tensors["mean"], tensors["scatter"])
+    return Reference(statistics, features, spatial, metadata["description"], metadata["fingerprint"])
+
+
+def _from_images(path: Path, extractor: Extractor, image_shape: tuple[int, ...]) -> Reference:
+    n_images, batches = image_batches(path, image_shape)
+    digest = hashlib.sha256()
+
+    def scaled() -> Iterator[Tensor]:
+        for batch in batches:
+            digest.update(batch.contiguous().numpy().tobytes())
+            yield batch.float() / 255
+
+    n_batches = -(-n_images // BATCH_SIZE)
+    reference = build_reference(
+        track(scaled(), "reference images", n_batches), extractor, description=f"{n_images} images of {path}", fingerprint=""
+    )
+    return replace(reference, fingerprint=_combined(digest.hexdigest(), extractor))  # known once all pixels have been read
+
+
+def load_reference(
+    spec: str | Path | None,
+    extractor: Extractor,
+    *,
+    image_shape: tuple[int, ...],
+    default: Callable[[], Reference] | None = None,
+) -> Reference:
+    """The reference that the user names.
+
+    Args:
+        spec: folder of images (png, jpg, webp, at any depth), .npz with one uint8 array of images, or a statistics file that
+            save_reference wrote; None for the default.
+        image_shape: (C, H, W) of the model's images; reference images must have it, for resizing changes every metric.
+        default: makes the reference when spec is None, for example from full-precision images.
+
+    Raises:
+        InputError: nothing there, images of another shape, or statistics made by another extractor.
+    """
+    if spec is None:
+        if default is None:
+            raise InputError("no reference given; name a folder of images, an .npz or a statistics file")
+        return default()
+    path = Path(spec).expanduser()
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return _load_statistics(path, extractor)
+    if not path.is_dir() and path.suffix != ".npz":
+        raise InputError(f"{path}: no reference there; name a folder of images, an .npz or a .safetensors statistics file")
+    return _from_images(path, extractor, tuple(image_shape))
+
+
+def shipped_reference(split: Literal["train", "test"], extractor: Extractor) -> Reference:
+    """Statistics of MNIST's training or test images in the features of the embedded extractor."""
+    return _load_statistics(SHIPPED / f"{split}.safetensors", extractor)

@@ -1,0 +1,1 @@
+"""From probes to a prediction for any plan: additive model, trees and cross-validation."""

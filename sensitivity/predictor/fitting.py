@@ -1,0 +1,139 @@
+"""The verb `fit`: read a run's probes, fit the predictor, cross-validate it beside simpler ones, and explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from ...aq.menu import Entry
+from ...errors import InputError
+from ...storage import fingerprint, read_json, write_atomically, write_json
+from ..explanation.explanation import Explanation, additivity, group_rows, interaction_rows, layer_rows, stability
+from ..explanation.findings import findings
+from ..probing.layer_statistics import Traits
+from ..probing.probes import Probes, read_probes
+from ..run import Run
+from .additive import Array
+from .cross_validation import OURS, cross_validate, interval, judge, learning_curve, noise_ceiling, spearman
+from .predictor import Predictor
+
+METRIC_NAMES = {"fid": "Fréchet distance"}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    predictor: Predictor
+    summary: dict[str, Any]
+
+
+def error_of(traits: Traits) -> Callable[[str, Entry], float]:
+    return lambda name, entry: traits.of_entry(name, entry).error
+
+
+def fit(run: Run, *, metric: str = "fid", seed: int | None = None) -> Fitted:
+    """Fit, cross-validate and explain; writes predictor/ (model, fit.json and tables) into the run. A fit of the same probes is read back.
+
+    Tables: sensitivity.csv (layer × entry), groups.csv (role or block × rate), interactions.csv (pairs of layers).
+
+    Raises:
+        InputError: for too few probes, labels that are all equal, and probes of mixed kinds or of another model.
+    """
+    seed = run.settings.seed if seed is None else seed
+    traits = Traits(run)
+    probes = read_probes(run, metric, traits=traits)
+    identity = {
+        "subject": run.subject.fingerprint,
+        "probes": fingerprint([sorted(probes.hashes), probes.labels.excess.tolist(), metric, seed]),
+    }
+    found = _read_back(run.folder / "predictor", identity, traits)
+    if found is not None:
+        return found
+    with threadpool_limits(1):  # matrices are small: threads that wait for each other take ten times as long on a busy machine
+        predictor, tables, summary = _fit(run, traits, probes, metric, seed)
+    summary = {"metric": metric, "probes": identity["probes"], **summary}
+    _write(run.folder / "predictor", predictor, identity, tables, summary)
+    return Fitted(predictor, summary)
+
+
+def _fit(run: Run, traits: Traits, probes: Probes, metric: str, seed: int) -> tuple[Predictor, dict[str, pd.DataFrame], dict[str, Any]]:
+    """The predictor, its tables by name, and what fit.json says of it."""
+    predicted = cross_validate(probes, seed)
+    predictor = Predictor.fit(metric, probes, error_of=error_of(traits), seed=seed)
+    explanation = Explanation.of(run, traits, probes, predictor.ridge, seed)
+    judged = _judged(probes, predicted, seed)
+    summary = {
+        "n_probes": len(probes),
+        "n_trees": predictor.n_trees,
+        "notes": [*probes.notes, *_why_not(traits)],
+        **judged,
+        "learning_curve": learning_curve(probes, seed),
+        "stability": stability(probes, explanation.errors[:, 0], predictor.ridge, seed),
+        "additivity": additivity(explanation, predicted[OURS].mean(0)),
+        "findings": findings(explanation, METRIC_NAMES.get(metric, metric), judged["spearman_ci"]),
+    }
+    tables = {
+        "sensitivity": layer_rows(run, traits, explanation, predictor),
+        "groups": group_rows(explanation),
+        "interactions": interaction_rows(explanation, predictor),
+    }
+    return predictor, tables, summary
+
+
+def _why_not(traits: Traits) -> list[str]:
+    why = traits.why_no_gradients
+    return [f"no gradient score, layers' own errors stand in for it: {why}"] if why else []
+
+
+def _judged(probes: Probes, predicted: dict[str, Array], seed: int) -> dict[str, Any]:
+    """Scores of all predictors out of fold, the ceiling, and every probe's mean prediction."""
+    scores = judge(predicted, probes.values, seed)
+    mean = predicted[OURS].mean(0)
+    return {
+        "spearman": scores[OURS]["spearman"],
+        "spearman_ci": interval(lambda rows: spearman(mean[rows], probes.values[rows]), len(probes), seed),
+        "ceiling": noise_ceiling(probes.halves),
+        "ceiling_ci": interval(lambda rows: noise_ceiling(probes.halves[rows]), len(probes), seed),
+        "baselines": {name: score["spearman"] for name, score in scores.items() if name != OURS},
+        "scores": scores,
+        "predictions": [
+            {"plan_hash": h, "bits_per_weight": float(b), "measured": float(m), "predicted": float(p)}
+            for h, b, m, p in zip(probes.hashes, probes.bits, probes.values, mean, strict=True)
+        ],
+    }
+
+
+def _write(folder: Path, predictor: Predictor, identity: dict[str, Any], tables: dict[str, pd.DataFrame], summary: dict[str, Any]) -> None:
+    """fit.json last: with it the fit is whole."""
+    predictor.save(folder, identity)
+    for name, table in tables.items():
+        write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
+    write_json(folder / "fit.json", "fit", summary)
+
+
+def _read_back(folder: Path, identity: dict[str, Any], traits: Traits) -> Fitted | None:
+    """An earlier fit of the same probes."""
+    if not (folder / "fit.json").exists() or not (folder / "additive.json").exists():
+        return None
+    summary = read_json(folder / "fit.json", "fit")
+    if summary["probes"] != identity["probes"] or "n_trees" not in summary:
+        return None
+    predictor, found = Predictor.load(folder, error_of(traits))
+    return Fitted(predictor, summary) if all(found[name] == value for name, value in identity.items()) else None
+
+
+def load_predictor(run: Run) -> Predictor:
+    """What `fit` wrote. Raises InputError where there is none, or it is of another model."""
+    folder = run.folder / "predictor"
+    if not (folder / "additive.json").exists():
+        raise InputError(f"{run.folder}: has no predictor; run `sedaq fit --run {run.folder}` first")
+    predictor, identity = Predictor.load(folder, error_of(Traits(run)))
+    if identity["subject"] != run.subject.fingerprint:
+        raise InputError(
+            f"{folder / 'additive.json'}: field 'subject' is {identity['subject']}, the run's is {run.subject.fingerprint}; run `sedaq fit` again"
+        )
+    return predictor

@@ -1,0 +1,240 @@
+"""From formats to fidelity: an additive part over layers, and gradient-boosted trees for what it leaves.
+
+    log(d − d₀ + floor) ≈ log(excess(errors) + floor) + trees(features)
+
+d is the metric (the Fréchet distance by default), d₀ that of full precision on the same noise; excess is the law of additive.py, which comes
+first and carries; xgboost starts from it (base_margin) and is monotone, with as many trees as held-out probes bear out, none included. Members
+of the ensemble see bootstrap samples of the probes; their spread and the error on held-out probes together are the uncertainty.
+Deviates from Qua²SeDiMo, whose predictor is a graph network over a hand-drawn graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xgboost
+
+from ...aq.menu import Entry
+from ...errors import InputError
+from ...storage import file_sha256, read_json, write_json
+from ..probing.probes import LayerTable, Probes
+from .additive import Additive, Array, LayerPriors, Near, choose_ridge, fit_samples
+from .features import TreeFeatures
+from .trees import choose_number, fit_trees, inputs
+
+ErrorOf = Callable[[str, Entry], float]  # layer name, entry → relative output error of the encoding
+Choice = Mapping[str, Entry]
+N_MEMBERS = 8
+SCALARS = ("whole", "floor", "misfit", "ridge")  # of a Predictor
+
+
+@dataclass(frozen=True)
+class Member:
+    """One law and the trees that start from it; None: the law alone."""
+
+    additive: Additive
+    trees: xgboost.XGBRegressor | None
+
+    def log_excess(self, errors: Array, rates: Array, features: TreeFeatures, floor: float) -> Array:
+        """log(excess + floor), (n,)"""
+        x, margin = inputs(self.additive, errors, rates, features, floor)
+        return margin if self.trees is None else np.asarray(self.trees.predict(x, base_margin=margin), np.float64)
+
+
+class Predictor:
+    """An ensemble over one run's layers.
+
+    Args:
+        metric: whose values it predicts; lower is better.
+        whole: the metric of full precision.
+        floor: of Labels.
+        misfit: root mean square of log(excess + floor) on held-out probes.
+        ridge: that the laws were fitted with.
+        error_of: looks the error of an entry up.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        table: LayerTable,
+        members: Sequence[Member],
+        *,
+        whole: float,
+        floor: float,
+        misfit: float,
+        ridge: float,
+        error_of: ErrorOf,
+    ) -> None:
+        self.metric, self.table, self.members = metric, table, list(members)
+        self.whole, self.floor, self.misfit, self.ridge, self.error_of = whole, floor, misfit, ridge, error_of
+        self.layers = list(table.names)
+        self._features = table.features
+        self._index = {name: index for index, name in enumerate(self.layers)}
+        self._errors: dict[tuple[str, str], float] = {}
+        self._across: dict[str, Additive] = {}
+        self._costs: dict[tuple[str, float], Array] = {}
+
+    @classmethod
+    def fit(cls, metric: str, probes: Probes, *, error_of: ErrorOf, seed: int = 0, n_members: int = N_MEMBERS) -> Predictor:
+        """Fit to probes whose values are of `metric`."""
+        held_out = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
+        n_trees, misfit = choose_number(held_out, probes, seed)
+        return cls._of(metric, probes, held_out.ridge, n_trees, misfit, held_out.near, error_of=error_of, seed=seed, n_members=n_members)
+
+    def taught(self, probes: Probes, seed: int = 0) -> Predictor:
+        """Fitted to other probes, with the ridge, the number of trees and the misfit that this one has chosen."""
+        n_members = len(self.members)
+        return self._of(
+            self.metric, probes, self.ridge, self.n_trees, self.misfit, None, error_of=self.error_of, seed=seed, n_members=n_members
+        )
+
+    @classmethod
+    def _of(
+        cls,
+        metric: str,
+        probes: Probes,
+        ridge: float,
+        n_trees: int,
+        misfit: float,
+        near: Near | None,
+        *,
+        error_of: ErrorOf,
+        seed: int,
+        n_members: int,
+    ) -> Predictor:
+        table, labels, n = probes.table, probes.labels, len(probes)
+        # The first member sees every probe once, so that the ensemble of one is the plain fit.
+        samples = [np.arange(n), *(np.random.default_rng([seed, member]).integers(n, size=n) for member in range(1, n_members))]
+        laws = fit_samples(probes.errors, labels, table.priors, ridge, samples, near)
+        members = [
+            Member(law, fit_trees(law, probes[rows], n_trees, seed + member) if n_trees else None)
+            for member, (rows, law) in enumerate(zip(samples, laws, strict=True))
+        ]
+        return cls(metric, table, members, whole=probes.whole, floor=labels.floor, misfit=misfit, ridge=ridge, error_of=error_of)
+
+    def without_trees(self) -> Predictor:
+        """The laws alone."""
+        laws = [Member(member.additive, None) for member in self.members]
+        numbers = {name: getattr(self, name) for name in SCALARS}
+        return Predictor(self.metric, self.table, laws, error_of=self.error_of, **numbers)
+
+    @property
+    def n_trees(self) -> int:
+        """Of each member."""
+        trees = self.members[0].trees
+        return 0 if trees is None else trees.get_booster().num_boosted_rounds()
+
+    # -- predicting ------------------------------------------------------------------------------------------------------------------
+
+    def _error(self, name: str, entry: Entry) -> float:
+        key = (name, str(entry.format))
+        if key not in self._errors:
+            self._errors[key] = self.error_of(name, entry)
+        return self._errors[key]
+
+    def arrays(self, choices: Sequence[Choice]) -> tuple[Array, Array]:
+        """Errors and rates of each layer, (n, layers) each."""
+        errors = np.array([[self._error(name, choice[name]) for name in self.layers] for choice in choices])
+        rates = np.array([[choice[name].rate for name in self.layers] for choice in choices])
+        return errors, rates
+
+    def predict_members(self, errors: Array, rates: Array) -> Array:
+        """log(excess + floor) by each member, (members, n)."""
+        return np.stack([member.log_excess(errors, rates, self._features, self.floor) for member in self.members])
+
+    def predict_arrays(self, errors: Array, rates: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation of the metric, (n,) each; at d₀ the deviation is that of the ensemble and of the law's misfit."""
+        logs = self.predict_members(errors, rates)
+        above = np.exp(logs.mean(0))
+        spread = logs.var(0, ddof=1) if len(logs) > 1 else np.zeros(logs.shape[1])
+        return self.whole + above - self.floor, above * np.sqrt(spread + self.misfit**2)
+
+    def predict(self, choices: Sequence[Choice]) -> tuple[Array, Array]:
+        """Mean and standard deviation of the metric for each choice of entries, (n,) each."""
+        return self.predict_arrays(*self.arrays(choices))
+
+    def additive_cost(self, name: str, entry: Entry) -> float:
+        """The term t_l of `entry` in the additive law, averaged over members: what the exact solver sums."""
+        return float(self.member_costs(name, entry).mean())
+
+    def member_costs(self, name: str, entry: Entry) -> Array:
+        """The term t_l of `entry` by each member, (members,)."""
+        error = self._error(name, entry)
+        key = (name, error)
+        if key not in self._costs:
+            if name not in self._across:
+                self._across[name] = Additive.across([member.additive for member in self.members], self._index[name])
+            self._costs[key] = self._across[name].terms(np.full(len(self.members), error))
+        return self._costs[key]
+
+    def contributions(self, errors: Array, rates: Array) -> tuple[Array, Array]:
+        """What each layer adds to log(excess + floor) in each plan, (n, layers), and the rest, (n,): together exactly the mean prediction.
+
+        The law depends on the sum of terms alone, so that its Aumann–Shapley values are the terms' shares of it; to these come xgboost's own SHAP
+        values (pred_contribs; Lundberg et al. 2018). Full precision is at log(floor).
+        """
+        layers, rest = np.zeros(errors.shape), np.full(len(errors), np.log(self.floor))
+        for member in self.members:
+            terms = member.additive.terms(errors)
+            total = terms.sum(1)
+            rise = np.log(member.additive.of_total(total) + self.floor) - np.log(self.floor)
+            layers += terms * (rise / np.maximum(total, 1e-300))[:, None] / len(self.members)
+            if member.trees is not None:
+                matrix = xgboost.DMatrix(self._features(rates, errors, terms))  # without the margin: its part is known by layer
+                shap = member.trees.get_booster().predict(matrix, pred_contribs=True)
+                layers += self._features.by_layer(shap[:, :-1], terms) / len(self.members)
+                rest += shap[:, -1] / len(self.members)
+        return layers, rest
+
+    # -- files -----------------------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """additive.json and one file of xgboost's own for each member."""
+        folder.mkdir(parents=True, exist_ok=True)
+        members = []
+        for number, member in enumerate(self.members):
+            path = folder / f"trees{number}.ubj"
+            path.unlink(missing_ok=True)  # of an earlier fit
+            if member.trees is not None:
+                temporary = folder / f".trees{number}.ubj"
+                member.trees.save_model(temporary)
+                temporary.replace(path)
+            members.append({**member.additive.to_json(), "trees": file_sha256(path) if member.trees is not None else None})
+        table = {
+            "names": self.layers,
+            "roles": list(self.table.roles),
+            "blocks": list(self.table.blocks),
+            "log_errors": self.table.priors.log_errors.tolist(),
+            "log_scores": self.table.priors.log_scores.tolist(),
+        }
+        numbers = {name: getattr(self, name) for name in SCALARS}
+        write_json(
+            folder / "additive.json", "predictor", {**identity, "metric": self.metric, **numbers, "table": table, "members": members}
+        )
+
+    @classmethod
+    def load(cls, folder: Path, error_of: ErrorOf) -> tuple[Predictor, dict[str, Any]]:
+        """The predictor and the identity that it was saved with."""
+        content = read_json(folder / "additive.json", "predictor")
+        if "ridge" not in content or "knee" not in content["members"][0]:
+            raise InputError(f"{folder / 'additive.json'}: was written by an earlier version of sedaq; run `sedaq fit` again")
+        members = []
+        for number, stored in enumerate(content["members"]):
+            path = folder / f"trees{number}.ubj"
+            if stored["trees"] is None:
+                members.append(Member(Additive.from_json(stored), None))
+                continue
+            if not path.exists() or file_sha256(path) != stored["trees"]:
+                raise InputError(f"{path}: is missing or damaged (its sha256 is not the one in additive.json); run `sedaq fit` again")
+            trees = xgboost.XGBRegressor()
+            trees.load_model(path)
+            members.append(Member(Additive.from_json(stored), trees))
+        table = content["table"]
+        priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
+        layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)
+        numbers = {name: content[name] for name in SCALARS}
+        return cls(content["metric"], layers, members, error_of=error_of, **numbers), content

@@ -1,0 +1,192 @@
+"""The design that looks at what it has measured: it asks for the plans that teach most, and stops when the ranking of layers is stable.
+
+Plans are measured in rounds. A round is a quarter stratified plans, for breadth, and plans of the front as one bootstrap sample of the probes sees
+it (Thompson sampling), those first on which the samples' laws disagree most. Every plan is measured with a quarter of the images; plans that no
+other, or only one, beats in both bits and distance are measured again with all of them.
+
+Stopping rule: the layers' costs at their lowest entries are ranked by the law fitted to all probes and by each of N_LAWS laws fitted to bootstrap
+samples; when the mean rank correlation is at least STABLE in two successive rounds, and LEAST plans are measured, the ranking is stable.
+
+Proposals depend on the seed and on this design's own measurements alone, so that a run that was cut off goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...aq.formats import Format
+from ..predictor.additive import RIDGES, Additive, Array, Labels, fit_samples
+from ..predictor.cross_validation import spearman
+from ..run import Run
+from .crew import Crew, Job
+from .designs import Plan, design_plans
+from .layer_statistics import Traits
+from .prober import Measurement
+from .probes import layer_table
+
+ROUND, STRATIFIED = 8, 2  # plans in a round, and how many of them are stratified
+START = 16  # stratified plans before the first proposal
+N_LAWS, N_POOL = 8, 64
+FEW, FEWEST = 4, 32  # a first measurement has one in FEW of the images, and at least FEWEST
+PROMOTED = 2  # plans a round that are measured again at most
+STABLE, LEAST = 0.95, 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the design went: plans measured, rank correlation after each round, and whether the rule stopped it."""
+
+    n_plans: int
+    rankings: list[float]
+    stable: bool
+
+
+@dataclass
+class _Seen:
+    """A plan, its measurement with most images, and its index in the menus."""
+
+    plan: Plan
+    measurement: Measurement
+    picks: tuple[int, ...]
+
+    @property
+    def excess(self) -> float:
+        return self.measurement.metrics["fid_excess"].value
+
+    @property
+    def bits(self) -> float:
+        return float(self.measurement.record["bits_per_weight"])
+
+
+@dataclass
+class Adaptive:
+    """Measures at most `limit` plans of a run with a crew.
+
+    Iterating over `measure` does the work and yields, after each measurement, how many plans are new by it; `outcome` tells how it went.
+    """
+
+    run: Run
+    crew: Crew
+    limit: int
+    rankings: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        run, names = self.run, [layer.name for layer in self.run.subject.layers]
+        traits = Traits(run)
+        self.names, self.menus = names, [run.menus[name] for name in names]
+        self.priors = layer_table(run, traits).priors
+        width = max(map(len, self.menus))
+        self.errors, self.sizes = np.zeros((len(names), width)), np.full((len(names), width), np.inf)
+        for row, (name, menu) in enumerate(zip(names, self.menus, strict=True)):
+            self.errors[row, : len(menu)] = [traits.of_entry(name, entry).error for entry in menu]
+            self.sizes[row, : len(menu)] = [entry.size_bytes for entry in menu]
+        self.seen: dict[tuple[int, ...], _Seen] = {}
+        stratified = design_plans("stratified", run.subject.layers, run.menus, n_plans=self.limit, seed=run.settings.seed)
+        self._stratified: Iterator[Plan] = iter(stratified)
+
+    @property
+    def few(self) -> int:
+        n_images = self.run.settings.n_images
+        return min(n_images, max(FEWEST, n_images // FEW))
+
+    @property
+    def stable(self) -> bool:
+        return len(self.seen) >= min(LEAST, self.limit) and len(self.rankings) > 1 and min(self.rankings[-2:]) >= STABLE
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(len(self.seen), self.rankings, self.stable)
+
+    def measure(self) -> Iterator[int]:
+        yield from self._measured(self._next_stratified(min(START, self.limit)), self.few)
+        while len(self.seen) < self.limit:
+            laws = self._laws()
+            self.rankings.append(self._agreement(laws))
+            if self.stable:
+                return
+            size = min(ROUND, self.limit - len(self.seen))
+            before = len(self.seen)
+            proposed = self._propose(laws, size - min(STRATIFIED, size))
+            yield from self._measured([*proposed, *self._next_stratified(size - len(proposed))], self.few)
+            if len(self.seen) == before:  # the model has no more plans
+                return
+            yield from self._measured(self._near_the_front(), self.run.settings.n_images)
+
+    # -- measuring -------------------------------------------------------------------------------------------------------------------
+
+    def _measured(self, plans: Sequence[Plan], n_images: int) -> Iterator[int]:
+        jobs = [Job(plan, n_images) for plan in plans]
+        for plan, measurement in zip(plans, self.crew.measure(jobs), strict=True):
+            picks = self._picks(plan)
+            new = picks not in self.seen
+            self.seen[picks] = _Seen(plan, measurement, picks)
+            yield int(new)
+
+    def _picks(self, plan: Plan) -> tuple[int, ...]:
+        return tuple(
+            next(index for index, entry in enumerate(menu) if entry.format == plan[name])
+            for name, menu in zip(self.names, self.menus, strict=True)
+        )
+
+    def _next_stratified(self, n: int) -> list[Plan]:
+        found: list[Plan] = []
+        while len(found) < n and (plan := next(self._stratified, None)) is not None:
+            if self._picks(plan) not in self.seen:
+                found.append(plan)
+        return found
+
+    def _near_the_front(self) -> list[Plan]:
+        """Plans to be measured again, with all images."""
+        finite = [seen for seen in self.seen.values() if np.isfinite(seen.excess)]
+        bits, excess = np.array([seen.bits for seen in finite]), np.array([seen.excess for seen in finite])
+        beaten = ((bits[:, None] >= bits) & (excess[:, None] > excess)).sum(1)
+        near = [seen for seen, n in sorted(zip(finite, beaten, strict=True), key=lambda pair: int(pair[1])) if n <= 1]
+        return [seen.plan for seen in near if seen.measurement.record["n_images"] < self.run.settings.n_images][:PROMOTED]
+
+    # -- learning --------------------------------------------------------------------------------------------------------------------
+
+    def _laws(self) -> list[Additive]:
+        """The law of all finite probes, then those of bootstrap samples."""
+        finite = [seen for seen in self.seen.values() if np.isfinite(seen.excess)]
+        metrics = [seen.measurement.metrics["fid_excess"] for seen in finite]
+        excess, se = (np.array([getattr(metric, name) for metric in metrics]) for name in ("value", "se"))
+        values = np.array([seen.measurement.metrics["fid"].value for seen in finite])
+        labels = Labels.of(excess, se, float(np.median(values - excess)))
+        errors = self._errors_of([seen.picks for seen in finite])
+        rng = np.random.default_rng([self.run.settings.seed, len(self.seen)])
+        samples = [np.arange(len(finite)), *(rng.integers(len(finite), size=len(finite)) for _ in range(N_LAWS))]
+        return list(fit_samples(errors, labels, self.priors, RIDGES[1], samples))
+
+    def _errors_of(self, picks: Sequence[Sequence[int]]) -> Array:
+        """(n, layers)"""
+        return np.asarray(self.errors[np.arange(len(self.names)), np.array(picks)])
+
+    def _agreement(self, laws: Sequence[Additive]) -> float:
+        lowest = self.errors[:, 0]
+        return float(np.mean([spearman(laws[0].terms(lowest), law.terms(lowest)) for law in laws[1:]]))
+
+    def _propose(self, laws: Sequence[Additive], n: int) -> list[Plan]:
+        """Unmeasured plans of the laws' fronts, those first on whose excess the laws disagree most."""
+        rng = np.random.default_rng([self.run.settings.seed, len(self.seen), 1])
+        pool = {self._on_front(laws[1 + i % N_LAWS], rng): None for i in range(N_POOL)}
+        new = [picks for picks in pool if picks not in self.seen]
+        if not new:
+            return []
+        logs = np.log(np.stack([law.excess(self._errors_of(new)) for law in laws[1:]]) + 1e-6)
+        chosen = np.argsort(-logs.std(0), kind="stable")[:n]
+        return [self._plan(new[i]) for i in chosen]
+
+    def _on_front(self, law: Additive, rng: np.random.Generator) -> tuple[int, ...]:
+        """The least sum of terms at a random price of bytes, a little different for every layer."""
+        terms = np.stack([law.terms(column) for column in self.errors.T], axis=1)
+        real = np.isfinite(self.sizes)
+        steps = np.where(real[:, 1:], (terms[:, :-1] - terms[:, 1:]) / np.maximum(np.diff(np.where(real, self.sizes, 0)), 1), np.nan)
+        low, high = np.nanquantile(np.log(np.maximum(steps, 1e-30)), (0.1, 0.9))
+        price = np.exp(rng.uniform(low, high) + 0.5 * rng.normal(size=len(self.names)))
+        return tuple(int(k) for k in np.argmin(np.where(real, terms + price[:, None] * np.where(real, self.sizes, 0), np.inf), axis=1))
+
+    def _plan(self, picks: Sequence[int]) -> dict[str, Format]:
+        return {name: menu[k].format for name, menu, k in zip(self.names, self.menus, picks, strict=True)}

@@ -1,0 +1,80 @@
+"""How much the denoiser's output moves with each layer's outputs, from one backward pass over its own calls.
+
+For a random v ~ N(0, I), E[(∂⟨v, ε⟩/∂y)²] is the squared norm of the column of the Jacobian of the output ε that belongs to y. With it, what a
+layer's error does to ε is known to first order before anything is sampled. Sources: the diagonal Gauss–Newton matrix by random
+projections (Martens et al. 2012), and ModelOpt's gradient score Σ g² δy², whose gradient is of a training loss; here there are no data, and
+at the teacher the loss of distillation has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...aq.tuning.replay import Recording, ReplayBuffer, first_tensor
+from ...models.hessian import Hessian
+from ...models.layers import Layer
+from ...models.noise import purpose_seed
+from ...models.subject import Subject
+
+N_IMAGES, N_CALLS, BATCH = 16, 128, 16
+
+
+def output_gradients(subject: Subject, *, steps: int | None, seed: int, **settings: Any) -> dict[str, torch.Tensor]:
+    """For every layer, per output channel (out,): Σ over an image's tokens of the mean squared Jacobian column, over the mean ‖ε‖².
+
+    Layers that the output does not depend on have zeros.
+    """
+    buffer = ReplayBuffer.record(subject, Recording("gradients", N_IMAGES, 0, steps, seed, settings))
+    rows = torch.randperm(len(buffer), generator=torch.Generator().manual_seed(seed))[:N_CALLS]
+    device = next(subject.denoiser.parameters()).device
+    rng = torch.Generator().manual_seed(purpose_seed(seed, "gradients"))
+    sums = {layer.name: torch.zeros(layer.shape[0], dtype=torch.float64) for layer in subject.layers}
+    size = 0.0
+    for chosen in rows.split(BATCH):
+        call, target = buffer.batch(chosen, device)
+        with torch.enable_grad(), _outputs(subject) as outputs:
+            answer = first_tensor(subject.denoiser(**call))
+            projection = torch.randn(answer.shape, generator=rng).to(device)
+            layers = [layer for layer in subject.layers if layer.name in outputs]
+            tensors = [y for layer in layers for y in outputs[layer.name]]
+            names = [layer.name for layer in layers for _ in outputs[layer.name]]
+            gradients = torch.autograd.grad((answer * projection).sum(), tensors, allow_unused=True)
+        for name, gradient in zip(names, gradients, strict=True):
+            if gradient is not None:
+                axis = 1 if subject.layer(name).kind != "linear" else gradient.ndim - 1
+                sums[name] += gradient.double().square().sum([i for i in range(gradient.ndim) if i != axis]).cpu()
+        size += target.double().square().sum().item()
+    return {name: total / max(size, 1e-30) for name, total in sums.items()}
+
+
+@contextmanager
+def _outputs(subject: Subject) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Collect every layer's outputs, each part of the graph even where nothing before it wants a gradient."""
+    found: dict[str, list[torch.Tensor]] = {}
+
+    def hook(name: str) -> Any:
+        def keep(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+            output = output if output.requires_grad else output.detach().requires_grad_()
+            found.setdefault(name, []).append(output)
+            return output
+
+        return keep
+
+    handles = [subject.denoiser.get_submodule(layer.name).register_forward_hook(hook(layer.name)) for layer in subject.layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def row_errors(difference: torch.Tensor, hessian: Hessian, layer: Layer) -> torch.Tensor:
+    """Mean squared error of each output channel, (out,), when the weight is off by `difference` (of the layer's shape)."""
+    rows = difference.double().reshape(layer.groups, layer.shape[0] // layer.groups, layer.n_in)
+    doubled = Hessian(tuple(block.double() for block in hessian.blocks))
+    return (doubled.times(rows) * rows).sum(2).reshape(-1).clamp(min=0)

@@ -1,0 +1,70 @@
+"""The verb `probe`: measure what images lose when layers get few bits.
+
+A probe is one assignment of menu entries to layers. Source: Qua²SeDiMo (Mills et al. 2025) draws random per-layer bits and measures Fréchet
+distances; we draw over real encodings instead of simulated rounding, pair all probes by their noise, and keep paired measures and standard
+errors beside the distance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+from ...progress import track
+from ...storage import write_json
+from ..run import Run, Settings
+from .adaptive import Adaptive
+from .crew import Crew, Job
+from .designs import AUTO, check_design, design_plans
+from .prober import Prober
+
+
+def probe(
+    subject: Any,
+    run: str | Path,
+    *,
+    n_configs: int = 64,
+    design: str = "stratified",
+    settings: Settings | None = None,
+    workers: int = 1,
+    device: str = "cpu",
+    memory_bytes: int | None = None,
+) -> Run:
+    """Encode the menu of every layer and measure `n_configs` plans; goes on where an earlier call stopped.
+
+    Args:
+        subject: whatever sedaq.load takes.
+        run: folder of the run.
+        n_configs: at most; a design of few plans may have less.
+        design: "auto" (adaptive.py, which may stop earlier and says so in probing.json) or a name in designs.DESIGNS; a run may be probed by several, one after the other.
+        workers: processes that share the work; each gets an equal part of the processor's cores.
+        memory_bytes: bound on a calibration pass; half of what is free when None.
+    """
+    if n_configs < 1:
+        raise InputError(f"--configs must be at least 1, got {n_configs}")
+    check_design(design)
+    opened = Run.begin(subject, run, settings or Settings(), device=device)
+    crew = Crew(Prober(opened), workers)
+    if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
+        opened.subject.sample(seed=opened.settings.seed, n_images=1, steps=1, **opened.settings.sampling)
+    opened.write()
+    opened.fill_store(memory_bytes)
+    with crew:
+        if design == AUTO:
+            _adapt(opened, crew, n_configs)
+        else:
+            plans = design_plans(design, opened.subject.layers, opened.menus, n_plans=n_configs, seed=opened.settings.seed)
+            jobs = [Job(plan, opened.settings.n_images) for plan in plans]
+            missing = [job for job in jobs if not crew.is_stored(job)]
+            for _ in track(crew.measure(missing), "probing", len(jobs), done=len(jobs) - len(missing)):
+                pass
+    return opened
+
+
+def _adapt(run: Run, crew: Crew, n_configs: int) -> None:
+    adaptive = Adaptive(run, crew, n_configs)
+    for _ in track(adaptive.measure(), "probing", n_configs, cost=float):
+        pass
+    write_json(run.folder / "probing.json", "probing", asdict(adaptive.outcome))

@@ -1,0 +1,226 @@
+"""Measuring one assignment of formats to layers: sample, extract features, compare.
+
+All measurements of one purpose share noise and conditions, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...aq.activations.rounding import RoundedInputs, attached
+from ...aq.formats import AS_IS, Format
+from ...aq.plan import weight_bits
+from ...errors import InputError
+from ...models.noise import purpose_seed
+from ...models.sampling import conditions_of
+from ...progress import track
+from ...storage import append_record, fingerprint, load_tensors, read_records, save_tensors
+from ..metrics.extractors import load_extractor
+from ..metrics.fidelity import FullPrecision, Metric, Reference, measure
+from ..metrics.frechet import NotFiniteError, Statistics, frechet_difference
+from ..metrics.reference import build_reference, load_reference, save_reference, shipped_reference
+from ..run import Run
+from .assembly import Assembly
+
+REFERENCE_IMAGES = 2000  # full-precision images where no reference is given
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One plan's images, measured. `record` is the stored line."""
+
+    record: dict[str, Any]
+    pooled: torch.Tensor | None = None  # (n, d) features; None when read back from a probe
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        return {name: Metric.from_json(value) for name, value in self.record["metrics"].items()}
+
+
+class Prober:
+    """Measures assignments of formats on one run's subject. What was measured before is read back.
+
+    Args:
+        split: statistics to measure shipped subjects against: "train" while choosing, "test" for final figures.
+        inputs: how the inputs of layers are rounded, of those that a plan does not leave as they are.
+    """
+
+    def __init__(self, run: Run, *, split: str = "train", inputs: RoundedInputs | None = None) -> None:
+        self.run, self.split, self.inputs = run, split, inputs
+        name = run.settings.extractor or run.subject.extractor
+        if name is None:
+            raise InputError(
+                f"subject {run.subject.name} has no extractor of its own; choose one with --extractor (inception[:FILE] or transformers:FOLDER)"
+            )
+        self.extractor = load_extractor(name, image_shape=run.subject.image_shape, device=run.device)
+        self.reference = self._reference()
+        self._full_precision: dict[tuple[str, int, int | None], FullPrecision] = {}
+        self._assembly = Assembly(run.subject, run.store)
+        self._records: dict[str, dict[str, Any]] = {r["key"]: r for r in read_records(self._path, "probe")}
+
+    @property
+    def _path(self) -> Path:
+        return self.run.folder / "probes.jsonl"
+
+    def _reference(self) -> Reference:
+        def default() -> Reference:
+            if self.run.subject.extractor == "embedded" and self.extractor.name == "embedded":
+                return shipped_reference(self.split, self.extractor)  # type: ignore[arg-type]
+            stored = self.run.folder / "reference.safetensors"
+            if stored.exists():
+                return load_reference(stored, self.extractor, image_shape=self.run.subject.image_shape)
+            settings = self.run.settings
+            noise = purpose_seed(settings.seed, "reference")
+            chunks = range(0, REFERENCE_IMAGES, 100)
+            batches = (
+                self.run.subject.sample(seed=noise, start=i, n_images=100, steps=settings.steps, **settings.sampling)
+                for i in track(chunks, "reference: full-precision images with other noise")
+            )
+            identity = fingerprint(
+                [self.run.subject.fingerprint, self.extractor.fingerprint, noise, settings.steps, settings.sampling, REFERENCE_IMAGES]
+            )
+            description = f"{REFERENCE_IMAGES} full-precision images made with other noise"
+            made = build_reference(batches, self.extractor, description=description, fingerprint=identity)
+            save_reference(stored, made, self.extractor)
+            return made
+
+        return load_reference(self.run.settings.reference, self.extractor, image_shape=self.run.subject.image_shape, default=default)
+
+    def key(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> str:
+        """Under which a measurement is stored: all that its numbers depend on."""
+        layers = {name: str(format) for name, format in formats.items()}
+        rounded = self._rounded(formats)
+        return fingerprint(
+            [
+                self.run.subject.fingerprint,
+                layers,
+                self.run.store.identity,
+                purpose,
+                n_images,
+                steps,
+                self.extractor.fingerprint,
+                self.reference.fingerprint,
+                *([rounded.fingerprint] if rounded.choices else []),
+            ]
+        )
+
+    def _rounded(self, formats: Mapping[str, Format]) -> RoundedInputs:
+        return (self.inputs or RoundedInputs({})).of({name for name, format in formats.items() if format != AS_IS})
+
+    def measure(
+        self, formats: Mapping[str, Format], *, purpose: str = "probe", n_images: int | None = None, steps: int | None = None
+    ) -> Measurement:
+        """Sample and measure one assignment; probes are kept in probes.jsonl, other purposes with their features beside it."""
+        n_images = n_images or self.run.settings.n_images
+        steps = self.run.settings.steps if steps is None else steps
+        stored = self.stored(formats, purpose, n_images, steps)
+        if stored is not None:
+            return stored
+        with self.assembling():
+            measurement = self.sample_and_measure(formats, purpose, n_images, steps)
+        self.keep(measurement)
+        return measurement
+
+    def stored(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> Measurement | None:
+        """What was measured before."""
+        key = self.key(formats, purpose, n_images, steps)
+        if key not in self._records:
+            return None
+        if purpose == "probe":
+            return Measurement(self._records[key])
+        path = self._features_path(key)
+        return Measurement(self._records[key], load_tensors(path, "features")[0]["pooled"]) if path.exists() else None
+
+    def keep(self, measurement: Measurement) -> None:
+        record = measurement.record
+        if measurement.pooled is not None:
+            save_tensors(self._features_path(record["key"]), "features", {"pooled": measurement.pooled}, {"key": record["key"]})
+        append_record(self._path, "probe", record)
+        self._records[record["key"]] = record
+
+    def _features_path(self, key: str) -> Path:
+        return self.run.folder / "features" / f"{key}.safetensors"
+
+    @contextmanager
+    def assembling(self) -> Iterator[None]:
+        """Run the block; weights that measurements left in the model are full precision's again after it."""
+        try:
+            yield
+        finally:
+            self.restore()
+
+    def restore(self) -> None:
+        """Put full precision's weights back."""
+        self._assembly.restore()
+
+    def sample_and_measure(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> Measurement:
+        """A new measurement, not kept; leaves the model as it was assembled, for the next plan has much in common with this one.
+
+        A plan under which the model overflows is no error of a probe: its metrics are NaN, null in the file.
+        """
+        start = time.perf_counter()
+        subject = self.run.subject
+        full_precision = self.full_precision(purpose, n_images, steps)
+        self._assembly.set(formats)
+        with attached(subject.denoiser, *self._rounded(formats).modules(subject.denoiser)):
+            images = self._sample(purpose, n_images, steps)
+        features = self.extractor(images)
+        try:
+            metrics = measure(
+                features,
+                images,
+                reference=self.reference,
+                requested=self.extractor.requested(conditions_of(subject.conditions, 0, n_images)),
+                full_precision=full_precision,
+                cycle=subject.cycle,
+                seed=self.run.settings.seed,
+            )
+        except NotFiniteError:
+            if purpose != "probe":
+                raise
+            metrics = {name: Metric.undefined() for name in ("fid", "fid_excess")}
+        record = {
+            "key": self.key(formats, purpose, n_images, steps),
+            "plan_hash": fingerprint([subject.fingerprint, {name: str(f) for name, f in formats.items()}, {}, self.run.store.identity]),
+            "purpose": purpose,
+            "layers": {name: str(format) for name, format in formats.items()},
+            "bits_per_weight": weight_bits(subject, formats),
+            "seed": self.run.settings.seed,
+            "start": 0,
+            "n_images": n_images,
+            "steps": steps,
+            "extractor": f"{self.extractor.name}:{self.extractor.fingerprint}",
+            "reference": f"{self.reference.description}:{self.reference.fingerprint}",
+            "metrics": {name: metric.to_json() for name, metric in metrics.items()},
+            "seconds": round(time.perf_counter() - start, 3),
+        }
+        return Measurement(record, features.pooled if purpose != "probe" else None)
+
+    def full_precision(self, purpose: str, n_images: int, steps: int | None) -> FullPrecision:
+        """The full-precision model on the noise of `purpose`. Raises SedaqError where they are not finite."""
+        key = (purpose, n_images, steps)
+        if key not in self._full_precision:
+            self._assembly.restore()
+            images = self._sample(purpose, n_images, steps)
+            features = self.extractor(images)
+            Statistics.of(features.pooled)
+            self._full_precision[key] = FullPrecision(images, features)
+        return self._full_precision[key]
+
+    def _sample(self, purpose: str, n_images: int, steps: int | None) -> torch.Tensor:
+        settings = self.run.settings
+        return self.run.subject.sample(
+            seed=purpose_seed(settings.seed, purpose), start=0, n_images=n_images, steps=steps, **settings.sampling
+        )
+
+    def difference(self, a: Measurement, b: Measurement) -> tuple[float, float, float]:
+        """Fréchet distance of a minus that of b on the same noise, with a 95 % interval."""
+        assert a.pooled is not None and b.pooled is not None
+        return frechet_difference(a.pooled, b.pooled, self.reference.statistics, cycle=self.run.subject.cycle, seed=self.run.settings.seed)

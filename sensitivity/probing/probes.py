@@ -1,0 +1,185 @@
+"""A run's probes as arrays, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...aq.formats import Format
+from ...errors import InputError
+from ...storage import ends_cut_short, fingerprint, read_records
+from ..metrics.fidelity import HIGHER_IS_BETTER
+from ..predictor.additive import Array, Labels, LayerPriors
+from ..predictor.features import TreeFeatures
+from ..run import Run
+from .layer_statistics import Traits
+
+LEAST_PROBES = 12
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """The layers of a model as a predictor knows them, in the order of all arrays."""
+
+    names: Sequence[str]
+    roles: Sequence[str]
+    blocks: Sequence[str]
+    priors: LayerPriors
+
+    @property
+    def features(self) -> TreeFeatures:
+        return TreeFeatures(self.roles, self.blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """Plans and what was measured; layers in the run's order.
+
+    whole: the metric at full precision, values: the metric, both at the run's number of images and with their sign turned where higher is better.
+    halves: the excess over full precision from disjoint halves of the images. notes: what a reader should know, one sentence each.
+    """
+
+    hashes: list[str]
+    table: LayerTable
+    rates: Array  # (probes, layers)
+    weight_errors: Array  # (probes, layers)
+    errors: Array  # (probes, layers)
+    scores: Array  # (probes, layers)
+    bits: Array  # (probes,) total bits per weight
+    labels: Labels
+    halves: Array  # (probes, 2)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    @property
+    def whole(self) -> float:
+        return self.labels.whole
+
+    @property
+    def values(self) -> Array:
+        return self.whole + self.labels.excess
+
+    def __getitem__(self, rows: Any) -> Probes:
+        arrays = {name: getattr(self, name)[rows] for name in ("rates", "weight_errors", "errors", "scores", "bits", "labels", "halves")}
+        return replace(self, hashes=[str(h) for h in np.array(self.hashes)[rows]], **arrays)
+
+
+def layer_table(run: Run, traits: Traits) -> LayerTable:
+    layers = run.subject.layers
+    of_menus = [[traits.of_entry(layer.name, entry) for entry in run.menus[layer.name]] for layer in layers]
+    errors, scores = ([np.array([getattr(t, name) for t in menu]) for menu in of_menus] for name in ("error", "score"))
+    return LayerTable(
+        [layer.name for layer in layers],
+        [layer.role for layer in layers],
+        [layer.block for layer in layers],
+        LayerPriors.of(errors, scores),
+    )
+
+
+def read_probes(
+    run: Run, metric: str = "fid", *, purpose: str = "probe", traits: Traits | None = None, others: Sequence[dict[str, Any]] = ()
+) -> Probes:
+    """The probes of a run, each plan once, by its measurement with most images.
+
+    Args:
+        others: records of measurements for other purposes, which count as probes too.
+
+    Raises:
+        InputError: for probes of another model, extractor or reference than the rest, for too few, and for labels that are all equal.
+    """
+    path = run.folder / "probes.jsonl"
+    found = [r for r in read_records(path, "probe") if r["purpose"] == purpose and r["steps"] == run.settings.steps]
+    notes = ["the last line of probes.jsonl was cut short and is left out"] if ends_cut_short(path) else []
+    found += others
+    _check(run, found, metric)
+    finite = [record for record in found if _excess(record, metric, found) is not None]
+    if len(finite) < len(found):
+        notes.append(f"{len(found) - len(finite)} of {len(found)} probes have no finite {metric} and are left out")
+    most: dict[str, dict[str, Any]] = {}
+    for record in finite:
+        if record["n_images"] > most.get(record["plan_hash"], {"n_images": 0})["n_images"]:
+            most[record["plan_hash"]] = record
+    records = list(most.values())
+    if len(records) < LEAST_PROBES:
+        raise InputError(
+            f"{run.folder}: holds {len(records)} probes with a finite {metric}, a fit needs at least {LEAST_PROBES}; "
+            "run `sedaq probe` with more --configs"
+        )
+    traits = traits or Traits(run)
+    names = [layer.name for layer in run.subject.layers]
+    formats = [{name: Format.parse(record["layers"][name]) for name in names} for record in records]
+    of_plans = [[traits(name, plan[name]) for name in names] for plan in formats]
+    errors, weight_errors, scores = (
+        np.array([[getattr(t, name) for t in plan] for plan in of_plans]) for name in ("error", "weight_error", "score")
+    )
+    measured = np.array([_excess(record, metric, finite) for record in records])  # (probes, 4): value, se, halves
+    if np.ptp(measured[:, 0]) == 0:
+        raise InputError(
+            f"{run.folder}: all probes have {metric} {records[0]['metrics'][metric]['value']:g}; there is nothing to learn, "
+            "use more images or lower rates"
+        )
+    return Probes(
+        [record["plan_hash"] for record in records],
+        layer_table(run, traits),
+        np.array([[run.entry(name, plan[name]).rate for name in names] for plan in formats]),
+        weight_errors,
+        errors,
+        scores,
+        np.array([record["bits_per_weight"] for record in records]),
+        Labels.of(measured[:, 0], measured[:, 1], _whole(finite, metric, run.settings.n_images)),
+        measured[:, 2:],
+        tuple(notes),
+    )
+
+
+def _check(run: Run, records: Sequence[dict[str, Any]], metric: str) -> None:
+    path = run.folder / "probes.jsonl"
+    for record in records:
+        if record["plan_hash"] != fingerprint([run.subject.fingerprint, record["layers"], {}, run.store.identity]):
+            raise InputError(
+                f"{path}: field 'plan_hash' of probe {record['plan_hash']} does not match this run; it was measured on another model or with "
+                "other encodings, remove its line"
+            )
+    for field in ("extractor", "reference"):
+        kinds = {record[field] for record in records}
+        if len(kinds) > 1:
+            raise InputError(f"{path}: probes differ in field '{field}' ({', '.join(sorted(kinds))}); keep one kind, or start a new run")
+    known = {name: None for record in records for name in record["metrics"]}
+    if records and metric not in known:
+        raise InputError(f"{run.folder}: its probes have no metric {metric!r}; choose one of {', '.join(known)}")
+
+
+def _excess(record: dict[str, Any], metric: str, records: Sequence[dict[str, Any]]) -> tuple[float, float, float, float] | None:
+    """How much worse than full precision with as many images: value, standard error, halves. None where it is not known or not finite."""
+    paired = record["metrics"].get(f"{metric}_excess")
+    if paired is not None:
+        numbers = (paired["value"], paired["se"], *paired["halves"])
+        return None if None in numbers else numbers
+    own, whole = record["metrics"].get(metric), _full_precision(records, metric, record["n_images"])
+    if own is None or whole is None or None in (own["value"], own["se"], *own["halves"]):
+        return None
+    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    halves = [sign * (a - b) for a, b in zip(own["halves"], whole["halves"], strict=True)]
+    return (sign * (own["value"] - whole["value"]), own["se"], halves[0], halves[1])
+
+
+def _full_precision(records: Sequence[dict[str, Any]], metric: str, n_images: int) -> dict[str, Any] | None:
+    """The metric of the plan that leaves every layer as it is."""
+    return next((r["metrics"][metric] for r in records if r["n_images"] == n_images and set(r["layers"].values()) == {"asis"}), None)
+
+
+def _whole(records: Sequence[dict[str, Any]], metric: str, n_images: int) -> float:
+    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    for record in sorted(records, key=lambda r: r["n_images"] != n_images):  # the run's number of images if there are any
+        paired = record["metrics"].get(f"{metric}_excess")
+        whole = _full_precision(records, metric, record["n_images"])
+        if paired is not None:
+            return float(record["metrics"][metric]["value"] - paired["value"])
+        if whole is not None:
+            return float(sign * whole["value"])
+    raise AssertionError("every record has an excess")
