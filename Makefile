@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test test-slow lint sanitize wheel
+.PHONY: demo test test-slow lint docs sanitize wheel
 
 .venv/installed: pyproject.toml constraints.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/*.h aq/csrc/*.cpp aq/csrc/*.h)
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,10 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	mkdir -p .venv/typed && ln -sfn ../.. .venv/typed/sedaq
 	cd .venv/typed && ../bin/mypy --config-file sedaq/pyproject.toml --cache-dir ../mypy -p sedaq
+
+# Numbers and tables of README.md and docs/, from benchmarks/results; the script imports its neighbours, which a safe path forbids.
+docs: .venv/installed
+	PYTHONSAFEPATH= .venv/bin/python benchmarks/render_docs.py $(DOCS)
 
 # The C++ kernels and the encoder's loops, apart from Python, with what finds wrong addresses and undefined behaviour.
 sanitize:

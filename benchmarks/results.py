@@ -1,10 +1,11 @@
-"""Where benchmark scripts keep their results: benchmarks/results/NAME.json, with the machine and the date."""
+"""Where benchmark scripts keep their results: benchmarks/results/NAME.json, with the machine, the date and the commit."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import subprocess
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def commit() -> str | None:
+    """The commit that is measured, -dirty where files differ from it; None outside a clone."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=RESULTS.parent, capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
 def keep(name: str, command: str, rows: Any, folder: Path = RESULTS, **details: Any) -> None:
     folder.mkdir(exist_ok=True)
-    content = {"command": command, "date": date.today().isoformat(), "machine": machine(), **details, "rows": rows}
+    content = {"command": command, "date": date.today().isoformat(), "commit": commit(), "machine": machine(), **details, "rows": rows}
     write_atomically(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
 
 

@@ -1,0 +1,110 @@
+"""Tables of tuning and of the larger model."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from .layout import Column, Results, count, fixed, lay_out, percent, table, with_interval
+
+# The files keep the names that variants had when they were measured.
+CHOICES = {"wishes decay": "straight-through buffer decays by 0.98 a step", "running mean .98": "running mean, 0.98"}
+
+
+def above(row: Mapping[str, Any]) -> str:
+    return "–" if row["name"] == "full precision" else with_interval(row["excess"]["value"], row["excess"]["ci"], 2)
+
+
+def unless_full(column: Column) -> Column:
+    """Nothing to compare full precision with."""
+    return lambda row: "–" if row["name"] == "full precision" else column(row)
+
+
+QUALITY: dict[str, Column] = {
+    "above full precision, 95 %": above,
+    "agreement": lambda row: percent(row["agreement"], 1) if "agreement" in row else "–",
+    "PSNR, dB": unless_full(lambda row: fixed(row["psnr"], 1)),
+    "paired distance": unless_full(lambda row: fixed(row["feature_distance"], 4)),
+}
+
+
+def tuned_models(results: Results, name: str) -> str:
+    """Tuned and untuned models beside full precision, means over noise seeds."""
+    rows = results.rows(f"tuning_{name}")
+    quality = {"Fréchet distance": lambda row: fixed(row["fid"], 2), **QUALITY, "KID": lambda row: fixed(row["kid"], 2)}
+    if not any("agreement" in row for row in rows):
+        del quality["agreement"]
+    return table(
+        rows,
+        {
+            "": lambda row: row["name"],
+            "bytes": lambda row: count(row["size_bytes"]),
+            "bits": lambda row: fixed(row["bits_per_weight"], 2),
+            **quality,
+            "tuning, minutes": lambda row: fixed(row["seconds_made"] / 60, 1) if row.get("tune_steps") else "–",
+        },
+    )
+
+
+def held_out_losses(results: Results, name: str) -> str:
+    """The loss on held-out trajectories before and after tuning."""
+    return table(
+        [row for row in results.rows(f"tuning_{name}") if row.get("losses")],
+        {
+            "": lambda row: row["name"],
+            "untuned": lambda row: fixed(row["losses"][0][1], 5),
+            "tuned": lambda row: fixed(min(loss for _, loss in row["losses"]), 5),
+            "above full precision, tuned": lambda row: fixed(row["excess"]["value"], 2),
+        },
+    )
+
+
+def tuning_parts(results: Results) -> str:
+    """One part of tuning changed; three tuning seeds parted by semicolons."""
+    seeds: dict[str, list[Any]] = {}
+    for row in results.rows("tuning_ablation"):
+        if row["name"] not in ("full precision", "untuned"):
+            seeds.setdefault(row["name"].rpartition(", ")[0], []).append(row)
+
+    def line(name: str, rows: list[Any]) -> list[str]:
+        def joined(column: Column) -> str:
+            return "; ".join(map(column, rows))
+
+        losses = joined(lambda row: fixed(1e4 * min(loss for _, loss in row["losses"]), 1))
+        mean = fixed(statistics.mean(row["excess"]["value"] for row in rows), 2)
+        rest = [joined(QUALITY[head]) for head in ("agreement", "PSNR, dB", "paired distance")]
+        return [name, losses, joined(above), mean, *rest]
+
+    untuned = results.row("tuning_ablation", name="untuned")
+    losses = "; ".join(fixed(1e4 * row["losses"][0][1], 1) for row in seeds["PV"])
+    first = [
+        "untuned",
+        losses,
+        above(untuned),
+        fixed(untuned["excess"]["value"], 2),
+        *(QUALITY[head](untuned) for head in ("agreement", "PSNR, dB", "paired distance")),
+    ]
+    heads = ["", "held-out loss, 10⁻⁴", "above full precision (95 %)", "mean", "agreement", "PSNR, dB", "paired distance"]
+    return lay_out(heads, [first, *(line(name, rows) for name, rows in seeds.items())])
+
+
+def tuning_choices(results: Results, case: str) -> str:
+    """One setting of tuning changed at a time."""
+    return table(
+        [row for row in results.rows(f"tuning_choices_{case}") if row["name"] != "full precision"],
+        {
+            "": lambda row: CHOICES.get(row["name"], row["name"]),
+            **QUALITY,
+            "tuning, s": lambda row: fixed(row["seconds_made"], 0) if row.get("tune_steps") else "–",
+        },
+    )
+
+
+def rounded_inputs(results: Results, name: str) -> str:
+    """How many layers have their inputs rounded in which way."""
+    rows = [row for row in results.rows(f"tuning_{name}") if row["name"] in ("W2A8 uniform", "W2A6 uniform")]
+    return table(rows, {"": lambda row: row["name"], "layers": lambda row: row["inputs"].removeprefix("inputs rounded: ")})
+
+
+TABLES = (tuned_models, held_out_losses, tuning_parts, tuning_choices, rounded_inputs)
