@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...models.subject import Subject
-from ..tuning.replay import Recording, ReplayBuffer
+from ...models.trace import Recording, ReplayBuffer
 from .rounding import N_BUCKETS, RANGES, Activation, RoundedInputs, on_grid
 
 N_IMAGES = 16  # whose trajectories are recorded

@@ -14,10 +14,10 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ...errors import InputError
 from ...models.subject import Subject
+from ...models.trace import ReplayBuffer, first_tensor
 from ...progress import track
 from ...storage import fingerprint, read_json, write_json
 from ..operations import tokens_of
-from ..tuning.replay import ReplayBuffer, first_tensor
 from .calibration import BATCH, calibrated, own_calls
 from .rounding import SCHEMES, Activation, attached
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .replay import ReplayBuffer
+from ...models.trace import ReplayBuffer
 
 Order = Callable[[ReplayBuffer, int, int, torch.Generator], torch.Tensor]
 

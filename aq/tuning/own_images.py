@@ -10,7 +10,7 @@ import torch
 from ...errors import InputError
 from ...models.noise import purpose_seed
 from ...models.subject import Subject
-from .replay import FLOAT, ReplayBuffer, first_tensor
+from ...models.trace import FLOAT, ReplayBuffer, first_tensor
 
 BATCH = 64
 

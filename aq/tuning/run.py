@@ -13,12 +13,12 @@ import torch
 
 from ...errors import InputError
 from ...models.subject import Subject
+from ...models.trace import Call, first_tensor
 from ...progress import track
 from .adam import Adam
 from .code_steps import CODE_STEPS
 from .forgetting import FORGETTINGS
 from .orders import ORDERS, jumps
-from .replay import Call, first_tensor
 from .settings import TuneSettings
 from .stages import STAGES, WHOLE, unit_loss
 from .student import Student

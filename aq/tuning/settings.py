@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...errors import InputError
+from ...models.trace import N_PARTS
 from .code_steps import CODE_STEPS
 from .forgetting import FORGETTINGS
 from .orders import ORDERS
-from .replay import N_PARTS
 from .stages import STAGES, WHOLE
 from .weighting import WEIGHTINGS
 

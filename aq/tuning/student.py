@@ -13,11 +13,11 @@ from torch import nn
 from ...errors import InputError
 from ...models.layers import KINDS
 from ...models.subject import Subject
+from ...models.trace import Call, first_tensor
 from ..activations.rounding import ACTIVATION, RANGES, RoundedInputs, attach
 from ..encoding import Encoding
 from ..plan import book_holders
 from .adam import distinct
-from .replay import Call, first_tensor
 from .tunable import TunableLayer
 
 LEAST_UNIT = 1e-3  # as Adafactor has it (Shazeer & Stern 2018), for what begins at zero

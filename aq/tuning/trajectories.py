@@ -10,8 +10,8 @@ import torch
 
 from ...errors import InputError
 from ...models.subject import Subject
+from ...models.trace import N_PARTS, Recording, ReplayBuffer
 from .own_images import with_images
-from .replay import N_PARTS, Recording, ReplayBuffer
 from .settings import TuneSettings
 from .weighting import Context, TimestepWeights
 

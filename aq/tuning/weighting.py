@@ -14,8 +14,8 @@ from torch import nn
 from ...errors import InputError
 from ...models.noise import purpose_seed
 from ...models.subject import Subject
+from ...models.trace import TIMESTEP, Recording, ReplayBuffer, first_tensor, with_first_tensor
 from ...progress import track
-from .replay import TIMESTEP, Recording, ReplayBuffer, first_tensor, with_first_tensor
 
 GAMMA = 5.0  # of min-SNR
 N_IMAGES, SIZE = 16, 0.05  # of the disturbances by which sensitivity is measured: images, root mean square over the output's

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...aq.tuning.replay import Recording, ReplayBuffer, first_tensor
 from ...models.hessian import Hessian
 from ...models.layers import Layer
 from ...models.noise import purpose_seed
 from ...models.subject import Subject
+from ...models.trace import Recording, ReplayBuffer, first_tensor
 
 N_IMAGES, N_CALLS, BATCH = 16, 128, 16
 

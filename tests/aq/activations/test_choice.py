@@ -11,8 +11,8 @@ from sedaq.aq.activations import choice as choosing
 from sedaq.aq.activations.calibration import RATIOS, calibrated, collected, fitted, own_calls, timestep_edges
 from sedaq.aq.activations.choice import REAL_IS_WORTH, best_scheme, candidates, choose, chosen, measured
 from sedaq.aq.activations.rounding import N_BUCKETS, SCHEMES, Activation, on_grid
-from sedaq.aq.tuning.replay import ReplayBuffer
 from sedaq.errors import InputError
+from sedaq.models.trace import ReplayBuffer
 
 
 @pytest.fixture

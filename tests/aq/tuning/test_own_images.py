@@ -10,9 +10,9 @@ import torch
 from diffusers import EulerDiscreteScheduler, UniPCMultistepScheduler
 
 from sedaq.aq.tuning.own_images import _latents, with_images
-from sedaq.aq.tuning.replay import Recording, ReplayBuffer
 from sedaq.aq.tuning.tune import tune
 from sedaq.errors import InputError
+from sedaq.models.trace import Recording, ReplayBuffer
 
 IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

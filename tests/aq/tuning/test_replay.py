@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from sedaq.aq.tuning.orders import ORDERS, jumps
-from sedaq.aq.tuning.replay import Recording, ReplayBuffer, with_first_tensor
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.aq.tuning.trajectories import Trajectories
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 from sedaq.models.subject import Subject
+from sedaq.models.trace import Recording, ReplayBuffer, with_first_tensor
 
 EIGHT = Recording("tune", 8, 0, 3, 0, {})
 CPU = torch.device("cpu")

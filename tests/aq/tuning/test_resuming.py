@@ -8,10 +8,10 @@ import pytest
 
 from sedaq.aq.encoder import encode
 from sedaq.aq.formats import Format
-from sedaq.aq.tuning.replay import ReplayBuffer
 from sedaq.aq.tuning.run import TuningRun
 from sedaq.aq.tuning.tune import tune
 from sedaq.errors import InputError
+from sedaq.models.trace import ReplayBuffer
 
 
 class _Killed(Exception):

@@ -7,10 +7,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from sedaq.aq.tuning.replay import Recording, ReplayBuffer
 from sedaq.aq.tuning.weighting import GAMMA, WEIGHTINGS, Context, TimestepWeights
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
+from sedaq.models.trace import Recording, ReplayBuffer
 
 TIMES = torch.tensor([0.0, 5.0, 40.0, 99.0])
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ...errors import InputError
-from ...models.noise import purpose_seed
-from ...models.sampling import sample_in_chunks
-from ...models.subject import Subject
-from ...storage import load_tensors, save_tensors
+from ..errors import InputError
+from ..storage import load_tensors, save_tensors
+from .noise import purpose_seed
+from .sampling import sample_in_chunks
+from .subject import Subject
 
 Call = dict[str, Any]  # argument name → value; tensors have one row an image
 FLOAT = torch.float16  # of the buffer
