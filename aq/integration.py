@@ -17,6 +17,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..kernels import costs
+from ..models.hooks import add_hooks
 from ..storage import SCHEMA
 from .activations.rounding import ACTIVATION, Activation, Clock, InputRounding, rounding_of
 from .encoding import Encoding
@@ -126,7 +127,7 @@ class SedaqQuantizer(DiffusersQuantizer):
         static = [layer.activation for layer in coded_modules(model).values() if layer.activation and layer.activation.activation.is_static]
         if static:
             clock = Clock(model, self.quantization_config.timestep_edges)
-            model.register_forward_pre_hook(clock, with_kwargs=True)
+            add_hooks(model, before={"": clock})
             for rounding in static:
                 rounding.clock = clock
         return model

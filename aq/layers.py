@@ -15,6 +15,7 @@ from ..kernels.coded import CodedMatrix, Geometry
 from ..kernels.ops import product
 from ..kernels.reference import dequantize
 from ..models.calibration import sides_of_padding
+from ..models.hooks import add_hooks
 from .activations.rounding import InputRounding, rounding_hook
 from .encoding import Encoding, coded_matrix
 from .formats import Format
@@ -222,7 +223,7 @@ def densify(root: nn.Module) -> None:
         dense.weight = nn.Parameter(weight, requires_grad=False)
         dense.bias = module.bias
         if module.activation is not None:
-            dense.register_forward_pre_hook(rounding_hook(module.activation))
+            add_hooks(dense, before={"": rounding_hook(module.activation)})
         set_module(root, path, dense)
     root.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

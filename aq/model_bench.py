@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..models.hooks import add_hooks
 from ..models.loading import load
 from ..models.subject import Subject
 from ..progress import track
@@ -81,7 +82,7 @@ def in_bfloat16(denoiser: nn.Module) -> None:
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return tuple(cast(a, torch.bfloat16) for a in args), {name: cast(value, torch.bfloat16) for name, value in kwargs.items()}
 
-    def after(module: nn.Module, inputs: Any, output: Any) -> Any:
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if isinstance(output, torch.Tensor):
             return output.float()
         if isinstance(output, tuple):
@@ -89,8 +90,7 @@ def in_bfloat16(denoiser: nn.Module) -> None:
         output.sample = output.sample.float()
         return output
 
-    denoiser.register_forward_pre_hook(before, with_kwargs=True)
-    denoiser.register_forward_hook(after)
+    add_hooks(denoiser, before={"": before}, after={"": after})
 
 
 def _step(subject: Subject, n_images: int, steps: int) -> None:
@@ -100,9 +100,9 @@ def _step(subject: Subject, n_images: int, steps: int) -> None:
 def _counted(subject: Subject, n_images: int) -> dict[str, Any]:
     """Operations of one image, and milliseconds a step of every layer, each timed on its way."""
     modules: dict[str, Any] = modules_of(subject.denoiser)
-    with tokens_counted(modules) as tokens:
+    with tokens_counted(subject.denoiser, modules) as tokens:
         _step(subject, 1, 1)
-    with timed(modules) as ms:
+    with timed(subject.denoiser, modules) as ms:
         _step(subject, n_images, STEPS)
     total, layers = Operations(), []
     for name, module in modules.items():

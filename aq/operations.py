@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..models.hooks import After, hooking
 from ..models.layers import KINDS
 from ..models.subject import Subject
 from .formats import AS_IS, Format
@@ -65,27 +66,23 @@ def modules_of(denoiser: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def tokens_counted(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
-    """Places of the output of every module while the block runs, filled as they are called."""
-    counted = dict.fromkeys(modules, 0)
+def tokens_counted(denoiser: nn.Module, names: Collection[str]) -> Iterator[dict[str, int]]:
+    """Positions in the outputs of the modules named while the block runs, filled as they are called."""
+    counted = dict.fromkeys(names, 0)
 
-    def hook(name: str, n_out: int) -> Any:
-        def count(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            counted[name] += output.numel() // n_out
+    def hook(name: str) -> After:
+        def count(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+            counted[name] += output.numel() // _shape(module)[0]
 
         return count
 
-    handles = [module.register_forward_hook(hook(name, _shape(module)[0])) for name, module in modules.items()]
-    try:
+    with hooking(denoiser, after={name: hook(name) for name in names}):
         yield counted
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def tokens_of(subject: Subject) -> dict[str, int]:
     """Of every layer for one image in one sampling step, found out by sampling that."""
-    with tokens_counted(modules_of(subject.denoiser)) as counted:
+    with tokens_counted(subject.denoiser, modules_of(subject.denoiser)) as counted:
         subject.sample(seed=0, n_images=1, steps=1)
     return counted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from torch import nn
 from ..errors import InputError
 from ..kernels import costs, dispatch
 from ..kernels.coded import CodedMatrix
+from ..models.hooks import After, hooking, input_of
 from ..models.layers import Layer
 from ..models.subject import Subject
 from ..progress import track
@@ -63,12 +64,12 @@ class StepTimes:
         def step(steps: int) -> None:
             subject.sample(seed=0, n_images=n_images, steps=steps, **{**settings, "batch_size": n_images})
 
-        with _calls(modules) as calls:
+        with _calls(subject.denoiser, modules) as calls:
             step(1)
         rests, of_layers = [], []
         for _ in range(_ROUNDS):
             start = time.perf_counter()
-            with timed(modules) as ms:
+            with timed(subject.denoiser, modules) as ms:
                 step(_STEPS)
             rests.append(1e3 * (time.perf_counter() - start) - sum(ms.values()))
             of_layers.append(ms)
@@ -122,24 +123,20 @@ class StepTimes:
 
 
 @contextmanager
-def _calls(modules: Mapping[str, Any]) -> Iterator[dict[str, list[tuple[tuple[int, ...], int]]]]:
+def _calls(denoiser: nn.Module, modules: Mapping[str, Any]) -> Iterator[dict[str, list[tuple[tuple[int, ...], int]]]]:
     """Of every module the shape of each input while the block runs, and the places of the output."""
     found: dict[str, list[tuple[tuple[int, ...], int]]] = {name: [] for name in modules}
 
-    def hook(name: str) -> Any:
+    def hook(name: str) -> After:
         n_out = modules[name].weight.shape[0]
 
-        def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            found[name].append((tuple(inputs[0].shape), output.numel() // n_out))
+        def note(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+            found[name].append((tuple(input_of(args, kwargs).shape), output.numel() // n_out))
 
         return note
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    try:
+    with hooking(denoiser, after={name: hook(name) for name in modules}):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _random_twin(module: nn.Module, layer: Layer) -> nn.Module:
@@ -177,9 +174,9 @@ def _shapes_only(format: Format, shape: tuple[int, ...], law: str) -> CodedMatri
 
 
 @contextmanager
-def timed(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, float]]:
-    """Milliseconds spent in every module while the block runs."""
-    spent, started = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
+def timed(denoiser: nn.Module, names: Collection[str]) -> Iterator[dict[str, float]]:
+    """Milliseconds spent in each of the modules named while the block runs."""
+    spent, started = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
 
     def start(name: str) -> Any:
         return lambda *_: started.__setitem__(name, time.perf_counter())
@@ -187,13 +184,5 @@ def timed(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, float]]:
     def stop(name: str) -> Any:
         return lambda *_: spent.__setitem__(name, spent[name] + 1e3 * (time.perf_counter() - started[name]))
 
-    handles = [
-        handle
-        for name, module in modules.items()
-        for handle in (module.register_forward_pre_hook(start(name)), module.register_forward_hook(stop(name)))
-    ]
-    try:
+    with hooking(denoiser, before={name: start(name) for name in names}, after={name: stop(name) for name in names}):
         yield spent
-    finally:
-        for handle in handles:
-            handle.remove()

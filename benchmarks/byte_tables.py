@@ -22,6 +22,7 @@ from sedaq.aq.formats import Format
 from sedaq.kernels.coded import CodedMatrix
 from sedaq.kernels.dispatch import rounded
 from sedaq.models.calibration import input_columns
+from sedaq.models.hooks import hooking, input_of
 from sedaq.progress import track
 
 FORMATS = ("1x8g8", "2x8g8", "3x8g16", "2x8g8h", "1x6g3", "3x8g24")
@@ -44,15 +45,13 @@ def layers_inputs(name: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     subject, rng = sedaq.load(name), torch.Generator().manual_seed(0)
     seen: dict[str, list[torch.Tensor]] = defaultdict(list)
 
-    def hook(layer: Any, module: Any, inputs: Any) -> None:
-        columns = input_columns(inputs[0].detach(), layer, module).flatten(0, -2)
+    def hook(layer: Any, module: Any, args: Any, kwargs: Any) -> None:
+        columns = input_columns(input_of(args, kwargs).detach(), layer, module).flatten(0, -2)
         seen[layer.name].append(columns[torch.randperm(len(columns), generator=rng)[: TOKENS // 4]])
 
     layers = [layer for layer in subject.layers[::3] if layer.groups == 1 and layer.shape[0] >= 32]
-    handles = [subject.denoiser.get_submodule(layer.name).register_forward_pre_hook(partial(hook, layer)) for layer in layers]
-    subject.sample(seed=1, n_images=8, steps=4)
-    for handle in handles:
-        handle.remove()
+    with hooking(subject.denoiser, before={layer.name: partial(hook, layer) for layer in layers}):
+        subject.sample(seed=1, n_images=8, steps=4)
     return {layer.name: (subject.weight(layer.name), torch.cat(seen[layer.name])[:TOKENS]) for layer in layers}
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from .hessian import Hessian, block_edges
+from .hooks import Before, hooking, input_of
 from .layers import Layer
 from .noise import purpose_seed
 from .sampling import sample_in_chunks
@@ -114,18 +115,13 @@ def _accumulating(subject: Subject, layers: Sequence[Layer], weighting: str) -> 
     sums = {layer.name: _Accumulator(layer, weighting) for layer in layers}
     clock = _Clock(subject, weighting)
 
-    def hook(layer: Layer) -> Any:
+    def hook(layer: Layer) -> Before:
         return lambda module, args, kwargs: sums[layer.name].add(
-            input_columns((args[0] if args else kwargs["input"]).detach(), layer, module), clock.weight
+            input_columns(input_of(args, kwargs).detach(), layer, module), clock.weight
         )
 
-    handles = [subject.denoiser.register_forward_pre_hook(clock, with_kwargs=True)]
-    handles += [subject.denoiser.get_submodule(layer.name).register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers]
-    try:
+    with hooking(subject.denoiser, before={"": clock, **{layer.name: hook(layer) for layer in layers}}):
         yield sums
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def hessian_bytes(layer: Layer) -> int:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import InputError
 from ..storage import load_tensors, save_tensors
+from .hooks import hooking
 from .noise import purpose_seed
 from .sampling import sample_in_chunks
 from .subject import Subject
@@ -87,8 +88,7 @@ class ReplayBuffer:
         if any(p.dtype in (torch.float16, torch.bfloat16) for p in subject.denoiser.parameters()):
             raise InputError(f"subject {subject.name}: its denoiser is in 16 bits; load it in float32 to tune it or to round its inputs")
         recorder = _Recorder(subject)
-        handle = subject.denoiser.register_forward_hook(recorder, with_kwargs=True)
-        try:
+        with hooking(subject.denoiser, after={"": recorder}):
             sample_in_chunks(
                 subject.sample,
                 "replay buffer",
@@ -99,8 +99,6 @@ class ReplayBuffer:
                 steps=recording.steps,
                 **recording.settings,
             )
-        finally:
-            handle.remove()
         if not recorder.rows:
             raise InputError(f"subject {subject.name}: sampling did not call the denoiser's forward, so it cannot be tuned")
         lengths = [len(answer) for answer in recorder.rows["output"]]

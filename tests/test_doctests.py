@@ -6,6 +6,7 @@ import importlib
 import pytest
 
 MODULES = [
+    "sedaq.models.hooks",
     "sedaq.aq.formats",
     "sedaq.aq.encoder",
     "sedaq.aq.layers",

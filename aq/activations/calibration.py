@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from ...models.hooks import Before, hooking, input_of
 from ...models.subject import Subject
 from ...models.trace import Recording, ReplayBuffer
 from .rounding import N_BUCKETS, RANGES, Activation, RoundedInputs, on_grid
@@ -67,26 +67,16 @@ def collected(subject: Subject, names: set[str], edges: tuple[float, ...], buffe
         for some in rows[buckets[rows] == bucket].split(BATCH):
             call, _ = buffer.batch(some, device)
 
-            def keep(name: str, x: torch.Tensor, bucket: int = bucket) -> None:
-                flat = x.detach().flatten()
-                found[name][bucket].append(flat[torch.randint(flat.numel(), (N_VALUES,), generator=rng).to(flat.device)].cpu())
+            def keep(name: str, bucket: int = bucket) -> Before:
+                def some_values(module: Any, args: Any, kwargs: Any) -> None:
+                    flat = input_of(args, kwargs).detach().flatten()
+                    found[name][bucket].append(flat[torch.randint(flat.numel(), (N_VALUES,), generator=rng).to(flat.device)].cpu())
 
-            with torch.no_grad(), _inputs(subject, names, keep):
+                return some_values
+
+            with torch.no_grad(), hooking(subject.denoiser, before={name: keep(name) for name in sorted(names)}):
                 subject.denoiser(**call)
     return {name: {bucket: torch.cat(parts) for bucket, parts in of.items()} for name, of in found.items()}
-
-
-@contextmanager
-def _inputs(subject: Subject, names: set[str], keep: Any) -> Iterator[None]:
-    def hook(name: str) -> Any:
-        return lambda module, args: keep(name, args[0])
-
-    handles = [subject.denoiser.get_submodule(name).register_forward_pre_hook(hook(name)) for name in sorted(names)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def fitted(activation: Activation, values: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:

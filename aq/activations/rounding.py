@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...errors import InputError, SedaqError
+from ...models.hooks import Before, add_hooks, hooking, input_of
 from ...storage import fingerprint, tensor_fingerprint
 from ..menu import TensorSpec
 
@@ -246,23 +247,23 @@ def rounding_of(
     return InputRounding(choice, tuple(getattr(module, "kernel_size", ())), getattr(module, "groups", 1), tensors, clock)
 
 
-def rounding_hook(rounding: InputRounding) -> Any:
-    """A pre-hook that rounds a module's first argument."""
-    return lambda module, args: (rounding(args[0]), *args[1:])
+def rounding_hook(rounding: InputRounding) -> Before:
+    """A hook that rounds a module's input before the module sees it."""
+    return lambda module, args, kwargs: ((rounding(input_of(args, kwargs)), *args[1:]), {k: v for k, v in kwargs.items() if k != "input"})
 
 
 @contextmanager
 def attached(denoiser: nn.Module, roundings: Mapping[str, InputRounding], clock: Clock | None) -> Iterator[None]:
     """Round the inputs of the modules named while the block runs."""
-    handles = attach(denoiser, roundings, clock)
-    try:
+    with hooking(denoiser, before=_hooks(roundings, clock)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def attach(denoiser: nn.Module, roundings: Mapping[str, InputRounding], clock: Clock | None) -> list[Any]:
-    """Round the inputs of the modules named. Returns handles that undo it."""
-    handles = [denoiser.register_forward_pre_hook(clock, with_kwargs=True)] if clock else []
-    return handles + [denoiser.get_submodule(name).register_forward_pre_hook(rounding_hook(one)) for name, one in roundings.items()]
+def attach(denoiser: nn.Module, roundings: Mapping[str, InputRounding], clock: Clock | None) -> None:
+    """Round the inputs of the modules named from now on."""
+    add_hooks(denoiser, before=_hooks(roundings, clock))
+
+
+def _hooks(roundings: Mapping[str, InputRounding], clock: Clock | None) -> dict[str, Before]:
+    clocks: dict[str, Before] = {"": clock} if clock else {}
+    return clocks | {name: rounding_hook(rounding) for name, rounding in roundings.items()}

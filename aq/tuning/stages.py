@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ...errors import InputError
+from ...models.hooks import After, hooking
 from ...models.subject import Subject
 
 WHOLE = "whole"
@@ -52,24 +53,16 @@ def _recorded(root: nn.Module, units: Sequence[str], *, cut: bool) -> Iterator[d
     """Outputs of the units while the block runs; with `cut` their inputs are detached."""
     outputs: dict[str, list[torch.Tensor]] = {}
 
-    def keep(unit: str) -> Any:
-        return lambda module, args, output: outputs.setdefault(unit, []).extend(_tensors(output))
+    def keep(unit: str) -> After:
+        return lambda module, args, kwargs, output: outputs.setdefault(unit, []).extend(_tensors(output))
 
-    handles = []
-    for unit in units:
-        module = root.get_submodule(unit)
-        handles.append(module.register_forward_hook(keep(unit)))
-        if cut:
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda module, args, kwargs: (_detached(args), _detached(kwargs)), with_kwargs=True, prepend=True
-                )
-            )
-    try:
+    def detach(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return _detached(args), _detached(kwargs)
+
+    # Inputs are detached before they are rounded: the ranges of static schemes have gradients, too.
+    before = dict.fromkeys(units, detach) if cut else {}
+    with hooking(root, after={unit: keep(unit) for unit in units}), hooking(root, before=before, prepend=True):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def unit_loss(student: nn.Module, teacher: nn.Module, units: Sequence[str], run: Callable[[nn.Module], torch.Tensor]) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from ...errors import InputError
+from ...models.hooks import hooking
 from ...models.noise import purpose_seed
 from ...models.subject import Subject
 from ...models.trace import TIMESTEP, Recording, ReplayBuffer, first_tensor, with_first_tensor
@@ -88,8 +88,7 @@ class _Disturbance:
 
 def _sampled(context: Context, hook: _Disturbance | None = None) -> torch.Tensor:
     subject, recording = context.subject, context.recording
-    handle = subject.denoiser.register_forward_hook(hook, with_kwargs=True) if hook else nullcontext()
-    with handle:
+    with hooking(subject.denoiser, after={"": hook} if hook else {}):
         return subject.sample(
             seed=purpose_seed(recording.seed, "sensitivity"), n_images=N_IMAGES, steps=recording.steps, **recording.settings
         )

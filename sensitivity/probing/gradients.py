@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ...models.hessian import Hessian
+from ...models.hooks import After, hooking
 from ...models.layers import Layer
 from ...models.noise import purpose_seed
 from ...models.subject import Subject
@@ -57,20 +58,16 @@ def _outputs(subject: Subject) -> Iterator[dict[str, list[torch.Tensor]]]:
     """Collect every layer's outputs, each part of the graph even where nothing before it wants a gradient."""
     found: dict[str, list[torch.Tensor]] = {}
 
-    def hook(name: str) -> Any:
-        def keep(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+    def hook(name: str) -> After:
+        def keep(_: nn.Module, __: Any, ___: Any, output: torch.Tensor) -> torch.Tensor:
             output = output if output.requires_grad else output.detach().requires_grad_()
             found.setdefault(name, []).append(output)
             return output
 
         return keep
 
-    handles = [subject.denoiser.get_submodule(layer.name).register_forward_hook(hook(layer.name)) for layer in subject.layers]
-    try:
+    with hooking(subject.denoiser, after={layer.name: hook(layer.name) for layer in subject.layers}):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def row_errors(difference: torch.Tensor, hessian: Hessian, layer: Layer) -> torch.Tensor:
