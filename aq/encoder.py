@@ -30,7 +30,7 @@ from .least_squares import fit_codebooks
 from .parallel import one_thread_an_operation
 from .part import Part, squared_norm
 
-# Shares of H's mean diagonal that are added to it (docs/experiments.md).
+# Shares of H's mean diagonal that are added to it (docs/experiments/calibration.md).
 DAMPING = 1e-3  # for all, so that inputs that are always zero still pull their weights towards the truth
 FEEDBACK_DAMPING = 0.01  # for error feedback
 LEAST_GAIN = 2e-4  # of a round, below which no other begins

@@ -1,6 +1,6 @@
 """Tuned and untuned models beside full precision:  python benchmarks/tuning.py build/tuning/mnist-dit [build/tuning/mnist-unet]
 
-Of each run that was probed and fitted (docs/experiments.md, "Tuning"): 2,000 images at 20 steps from each of three noise seeds that nothing was
+Of each run that was probed and fitted (docs/experiments/tuning.md): 2,000 images at 20 steps from each of three noise seeds that nothing was
 chosen on. Rows are kept as they finish and read back (--only PART for some); → benchmarks/results/tuning_SUBJECT.json.
 """
 

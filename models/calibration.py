@@ -1,7 +1,7 @@
 """Second moments of every layer's inputs on the model's own trajectories: no data is needed.
 
 Source: the Hessian of a layer's squared output error, H = E[x xᵀ] (Frantar et al. 2023, GPTQ), taken over all tokens, timesteps and images
-of a sampling. How timesteps weigh is a choice (WEIGHTINGS); docs/experiments.md has their comparison.
+of a sampling. How timesteps weigh is a choice (WEIGHTINGS); docs/experiments/calibration.md has their comparison.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from .weighting import WEIGHTINGS
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """Defaults were held against others on mnist-dit (benchmarks/tuning_choices.py; docs/experiments.md, "Choices"); `code_every` and
+    """Defaults were held against others on mnist-dit (benchmarks/tuning_choices.py; docs/experiments/tuning.md); `code_every` and
     `code_until` come from the trials that stand after them there."""
 
     steps: int = 300

@@ -26,7 +26,7 @@ from .settings import TuneSettings
 from .student import Student
 from .trajectories import Trajectories
 
-SPOILT = 0.1  # lost of the teacher's answers: every model measured that lost more was beyond use (docs/experiments.md, "Tuning")
+SPOILT = 0.1  # lost of the teacher's answers: every model measured that lost more was beyond use (docs/experiments/tuning.md)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layout import Results, fixed, interval, lay_out, table, with_interval
+from .layout import Results, fixed, interval, lay_out, percent, table, with_interval
 
 
 def methods(results: Results, model: str) -> str:
@@ -19,6 +19,19 @@ def methods(results: Results, model: str) -> str:
             "above the searched plan, 95 %": lambda row: "–" if row["method"] == "searched" else interval(row["over_searched"]["ci"], 2),
         },
     )
+
+
+def remaining_excess(results: Results) -> str:
+    """The share of uniform's excess that the searched plan keeps."""
+    models, budgets = ("mnist-dit", "mnist-unet"), (1.5, 2, 2.5, 3, 4)
+
+    def share(model: str, bits: float) -> str:
+        searched, uniform = (
+            results.row(f"search_{model}", bits=bits, method=method)["excess"]["value"] for method in ("searched", "uniform")
+        )
+        return percent(searched / uniform, 2)
+
+    return lay_out(["", *(f"{bits:g} bits" for bits in budgets)], [[model, *(share(model, bits) for bits in budgets)] for model in models])
 
 
 def step_times(results: Results) -> str:
@@ -46,4 +59,4 @@ def search_seconds(results: Results) -> str:
 
 
 FURTHER = ("one more budget, without Optuna", "one more budget, with Optuna")
-TABLES = (methods, step_times, search_seconds)
+TABLES = (methods, remaining_excess, step_times, search_seconds)

@@ -102,4 +102,19 @@ def frechet_errors(results: Results) -> str:
     )
 
 
-TABLES = (predictors, single_layers, predictor_parts, probe_throughput, frechet_errors)
+def scaled_predictor(results: Results) -> str:
+    """Fit and explanation on synthetic probes of 803 layers, beside their aims."""
+    row = results.row("sensitivity_scale")
+    spearman = row["spearman_by_predictor"]
+    lines = [
+        ["fit with cross-validation", f"{fixed(row['seconds_fit_with_cross_validation'], 1)} s", "60 s"],
+        ["explanation", f"{fixed(row['seconds_explanation'], 1)} s", "60 s"],
+        ["peak memory of the process", f"{fixed(row['peak_bytes'] / 1e9, 2)} GB", "2 GB"],
+        *([f"Spearman, out of fold: {name}", fixed(value, 4), "–"] for name, value in spearman.items()),
+        ["rank correlation of layers with the true order", fixed(row["layers_ranked"], 2), "–"],
+        ["the same between halves of the probes", fixed(row["stability"]["rank_correlation_of_halves"], 2), "–"],
+    ]
+    return lay_out(["", "measured", "aim"], lines)
+
+
+TABLES = (predictors, single_layers, predictor_parts, probe_throughput, frechet_errors, scaled_predictor)

@@ -60,6 +60,17 @@ def held_out_losses(results: Results, name: str) -> str:
     )
 
 
+def recovered_excess(results: Results) -> str:
+    """The share of an untuned plan's excess that tuning takes back."""
+    models = {name: {row["name"]: row["excess"]["value"] for row in results.rows(f"tuning_{name}")} for name in ("mnist-dit", "mnist-unet")}
+    plans = [name.removesuffix(" tuned") for name in models["mnist-dit"] if name.endswith(" tuned")]
+
+    def share(excess: Mapping[str, float], plan: str) -> str:
+        return percent(1 - excess[f"{plan} tuned"] / excess[plan], 1)
+
+    return lay_out(["", *models], [[plan, *(share(excess, plan) for excess in models.values())] for plan in plans])
+
+
 def tuning_parts(results: Results) -> str:
     """One part of tuning changed; three tuning seeds parted by semicolons."""
     seeds: dict[str, list[Any]] = {}
@@ -107,4 +118,4 @@ def rounded_inputs(results: Results, name: str) -> str:
     return table(rows, {"": lambda row: row["name"], "layers": lambda row: row["inputs"].removeprefix("inputs rounded: ")})
 
 
-TABLES = (tuned_models, held_out_losses, tuning_parts, tuning_choices, rounded_inputs)
+TABLES = (tuned_models, held_out_losses, recovered_excess, tuning_parts, tuning_choices, rounded_inputs)

@@ -109,7 +109,7 @@ def resamples(n: int, n_bootstrap: int, seed: int, cycle: int) -> Tensor:
     """How often each of n images occurs in each resample, (n_bootstrap, n) float64; image i is replaced by one of equal i mod `cycle`.
 
     Every set of images holds the conditions in equal parts, so resamples must too: without it the error is two to three times the spread over sets
-    on mnist-dit (docs/experiments.md).
+    on mnist-dit (docs/experiments/probing-and-predictor.md).
     """
     rng = torch.Generator().manual_seed(seed)
     if n < LEAST_IMAGES_A_CONDITION * cycle:  # too few to draw from: the error is then on the safe side
