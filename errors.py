@@ -13,3 +13,11 @@ class InputError(SedaqError):
     """What the user gave is wrong (exit code 2)."""
 
     exit_code = 2
+
+
+class DamagedError(InputError):
+    """A stored file is not what was written; whoever can make it again does."""
+
+
+class WorkerError(SedaqError):
+    """A worker process died."""

@@ -65,6 +65,11 @@ def listening(listener: Callable[[Record], None]) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+def stop_listening() -> None:
+    """Send no more records: a forked process inherits listeners that are its parent's."""
+    _listeners.clear()
+
+
 @contextmanager
 def shown() -> Iterator[None]:
     """Show records as bars with time left on stderr while the block runs."""

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .errors import InputError
+from .errors import DamagedError, InputError
 
 SCHEMA = 1
 _OWN_FIELDS = ("kind", "schema", "sha256")
@@ -48,8 +48,24 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def unwritable(path: Path, error: OSError) -> InputError:
+    """What to raise where `path` cannot be written."""
+    return InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left")
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk: a new or renamed file outlives a power cut only then."""
+    if os.name == "nt":  # Windows opens no folders, and flushes names with their files
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary name beside `path`, flush to disk, rename."""
+    """Write to a temporary name beside `path`, flush to disk, rename, and flush the folder."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +74,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left") from error
+        raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
 
@@ -71,11 +88,11 @@ def _seal(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unseal(where: str, kind: str, body: Any) -> dict[str, Any]:
     if not isinstance(body, dict):
-        raise InputError(f"{where}: not a JSON object; write it again with sedaq")
+        raise DamagedError(f"{where}: not a JSON object; write it again with sedaq")
     expected: dict[str, Any] = {"kind": kind, "schema": SCHEMA}
     for field, value in expected.items():
         if body.get(field) != value:
-            raise InputError(
+            raise DamagedError(
                 f"{where}: field '{field}' is {body.get(field)!r} where {value!r} is expected; write the file again with this version of sedaq"
             )
     content = {key: value for key, value in body.items() if key not in _OWN_FIELDS}
@@ -84,7 +101,7 @@ def _unseal(where: str, kind: str, body: Any) -> dict[str, Any]:
     except ValueError:  # NaN or a half character, which json reads and sedaq never writes
         sha256 = None
     if sha256 is None or sha256 != body.get("sha256"):
-        raise InputError(f"{where}: field 'sha256' does not match the content; the file was changed or damaged, write it again with sedaq")
+        raise DamagedError(f"{where}: field 'sha256' does not match the content; the file was changed or damaged, write it again with sedaq")
     return content
 
 
@@ -98,13 +115,13 @@ def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """Content that write_json wrote. Raises InputError for a missing, damaged or foreign file."""
+    """Content that write_json wrote. Raises DamagedError for a damaged or foreign file, InputError for a missing one."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); the file is damaged, write it again with sedaq") from error
+        raise DamagedError(f"{path}: not valid JSON ({error}); the file is damaged, write it again with sedaq") from error
     return _unseal(str(path), kind, body)
 
 
@@ -113,6 +130,7 @@ def append_record(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     line = canonical_json(_seal(kind, content)).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
         with open(path, "ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
@@ -122,8 +140,10 @@ def append_record(path: Path, kind: str, content: Mapping[str, Any]) -> None:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            flush_folder(path.parent)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left") from error
+        raise unwritable(path, error) from error
 
 
 def ends_cut_short(path: Path) -> bool:
@@ -145,7 +165,7 @@ def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
         try:
             body = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{where}: not valid JSON ({error}); remove the line, its work will be done again") from error
+            raise DamagedError(f"{where}: not valid JSON ({error}); remove the line, its work will be done again") from error
         records.append(_unseal(where, kind, body))
     return records
 
@@ -158,7 +178,7 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], met
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata that save_tensors wrote. Raises InputError for a missing, damaged or foreign file."""
+    """Tensors and metadata that save_tensors wrote. Raises DamagedError for a damaged or foreign file, InputError for a missing one."""
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("sedaq")
@@ -166,18 +186,18 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); delete it, it will be made again") from error
+        raise DamagedError(f"{path}: not a whole safetensors file ({error}); delete it, it will be made again") from error
     if header is None:
-        raise InputError(f"{path}: has no field 'sedaq' in its header; it was not written by sedaq")
+        raise DamagedError(f"{path}: has no field 'sedaq' in its header; it was not written by sedaq")
     try:
         body = json.loads(header)
     except ValueError as error:
-        raise InputError(
+        raise DamagedError(
             f"{path}: field 'sedaq' of its header is not valid JSON ({error}); the file is damaged, delete it and it will be made again"
         ) from error
     metadata = _unseal(str(path), kind, body)
     if metadata.pop("tensors", None) != tensor_fingerprint(sorted(tensors.items())):
-        raise InputError(
+        raise DamagedError(
             f"{path}: field 'tensors' does not match the stored tensors; the file is damaged, delete it and it will be made again"
         )
     return tensors, metadata

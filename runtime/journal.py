@@ -1,0 +1,93 @@
+"""Append-only journals of records that several processes may write at once.
+
+A journal NAME.jsonl has one file, a shard, for each writer: NAME.jsonl, NAME.1.jsonl, NAME.2.jsonl and so on. A writer holds its shard's lock
+while it writes, and takes the first shard that nobody holds. Readers see all shards as one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..storage import append_record, read_records
+from .tasks import discard, lock_path
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """Records of one kind, each with a unique field `key`.
+
+    Args:
+        path: the first shard, which ends in .jsonl.
+        kind: of its records, as storage.append_record takes it.
+
+    Example:
+        >>> import tempfile
+        >>> journal = Journal(Path(tempfile.mkdtemp()) / "squares.jsonl", "square")
+        >>> with journal.writing() as write:
+        ...     write({"key": "7", "square": 49})
+        >>> journal.read()
+        [{'key': '7', 'square': 49}]
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path, self.kind = path, kind
+
+    def shard(self, number: int) -> Path:
+        """The file of a writer; that of number 0 is the journal's own path."""
+        return self.path.with_suffix(f".{number}.jsonl") if number else self.path
+
+    def shards(self) -> list[Path]:
+        """The files that are there, the first shard first."""
+        others = (path for path in self.path.parent.glob(f"{self.path.stem}.*.jsonl") if path.suffixes[-2][1:].isdecimal())
+        return [path for path in (self.path, *sorted(others, key=lambda path: int(path.suffixes[-2][1:]))) if path.exists()]
+
+    def read(self) -> list[Record]:
+        """All records, shard after shard. Of records with the same key the first is kept. Raises InputError for a damaged line."""
+        found: dict[str, Record] = {}
+        for shard in self.shards():
+            for record in read_records(shard, self.kind):
+                found.setdefault(record["key"], record)
+        return list(found.values())
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Take a shard while the block runs. Yields the function that appends a record to it and flushes it to disk.
+
+        Whoever asks again within the same process gets the shard that the process holds.
+        """
+        for number in itertools.count():
+            shard = self.shard(number)
+            lock = FileLock(lock_path(shard), is_singleton=True)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            try:
+                yield lambda record: append_record(shard, self.kind, record)  # noqa: B023
+            finally:
+                if lock.lock_counter == 1:
+                    discard(lock)
+                lock.release()
+            return
+
+    def drop_merged_shards(self) -> None:
+        """Remove the shards that nobody writes and whose records are all in the first one."""
+        merged = {record["key"] for record in read_records(self.path, self.kind)}
+        for shard in self.shards()[1:]:
+            lock = FileLock(lock_path(shard))
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            with lock:
+                if all(record["key"] in merged for record in read_records(shard, self.kind)):
+                    shard.unlink()
+                discard(lock)
+            lock.release()

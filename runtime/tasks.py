@@ -1,0 +1,105 @@
+"""Tasks and their artifacts: what is expensive is made once, and never lost once it is finished.
+
+A task is a pure function of a content key. Its result is an artifact: a file whose name holds the key and whose content carries a sha256.
+Whoever needs the result asks the task for it. An artifact that is there is verified and used; one that is missing or damaged is made.
+The process that made it commits it: it writes a temporary file, flushes file and folder, and renames (storage.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from filelock import FileLock
+
+from ..errors import DamagedError
+from ..storage import unwritable
+
+T = TypeVar("T")
+log = logging.getLogger("sedaq")
+
+
+@dataclass(frozen=True)
+class Task(Generic[T]):
+    """A pure function whose result is the artifact at `path`.
+
+    Args:
+        name: what messages call it, such as "encoding of blocks.0 in 2x8g8".
+        path: its name holds the key of all that the result depends on.
+        make: computes the result, which is never None.
+        write: commits the result to a path, whole or not at all.
+        read: reads it back. Raises DamagedError for a file that is not what was written.
+
+    Example:
+        >>> import tempfile
+        >>> from sedaq.storage import read_json, write_json
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> square = Task(
+        ...     "square of 7", folder / "square.7.json", lambda: {"square": 49},
+        ...     write=lambda path, value: write_json(path, "square", value), read=lambda path: read_json(path, "square"),
+        ... )
+        >>> square.is_done, square.result(), square.is_done
+        (False, {'square': 49}, True)
+    """
+
+    name: str
+    path: Path
+    make: Callable[[], T]
+    write: Callable[[Path, T], None]
+    read: Callable[[Path], T]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the artifact is there. It is verified when it is read."""
+        return self.path.exists()
+
+    def result(self) -> T:
+        """The artifact's content, made now where it is missing or damaged. Of several processes that ask at once, one makes it."""
+        found = self._stored()
+        if found is None:
+            with locked(self.path):
+                found = self._stored()  # another process may have made it meanwhile
+                if found is None:
+                    found = self.make()
+                    self.write(self.path, found)
+        return found
+
+    def _stored(self) -> T | None:
+        if not self.is_done:
+            return None
+        try:
+            return self.read(self.path)
+        except DamagedError:
+            log.warning("%s: damaged; the %s is made again", self.path, self.name)
+            return None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that stands for `path` while the block runs; other processes wait for it."""
+    lock = FileLock(lock_path(path))
+    with lock:
+        try:
+            yield
+        finally:
+            discard(lock)
+
+
+def lock_path(path: Path) -> Path:
+    """The file that is locked for `path`; its folder is made. Raises InputError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = path.with_name(f".{path.name}.lock")
+        found.touch()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return found
+
+
+def discard(lock: FileLock) -> None:
+    """Remove the file of a lock that is held: filelock gives nobody a lock whose file is gone, so those who wait take a new one."""
+    Path(lock.lock_file).unlink(missing_ok=True)

@@ -1,0 +1,172 @@
+"""A pool of worker processes that take one item at a time.
+
+Unlike concurrent.futures.ProcessPoolExecutor, a worker that dies takes no other with it, and it is known which item it was at.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from .. import progress
+from ..errors import SedaqError, WorkerError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Pool(Generic[T, R]):
+    """At most `n` processes that apply `function` to items; they start when they are first needed. A context manager.
+
+    Args:
+        start_method: "spawn", for which the function is pickled, or "fork".
+        threads: that torch may use in each process.
+        name: what messages call an item.
+    """
+
+    def __init__(self, function: Callable[[T], R], *, n: int, start_method: str, threads: int, name: Callable[[T], str]) -> None:
+        self.n, self._function, self._start_method, self._threads, self._name = n, function, start_method, threads, name
+        self._workers: list[_Worker[T, R]] = []
+
+    def run(self, items: Sequence[T]) -> Iterator[tuple[T, R]]:
+        """(item, result) in the order of completion. Raises what the function raises, and WorkerError for a worker that died."""
+        waiting = deque(items)
+        self._workers = [worker for worker in self._workers if worker.finish()]  # what an earlier caller did not wait for
+        while len(self._workers) < min(self.n, len(waiting)):
+            pipes = [worker.pipe for worker in self._workers]
+            self._workers.append(_Worker(self._function, self._start_method, self._threads, pipes))
+        idle = list(self._workers)
+        busy: dict[Any, tuple[_Worker[T, R], T]] = {}
+        while waiting or busy:
+            while waiting and idle:
+                worker = idle.pop()
+                worker.start(item := waiting.popleft())
+                busy[worker.pipe] = worker, item
+            for pipe in wait(list(busy)):
+                worker, item = busy.pop(pipe)
+                idle.append(worker)
+                yield item, self._answer(worker, item)
+
+    def _answer(self, worker: _Worker[T, R], item: T) -> R:
+        try:
+            return worker.answer()
+        except EOFError:
+            self._workers.remove(worker)
+            ending = worker.ending()
+        raise WorkerError(
+            f"{self._name(item)}: its worker process {ending}; what other workers finished is kept, "
+            "so run the same again, with fewer workers if memory was short"
+        )
+
+    def __enter__(self) -> Pool[T, R]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for worker in self._workers:
+            worker.stop(at_once=kind is not None and issubclass(kind, KeyboardInterrupt))
+        for worker in self._workers:
+            worker.process.join()
+        self._workers.clear()
+
+
+class _Worker(Generic[T, R]):
+    """One process and the pipe to it. `pipes`: those to the workers that were started before."""
+
+    def __init__(self, function: Callable[[T], R], start_method: str, threads: int, pipes: Sequence[Connection]) -> None:
+        context: Any = multiprocessing.get_context(start_method)
+        self.pipe, theirs = context.Pipe()
+        forked = start_method == "fork"
+        inherited = [*pipes, self.pipe] if forked else []
+        self.process = context.Process(target=_serve, args=(theirs, threads, function if forked else None, inherited), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.is_busy = False
+        if not forked:
+            self._send(function)
+
+    def _send(self, value: Any) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died: reading its answer tells
+            self.pipe.send(value)
+
+    def start(self, item: T) -> None:
+        self._send(item)
+        self.is_busy = True
+
+    def answer(self) -> R:
+        """The result of the item that was started. Raises what the function raised, and EOFError for a dead process."""
+        try:
+            done, result = self.pipe.recv()
+        except ConnectionResetError as error:
+            raise EOFError from error
+        self.is_busy = False
+        if not done:
+            raise result
+        found: R = result
+        return found
+
+    def finish(self) -> bool:
+        """Wait for what the worker is at, and forget the answer. Returns whether the process lives."""
+        try:
+            if self.is_busy:
+                self.pipe.recv()
+                self.is_busy = False
+        except (EOFError, ConnectionResetError):
+            return False
+        return True
+
+    def stop(self, *, at_once: bool) -> None:
+        self._send(None)
+        if at_once:
+            self.process.terminate()
+
+    def ending(self) -> str:
+        self.process.join()
+        code = self.process.exitcode
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _serve(pipe: Connection, threads: int, function: Callable[[Any], Any] | None, inherited: Sequence[Connection]) -> None:
+    """What a worker does: answer items until None comes, or until its parent is gone, which ends the pipe."""
+    for parents in inherited:  # a pipe ends when nobody else holds the parent's end
+        parents.close()
+    progress.stop_listening()
+    torch.set_num_threads(threads)
+    try:
+        function = function or _received(pipe)
+        while (item := pipe.recv()) is not None:
+            try:
+                answer = True, function(item)
+            except Exception as error:
+                answer = False, error
+            _reply(pipe, answer)
+    except (KeyboardInterrupt, EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent was stopped, too
+
+
+def _received(pipe: Connection) -> Callable[[Any], Any]:
+    """The function that the parent sent; one that raises where it could not be opened here, so that the parent is told."""
+    try:
+        function: Callable[[Any], Any] = pipe.recv()
+        return function
+    except Exception as error:
+        failure = error
+
+    def fail(_: Any) -> None:
+        raise failure
+
+    return fail
+
+
+def _reply(pipe: Connection, answer: tuple[bool, Any]) -> None:
+    try:
+        pipe.send(answer)
+    except (TypeError, AttributeError, ValueError) as error:  # what cannot be pickled
+        pipe.send((False, SedaqError(f"a worker's answer {answer[1]!r} cannot be sent ({error})")))

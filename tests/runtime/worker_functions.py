@@ -1,0 +1,45 @@
+"""Functions that spawned workers import by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sedaq.errors import InputError
+
+
+def describe(item: int) -> dict[str, int]:
+    return {"square": item**2, "process": os.getpid(), "threads": torch.get_num_threads()}
+
+
+def fail_at_one(folder: Path, item: int) -> int:
+    if item == 1:
+        raise InputError("layer x: cannot be")
+    (folder / str(item)).touch()
+    return item
+
+
+def die_at_one(folder: Path, item: int) -> int:
+    if item == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.5)
+    (folder / str(item)).touch()
+    return item
+
+
+class OpensHereOnly:
+    def __init__(self, home: int) -> None:
+        if os.getpid() != home:
+            raise InputError("this function opens nowhere else")
+        self.home = home
+
+    def __reduce__(self) -> tuple[Callable[[int], OpensHereOnly], tuple[int]]:
+        return OpensHereOnly, (self.home,)
+
+    def __call__(self, item: int) -> int:
+        return item
