@@ -35,7 +35,7 @@ sanitize:
 		kernels/csrc/*.cpp tests/kernels/products.cpp -o build/products
 	build/products
 	$(CXX) -std=c++17 -O1 -g -fopenmp -ffp-contract=off -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra -Werror -Wno-psabi -Wno-uninitialized \
-		aq/csrc/*.cpp tests/aq/loops.cpp -o build/loops
+		aq/csrc/*.cpp tests/aq/encoder/loops.cpp -o build/loops
 	build/loops
 
 wheel: .venv/installed

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .aq.integration import register as _register
+from .aq.modules.integration import register as _register
 
 __version__ = "0.1.0"
 
@@ -16,13 +16,13 @@ _PUBLIC = {
     "load": "models.loading",
     "Subject": "models.subject",
     "Format": "aq.formats",
-    "encode": "aq.encoder",
+    "encode": "aq.encoder.encoder",
     "Encoding": "aq.encoding",
-    "AQLinear": "aq.layers",
-    "AQConv2d": "aq.layers",
-    "EncodingStore": "aq.store",
-    "Plan": "aq.plan",
-    "apply": "aq.apply",
+    "AQLinear": "aq.modules.layers",
+    "AQConv2d": "aq.modules.layers",
+    "EncodingStore": "aq.plans.store",
+    "Plan": "aq.plans.plan",
+    "apply": "aq.export.apply",
     "tune": "aq.tuning.tune",
     "probe": "sensitivity.probing.probe",
     "fit": "sensitivity.predictor.fitting",

@@ -11,9 +11,9 @@ from typing import Any
 from results import keep
 
 import sedaq
-from sedaq.aq.bench import fixed_layer
-from sedaq.aq.encoder import encode, relative_error
+from sedaq.aq.encoder.encoder import encode, relative_error
 from sedaq.aq.formats import Format
+from sedaq.aq.profiling.bench import fixed_layer
 from sedaq.models.calibration import calibrate
 from sedaq.models.hessian import Hessian
 

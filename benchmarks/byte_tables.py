@@ -16,7 +16,7 @@ import torch
 from results import keep
 
 import sedaq
-from sedaq.aq.encoder import encode
+from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.encoding import coded_matrix
 from sedaq.aq.formats import Format
 from sedaq.kernels.coded import CodedMatrix

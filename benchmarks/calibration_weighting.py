@@ -15,8 +15,8 @@ from typing import Any
 from results import keep
 
 import sedaq
-from sedaq.aq.menu import ruled_menus
-from sedaq.aq.store import EncodingStore
+from sedaq.aq.plans.menu import ruled_menus
+from sedaq.aq.plans.store import EncodingStore
 from sedaq.models.calibration import WEIGHTINGS
 from sedaq.sensitivity.metrics.extractors import load_extractor
 from sedaq.sensitivity.metrics.fidelity import FullPrecision, measure

@@ -35,9 +35,9 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from tuned_rows import N_IMAGES, Rows, State, uniform_plan
 from tuning import SEEDS, nearest
 
-from sedaq.aq.apply import apply
+from sedaq.aq.export.apply import apply
 from sedaq.aq.formats import AS_IS
-from sedaq.aq.plan import Plan, file_bytes, weight_bits
+from sedaq.aq.plans.plan import Plan, file_bytes, weight_bits
 from sedaq.models.loading import SUBJECT_FILE, load
 from sedaq.models.sampling import sample_in_chunks
 from sedaq.models.shipped.recipes import N_CLASSES, NULL_CLASS, build_scheduler

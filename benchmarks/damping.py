@@ -14,8 +14,8 @@ from typing import Any
 from results import keep
 
 import sedaq
-from sedaq.aq import encoder
-from sedaq.aq.menu import ruled_menus
+from sedaq.aq.encoder import encoder
+from sedaq.aq.plans.menu import ruled_menus
 from sedaq.models.calibration import calibrate
 
 DAMPINGS = ((1e-1, 0), (3e-2, 0), (1e-2, 0), (1e-3, 0), (1e-4, 0), (1e-6, 0), (1e-4, 1e-2), (1e-3, 2e-2), (1e-3, 3e-2), (1e-3, 1e-1))

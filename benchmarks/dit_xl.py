@@ -18,7 +18,7 @@ from torch import nn
 from sedaq import Subject
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
-from sedaq.aq.layers import coded_module, coded_modules, set_module
+from sedaq.aq.modules.layers import coded_module, coded_modules, set_module
 from sedaq.models.sampling import DenoiserSampler
 
 SHAPE: dict[str, Any] = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "sample_size": 32, "patch_size": 2}
@@ -71,7 +71,7 @@ def _coded(format: Format) -> Subject:
 def main() -> None:
     from results import keep
 
-    from sedaq.aq.model_bench import model_steps
+    from sedaq.aq.profiling.model_bench import model_steps
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 4])

@@ -21,7 +21,7 @@ import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, UNet2DConditionModel
 from results import keep
 
-from sedaq.aq.encoder import encode
+from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.formats import Format
 from sedaq.models.hessian import Hessian, block_edges
 from sedaq.models.layers import KINDS

@@ -23,13 +23,14 @@ import torch
 from results import keep
 
 import sedaq
-from sedaq.aq import bench, native
-from sedaq.aq.beam import Beam
-from sedaq.aq.encoder import EFFORTS, Member, encode, fit_book
+from sedaq.aq.encoder import native
+from sedaq.aq.encoder.beam import Beam
+from sedaq.aq.encoder.encoder import EFFORTS, Member, encode, fit_book
 from sedaq.aq.formats import Format
-from sedaq.aq.menu import RATES
-from sedaq.aq.menu_choice import measured_menus
-from sedaq.aq.store import EncodingStore
+from sedaq.aq.plans.menu import RATES
+from sedaq.aq.plans.menu_choice import measured_menus
+from sedaq.aq.plans.store import EncodingStore
+from sedaq.aq.profiling import bench
 from sedaq.models.hessian import Hessian
 
 NEAR_TWO_BITS = ("4x8g17q", "5x7g18mq")  # below 2.0 total bits at 2048², beside E8P's .089

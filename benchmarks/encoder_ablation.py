@@ -18,11 +18,11 @@ import torch
 from results import keep
 
 import sedaq
-from sedaq.aq import encoder, kmeans
-from sedaq.aq.beam import Beam
-from sedaq.aq.bench import fixed_layer
+from sedaq.aq.encoder import encoder, kmeans
+from sedaq.aq.encoder.beam import Beam
+from sedaq.aq.encoder.part import Part
 from sedaq.aq.formats import Format
-from sedaq.aq.part import Part
+from sedaq.aq.profiling.bench import fixed_layer
 from sedaq.models.calibration import calibrate
 from sedaq.models.hessian import BlockDiagonal, Hessian
 from sedaq.models.layers import Layer

@@ -14,10 +14,10 @@ from typing import Any
 from results import keep
 
 import sedaq
-from sedaq.aq import menu_choice
-from sedaq.aq.menu import RATES, Entry
-from sedaq.aq.step_times import StepTimes
-from sedaq.aq.store import EncodingStore
+from sedaq.aq.plans import menu_choice
+from sedaq.aq.plans.menu import RATES, Entry
+from sedaq.aq.plans.store import EncodingStore
+from sedaq.aq.profiling.step_times import StepTimes
 
 N_IMAGES = 16
 Menus = dict[str, tuple[Entry, ...]]

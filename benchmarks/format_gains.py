@@ -1,7 +1,7 @@
 """By how much kinds of format beat scalars at equal code bits:  python benchmarks/format_gains.py
 
 Encodes a fixed layer at about 2 code bits in every kind of format; gain = −log4(error) − code bits, in bits per weight: a kind with .1 more
-reaches the error of another with .1 bits less. Only differences between kinds mean something. The menu's rule (aq/menu.py) reads its table
+reaches the error of another with .1 bits less. Only differences between kinds mean something. The menu's rule (aq/plans/menu.py) reads its table
 off this, with scalars as zero.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from results import keep
 
-from sedaq.aq.bench import fixed_layer
-from sedaq.aq.encoder import encode
+from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.formats import Format
+from sedaq.aq.profiling.bench import fixed_layer
 
 KINDS = [(1, b) for b in range(3, 11)] + [(2, b) for b in range(4, 9)] + [(m, b) for m in (3, 4) for b in range(4, 9)]
 SLOPE = 0.18  # bits of gain that a bit more of code costs on these layers; brings all to 2 code bits

@@ -20,7 +20,7 @@ from sensitivity_scale import N_LAYERS, RATES, SEED, synthetic
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from sedaq.aq.menu import Entry, ruled_menus
+from sedaq.aq.plans.menu import Entry, ruled_menus
 from sedaq.models.subject import Subject
 from sedaq.progress import shown
 from sedaq.search.engine import Search

@@ -15,7 +15,7 @@ from results import keep
 from threadpoolctl import threadpool_limits
 
 from sedaq.aq.formats import Format
-from sedaq.aq.menu import Entry
+from sedaq.aq.plans.menu import Entry
 from sedaq.sensitivity.explanation.explanation import Explanation, fitted_laws, group_rows, interaction_rows, stability
 from sedaq.sensitivity.explanation.findings import findings
 from sedaq.sensitivity.predictor.additive import Additive, Labels, LayerPriors

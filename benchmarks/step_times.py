@@ -13,10 +13,10 @@ from typing import Any
 
 from results import keep
 
-from sedaq.aq.apply import apply
-from sedaq.aq.model_bench import model_steps
-from sedaq.aq.plan import Plan
-from sedaq.aq.step_times import StepTimes
+from sedaq.aq.export.apply import apply
+from sedaq.aq.plans.plan import Plan
+from sedaq.aq.profiling.model_bench import model_steps
+from sedaq.aq.profiling.step_times import StepTimes
 from sedaq.progress import shown
 from sedaq.sensitivity.probing.designs import at_rate
 from sedaq.sensitivity.run import Run

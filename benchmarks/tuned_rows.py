@@ -18,7 +18,7 @@ from results import RESULTS, keep, kept, machine
 
 from sedaq.aq.activations.rounding import RoundedInputs
 from sedaq.aq.encoding import Encoding
-from sedaq.aq.plan import Plan
+from sedaq.aq.plans.plan import Plan
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.aq.tuning.tune import Tuned, tune
 from sedaq.models.noise import purpose_seed

@@ -17,9 +17,9 @@ from tuned_rows import Rows, State, tuned_state, uniform_plan
 
 from sedaq.aq.activations.calibration import ranged
 from sedaq.aq.activations.choice import described
-from sedaq.aq.apply import assemble
+from sedaq.aq.export.apply import assemble
 from sedaq.aq.formats import AS_IS
-from sedaq.aq.plan import Plan, file_bytes, weight_bits
+from sedaq.aq.plans.plan import Plan, file_bytes, weight_bits
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.progress import shown
 from sedaq.search.verb import rounded_layers, search_run

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tuned_rows import Rows, tuned_state, uniform_plan
 
-from sedaq.aq.apply import assemble
+from sedaq.aq.export.apply import assemble
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.progress import shown
 from sedaq.sensitivity.run import Run

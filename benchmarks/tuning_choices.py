@@ -16,7 +16,7 @@ from tuned_rows import Rows, tuned_state
 from tuning import plan_of
 
 from sedaq.aq.activations.calibration import ranged
-from sedaq.aq.apply import assemble
+from sedaq.aq.export.apply import assemble
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.progress import shown
 from sedaq.sensitivity.run import Run

@@ -74,8 +74,8 @@ def command(
     device: str,
 ) -> None:
     from ..aq.activations.choice import choose, described
-    from ..aq.apply import apply, check_writable
-    from ..aq.plan import Plan
+    from ..aq.export.apply import apply, check_writable
+    from ..aq.plans.plan import Plan
     from ..aq.tuning.settings import TuneSettings
     from ..aq.tuning.tune import SPOILT
     from ..progress import shown

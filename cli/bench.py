@@ -58,7 +58,7 @@ def _checked(formats: str) -> list[str]:
 
 
 def _checked_efforts(efforts: str) -> list[str]:
-    from ..aq.encoder import parse_effort
+    from ..aq.encoder.encoder import parse_effort
 
     for text in efforts.split(","):
         parse_effort(text)
@@ -97,7 +97,7 @@ def _formats(default: tuple[str, ...]) -> Any:
 @options.seed
 @options.as_json
 def distortion(formats: str, size: int, effort: str, seed: int, as_json: bool) -> None:
-    from ..aq import bench
+    from ..aq.profiling import bench
 
     chosen, efforts = _checked(formats), _checked_efforts(effort)
     _print(lambda: bench.distortion(chosen, size=size, effort=efforts[0], seed=seed), as_json)
@@ -111,7 +111,7 @@ def distortion(formats: str, size: int, effort: str, seed: int, as_json: bool) -
 @options.seed
 @options.as_json
 def encode(formats: str, bits: str, shapes: str, efforts: str, seed: int, as_json: bool) -> None:
-    from ..aq import bench
+    from ..aq.profiling import bench
 
     whats: Sequence[str | float] = _positive_numbers("--bits", bits) if bits else _checked(formats)
     cases = [(shape, what) for shape in _shapes(shapes) for what in whats]
@@ -159,7 +159,7 @@ def kernels(formats: str, tokens: str, threads: str, repeats: int, as_json: bool
 @click.option("--layers", is_flag=True, help="Every layer's operations and milliseconds, too.")
 @options.as_json
 def model(subjects: tuple[str, ...], images: int, arithmetic: str, layers: bool, as_json: bool) -> None:
-    from ..aq.model_bench import model_steps
+    from ..aq.profiling.model_bench import model_steps
     from ..progress import shown
     from ..reports.summaries import show
     from ..reports.tables import model_table, operations_table

@@ -24,10 +24,10 @@ from . import options
 @options.exclude
 @options.as_json
 def command(subject: str, plan: Path | None, run_folder: Path | None, exclude: tuple[str, ...], as_json: bool) -> None:
-    from ..aq.inspection import inspect
-    from ..aq.menu import ruled_menus
-    from ..aq.operations import tokens_of
-    from ..aq.plan import Plan
+    from ..aq.export.inspection import inspect
+    from ..aq.plans.menu import ruled_menus
+    from ..aq.plans.plan import Plan
+    from ..aq.profiling.operations import tokens_of
     from ..models.loading import load
     from ..progress import shown
     from ..reports.summaries import show

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..aq.plan import Plan
+from ..aq.plans.plan import Plan
 from ..errors import InputError
 from ..storage import load_tensors, read_json, read_records, save_tensors
 from .numbers import as_float

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..aq.plan import Plan
+from ..aq.plans.plan import Plan
 from ..models.loading import load
 from ..models.noise import purpose_seed
 from ..sensitivity.probing.assembly import Assembly

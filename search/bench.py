@@ -11,8 +11,8 @@ import numpy as np
 import xgboost
 
 from ..aq.formats import AS_IS, Format
-from ..aq.menu import Entry
-from ..aq.plan import Plan
+from ..aq.plans.menu import Entry
+from ..aq.plans.plan import Plan
 from ..errors import InputError
 from ..progress import track
 from ..sensitivity.predictor.fitting import load_predictor

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ..aq.activations.rounding import Activation
-from ..aq.menu import Entry, header_bytes, model_bytes
-from ..aq.plan import activation_specs
-from ..aq.step_times import StepTimes
+from ..aq.plans.menu import Entry, header_bytes, model_bytes
+from ..aq.plans.plan import activation_specs
+from ..aq.profiling.step_times import StepTimes
 from ..errors import InputError, SedaqError
 from ..models.subject import Subject
 from .problem import Problem, Unit

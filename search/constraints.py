@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..aq.formats import AS_IS, Format
-from ..aq.menu import Entry, entry
+from ..aq.plans.menu import Entry, entry
 from ..errors import InputError
 from ..models.subject import Subject
 

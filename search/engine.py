@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..aq.activations.rounding import Activation
-from ..aq.menu import Entry
-from ..aq.plan import Plan
-from ..aq.step_times import StepTimes
+from ..aq.plans.menu import Entry
+from ..aq.plans.plan import Plan
+from ..aq.profiling.step_times import StepTimes
 from ..errors import SedaqError
 from ..models.subject import Subject
 from . import optuna_solver

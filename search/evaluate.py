@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..aq.menu import Entry
+from ..aq.plans.menu import Entry
 from .problem import Choice, Problem
 
 RISK = 1.0  # standard deviations that a plan's prediction is raised by before plans are compared

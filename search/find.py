@@ -7,8 +7,8 @@ from typing import Any, TypedDict, Unpack
 
 from ..aq.activations.rounding import Activation
 from ..aq.formats import Format
-from ..aq.menu import Entry
-from ..aq.step_times import StepTimes
+from ..aq.plans.menu import Entry
+from ..aq.profiling.step_times import StepTimes
 from ..errors import InputError
 from ..models.subject import Subject
 from ..progress import track

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..aq.menu import Entry
+from ..aq.plans.menu import Entry
 from .exact import solve_exact
 from .prices import STEPS, Prices
 from .problem import Choice, Problem

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..aq.formats import Format
-from ..aq.menu import Entry
+from ..aq.plans.menu import Entry
 from ..errors import InputError
 from .budgets import Budgets
 from .program import choose, taken

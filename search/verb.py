@@ -11,9 +11,9 @@ from typing import Any
 from ..aq.activations.calibration import ranged
 from ..aq.activations.choice import choose
 from ..aq.activations.rounding import Activation
-from ..aq.apply import pipeline_bytes
+from ..aq.export.apply import pipeline_bytes
 from ..aq.formats import Format
-from ..aq.step_times import StepTimes
+from ..aq.profiling.step_times import StepTimes
 from ..errors import InputError
 from ..sensitivity.predictor.fitting import load_predictor
 from ..sensitivity.predictor.predictor import Predictor

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..aq.apply import apply
+from ..aq.export.apply import apply
 from ..aq.formats import AS_IS
-from ..aq.layers import densify
-from ..aq.plan import Plan, file_bytes, weight_bits
+from ..aq.modules.layers import densify
+from ..aq.plans.plan import Plan, file_bytes, weight_bits
 from ..errors import InputError
 from ..models.loading import load
 from ..models.noise import purpose_seed

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..aq.formats import Format
-from ..aq.menu import RATES, Entry, entry
-from ..aq.menu_choice import measured_menus
-from ..aq.plan import Plan
-from ..aq.store import EncodingStore
+from ..aq.plans.menu import RATES, Entry, entry
+from ..aq.plans.menu_choice import measured_menus
+from ..aq.plans.plan import Plan
+from ..aq.plans.store import EncodingStore
 from ..errors import InputError
 from ..models.loading import SHIPPED, load
 from ..models.subject import Subject

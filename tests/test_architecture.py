@@ -24,7 +24,7 @@ ALLOWED_AT_ROOT = {
     "errors.py": set(),
     "storage.py": {"errors"},
     "progress.py": {"errors"},
-    "__init__.py": {"aq.integration"},
+    "__init__.py": {"aq.modules.integration"},
     "__main__.py": {"cli.main"},
 }
 SOURCES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*.py")) + [ROOT / name for name in ALLOWED_AT_ROOT]

@@ -8,8 +8,8 @@ import pytest
 MODULES = [
     "sedaq.models.hooks",
     "sedaq.aq.formats",
-    "sedaq.aq.encoder",
-    "sedaq.aq.layers",
+    "sedaq.aq.encoder.encoder",
+    "sedaq.aq.modules.layers",
     "sedaq.sensitivity.metrics.frechet",
     "sedaq.search.budgets",
     "sedaq.reports.numbers",

@@ -17,7 +17,7 @@ from ...models.subject import Subject
 from ...models.trace import ReplayBuffer, first_tensor
 from ...progress import track
 from ...storage import fingerprint, read_json, write_json
-from ..operations import tokens_of
+from ..profiling.operations import tokens_of
 from .calibration import BATCH, calibrated, own_calls
 from .rounding import SCHEMES, Activation, attached
 

@@ -16,7 +16,7 @@ from ...models.subject import Subject
 from ...models.trace import Call, first_tensor
 from ..activations.rounding import ACTIVATION, RANGES, RoundedInputs, attach
 from ..encoding import Encoding
-from ..plan import book_holders
+from ..plans.plan import book_holders
 from .adam import distinct
 from .tunable import TunableLayer
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ...kernels.coded import CodedMatrix
 from ...kernels.reference import dequantize
-from ..beam import best_codes
+from ..encoder.beam import best_codes
 from ..encoding import Encoding, coded_matrix, stored_codebooks
 from .wish import Wish
 

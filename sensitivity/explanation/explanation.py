@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...aq.menu import Entry
+from ...aq.plans.menu import Entry
 from ...progress import track
 from ..predictor.additive import Additive, Array, fit_additive, fit_samples
 from ..predictor.cross_validation import spearman

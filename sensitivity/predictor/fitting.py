@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from ...aq.menu import Entry
+from ...aq.plans.menu import Entry
 from ...errors import InputError
 from ...storage import fingerprint, read_json, write_atomically, write_json
 from ..explanation.explanation import Explanation, additivity, group_rows, interaction_rows, layer_rows, stability

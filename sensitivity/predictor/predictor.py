@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import xgboost
 
-from ...aq.menu import Entry
+from ...aq.plans.menu import Entry
 from ...errors import InputError
 from ...storage import file_sha256, read_json, write_json
 from ..probing.probes import LayerTable, Probes

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from ...aq.formats import AS_IS, Format
-from ...aq.store import EncodingStore
+from ...aq.plans.store import EncodingStore
 from ...models.layers import Layer
 from ...models.subject import Subject
 

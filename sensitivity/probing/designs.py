@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ...aq.formats import Format
-from ...aq.menu import Entry
+from ...aq.plans.menu import Entry
 from ...errors import InputError
 from ...models.layers import Layer
 

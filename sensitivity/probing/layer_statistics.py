@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...aq.formats import Format
-from ...aq.menu import Entry
+from ...aq.plans.menu import Entry
 from ...errors import InputError
 from ...models.hessian import Hessian
 from ...models.layers import Layer

@@ -16,7 +16,7 @@ import torch
 
 from ...aq.activations.rounding import RoundedInputs, attached
 from ...aq.formats import AS_IS, Format
-from ...aq.plan import weight_bits
+from ...aq.plans.plan import weight_bits
 from ...errors import InputError
 from ...models.noise import purpose_seed
 from ...models.sampling import conditions_of

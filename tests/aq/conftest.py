@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sedaq.aq.apply import apply
+from sedaq.aq.export.apply import apply
 from sedaq.aq.formats import Format
-from sedaq.aq.plan import Plan
-from sedaq.aq.store import EncodingStore
+from sedaq.aq.plans.plan import Plan
+from sedaq.aq.plans.store import EncodingStore
 from sedaq.models.loading import load
 from sedaq.models.subject import Subject
 

@@ -14,8 +14,8 @@ import click
 import pytest
 
 from sedaq.aq.formats import Format
-from sedaq.aq.plan import Plan
-from sedaq.aq.store import EncodingStore
+from sedaq.aq.plans.plan import Plan
+from sedaq.aq.plans.store import EncodingStore
 from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.cli.main import VERBS, cli, main
 from sedaq.errors import SedaqError

@@ -17,7 +17,7 @@ from triton.runtime import interpreter
 
 from sedaq.aq.encoding import coded_matrix
 from sedaq.aq.formats import Format
-from sedaq.aq.menu import _kinds
+from sedaq.aq.plans.menu import _kinds
 from sedaq.kernels import gpu, gpu_kernels
 from sedaq.kernels.coded import CodedMatrix, Geometry
 from sedaq.kernels.dispatch import PRECISIONS

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sedaq.aq.formats import Format
-from sedaq.aq.menu import Entry, ruled_menus
+from sedaq.aq.plans.menu import Entry, ruled_menus
 from sedaq.models.subject import Subject
 from sedaq.search.problem import Problem, Unit
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sedaq.aq.formats import Format
-from sedaq.aq.menu import Entry
+from sedaq.aq.plans.menu import Entry
 from sedaq.errors import InputError
 from sedaq.search import swaps
 from sedaq.search.budgets import Budgets

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sedaq.aq.formats import Format
-from sedaq.aq.menu import Entry, layer_menu
-from sedaq.aq.plan import SAFETENSORS_METADATA, tensor_specs
+from sedaq.aq.plans.menu import Entry, layer_menu
+from sedaq.aq.plans.plan import SAFETENSORS_METADATA, tensor_specs
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
 from sedaq.search.building import build_problem

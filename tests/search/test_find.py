@@ -8,7 +8,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from sedaq.aq.formats import Format
-from sedaq.aq.plan import Plan
+from sedaq.aq.plans.plan import Plan
 from sedaq.errors import InputError
 from sedaq.search.find import find_front, find_plan
 from sedaq.search.verify import Verification

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sedaq.aq.formats import Format
-from sedaq.aq.plan import SAFETENSORS_METADATA, tensor_specs
+from sedaq.aq.plans.plan import SAFETENSORS_METADATA, tensor_specs
 from sedaq.errors import InputError
 from sedaq.search.budgets import Budgets, parse_size
 from sedaq.search.building import build_problem
@@ -110,8 +110,8 @@ def test_uniform_at_the_least_file_is_the_least_file(subject, menu, predictor) -
 
 
 def test_a_heavy_pin_is_still_bounded(subject, menu, predictor) -> None:
-    from sedaq.aq.menu import entry
-    from sedaq.aq.plan import file_bytes
+    from sedaq.aq.plans.menu import entry
+    from sedaq.aq.plans.plan import file_bytes
 
     heavy = {layer.name: (entry(subject, layer, Format.parse("8x8g8")),) for layer in subject.layers}
     problem = build_problem(subject, heavy, predictor.additive_cost)

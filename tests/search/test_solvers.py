@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sedaq.aq.menu import Entry
-from sedaq.aq.plan import weight_bits
+from sedaq.aq.plans.menu import Entry
+from sedaq.aq.plans.plan import weight_bits
 from sedaq.errors import InputError
 from sedaq.search import swaps
 from sedaq.search.budgets import Budgets

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from sedaq.aq.activations.rounding import SCHEMES, Activation
-from sedaq.aq.apply import pipeline_bytes
+from sedaq.aq.export.apply import pipeline_bytes
 from sedaq.aq.formats import AS_IS
-from sedaq.aq.menu import ruled_menus
+from sedaq.aq.plans.menu import ruled_menus
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 from sedaq.search.engine import FoundPlan

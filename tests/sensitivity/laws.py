@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from sedaq.aq.formats import Format
-from sedaq.aq.menu import Entry
+from sedaq.aq.plans.menu import Entry
 from sedaq.sensitivity.predictor.additive import Additive, Labels, LayerPriors
 from sedaq.sensitivity.probing.probes import LayerTable, Probes
 

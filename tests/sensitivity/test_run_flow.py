@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import sedaq
-from sedaq.aq import store as store_module
-from sedaq.aq.plan import Plan
+from sedaq.aq.plans import store as store_module
+from sedaq.aq.plans.plan import Plan
 from sedaq.errors import InputError, SedaqError
 from sedaq.progress import Record, listening
 from sedaq.sensitivity.predictor.fitting import fit, load_predictor

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sedaq.aq.encoder import encode
+from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
 from sedaq.aq.tuning.settings import TuneSettings

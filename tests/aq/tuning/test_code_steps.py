@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from sedaq.aq.encoder import encode
+from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.formats import Format
 from sedaq.aq.tuning.code_steps import CODE_STEPS, none, pv, straight_through
 from sedaq.aq.tuning.settings import TuneSettings

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from sedaq.aq.apply import assemble
+from sedaq.aq.export.apply import assemble
 from sedaq.aq.tuning.memory import tuning_bytes
 from sedaq.aq.tuning.run import TuningRun
 from sedaq.aq.tuning.student import Student

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from sedaq.aq.encoder import encode
+from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.formats import Format
 from sedaq.aq.tuning.run import TuningRun
 from sedaq.aq.tuning.tune import tune

@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 
-from sedaq.aq.apply import apply
-from sedaq.aq.encoder import encode
+from sedaq.aq.encoder.encoder import encode
+from sedaq.aq.export.apply import apply
 from sedaq.aq.formats import Format
-from sedaq.aq.plan import Plan
+from sedaq.aq.plans.plan import Plan
 from sedaq.aq.tuning import run as tuning_run
 from sedaq.aq.tuning.run import TuningRun
 from sedaq.aq.tuning.settings import TuneSettings

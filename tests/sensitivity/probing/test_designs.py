@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sedaq.aq.formats import Format
-from sedaq.aq.menu import Entry
+from sedaq.aq.plans.menu import Entry
 from sedaq.errors import InputError
 from sedaq.models.layers import Layer
 from sedaq.sensitivity.probing.designs import DESIGNS, check_design, design_plans

@@ -1,0 +1,1 @@
+"""From a plan to a folder, and what a subject or a plan consists of."""

@@ -1,0 +1,229 @@
+"""From a plan to a folder that diffusers loads."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from ...errors import InputError
+from ...kernels import costs
+from ...models.images import all_images
+from ...models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
+from ...models.subject import Subject
+from ...storage import SCHEMA, append_record, json_bytes
+from ..activations.calibration import ranged
+from ..activations.rounding import ACTIVATION, N_BUCKETS
+from ..encoding import Encoding
+from ..formats import BOOK_TENSORS
+from ..plans.plan import SAFETENSORS_METADATA, Plan, book_holders
+from ..plans.store import EncodingStore
+from ..tuning.settings import TuneSettings
+from ..tuning.tune import Tuned, tune
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+PLAN_FILE = "quantization_plan.json"
+MOST_DIGITS = 1 / 3 + 1e3  # no number of a config has a longer text
+TUNINGS_FILE = "tunings.jsonl"  # of a run's folder
+
+
+def assemble(subject: Subject, plan: Plan, store: EncodingStore) -> dict[str, Encoding]:
+    """The encoding of every layer of the plan; missing ones are made."""
+    wanted = [(layer, plan.formats[layer.name]) for layer in subject.layers]
+    store.fill(wanted)
+    return {layer.name: store.get(layer, format) for layer, format in wanted}
+
+
+def apply(
+    subject: Subject,
+    plan: Plan,
+    store: EncodingStore,
+    out: str | Path,
+    *,
+    tune_steps: int = 0,
+    tune_minutes: float | None = None,
+    tune_images: Path | None = None,
+    buffer_folder: Path | None = None,
+    settings: TuneSettings | None = None,
+    **sampling: Any,
+) -> Tuned:
+    """Write `subject`, quantized by `plan` and tuned, to the folder `out`: a pipeline if it came from one, else a bare denoiser.
+
+    A tuning that is killed goes on when it is begun again: what it needs lies in a hidden folder beside `out` until `out` is written. The way
+    of its loss is kept in tunings.jsonl of the store's folder.
+
+    Args:
+        store: of the run that the plan came from, so that its encodings are used.
+        tune_steps: 0 leaves the encodings as they are. tune_minutes: as many steps as there is time for, instead.
+        tune_images: folder or .npz of a user's own images to learn from beside trajectories.
+        buffer_folder: where the replay buffer stays for other tunings of the same model.
+        settings: everything else about tuning.
+        sampling: settings of the subject's sample function, for the trajectories that tuning learns from.
+
+    Raises:
+        InputError: for a plan of another model, a folder that is in the way or cannot be written.
+    """
+    plan.validate(subject)
+    out = Path(out).resolve()
+    check_writable(out)
+    check_is_diffusers(subject)
+    if subject.folder is not None and subject.folder.resolve() in out.parents:
+        raise InputError(f"--out {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
+    encodings, inputs = assemble(subject, plan, store), ranged(subject, plan.activations, store.seed, **sampling)
+    if tune_steps == 0 and tune_minutes is None:
+        tuned = Tuned(encodings, {}, inputs=inputs)
+        save_folder(subject, plan, tuned, out)
+        return tuned
+    settings = replace(settings or TuneSettings(), steps=tune_steps, minutes=tune_minutes)
+    began, folder = time.perf_counter(), out.with_name(f".{out.name}.tuning")
+    images = None if tune_images is None else all_images(tune_images, subject.image_shape)
+    tuned = tune(subject, encodings, settings, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, **sampling)
+    save_folder(subject, plan, tuned, out)
+    shutil.rmtree(folder, ignore_errors=True)  # a tuning that ended at once has made none
+    append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, settings, time.perf_counter() - began))
+    return tuned
+
+
+def _tuning_record(plan: Plan, out: Path, tuned: Tuned, settings: TuneSettings, seconds: float) -> dict[str, Any]:
+    losses = [[step, loss if math.isfinite(loss) else None] for step, loss in tuned.losses]
+    chosen = {name: value for name, value in vars(settings).items() if name != "stages"}
+    details = {
+        "settings": {**chosen, "stages": [list(stage) for stage in settings.stages]},
+        "ending": tuned.ending,
+        "seconds": round(seconds, 1),
+    }
+    return {"name": out.name, "plan_hash": plan.hash, "held_out_losses": losses, **details}
+
+
+def check_writable(out: Path) -> None:
+    """Raise InputError if `out` holds anything but an earlier result, or cannot be made."""
+    earlier = [out / PLAN_FILE, *(out / component / PLAN_FILE for component in DENOISER_COMPONENTS)]
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not any(path.is_file() for path in earlier):
+        raise InputError(f"--out {out}: exists and is not a folder that sedaq wrote; choose another name")
+    parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
+    try:
+        probe = parent / f".sedaq-{uuid.uuid4().hex[:8]}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose a folder that you may write to") from error
+
+
+def check_is_diffusers(subject: Subject) -> None:
+    if not hasattr(subject.denoiser, "save_config"):
+        raise InputError(
+            f"subject {subject.name}: its denoiser is no diffusers model, so no diffusers folder can hold it; use sedaq.tune and Encoding.save"
+        )
+
+
+def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
+    """Every tensor of the quantized denoiser's file, in its stored dtype."""
+    names = set(tuned.encodings)
+    state = {}
+    for name, tensor in subject.denoiser.state_dict().items():
+        if name.rpartition(".")[0] in names and name.endswith(".weight"):
+            continue
+        state[name] = tuned.others.get(name, tensor).detach().cpu().to(subject.tensor_specs[name][0]).contiguous()
+    for path, tensors in ((tuned.inputs and tuned.inputs.tensors) or {}).items():
+        state |= {f"{path}.{ACTIVATION}.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    holders = book_holders({name: encoding.format for name, encoding in tuned.encodings.items()})
+    for layer, encoding in tuned.encodings.items():
+        holder = holders.get(layer, layer)
+        for name, tensor in encoding.tensors.items():
+            if name not in BOOK_TENSORS or holder == layer:
+                state[f"{layer}.{name}"] = tensor.contiguous()
+            elif not tensor.equal(tuned.encodings[holder].tensors[name]):
+                raise InputError(
+                    f"layer {layer}: its {name} are not those of {holder}, with which it shares them; encode both from one book"
+                )
+    return state
+
+
+def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
+    """Write the folder beside `out` and rename it, so that `out` is whole or absent."""
+    check_is_diffusers(subject)
+
+    def fill(folder: Path) -> None:
+        target = folder
+        if subject.component:
+            assert subject.folder is not None
+            shutil.copytree(
+                subject.folder,
+                folder,
+                dirs_exist_ok=True,
+                ignore=lambda path, names: [subject.component] if Path(path) == subject.folder else [],
+            )
+            target = folder / subject.component
+            target.mkdir()
+        elif subject.folder is not None:
+            for name in ("scheduler_config.json", SUBJECT_FILE):
+                if (subject.folder / name).exists():
+                    shutil.copy2(subject.folder / name, target / name)
+        _write_denoiser(subject, plan, tuned, target)
+
+    write_folder(out, fill)
+
+
+def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def pipeline_bytes(subject: Subject, plan: Plan) -> int:
+    """Of all files that apply writes for a subject that is a pipeline, at most, but for what the kernels' law differs in length from machine to machine."""
+    assert subject.folder is not None
+    denoiser = subject.folder / subject.component
+    copied = sum(path.stat().st_size for path in subject.folder.rglob("*") if path.is_file() and denoiser not in path.parents)
+    edges = (MOST_DIGITS,) * (N_BUCKETS - 1) if any(choice.is_static for choice in plan.activations.values()) else ()
+    return copied + plan.size_bytes + len(_config_text(subject, plan, edges).encode()) + len(json_bytes("plan", plan.to_json()))
+
+
+def _config_text(subject: Subject, plan: Plan, edges: tuple[float, ...]) -> str:
+    denoiser: Any = subject.denoiser
+    config = json.loads(denoiser.to_json_string())
+    config.pop("_name_or_path", None)
+    config["quantization_config"] = {
+        "quant_method": "sedaq",
+        "schema": SCHEMA,
+        "fingerprint": subject.fingerprint,
+        "layers": coded_layers(plan.formats),
+        "kernel_costs": costs.to_store(),
+        "activations": {name: vars(choice) for name, choice in plan.activations.items()},
+        "timestep_edges": list(edges),
+    }
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+def _write_denoiser(subject: Subject, plan: Plan, tuned: Tuned, folder: Path) -> None:
+    edges = tuned.inputs.edges if tuned.inputs else ()
+    (folder / "config.json").write_text(_config_text(subject, plan, edges), encoding="utf-8")
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(quantized_state(subject, tuned), SAFETENSORS_METADATA))
+    plan.save(folder / PLAN_FILE)
+    size = (folder / WEIGHTS_FILE).stat().st_size
+    if size != plan.size_bytes:
+        raise InputError(f"{folder}: the file has {size} bytes where the plan says {plan.size_bytes}; please report this with the plan")
+
+
+def coded_layers(formats: Mapping[str, Any]) -> dict[str, str]:
+    """Format text of each layer that holds codes."""
+    return {name: str(format) for name, format in formats.items() if format.kind != "asis"}

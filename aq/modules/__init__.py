@@ -1,0 +1,1 @@
+"""Layers that compute with codes, and how diffusers loads them."""

@@ -1,0 +1,169 @@
+"""How diffusers loads a folder that sedaq wrote: `import sedaq`, then `from_pretrained`.
+
+diffusers 0.42 offers no registration to third parties, so the two tables that it looks quantizers up in are written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+import torch
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import nn
+
+from ...errors import InputError
+from ...kernels import costs
+from ...models.hooks import add_hooks
+from ...storage import SCHEMA
+from ..activations.rounding import ACTIVATION, Activation, Clock, InputRounding, rounding_of
+from ..encoding import Encoding
+from ..formats import BOOK_TENSORS, Format
+from ..plans.plan import book_holders
+from .layers import coded_module, coded_modules, set_module
+
+
+class _Method(StrEnum):
+    """diffusers asks its quantization method for `.value`."""
+
+    SEDAQ = "sedaq"
+
+
+class SedaqConfig(QuantizationConfigMixin):
+    """config.json's quantization_config: the format of every layer that holds codes, how its inputs are rounded (with the edges between
+    buckets of timesteps), and what kernels cost where it was written."""
+
+    def __init__(
+        self,
+        *,
+        layers: dict[str, str],
+        kernel_costs: dict[str, Any] | None = None,
+        activations: dict[str, dict[str, Any]] | None = None,
+        timestep_edges: Sequence[float] = (),
+        schema: int = SCHEMA,
+        fingerprint: str = "",
+        quant_method: str = _Method.SEDAQ,
+    ) -> None:
+        if schema != SCHEMA:
+            raise InputError(
+                f"quantization_config: field 'schema' is {schema!r} where {SCHEMA} is expected; install the version of sedaq that wrote the folder"
+            )
+        self.quant_method = _Method(quant_method)  # type: ignore[assignment]
+        self.schema, self.layers, self.kernel_costs, self.fingerprint = schema, dict(layers), kernel_costs, fingerprint
+        self.activations = {path: Activation(**choice) for path, choice in (activations or {}).items()}
+        self.timestep_edges = tuple(timestep_edges)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quant_method": self.quant_method.value,
+            "schema": self.schema,
+            "fingerprint": self.fingerprint,
+            "layers": self.layers,
+            "kernel_costs": self.kernel_costs,
+            "activations": {path: vars(choice) for path, choice in self.activations.items()},
+            "timestep_edges": list(self.timestep_edges),
+        }
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """diffusers prints a config by it, and does print it in `from_pretrained`."""
+        return self.to_dict()
+
+
+class SedaqQuantizer(DiffusersQuantizer):
+    """Replaces the layers named in the config by coded ones and fills their buffers with the stored dtypes."""
+
+    quantization_config: SedaqConfig
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        holders = self._holders
+        for path, text in self.quantization_config.layers.items():
+            try:
+                module = model.get_submodule(path)
+            except AttributeError as error:
+                raise InputError(
+                    f"quantization_config names layer {path!r}, which {type(model).__name__} does not have; the folder is damaged"
+                ) from error
+            format = Format.parse(text)
+            shape = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
+            tensors = {name: torch.empty(size, dtype=dtype, device="meta") for name, (dtype, size) in format.tensor_specs(shape).items()}
+            kind = "linear" if len(shape) == 2 else f"conv{len(shape) - 2}d"
+            coded = coded_module(module, kind, Encoding(format, shape, tensors, 0.0))
+            if holders.get(path, path) != path:
+                coded.borrow_book({name: tensors[name] for name in BOOK_TENSORS if name in tensors})
+            if path in self.quantization_config.activations:
+                coded.activation = self._rounding(module, self.quantization_config.activations[path])
+            set_module(model, path, coded)
+
+    @staticmethod
+    def _rounding(module: nn.Module, choice: Activation) -> InputRounding:
+        specs = choice.tensor_specs().items()
+        return rounding_of(module, choice, {name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in specs})
+
+    @property
+    def _holders(self) -> dict[str, str]:
+        return book_holders({path: Format.parse(text) for path, text in self.quantization_config.layers.items()})
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        stored = model.state_dict().keys()  # borrowed codebooks are not in it
+        for name, buffer in model.named_buffers():
+            if buffer.is_meta and name in stored:
+                raise InputError(
+                    f"the folder's weights lack tensor {name!r}; the file is damaged or not of this config, apply the plan again"
+                )
+        for path, holder in self._holders.items():
+            if path != holder:
+                held = dict(model.get_submodule(holder).named_buffers(recurse=False))
+                coded: Any = model.get_submodule(path)
+                coded.borrow_book({name: held[name] for name in BOOK_TENSORS if name in held})
+        stored_costs = self.quantization_config.kernel_costs
+        law = costs.adopt(stored_costs) if stored_costs else ""
+        for path in self.quantization_config.layers:
+            layer: Any = model.get_submodule(path)
+            layer.law = law
+            layer.prepare()
+        static = [layer.activation for layer in coded_modules(model).values() if layer.activation and layer.activation.activation.is_static]
+        if static:
+            clock = Clock(model, self.quantization_config.timestep_edges)
+            add_hooks(model, before={"": clock})
+            for rounding in static:
+                rounding.clock = clock
+        return model
+
+    def check_if_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any) -> bool:
+        path = param_name.rpartition(".")[0].removesuffix(f".{ACTIVATION}")
+        return path in self.quantization_config.layers and not param_name.endswith(".bias")
+
+    def create_quantized_param(
+        self, model: nn.Module, param_value: Any, param_name: str, target_device: Any, state_dict: Any, *_: Any, **__: Any
+    ) -> None:  # type: ignore[override]
+        # diffusers has already cast param_value to torch_dtype; the stored tensor is what counts.
+        path, _dot, name = param_name.rpartition(".")
+        module = model.get_submodule(path)
+        module.register_buffer(name, state_dict[param_name].to(target_device))
+
+    def check_quantized_param_shape(self, param_name: str, current: torch.Tensor, loaded: torch.Tensor) -> bool:  # type: ignore[override]
+        raise InputError(
+            f"tensor {param_name!r} has shape {tuple(loaded.shape)}, its format takes {tuple(current.shape)}; the folder is damaged"
+        )
+
+    @property
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def register() -> None:
+    """Make diffusers know quant_method "sedaq". Calling it again changes nothing.
+
+    Test tools import the root folder a second time, under its own name; only the package by the name `sedaq` registers.
+    """
+    if __name__.partition(".")[0] != "sedaq":
+        return
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[_Method.SEDAQ.value] = SedaqConfig
+    auto.AUTO_QUANTIZER_MAPPING[_Method.SEDAQ.value] = SedaqQuantizer

@@ -1,0 +1,237 @@
+"""Layers that hold codes instead of a weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...errors import InputError
+from ...kernels import native
+from ...kernels.coded import CodedMatrix, Geometry
+from ...kernels.ops import product
+from ...kernels.reference import dequantize
+from ...models.calibration import sides_of_padding
+from ...models.hooks import add_hooks
+from ..activations.rounding import InputRounding, rounding_hook
+from ..encoding import Encoding, coded_matrix
+from ..formats import Format
+
+_CONVOLUTIONS: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
+LEAST_ROWS = 16  # of a conv group that is worth a product of its own
+
+
+class _Coded(nn.Module):
+    """Stored tensors as buffers, by the names and shapes of Format.tensor_specs.
+
+    `precision` is the class of arithmetic, a name in kernels.dispatch.PRECISIONS: "exact" in the input's dtype, "bf16" in bfloat16, "a8"
+    with activations rounded to 8 bits a token (of a convolution: all that one place of the output sees), or their products with codewords. `law` names the costs by which
+    kernels are chosen, as costs.adopt does; empty where they are this machine's.
+    """
+
+    law = ""
+
+    def __init__(self, format: Format, shape: tuple[int, ...], tensors: dict[str, torch.Tensor], bias: torch.Tensor | None) -> None:
+        super().__init__()
+        if format.kind == "asis":
+            raise InputError("a layer that stays as it is has no codes; keep the module that it is")
+        self.format, self.shape = format, tuple(shape)
+        self.precision = "exact"
+        self.activation: InputRounding | None = None
+        self._matrix: tuple[torch.Tensor, CodedMatrix] | None = None
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+    def borrow_book(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Use codebooks that another layer holds: they are not in this layer's state."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self._matrix = None
+
+    @property
+    def stored(self) -> dict[str, torch.Tensor]:
+        """The stored tensors, by name."""
+        return dict(self.named_buffers(recurse=False))
+
+    def matrix(self) -> CodedMatrix:
+        """Unpacked codes and expanded codebooks, made at first use and again after a move or a load."""
+        codes = self.get_buffer("codes")
+        if self._matrix is None or self._matrix[0] is not codes:
+            self._matrix = (codes, replace(coded_matrix(self.format, self.shape, self.stored), law=self.law))
+        return self._matrix[1]
+
+    def prepare(self) -> None:
+        """Make what products read before there are activations: small pieces of memory that stay would break the large ones that come and go
+        into parts."""
+        if self.get_buffer("codes").device.type == "cpu":
+            native.prepare(self.matrix())
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        # It copies into the buffers, so their identity does not tell that they changed.
+        super()._load_from_state_dict(*args)
+        self._matrix = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _Coded:
+        """Moves take the stored tensors along; casts (`.half()`, `.to(torch.bfloat16)`) leave what is stored as it is."""
+        before = self.stored
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            moved = self.get_buffer(name)
+            if moved.dtype != tensor.dtype:
+                self.register_buffer(name, tensor.to(moved.device), persistent=name not in self._non_persistent_buffers_set)
+        self._matrix = None
+        return self
+
+    def multiplied(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:
+        """What codes are multiplied with, and the class of arithmetic: the one of 8-bit integers rounds inputs by itself."""
+        if self.activation is None:
+            return x, self.precision
+        return (x, "a8") if self.activation.activation.is_real else (self.activation(x), self.precision)
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, format={self.format}, bias={self.bias is not None}"
+
+
+class AQLinear(_Coded):
+    """nn.Linear over codes: x (..., in) → (..., out).
+
+    >>> from sedaq.aq.encoder.encoder import encode
+    >>> layer = AQLinear(encode(torch.randn(16, 8), Format.parse("1x4g4")))
+    >>> layer(torch.randn(3, 8)).shape
+    torch.Size([3, 16])
+    """
+
+    kind = "linear"
+
+    def __init__(self, encoding: Encoding, bias: torch.Tensor | None = None) -> None:
+        super().__init__(encoding.format, encoding.shape, encoding.tensors, bias)
+        self.out_features, self.in_features = self.shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, precision = self.multiplied(x)
+        return product(x, self.matrix(), self.bias, None, precision)
+
+
+class _AQConv(_Coded):
+    """A convolution over codes: the coded product of its patches, which are gathered as they are needed."""
+
+    kind: str
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        bias: torch.Tensor | None = None,
+        *,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__(encoding.format, encoding.shape, encoding.tensors, bias)
+        n = len(self.shape) - 2
+        self.stride, self.dilation = (value if isinstance(value, tuple) else (value,) * n for value in (stride, dilation))
+        self.padding = padding if isinstance(padding, (tuple, str)) else (padding,) * n
+        self.groups, self.padding_mode = groups, padding_mode
+        self.out_channels, self.in_channels, self.kernel_size = self.shape[0], self.shape[1] * groups, self.shape[2:]
+        self._groups: tuple[CodedMatrix, list[CodedMatrix]] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, precision = self.multiplied(x)
+        padding = sides_of_padding(self, self.kernel_size)
+        if self.padding_mode != "zeros" or any(before != after for before, after in padding):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = F.pad(x, [p for pair in reversed(padding) for p in pair], mode=mode)
+            padding = [(0, 0)] * len(padding)
+        geometry = Geometry(tuple(self.kernel_size), self.stride, tuple(before for before, _ in padding), self.dilation)
+        last = x.movedim(1, -1)
+        if self.groups == 1:
+            return product(last, self.matrix(), self.bias, geometry, precision).movedim(-1, 1)
+        if self.out_channels // self.groups < LEAST_ROWS and precision == "exact":
+            weight = dequantize(self.matrix()).reshape(self.shape).to(x.dtype)
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return _CONVOLUTIONS[self.kind](x, weight, bias, geometry.step, geometry.padding, geometry.dilation, self.groups)
+        inputs = last.split(self.in_channels // self.groups, -1)
+        biases = [None] * self.groups if self.bias is None else self.bias.chunk(self.groups)
+        parts = [product(*of_group, geometry, precision) for of_group in zip(inputs, self._group_matrices(), biases, strict=True)]
+        return torch.cat(parts, -1).movedim(-1, 1)
+
+    def _group_matrices(self) -> list[CodedMatrix]:
+        matrix = self.matrix()
+        if not self._groups or self._groups[0] is not matrix:
+            rows = zip(matrix.codes.chunk(self.groups), matrix.scales.chunk(self.groups), strict=True)
+            self._groups = (matrix, [replace(matrix, codes=codes, scales=scales) for codes, scales in rows])
+        return self._groups[1]
+
+
+class AQConv1d(_AQConv):
+    """nn.Conv1d over codes."""
+
+    kind = "conv1d"
+
+
+class AQConv2d(_AQConv):
+    """nn.Conv2d over codes: x (N, C, H, W) → (N, out, H', W')."""
+
+    kind = "conv2d"
+
+
+class AQConv3d(_AQConv):
+    """nn.Conv3d over codes."""
+
+    kind = "conv3d"
+
+
+_CLASSES = {"conv1d": AQConv1d, "conv2d": AQConv2d, "conv3d": AQConv3d}
+_DENSE = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
+
+
+def coded_module(module: nn.Module, kind: str, encoding: Encoding) -> _Coded:
+    """The coded twin of a Linear or Conv module, its bias and geometry kept."""
+    bias: Any = module.bias
+    if kind == "linear":
+        return AQLinear(encoding, bias)
+    geometry: dict[str, Any] = {name: getattr(module, name) for name in _GEOMETRY}
+    convolution: _AQConv = _CLASSES[kind](encoding, bias, **geometry)
+    return convolution
+
+
+def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def coded_modules(root: nn.Module) -> dict[str, _Coded]:
+    """The layers that hold codes, by path."""
+    return {path: module for path, module in root.named_modules() if isinstance(module, _Coded)}
+
+
+def densify(root: nn.Module) -> None:
+    """Put plain Linear and Conv modules with de-quantized weights in the place of coded ones: for measuring, where speed of torch counts.
+
+    Their inputs are rounded as those of the coded ones are.
+    """
+    for path, module in coded_modules(root).items():
+        weight = dequantize(module.matrix()).reshape(module.shape)
+        with torch.device("meta"):
+            dense = _dense_twin(module)
+        dense.weight = nn.Parameter(weight, requires_grad=False)
+        dense.bias = module.bias
+        if module.activation is not None:
+            add_hooks(dense, before={"": rounding_hook(module.activation)})
+        set_module(root, path, dense)
+    root.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _dense_twin(module: _Coded) -> Any:
+    if isinstance(module, AQLinear):
+        return nn.Linear(module.in_features, module.out_features, module.bias is not None)
+    assert isinstance(module, _AQConv)
+    geometry: dict[str, Any] = {name: getattr(module, name) for name in _GEOMETRY}
+    cls: Any = _DENSE[module.kind]
+    return cls(module.in_channels, module.out_channels, module.kernel_size, bias=module.bias is not None, **geometry)

@@ -1,0 +1,155 @@
+"""Menus by measurement: for every layer and rate the format of least error whose total is within the rate, or a faster one that is as good.
+
+The rule of menu.py names a few formats; each is tried at draft effort on some of the layer's rows, under its own Hessian. Layers of one role
+may share codebooks, which then cost each a part only: that is taken where the layers' errors are less on average (of logarithms) than with
+their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import InputError
+from ...models.hessian import Hessian
+from ...models.layers import Layer
+from ...progress import track
+from ...storage import fingerprint, read_json, write_json
+from ..encoder.encoder import encode
+from ..formats import Format
+from ..parallel import process_each
+from .menu import Entry, candidates, cheapest, layer_menu, promise, slowness
+from .store import ALONE_ABOVE, EncodingStore, book_name
+
+N_OWN = 4  # formats tried for a layer and rate
+WORTH_SHARING = 0.03  # bits that shared codebooks must promise above the layers' own before they are tried
+LEAST_GAIN = 0.02  # by which the errors must then be less
+N_ROWS = 256  # of a layer that a format is tried on
+AS_GOOD = 0.02  # more error than the least: then kernels' speed decides (benchmarks/fast_menus.py)
+_EFFORT = "draft"
+
+Choices = dict[float, tuple[Format, float]]  # by rate: the format and its error
+
+
+def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tuple[Entry, ...]]:
+    """The menu of every layer; what was measured before is read from the store's folder."""
+    store.calibrate()
+    layers, rates = store.subject.layers, tuple(sorted(rates))
+    n_weights = sum(layer.n_weights for layer in layers)
+    own: dict[str, Choices] = {}
+    with closing(
+        process_each(lambda layer: own_choices(store, layer, rates), layers, alone=lambda layer: layer.n_weights > ALONE_ABOVE)
+    ) as found:
+        for layer, choices in track(found, "menus", n_weights, cost=lambda pair: pair[0].n_weights):
+            own[layer.name] = choices
+    roles: dict[tuple[str, bool], list[Layer]] = {}
+    for layer in layers:
+        roles.setdefault((book_name(layer), layer.kind == "linear"), []).append(layer)
+    several = [(members, rate) for members in roles.values() if len(members) > 1 for rate in rates]
+    with closing(process_each(lambda item: _shared(store, *item, own), several)) as shared:
+        for (members, rate), format in track(shared, "shared codebooks", len(several)):
+            if format is not None:
+                for layer in members:
+                    own[layer.name][rate] = (format, math.nan)
+    return {
+        layer.name: layer_menu(store.subject, layer, {rate: format for rate, (format, _) in own[layer.name].items()}) for layer in layers
+    }
+
+
+def best_format(weight: torch.Tensor, hessian: Hessian, rate: float, *, groups: int = 1, seed: int = 0, limit: int = N_OWN) -> Format:
+    """The format of least error at draft effort within `rate` total bits, of the `limit` most promising.
+
+    Raises InputError where none is within the rate.
+    """
+    shape = tuple(weight.shape)
+    formats = candidates(rate, (shape,), limit)
+    if not formats:
+        raise InputError(f"no format of a weight of shape {shape} is within {rate:g} bits; allow more")
+    return min(formats, key=lambda format: draft_error(weight, format, hessian, groups=groups, seed=seed))
+
+
+def as_good(formats: Sequence[Format], errors: Mapping[Format, float]) -> Format:
+    """Of the formats whose error is within AS_GOOD of the least the fastest; of equally fast ones that of least error."""
+    least = min(errors[format] for format in formats)
+    near = [format for format in formats if errors[format] <= (1 + AS_GOOD) * least]
+    return min(near, key=lambda format: (slowness(format), errors[format]))
+
+
+def draft_error(
+    weight: torch.Tensor,
+    format: Format,
+    hessian: Hessian,
+    *,
+    groups: int = 1,
+    seed: int = 0,
+    book: Mapping[str, torch.Tensor] | None = None,
+) -> float:
+    """Relative output error at draft effort, on at most N_ROWS rows drawn at random."""
+    if groups == 1 and len(weight) > N_ROWS:
+        drawn = torch.randperm(len(weight), generator=torch.Generator().manual_seed(seed))[:N_ROWS]
+        weight = weight[drawn.to(weight.device)]
+    return encode(weight, format, hessian, effort=_EFFORT, seed=seed, groups=groups, book=book).error
+
+
+def _path(store: EncodingStore, name: str, layers: Sequence[Layer], rates: Sequence[float]) -> Path:
+    rule = fingerprint([N_OWN, N_ROWS, WORTH_SHARING, LEAST_GAIN, AS_GOOD, _EFFORT, *rates])
+    return store.folder / "menus" / f"{name}.{store.key([layer.name for layer in layers], rule)}.json"
+
+
+def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
+    """The best format with codebooks of the layer's own."""
+    path = _path(store, layer.name, [layer], rates)
+    if not path.exists():
+        tried: dict[Format, float] = {}
+        chosen: dict[str, dict[str, Any]] = {}
+        best: Format | None = None
+        weight, hessian = store.subject.weight(layer.name), store.hessian(layer)
+        for rate in rates:
+            formats = candidates(rate, (layer.shape,), N_OWN) or (best or cheapest(layer.shape),)
+            for format in formats:
+                if format not in tried:
+                    tried[format] = draft_error(weight, format, hessian, groups=layer.groups, seed=store.seed)
+            best = min((*formats, best or formats[0]), key=tried.__getitem__)  # what fits a lower rate fits this one
+            taken = as_good((*formats, best), tried)
+            chosen[repr(rate)] = {"format": str(taken), "error": tried[taken]}
+        write_json(path, "menu", {"chosen": chosen, "tried": {str(format): error for format, error in tried.items()}})
+    content = read_json(path, "menu")["chosen"]
+    return {float(rate): (Format.parse(choice["format"]), choice["error"]) for rate, choice in content.items()}
+
+
+def _shared(store: EncodingStore, members: Sequence[Layer], rate: float, own: Mapping[str, Choices]) -> Format | None:
+    """The format with codebooks that all `members` share, where it is better."""
+    name = book_name(members[0])
+    kind = "convolutions." * (members[0].kind != "linear")
+    path = _path(store, f"{name}.{kind}{rate:g}", members, list(own[members[0].name]))
+    if not path.exists():
+        chosen, gain = None, None
+        before = [own[layer.name][rate] for layer in members]
+        owned = [promise(format, layer.n_weights) for (format, _), layer in zip(before, members, strict=True)]
+        format = _candidate(rate, members)
+        if format and promise(format, sum(layer.n_weights for layer in members)) >= sum(owned) / len(owned) + WORTH_SHARING:
+            format = replace(format, book=name)
+            book = store.fit_book(format, effort=_EFFORT)
+            errors = [
+                draft_error(store.subject.weight(m.name), format, store.hessian(m), groups=m.groups, seed=store.seed, book=book)
+                for m in members
+            ]
+            logs = [math.log(max(old, 1e-12) / max(new, 1e-12)) for (_, old), new in zip(before, errors, strict=True)]
+            gain = sum(logs) / len(logs)
+            chosen = str(format) if gain > LEAST_GAIN else None
+        write_json(path, "menu", {"chosen": chosen, "tried": str(format), "gain": gain})
+    found = read_json(path, "menu")["chosen"]
+    return Format.parse(found) if found else None
+
+
+def _candidate(rate: float, members: Sequence[Layer]) -> Format | None:
+    """The most promising format that all can share."""
+    same_taps = len({layer.shape[2:] for layer in members}) == 1
+    found = candidates(rate, tuple(layer.shape for layer in members), 2)  # a convolution's two groupings
+    return next((format for format in found if same_taps or format.grouping != "t"), None)

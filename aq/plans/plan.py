@@ -1,0 +1,220 @@
+"""A plan: which format each layer gets, what that weighs, and what is known of its quality."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import InputError
+from ...models.subject import Subject
+from ...storage import fingerprint, read_json, write_json
+from ..activations.rounding import ACTIVATION, Activation
+from ..formats import AS_IS, BOOK_TENSORS, Format
+from .menu import TensorSpec
+
+SAFETENSORS_METADATA = {"format": "pt"}
+UNROUNDED = 16  # activation bits of a layer whose inputs stay as they are
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One line per eligible layer; whatever is not a layer's weight stays as it is stored."""
+
+    subject_name: str
+    subject_fingerprint: str
+    formats: dict[str, Format]  # by layer, in module order
+    size_bytes: int  # of the denoiser's safetensors file, header included
+    bits_per_weight: float
+    budget: dict[str, float] = field(default_factory=dict)
+    encoding: dict[str, Any] = field(default_factory=dict)  # effort, seed, calibration fingerprint
+    activations: dict[str, Activation] = field(default_factory=dict)  # by layer; the inputs of others stay as they are
+    predicted: dict[str, Any] | None = None
+    measured: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, subject: Subject, formats: Mapping[str, Format], **details: Any) -> Plan:
+        """A plan for `subject`, sizes computed; a layer whose weight stays as it is keeps its inputs, too.
+
+        Raises InputError for a layer that is missing, unknown or cannot have its format.
+        """
+        ordered = {layer.name: formats[layer.name] for layer in subject.layers if layer.name in formats}
+        activations = {name: choice for name, choice in details.pop("activations", {}).items() if ordered.get(name, AS_IS) != AS_IS}
+        details["activations"] = activations
+        plan = cls(subject.name, subject.fingerprint, ordered, 0, 0.0, **details)
+        plan._check_layers(subject, set(formats))
+        size, bits = file_bytes(tensor_specs(subject, ordered, activations)), weight_bits(subject, ordered)
+        return cls(subject.name, subject.fingerprint, ordered, size, bits, **details)
+
+    def with_activations(self, subject: Subject, activations: Mapping[str, Activation]) -> Plan:
+        """The same formats with inputs rounded; its size is computed anew, and what was predicted and measured no longer holds."""
+        kept = {name: getattr(self, name) for name in ("budget", "encoding", "provenance")}
+        return Plan.of(subject, self.formats, activations=activations, **kept)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over the model, its formats and their encoding: equal for plans that give equal images."""
+        return fingerprint(
+            [
+                self.subject_fingerprint,
+                {name: str(format) for name, format in self.formats.items()},
+                {name: [choice.bits, choice.scheme] for name, choice in self.activations.items()},
+                self.encoding,
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "subject": {"name": self.subject_name, "fingerprint": self.subject_fingerprint},
+            "budget": self.budget,
+            "layers": {
+                name: {"format": str(format), **_activation_json(self.activations.get(name))} for name, format in self.formats.items()
+            },
+            "encoding": self.encoding,
+            "size_bytes": self.size_bytes,
+            "bits_per_weight": self.bits_per_weight,
+            "predicted": self.predicted,
+            "measured": self.measured,
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: str = "plan") -> Plan:
+        try:
+            layers = content["layers"]
+            return cls(
+                content["subject"]["name"],
+                content["subject"]["fingerprint"],
+                {name: Format.parse(layer["format"]) for name, layer in layers.items()},
+                content["size_bytes"],
+                content["bits_per_weight"],
+                content["budget"],
+                content["encoding"],
+                {
+                    name: Activation(layer["activation_bits"], layer["activation_scheme"])
+                    for name, layer in layers.items()
+                    if layer["activation_bits"] != UNROUNDED
+                },
+                content["predicted"],
+                content["measured"],
+                content["provenance"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{where}: field {error} is missing or of the wrong type; make the plan again with `sedaq search`") from error
+
+    def save(self, path: str | Path) -> None:
+        write_json(Path(path), "plan", self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Raises InputError for a missing, damaged or hand-edited file."""
+        return cls.from_json(read_json(Path(path), "plan"), str(path))
+
+    def validate(self, subject: Subject) -> None:
+        """Raise InputError unless this plan was made for `subject` and its sizes are right."""
+        if self.subject_fingerprint != subject.fingerprint:
+            raise InputError(
+                f"the plan was made for {self.subject_name} (fingerprint {self.subject_fingerprint}), not for {subject.name} ({subject.fingerprint}); "
+                "pass the subject that was searched, or search again"
+            )
+        self._check_layers(subject, set(self.formats))
+        size = file_bytes(tensor_specs(subject, self.formats, self.activations))
+        if size != self.size_bytes:
+            raise InputError(f"the plan states size_bytes {self.size_bytes}, its formats take {size}; search again")
+
+    def _check_layers(self, subject: Subject, named: set[str]) -> None:
+        layers = {layer.name: layer for layer in subject.layers}
+        for name in sorted(named - layers.keys()):
+            raise InputError(f"the plan names layer {name!r}, which {subject.name} does not have; `sedaq inspect` lists them")
+        for name in layers:
+            if name not in named:
+                raise InputError(f"the plan leaves out layer {name!r} of {subject.name}; search again")
+            try:
+                self.formats[name].tensor_specs(layers[name].shape)
+            except InputError as error:
+                raise InputError(f"layer {name}: {error}") from error
+
+
+def _activation_json(choice: Activation | None) -> dict[str, Any]:
+    return {"activation_bits": UNROUNDED} if choice is None else {"activation_bits": choice.bits, "activation_scheme": choice.scheme}
+
+
+def book_holders(formats: Mapping[str, Format]) -> dict[str, str]:
+    """For every layer with shared codebooks the layer in whose name they are stored: the first by name of those with the same format."""
+    holders: dict[Format, str] = {}
+    for name in sorted(formats):
+        if formats[name].book:
+            holders.setdefault(formats[name], name)
+    return {name: holders[format] for name, format in formats.items() if format.book}
+
+
+def tensor_specs(
+    subject: Subject, formats: Mapping[str, Format], activations: Mapping[str, Activation] | None = None
+) -> dict[str, TensorSpec]:
+    """Dtype and shape of every tensor of the quantized denoiser's file; shared codebooks are stored once."""
+    specs = dict(subject.tensor_specs)
+    holders = book_holders(formats)
+    for layer in subject.layers:
+        stored, _ = specs.pop(f"{layer.name}.weight")
+        for name, spec in formats[layer.name].tensor_specs(layer.shape, stored).items():
+            if name not in BOOK_TENSORS or holders.get(layer.name, layer.name) == layer.name:
+                specs[f"{layer.name}.{name}"] = spec
+    return specs | activation_specs(activations or {})
+
+
+def activation_specs(activations: Mapping[str, Activation]) -> dict[str, TensorSpec]:
+    """What layers with rounded inputs store beside their codes."""
+    return {f"{path}.{ACTIVATION}.{name}": spec for path, choice in activations.items() for name, spec in choice.tensor_specs().items()}
+
+
+def weight_bits(subject: Subject, formats: Mapping[str, Format]) -> float:
+    """Total bits per eligible weight."""
+    kept = subject.tensor_specs.keys() - {f"{layer.name}.weight" for layer in subject.layers}
+    specs = tensor_specs(subject, formats)
+    size = sum(dtype.itemsize * math.prod(shape) for name, (dtype, shape) in specs.items() if name not in kept)
+    return 8 * size / sum(layer.n_weights for layer in subject.layers)
+
+
+def file_bytes(specs: Mapping[str, TensorSpec]) -> int:
+    """Exact bytes of a safetensors file: 8 for the header's length, the header padded to 8, the tensors.
+
+    The writer orders tensors by dtype, widest alignment first, then by name; the order matters for the digits of the offsets.
+    """
+    names = {
+        torch.uint8: "U8",
+        torch.int8: "I8",
+        torch.bool: "BOOL",
+        torch.int16: "I16",
+        torch.int32: "I32",
+        torch.int64: "I64",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.float32: "F32",
+        torch.float64: "F64",
+    }
+    rank = [
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.float16,
+        torch.bfloat16,
+        torch.int32,
+        torch.float32,
+        torch.float64,
+        torch.int64,
+    ]
+    header: dict[str, Any] = {"__metadata__": SAFETENSORS_METADATA}
+    offset = 0
+    for name, (dtype, shape) in sorted(specs.items(), key=lambda item: (-rank.index(item[1][0]), item[0])):
+        end = offset + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + 8 * math.ceil(length / 8) + offset

@@ -1,0 +1,180 @@
+"""Calibration matrices and encodings on disk: each is made once, by whoever asks first.
+
+calibration/<layer>.<calibration>.safetensors   H of one layer
+encodings/<layer>.<format>.<key>.safetensors    key: weight, format, calibration, effort and seed
+books/<format>.<key>.safetensors                codebooks that the layers of one role share
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import InputError
+from ...models.calibration import calibrate, check_weighting
+from ...models.hessian import Hessian
+from ...models.layers import Layer
+from ...models.subject import Subject
+from ...progress import track
+from ...storage import fingerprint, load_tensors, save_tensors, tensor_fingerprint
+from ..encoder.encoder import Member, encode, fit_book, parse_effort
+from ..encoding import Encoding
+from ..formats import Format
+from ..parallel import process_each
+
+ALONE_ABOVE = 1 << 21  # weights of a layer that is encoded alone; smaller ones are encoded several at once
+MAX_BOOK_MEMBERS = 16  # layers that shared codebooks are fitted on at most, twice as many at worst
+
+
+class EncodingStore:
+    """Encodings of one subject under one calibration, kept in `folder`.
+
+    Args:
+        calibration: what the calibration matrices depend on besides the subject: seed, n_images, steps, and settings of its sampler.
+        effort, seed: of the encoder.
+    """
+
+    def __init__(self, subject: Subject, folder: Path, *, calibration: Mapping[str, Any], effort: str = "fast", seed: int = 0) -> None:
+        parse_effort(effort)
+        check_weighting(calibration.get("weighting", "uniform"))
+        self.subject, self.folder = subject, Path(folder)
+        self.calibration, self.effort, self.seed = dict(calibration), effort, seed
+        self.calibration_fingerprint = fingerprint([subject.fingerprint, self.calibration])
+        self._fingerprints: dict[str, str] = {}  # of weights
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What plan.json's `encoding` field holds."""
+        return {
+            "effort": self.effort,
+            "seed": self.seed,
+            "calibration": self.calibration_fingerprint,
+            "calibration_settings": self.calibration,
+        }
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Settings of the subject's sampler among what calibration depends on."""
+        return {name: value for name, value in self.calibration.items() if name not in ("seed", "n_images", "steps", "weighting")}
+
+    # -- calibration -----------------------------------------------------------------------------------------------------------------
+
+    def _hessian_path(self, layer: Layer) -> Path:
+        return self.folder / "calibration" / f"{layer.name}.{self.calibration_fingerprint}.safetensors"
+
+    def calibrate(self, memory_bytes: int | None = None) -> None:
+        """Make the calibration matrices that are missing."""
+        missing = [layer for layer in self.subject.layers if not self._hessian_path(layer).exists()]
+        if not missing:
+            return
+        for layer, hessian in calibrate(self.subject, missing, memory_bytes=memory_bytes, **self.calibration):
+            tensors = {f"block{i}": block for i, block in enumerate(hessian.blocks)}
+            save_tensors(self._hessian_path(layer), "hessian", tensors, {"layer": layer.name, "calibration": self.calibration_fingerprint})
+
+    def hessian(self, layer: Layer) -> Hessian:
+        if not self._hessian_path(layer).exists():
+            self.calibrate()
+        tensors, _ = load_tensors(self._hessian_path(layer), "hessian")
+        return Hessian(tuple(tensors[f"block{i}"] for i in range(len(tensors))))
+
+    # -- encodings -------------------------------------------------------------------------------------------------------------------
+
+    def key(self, names: Iterable[str], *what: Any) -> str:
+        """Fingerprint of something made from the weights and calibration of layers."""
+        for name in names:
+            if name not in self._fingerprints:
+                self._fingerprints[name] = tensor_fingerprint([(name, self.subject.weight(name))])
+        return fingerprint([*(self._fingerprints[name] for name in names), *what, self.calibration_fingerprint, self.seed])
+
+    def _path(self, layer: Layer, format: Format) -> Path:
+        sharers = [member.name for member in self.sharers(format)] if format.book else []
+        return self.folder / "encodings" / f"{layer.name}.{format}.{self.key([layer.name, *sharers], str(format), self.effort)}.safetensors"
+
+    def sharers(self, format: Format) -> list[Layer]:
+        """The layers whose codebooks `format` names: all of one role that can have it. Raises InputError if there are none."""
+        named = [layer for layer in self.subject.layers if book_name(layer) == format.book]
+        if not named:
+            books = ", ".join(sorted({book_name(layer) for layer in self.subject.layers}))
+            raise InputError(f"format {format}: there is no role {format.book!r} whose layers could share codebooks; the roles are {books}")
+        fitting = [layer for layer in named if format.fits(layer.shape)]
+        if not fitting:
+            raise InputError(f"format {format}: no layer of the role {format.book!r} can have it; use another grouping")
+        return fitting
+
+    def book_path(self, format: Format) -> Path:
+        """Where the codebooks of a format that shares them are, made now if they were not there yet."""
+        names = [member.name for member in self.sharers(format)]
+        path = self.folder / "books" / f"{format}.{self.key(names, str(format), self.effort)}.safetensors"
+        if not path.exists():
+            save_tensors(path, "book", self.fit_book(format, effort=self.effort), {"format": str(format)})
+        return path
+
+    def book(self, format: Format) -> dict[str, torch.Tensor]:
+        """Stored codebooks of a format that shares them."""
+        return load_tensors(self.book_path(format), "book")[0]
+
+    def fit_book(self, format: Format, *, effort: str) -> dict[str, torch.Tensor]:
+        """Stored codebooks that are not kept."""
+        members = self.sharers(format)
+        spread = members[:: max(1, len(members) // MAX_BOOK_MEMBERS)]  # of a deep model: every so many blocks
+        seen = [Member(self.subject.weight(member.name), self.hessian(member), member.groups) for member in spread]
+        return fit_book(seen, format, effort=effort, seed=self.seed)
+
+    def holds(self, layer: Layer, format: Format) -> bool:
+        """Whether `get` only has to read."""
+        return format.kind == "asis" or self._path(layer, format).exists()
+
+    def get(self, layer: Layer, format: Format) -> Encoding:
+        """The encoding, made now if it is not there yet. Raises InputError, which names the layer, where it cannot be made."""
+        if format.kind == "asis":
+            stored = self.subject.tensor_specs[f"{layer.name}.weight"][0]
+            return Encoding(format, layer.shape, {"weight": self.subject.weight(layer.name).to(stored)}, 0.0)
+        path = self._path(layer, format)
+        if path.exists():
+            return Encoding.load(path)
+        try:
+            encoding = encode(
+                self.subject.weight(layer.name),
+                format,
+                self.hessian(layer),
+                effort=self.effort,
+                seed=self.seed,
+                groups=layer.groups,
+                book=self.book(format) if format.book else None,
+                provenance={"layer": layer.name, "calibration": self.calibration_fingerprint},
+            )
+        except InputError as error:
+            raise InputError(f"layer {layer.name}: {error}") from error
+        encoding.save(path)
+        return encoding
+
+    def _make(self, item: tuple[Layer, Format]) -> None:
+        self.get(*item)
+
+    def fill(self, wanted: Sequence[tuple[Layer, Format]]) -> None:
+        """Make all encodings that are missing, with progress; several layers at once, as torch has threads."""
+        self.calibrate()
+        coded = [(layer, format) for layer, format in wanted if format.kind != "asis"]
+        missing = [(layer, format) for layer, format in coded if not self._path(layer, format).exists()]
+        total = sum(layer.n_weights for layer, _ in coded)
+        done = total - sum(layer.n_weights for layer, _ in missing)
+        books = list(dict.fromkeys(format for _, format in missing if format.book))
+        if books:
+            with closing(
+                process_each(self.book_path, books, alone=lambda format: self.sharers(format)[0].n_weights > ALONE_ABOVE)
+            ) as fitted:
+                for _ in track(fitted, "shared codebooks", len(books)):
+                    pass
+        with closing(process_each(self._make, missing, alone=lambda item: item[0].n_weights > ALONE_ABOVE)) as made:
+            for _ in track(made, "encoding", total, done=done, cost=lambda pair: pair[0][0].n_weights):
+                pass
+
+
+def book_name(layer: Layer) -> str:
+    """The name of the codebooks that layers of this one's role share, as it stands in a format."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", layer.role).strip("-")

@@ -1,0 +1,188 @@
+"""What a sampling step takes with a plan, before the plan is applied: coded layers by the kernels' law of costs, all else as it was measured."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import InputError
+from ...kernels import costs, dispatch
+from ...kernels.coded import CodedMatrix
+from ...models.hooks import After, hooking, input_of
+from ...models.layers import Layer
+from ...models.subject import Subject
+from ...progress import track
+from ...storage import read_json, write_json
+from ..encoding import Encoding
+from ..formats import Format
+from ..modules.layers import LEAST_ROWS, coded_module
+
+_ROUNDS, _STEPS = 5, 2
+_INT8_ENTRIES = 256
+_TRIAL = Format.parse("2x8g8")  # what a layer takes beyond the law of products, patches and calls, is that of any format
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Nanoseconds of one step for `n_images` images at once, in float32 on this machine.
+
+    A layer with codes takes what the law says of its products, and what one trial format was measured to take beyond that.
+
+    tokens: places of each layer's output, one number a call. dense: of each layer as it is. beyond: of each with codes, beside the law. rest:
+    of the step without the layers. law: of the kernels, as costs.to_store gives it.
+    """
+
+    subject: Subject
+    n_images: int
+    tokens: Mapping[str, Sequence[int]]
+    dense: Mapping[str, int]
+    beyond: Mapping[str, int]
+    rest: int
+    law: Mapping[str, Any]
+    _known: dict[tuple[str, Format], int] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def measure(cls, subject: Subject, n_images: int, **settings: Any) -> StepTimes:
+        """Time the full-precision model's layers on their way, and one coded twin of each, medians over rounds.
+
+        `settings` are those of the sample function. Raises InputError on a GPU, where products have no law of costs.
+        """
+        if next(subject.denoiser.parameters()).device.type != "cpu":
+            raise InputError("milliseconds a step are foretold on CPUs only; leave --ms-per-step out, or take --device cpu")
+        modules = {layer.name: subject.denoiser.get_submodule(layer.name) for layer in subject.layers}
+
+        def step(steps: int) -> None:
+            subject.sample(seed=0, n_images=n_images, steps=steps, **{**settings, "batch_size": n_images})
+
+        with _calls(subject.denoiser, modules) as calls:
+            step(1)
+        rests, of_layers = [], []
+        for _ in range(_ROUNDS):
+            start = time.perf_counter()
+            with timed(subject.denoiser, modules) as ms:
+                step(_STEPS)
+            rests.append(1e3 * (time.perf_counter() - start) - sum(ms.values()))
+            of_layers.append(ms)
+        dense = {name: round(1e6 * median(ms[name] for ms in of_layers) / _STEPS) for name in modules}
+        tokens = {name: [places for _, places in of_layer] for name, of_layer in calls.items()}
+        by_law = cls(subject, n_images, tokens, dense, dict.fromkeys(modules, 0), round(1e6 * median(rests) / _STEPS), costs.to_store())
+        known: dict[Any, int] = {}
+        beyond = {}
+        for layer in track(subject.layers, "milliseconds of layers"):
+            twins = [(repr(modules[layer.name]), size) for size, _ in calls[layer.name]]
+            for twin in twins:
+                if twin not in known:
+                    known[twin] = _nanoseconds(_random_twin(modules[layer.name], layer), torch.randn(twin[1]))
+            beyond[layer.name] = sum(known[twin] for twin in twins) - by_law.of(layer.name, _TRIAL)
+        return replace(by_law, beyond=beyond, _known={})
+
+    @classmethod
+    def of_run(cls, folder: Path, subject: Subject, n_images: int, **settings: Any) -> StepTimes:
+        """Measured once for each machine, number of threads and of images, and kept in `folder`: searches repeat."""
+        path = folder / "step-times" / f"{costs.machine()}-{torch.get_num_threads()}-{n_images}.json"
+        names = ("tokens", "dense", "beyond", "rest", "law")
+        if path.exists():
+            stored = read_json(path, "step times")
+            return cls(subject, n_images, *(stored[name] for name in names))
+        times = cls.measure(subject, n_images, **settings)
+        write_json(path, "step times", {name: getattr(times, name) for name in names})
+        return times
+
+    @cached_property
+    def _law(self) -> str:
+        return costs.adopt(self.law)
+
+    def of(self, name: str, format: Format) -> int:
+        """Nanoseconds of one layer with a format."""
+        if (name, format) not in self._known:
+            self._known[name, format] = self.dense[name] if format.kind == "asis" else max(0, self._coded(name, format))
+        return self._known[name, format]
+
+    def of_plan(self, formats: Mapping[str, Format]) -> int:
+        return self.rest + sum(self.of(name, format) for name, format in formats.items())
+
+    def _coded(self, name: str, format: Format) -> int:
+        layer = self.subject.layer(name)
+        rows = layer.shape[0] // layer.groups
+        if layer.groups > 1 and rows < LEAST_ROWS:  # these write their weights out and convolve as dense layers do
+            return self.dense[name] + self.beyond[name]
+        matrix = _shapes_only(format, (rows, *layer.shape[1:]), self._law)
+        kernels = [(dispatch.choose(torch.empty(0), tokens, matrix), tokens) for tokens in self.tokens[name]]
+        seconds = sum(costs.seconds(kernel, tokens, matrix) for kernel, tokens in kernels)
+        return layer.groups * round(1e9 * seconds) + self.beyond[name]
+
+
+@contextmanager
+def _calls(denoiser: nn.Module, modules: Mapping[str, Any]) -> Iterator[dict[str, list[tuple[tuple[int, ...], int]]]]:
+    """Of every module the shape of each input while the block runs, and the places of the output."""
+    found: dict[str, list[tuple[tuple[int, ...], int]]] = {name: [] for name in modules}
+
+    def hook(name: str) -> After:
+        n_out = modules[name].weight.shape[0]
+
+        def note(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+            found[name].append((tuple(input_of(args, kwargs).shape), output.numel() // n_out))
+
+        return note
+
+    with hooking(denoiser, after={name: hook(name) for name in modules}):
+        yield found
+
+
+def _random_twin(module: nn.Module, layer: Layer) -> nn.Module:
+    """A layer of the same geometry with codes at random."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randint(256, size, generator=generator, dtype=dtype)
+        if dtype == torch.uint8
+        else torch.randn(size, generator=generator).to(dtype)
+        for name, (dtype, size) in _TRIAL.tensor_specs(layer.shape).items()
+    }
+    return coded_module(module, layer.kind, Encoding(_TRIAL, layer.shape, tensors, 0.0))
+
+
+@torch.inference_mode()
+def _nanoseconds(module: nn.Module, x: torch.Tensor) -> int:
+    """Median over rounds, after one that warms up."""
+    seconds = []
+    for _ in range(_ROUNDS + 1):
+        start = time.perf_counter()
+        module(x)
+        seconds.append(time.perf_counter() - start)
+    return round(1e9 * median(seconds[1:]))
+
+
+def _shapes_only(format: Format, shape: tuple[int, ...], law: str) -> CodedMatrix:
+    """A matrix of such codes without memory."""
+    n_out, n_in = shape[0], math.prod(shape[1:])
+    of_codes, of_books = (n_out, n_in, 1), (1, _INT8_ENTRIES, 1)
+    if format.kind == "additive":
+        of_codes = (n_out, format.n_groups(shape), format.n_codebooks)
+        of_books = (format.n_codebooks, format.n_entries, format.group_size)
+    codes, books, scales = (torch.empty(size, device="meta") for size in (of_codes, of_books, (n_out,)))
+    return CodedMatrix(codes, books, scales, n_in, structure=format.structure, law=law)
+
+
+@contextmanager
+def timed(denoiser: nn.Module, names: Collection[str]) -> Iterator[dict[str, float]]:
+    """Milliseconds spent in each of the modules named while the block runs."""
+    spent, started = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+
+    def start(name: str) -> Any:
+        return lambda *_: started.__setitem__(name, time.perf_counter())
+
+    def stop(name: str) -> Any:
+        return lambda *_: spent.__setitem__(name, spent[name] + 1e3 * (time.perf_counter() - started[name]))
+
+    with hooking(denoiser, before={name: start(name) for name in names}, after={name: stop(name) for name in names}):
+        yield spent

@@ -1,0 +1,143 @@
+"""Encodings on disk: equal to the bit, refused when damaged, made once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sedaq.aq.encoder.encoder import encode
+from sedaq.aq.encoding import Encoding
+from sedaq.aq.formats import Format
+from sedaq.aq.plans import store as store_module
+from sedaq.aq.plans.store import EncodingStore
+from sedaq.errors import InputError
+from sedaq.storage import load_tensors, save_tensors
+
+CALIBRATION = {"seed": 0, "n_images": 4, "steps": 2}
+
+
+def made(text: str = "2x3g4q", shape: tuple[int, ...] = (8, 10)) -> Encoding:
+    return encode(torch.randn(shape, generator=torch.Generator().manual_seed(0)), Format.parse(text))
+
+
+@pytest.mark.parametrize("text", ["1x4g4", "2x3g4q", "1x4g4mq", "1x4g4h", "int8", "asis"])
+@pytest.mark.parametrize("shape", [(8, 10), (6, 2, 3, 3)])
+def test_save_and_load_are_equal_to_the_bit(text, shape, tmp_path):
+    encoding = made(text, shape)
+    encoding.save(tmp_path / "e.safetensors")
+    loaded = Encoding.load(tmp_path / "e.safetensors")
+    assert (loaded.format, loaded.shape, loaded.error, loaded.provenance) == (
+        encoding.format,
+        encoding.shape,
+        encoding.error,
+        encoding.provenance,
+    )
+    assert loaded.tensors.keys() == encoding.tensors.keys()
+    assert all(
+        torch.equal(loaded.tensors[name], tensor) and loaded.tensors[name].dtype == tensor.dtype
+        for name, tensor in encoding.tensors.items()
+    )
+    assert torch.equal(loaded.dequantize(), encoding.dequantize()) and loaded.size_bytes == encoding.size_bytes
+    assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
+
+
+def test_any_damaged_byte_and_any_cut_is_refused(tmp_path):
+    path = tmp_path / "e.safetensors"
+    made().save(path)
+    whole = path.read_bytes()
+    header_end = 8 + int.from_bytes(whole[:8], "little")
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ (1 << position % 8)]) + whole[position + 1 :])
+        with pytest.raises(InputError, match=r"e\.safetensors"):
+            Encoding.load(path)
+    for length in (0, 4, 8, header_end - 1, header_end, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"e\.safetensors"):
+            Encoding.load(path)
+
+
+def test_files_of_another_kind_and_missing_ones_are_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        Encoding.load(tmp_path / "none.safetensors")
+    save_tensors(tmp_path / "h.safetensors", "hessian", {"block0": torch.eye(2)}, {})
+    with pytest.raises(InputError, match=r"field 'kind' is 'hessian'"):
+        Encoding.load(tmp_path / "h.safetensors")
+
+
+def test_tensors_that_do_not_belong_to_the_format_are_refused(tmp_path):
+    path = tmp_path / "e.safetensors"
+    made("1x4g4").save(path)
+    tensors, metadata = load_tensors(path, "encoding")
+    save_tensors(path, "encoding", tensors, {**metadata, "format": "1x5g4"})
+    with pytest.raises(InputError, match=r"1x5g4.*encode the layer again"):
+        Encoding.load(path)
+    with pytest.raises(InputError, match="expected"):
+        Encoding(Format.parse("1x4g4"), (8, 10), {**tensors, "scales": tensors["scales"].float()}, 0.0)
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[str]:
+    """Formats that were really encoded."""
+    calls: list[str] = []
+    original = store_module.encode
+
+    def encode_and_count(weight, format, *args, **kwargs):
+        calls.append(str(format))
+        return original(weight, format, *args, **kwargs)
+
+    monkeypatch.setattr(store_module, "encode", encode_and_count)
+    return calls
+
+
+def test_an_encoding_is_made_once(subject, tmp_path, counted):
+    store = EncodingStore(subject, tmp_path, calibration=CALIBRATION)
+    layer, format = subject.layers[2], Format.parse("1x4g4")
+    first = store.get(layer, format)
+    again = EncodingStore(subject, tmp_path, calibration=CALIBRATION).get(layer, format)
+    assert counted == ["1x4g4"]
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in first.tensors.items())
+    assert again.provenance == first.provenance and again.provenance["layer"] == layer.name
+    store.fill([(layer, format), (layer, Format.parse("asis")), (layer, Format.parse("int8"))])
+    assert counted == ["1x4g4", "int8"]
+
+
+def test_what_changes_an_encoding_changes_its_file(subject, tmp_path, counted):
+    layer, format = subject.layers[2], Format.parse("1x4g4")
+    settings = [{}, {"effort": "full"}, {"seed": 1}, {"calibration": {**CALIBRATION, "seed": 1}}]
+    stores = [EncodingStore(subject, tmp_path / "run", **{"calibration": CALIBRATION, **setting}) for setting in settings]
+    for number, store in enumerate(stores[:3], start=1):
+        store.get(layer, format)
+        assert len(list((tmp_path / "run" / "encodings").iterdir())) == number
+    assert counted == ["1x4g4"] * 3
+    assert len({store.identity["calibration"] for store in stores}) == 2
+    assert stores[3].calibration_fingerprint != stores[0].calibration_fingerprint
+
+
+def test_an_encoding_uses_the_calibration(subject, tmp_path):
+    store = EncodingStore(subject, tmp_path, calibration=CALIBRATION)
+    layer = next(layer for layer in subject.layers if layer.kind == "conv2d")
+    weight, hessian = subject.weight(layer.name), store.hessian(layer)
+    expected = encode(weight, Format.parse("1x4g4"), hessian)
+    found = store.get(layer, Format.parse("1x4g4"))
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items()) and found.error == expected.error
+
+
+def test_an_as_is_weight_keeps_its_stored_dtype(subject, tmp_path):
+    encoding = EncodingStore(subject, tmp_path, calibration=CALIBRATION).get(subject.layers[0], Format.parse("asis"))
+    assert encoding.tensors["weight"].dtype == torch.float16 and list(tmp_path.iterdir()) == []
+    assert torch.equal(encoding.dequantize(), subject.weight(subject.layers[0].name))
+
+
+def test_a_damaged_file_in_the_store_is_refused_by_name(subject, tmp_path):
+    store = EncodingStore(subject, tmp_path, calibration=CALIBRATION)
+    layer, format = subject.layers[2], Format.parse("1x4g4")
+    store.get(layer, format)
+    (path,) = (tmp_path / "encodings").iterdir()
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match=r"encodings/.*delete it, it will be made again"):
+        store.get(layer, format)
+
+
+def test_unknown_effort_is_refused_before_any_work(subject, tmp_path):
+    with pytest.raises(InputError, match="--effort 'best'"):
+        EncodingStore(subject, tmp_path, calibration=CALIBRATION, effort="best")
