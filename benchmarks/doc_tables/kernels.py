@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .layout import Results, count, fixed, lay_out, percent, table
+from .layout import Results, count, fixed, lay_out, table
 
 # What torch itself offers in each class, and which classes are fine enough to serve it.
 PEERS = {"exact": "torch_f32", "bf16": "torch_bf16", "a8": "torch_int8"}
@@ -33,9 +33,9 @@ def kernel_ratios(results: Results, name: str) -> str:
     return lay_out(["layer", "tokens", "threads", "class", *formats], lines)
 
 
-def fastest_kernels(results: Results, name: str, formats: list[str]) -> str:
-    """Torch's time over that of the fastest kernel of each class, one thread; the formats are parted by slashes, the kernels named."""
-    rows = [row for row in results.rows(name, threads=1) if row["kernel"] != "dequantize"]
+def fastest_kernels(results: Results, name: str, formats: list[str], threads: int = 1) -> str:
+    """Torch's time over that of the fastest kernel of each class; the formats are parted by slashes, the kernels named."""
+    rows = [row for row in results.rows(name, threads=threads) if row["kernel"] != "dequantize"]
 
     def cell(layer: str, tokens: int, precision: str) -> str:
         fine = [row for row in rows if (row["layer"], row["tokens"]) == (layer, tokens) and row["precision"] in FINER[precision]]
@@ -53,9 +53,39 @@ def fastest_kernels(results: Results, name: str, formats: list[str]) -> str:
 
 
 def kernel_choices(results: Results, name: str) -> str:
-    """How often the dispatcher took a kernel within a tenth of the fastest."""
-    choices = results.result(name)["choices"]
-    return f"{percent(choices['within_1.1'], 1)} of {choices['cases']} choices are within 1.1 of the fastest, the worst at {fixed(choices['worst'], 2)}"
+    """How often the dispatcher took a kernel within a tenth of the fastest of its class (exact and a8)."""
+    times: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in results.rows(name):
+        if row["precision"] in ("exact", "a8"):
+            times.setdefault(tuple(row[key] for key in ("layer", "tokens", "threads", "format", "precision")), []).append(row)
+    ratios = [row["ms"] / min(other["ms"] for other in rows) for rows in times.values() for row in rows if row["chosen"]]
+    near = sum(ratio <= 1.1 for ratio in ratios)
+    return f"{near} of {len(ratios)} choices are within 1.1 of the fastest, the worst at {fixed(max(ratios), 2)}"
+
+
+def beside_torch(results: Results, name: str, precision: str, min_tokens: int) -> str:
+    """In how many cases the fastest kernel of a class is at torch's speed or above, and the range of the ratios."""
+    best: dict[tuple[Any, ...], float] = {}
+    for row in results.rows(name, precision=precision):
+        if row["tokens"] >= min_tokens and row["ratio"][PEERS[precision]]:
+            case = tuple(row[key] for key in ("layer", "tokens", "threads", "format"))
+            best[case] = max(best.get(case, 0.0), row["ratio"][PEERS[precision]])
+    wins = sum(ratio >= 1 for ratio in best.values())
+    return f"{wins} of {len(best)} cases (ratios from {fixed(min(best.values()), 2)} to {fixed(max(best.values()), 2)})"
+
+
+def kernel_roofs(results: Results, name: str) -> str:
+    """Multiply-adds a second of the chosen kernels, and their share of what torch or memory allows."""
+    return table(
+        [row for row in results.rows(name) if "gmacs" in row],
+        {
+            "class": lambda row: row["precision"],
+            "tokens": lambda row: str(row["tokens"]),
+            "kernel": lambda row: row["kernel"],
+            "10⁹ multiply-adds a second": lambda row: fixed(row["gmacs"], 1),
+            "share of the roof": lambda row: fixed(row["share_of_roof"], 2),
+        },
+    )
 
 
 def transformer_block(results: Results, *names: str) -> str:
@@ -128,4 +158,14 @@ def byte_tables(results: Results) -> str:
     )
 
 
-TABLES = (kernel_ratios, fastest_kernels, kernel_choices, transformer_block, whole_model, portable_kernels, byte_tables)
+TABLES = (
+    kernel_ratios,
+    fastest_kernels,
+    kernel_choices,
+    beside_torch,
+    kernel_roofs,
+    transformer_block,
+    whole_model,
+    portable_kernels,
+    byte_tables,
+)

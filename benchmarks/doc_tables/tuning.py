@@ -100,6 +100,25 @@ def tuning_parts(results: Results) -> str:
     return lay_out(heads, [first, *(line(name, rows) for name, rows in seeds.items())])
 
 
+def mean_excess(results: Results, variant: str) -> float:
+    """The mean excess of a variant of the ablation over its tuning seeds."""
+    found = [row["excess"]["value"] for row in results.rows("tuning_ablation") if row["name"].rpartition(", ")[0] == variant]
+    return statistics.mean(found)
+
+
+def tuning_summary(results: Results) -> str:
+    """Excess of untuned and tuned plans with inputs in 8 bits, both models."""
+    plans = ["W4A8 uniform", "W3A8 uniform", "W2A8 uniform", "W2A8 searched", "W1.5A8 uniform", "W1.5A8 searched"]
+
+    def cell(model: str, plan: str) -> str:
+        before, after = (results.row(f"tuning_{model}", name=name)["excess"]["value"] for name in (plan, f"{plan} tuned"))
+        return f"{fixed(before, 2)} → {fixed(after, 2)}"
+
+    models = ("mnist-dit", "mnist-unet")
+    full = [f"{model} (full precision {fixed(results.row(f'tuning_{model}', name='full precision')['fid'], 2)})" for model in models]
+    return lay_out(["", *full], [[plan, *(cell(model, plan) for model in models)] for plan in plans])
+
+
 def tuning_choices(results: Results, case: str) -> str:
     """One setting of tuning changed at a time."""
     return table(
@@ -118,4 +137,4 @@ def rounded_inputs(results: Results, name: str) -> str:
     return table(rows, {"": lambda row: row["name"], "layers": lambda row: row["inputs"].removeprefix("inputs rounded: ")})
 
 
-TABLES = (tuned_models, held_out_losses, recovered_excess, tuning_parts, tuning_choices, rounded_inputs)
+TABLES = (tuned_models, held_out_losses, recovered_excess, tuning_parts, mean_excess, tuning_summary, tuning_choices, rounded_inputs)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import render_docs
+from doc_tables import TABLES
 from doc_tables.layout import DocsError, Results, count, fixed, interval, lay_out, percent
 
 MACHINE = {"cpu": "A processor", "cores": 2, "threads": 1, "capability": "AVX2", "torch": "2.13.0"}
@@ -111,6 +112,12 @@ def test_numbers_read_as_text_does() -> None:
     assert [fixed(-1299.84, 1), fixed(-0.001, 2), fixed(0.851, 2)] == ["−1,299.8", "0.00", "0.85"]
     assert [count(2864752), percent(0.9612, 1), interval([-0.4, 0.1], 1)] == ["2,864,752", "96.1 %", "−0.4 to 0.1"]
     assert lay_out(["a", "b"], [["1", "2"]]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+
+
+def test_every_table_is_in_the_documentation() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in render_docs.pages(render_docs.ROOT))
+    used = {name for marker in render_docs.MARKER.finditer(text) for name in re.findall(r"\w+", marker["expression"])}
+    assert set(TABLES) - used == set()
 
 
 def find_anchors(path: Path) -> set[str]:
