@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from filelock import FileLock
 
 from ..errors import DamagedError
-from ..storage import unwritable
+from ..storage import read_json, unwritable, write_json
 
 T = TypeVar("T")
 log = logging.getLogger("sedaq")
@@ -36,12 +36,8 @@ class Task(Generic[T]):
 
     Example:
         >>> import tempfile
-        >>> from sedaq.storage import read_json, write_json
         >>> folder = Path(tempfile.mkdtemp())
-        >>> square = Task(
-        ...     "square of 7", folder / "square.7.json", lambda: {"square": 49},
-        ...     write=lambda path, value: write_json(path, "square", value), read=lambda path: read_json(path, "square"),
-        ... )
+        >>> square = json_task("square of 7", folder / "square.7.json", "square", lambda: {"square": 49})
         >>> square.is_done, square.result(), square.is_done
         (False, {'square': 49}, True)
     """
@@ -76,6 +72,11 @@ class Task(Generic[T]):
         except DamagedError:
             log.warning("%s: damaged; the %s is made again", self.path, self.name)
             return None
+
+
+def json_task(name: str, path: Path, kind: str, make: Callable[[], dict[str, Any]]) -> Task[dict[str, Any]]:
+    """A task whose result is a JSON object; see `Task` for the arguments, and storage.write_json for `kind`."""
+    return Task(name, path, make, write=lambda path, content: write_json(path, kind, content), read=lambda path: read_json(path, kind))
 
 
 @contextmanager

@@ -7,6 +7,9 @@ import pytest
 
 MODULES = [
     "sedaq.models.hooks",
+    "sedaq.runtime.tasks",
+    "sedaq.runtime.journal",
+    "sedaq.runtime.executors",
     "sedaq.aq.formats",
     "sedaq.aq.encoder.encoder",
     "sedaq.aq.modules.layers",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from ...errors import InputError
 from ...models.hessian import Hessian
 from ...models.layers import Layer
 from ...progress import track
-from ...storage import fingerprint, read_json, write_json
+from ...runtime.executors import Forked
+from ...runtime.tasks import json_task
+from ...storage import fingerprint
 from ..encoder.encoder import encode
 from ..formats import Format
-from ..parallel import process_each
 from .menu import Entry, candidates, cheapest, layer_menu, promise, slowness
 from .store import ALONE_ABOVE, EncodingStore, book_name
 
@@ -43,17 +43,24 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     layers, rates = store.subject.layers, tuple(sorted(rates))
     n_weights = sum(layer.n_weights for layer in layers)
     own: dict[str, Choices] = {}
-    with closing(
-        process_each(lambda layer: own_choices(store, layer, rates), layers, alone=lambda layer: layer.n_weights > ALONE_ABOVE)
-    ) as found:
-        for layer, choices in track(found, "menus", n_weights, cost=lambda pair: pair[0].n_weights):
+
+    def choose(layer: Layer) -> Choices:
+        return own_choices(store, layer, rates)
+
+    by_layer = Forked(alone=lambda layer: layer.n_weights > ALONE_ABOVE)
+    with by_layer.workers(choose, name=lambda layer: f"menu of {layer.name}") as run:
+        for layer, choices in track(run(layers), "menus", n_weights, cost=lambda pair: pair[0].n_weights):
             own[layer.name] = choices
     roles: dict[tuple[str, bool], list[Layer]] = {}
     for layer in layers:
         roles.setdefault((book_name(layer), layer.kind == "linear"), []).append(layer)
     several = [(members, rate) for members in roles.values() if len(members) > 1 for rate in rates]
-    with closing(process_each(lambda item: _shared(store, *item, own), several)) as shared:
-        for (members, rate), format in track(shared, "shared codebooks", len(several)):
+
+    def choose_shared(item: tuple[list[Layer], float]) -> Format | None:
+        return shared_choice(store, *item, own)
+
+    with Forked().workers(choose_shared, name=lambda item: f"menu of {book_name(item[0][0])} at {item[1]:g} bits") as run_shared:
+        for (members, rate), format in track(run_shared(several), "shared codebooks", len(several)):
             if format is not None:
                 for layer in members:
                     own[layer.name][rate] = (format, math.nan)
@@ -104,8 +111,8 @@ def _path(store: EncodingStore, name: str, layers: Sequence[Layer], rates: Seque
 
 def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
     """The best format with codebooks of the layer's own."""
-    path = _path(store, layer.name, [layer], rates)
-    if not path.exists():
+
+    def make() -> dict[str, Any]:
         tried: dict[Format, float] = {}
         chosen: dict[str, dict[str, Any]] = {}
         best: Format | None = None
@@ -118,17 +125,19 @@ def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> C
             best = min((*formats, best or formats[0]), key=tried.__getitem__)  # what fits a lower rate fits this one
             taken = as_good((*formats, best), tried)
             chosen[repr(rate)] = {"format": str(taken), "error": tried[taken]}
-        write_json(path, "menu", {"chosen": chosen, "tried": {str(format): error for format, error in tried.items()}})
-    content = read_json(path, "menu")["chosen"]
+        return {"chosen": chosen, "tried": {str(format): error for format, error in tried.items()}}
+
+    content = json_task(f"menu of {layer.name}", _path(store, layer.name, [layer], rates), "menu", make).result()["chosen"]
     return {float(rate): (Format.parse(choice["format"]), choice["error"]) for rate, choice in content.items()}
 
 
-def _shared(store: EncodingStore, members: Sequence[Layer], rate: float, own: Mapping[str, Choices]) -> Format | None:
+def shared_choice(store: EncodingStore, members: Sequence[Layer], rate: float, own: Mapping[str, Choices]) -> Format | None:
     """The format with codebooks that all `members` share, where it is better."""
     name = book_name(members[0])
     kind = "convolutions." * (members[0].kind != "linear")
     path = _path(store, f"{name}.{kind}{rate:g}", members, list(own[members[0].name]))
-    if not path.exists():
+
+    def make() -> dict[str, Any]:
         chosen, gain = None, None
         before = [own[layer.name][rate] for layer in members]
         owned = [promise(format, layer.n_weights) for (format, _), layer in zip(before, members, strict=True)]
@@ -143,8 +152,9 @@ def _shared(store: EncodingStore, members: Sequence[Layer], rate: float, own: Ma
             logs = [math.log(max(old, 1e-12) / max(new, 1e-12)) for (_, old), new in zip(before, errors, strict=True)]
             gain = sum(logs) / len(logs)
             chosen = str(format) if gain > LEAST_GAIN else None
-        write_json(path, "menu", {"chosen": chosen, "tried": str(format), "gain": gain})
-    found = read_json(path, "menu")["chosen"]
+        return {"chosen": chosen, "tried": str(format), "gain": gain}
+
+    found = json_task(f"menu of {name} at {rate:g} bits", path, "menu", make).result()["chosen"]
     return Format.parse(found) if found else None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from ...models.hessian import Hessian
 from ...models.layers import Layer
 from ...models.subject import Subject
 from ...progress import track
+from ...runtime.executors import Forked
+from ...runtime.tasks import Task, locked
 from ...storage import fingerprint, load_tensors, save_tensors, tensor_fingerprint
 from ..encoder.encoder import Member, encode, fit_book, parse_effort
 from ..encoding import Encoding
 from ..formats import Format
-from ..parallel import process_each
 
 ALONE_ABOVE = 1 << 21  # weights of a layer that is encoded alone; smaller ones are encoded several at once
 MAX_BOOK_MEMBERS = 16  # layers that shared codebooks are fitted on at most, twice as many at worst
@@ -64,23 +64,42 @@ class EncodingStore:
 
     # -- calibration -----------------------------------------------------------------------------------------------------------------
 
-    def _hessian_path(self, layer: Layer) -> Path:
-        return self.folder / "calibration" / f"{layer.name}.{self.calibration_fingerprint}.safetensors"
+    def _hessian_task(self, layer: Layer) -> Task[Hessian]:
+        def write(path: Path, hessian: Hessian) -> None:
+            tensors = {f"block{i}": block for i, block in enumerate(hessian.blocks)}
+            save_tensors(path, "hessian", tensors, {"layer": layer.name, "calibration": self.calibration_fingerprint})
+
+        def read(path: Path) -> Hessian:
+            tensors, _ = load_tensors(path, "hessian")
+            return Hessian(tuple(tensors[f"block{i}"] for i in range(len(tensors))))
+
+        return Task(
+            f"calibration matrix of {layer.name}",
+            self.folder / "calibration" / f"{layer.name}.{self.calibration_fingerprint}.safetensors",
+            lambda: next(calibrate(self.subject, [layer], **self.calibration))[1],
+            write,
+            read,
+        )
 
     def calibrate(self, memory_bytes: int | None = None) -> None:
-        """Make the calibration matrices that are missing."""
-        missing = [layer for layer in self.subject.layers if not self._hessian_path(layer).exists()]
-        if not missing:
+        """Make the calibration matrices that are missing, all in as few samplings as `memory_bytes` allows."""
+        if not self._uncalibrated():
             return
-        for layer, hessian in calibrate(self.subject, missing, memory_bytes=memory_bytes, **self.calibration):
-            tensors = {f"block{i}": block for i, block in enumerate(hessian.blocks)}
-            save_tensors(self._hessian_path(layer), "hessian", tensors, {"layer": layer.name, "calibration": self.calibration_fingerprint})
+        with locked(self.folder / "calibration" / self.calibration_fingerprint):
+            missing = self._uncalibrated()  # another process may have made some meanwhile
+            for layer, hessian in calibrate(self.subject, missing, memory_bytes=memory_bytes, **self.calibration) if missing else ():
+                task = self._hessian_task(layer)
+                task.write(task.path, hessian)
+
+    def _uncalibrated(self) -> list[Layer]:
+        return [layer for layer in self.subject.layers if not self._hessian_task(layer).is_done]
 
     def hessian(self, layer: Layer) -> Hessian:
-        if not self._hessian_path(layer).exists():
+        """The calibration matrix of a layer. Those of all layers are made now if it is missing."""
+        task = self._hessian_task(layer)
+        if not task.is_done:
             self.calibrate()
-        tensors, _ = load_tensors(self._hessian_path(layer), "hessian")
-        return Hessian(tuple(tensors[f"block{i}"] for i in range(len(tensors))))
+        return task.result()
 
     # -- encodings -------------------------------------------------------------------------------------------------------------------
 
@@ -91,9 +110,17 @@ class EncodingStore:
                 self._fingerprints[name] = tensor_fingerprint([(name, self.subject.weight(name))])
         return fingerprint([*(self._fingerprints[name] for name in names), *what, self.calibration_fingerprint, self.seed])
 
-    def _path(self, layer: Layer, format: Format) -> Path:
+    def task(self, layer: Layer, format: Format) -> Task[Encoding]:
+        """Encodes a layer in a format that has codes."""
         sharers = [member.name for member in self.sharers(format)] if format.book else []
-        return self.folder / "encodings" / f"{layer.name}.{format}.{self.key([layer.name, *sharers], str(format), self.effort)}.safetensors"
+        key = self.key([layer.name, *sharers], str(format), self.effort)
+        return Task(
+            f"encoding of {layer.name} in {format}",
+            self.folder / "encodings" / f"{layer.name}.{format}.{key}.safetensors",
+            lambda: self._encode(layer, format),
+            write=lambda path, encoding: encoding.save(path),
+            read=Encoding.load,
+        )
 
     def sharers(self, format: Format) -> list[Layer]:
         """The layers whose codebooks `format` names: all of one role that can have it. Raises InputError if there are none."""
@@ -106,17 +133,20 @@ class EncodingStore:
             raise InputError(f"format {format}: no layer of the role {format.book!r} can have it; use another grouping")
         return fitting
 
-    def book_path(self, format: Format) -> Path:
-        """Where the codebooks of a format that shares them are, made now if they were not there yet."""
+    def book_task(self, format: Format) -> Task[dict[str, torch.Tensor]]:
+        """Fits the codebooks of a format that shares them; the result is what is stored of them."""
         names = [member.name for member in self.sharers(format)]
-        path = self.folder / "books" / f"{format}.{self.key(names, str(format), self.effort)}.safetensors"
-        if not path.exists():
-            save_tensors(path, "book", self.fit_book(format, effort=self.effort), {"format": str(format)})
-        return path
+        return Task(
+            f"shared codebooks of {format}",
+            self.folder / "books" / f"{format}.{self.key(names, str(format), self.effort)}.safetensors",
+            lambda: self.fit_book(format, effort=self.effort),
+            write=lambda path, tensors: save_tensors(path, "book", tensors, {"format": str(format)}),
+            read=lambda path: load_tensors(path, "book")[0],
+        )
 
     def book(self, format: Format) -> dict[str, torch.Tensor]:
-        """Stored codebooks of a format that shares them."""
-        return load_tensors(self.book_path(format), "book")[0]
+        """Stored codebooks of a format that shares them, fitted now if they are not there yet."""
+        return self.book_task(format).result()
 
     def fit_book(self, format: Format, *, effort: str) -> dict[str, torch.Tensor]:
         """Stored codebooks that are not kept."""
@@ -127,18 +157,18 @@ class EncodingStore:
 
     def holds(self, layer: Layer, format: Format) -> bool:
         """Whether `get` only has to read."""
-        return format.kind == "asis" or self._path(layer, format).exists()
+        return format.kind == "asis" or self.task(layer, format).is_done
 
     def get(self, layer: Layer, format: Format) -> Encoding:
         """The encoding, made now if it is not there yet. Raises InputError, which names the layer, where it cannot be made."""
         if format.kind == "asis":
             stored = self.subject.tensor_specs[f"{layer.name}.weight"][0]
             return Encoding(format, layer.shape, {"weight": self.subject.weight(layer.name).to(stored)}, 0.0)
-        path = self._path(layer, format)
-        if path.exists():
-            return Encoding.load(path)
+        return self.task(layer, format).result()
+
+    def _encode(self, layer: Layer, format: Format) -> Encoding:
         try:
-            encoding = encode(
+            return encode(
                 self.subject.weight(layer.name),
                 format,
                 self.hessian(layer),
@@ -150,29 +180,30 @@ class EncodingStore:
             )
         except InputError as error:
             raise InputError(f"layer {layer.name}: {error}") from error
-        encoding.save(path)
-        return encoding
-
-    def _make(self, item: tuple[Layer, Format]) -> None:
-        self.get(*item)
 
     def fill(self, wanted: Sequence[tuple[Layer, Format]]) -> None:
         """Make all encodings that are missing, with progress; several layers at once, as torch has threads."""
         self.calibrate()
         coded = [(layer, format) for layer, format in wanted if format.kind != "asis"]
-        missing = [(layer, format) for layer, format in coded if not self._path(layer, format).exists()]
-        total = sum(layer.n_weights for layer, _ in coded)
-        done = total - sum(layer.n_weights for layer, _ in missing)
+        missing = [(layer, format) for layer, format in coded if not self.holds(layer, format)]
         books = list(dict.fromkeys(format for _, format in missing if format.book))
         if books:
-            with closing(
-                process_each(self.book_path, books, alone=lambda format: self.sharers(format)[0].n_weights > ALONE_ABOVE)
-            ) as fitted:
-                for _ in track(fitted, "shared codebooks", len(books)):
+            fitting = Forked(alone=lambda format: self.sharers(format)[0].n_weights > ALONE_ABOVE)
+            with fitting.workers(self._fit, name=lambda format: f"shared codebooks of {format}") as fit:
+                for _ in track(fit(books), "shared codebooks", len(books)):
                     pass
-        with closing(process_each(self._make, missing, alone=lambda item: item[0].n_weights > ALONE_ABOVE)) as made:
-            for _ in track(made, "encoding", total, done=done, cost=lambda pair: pair[0][0].n_weights):
+        total = sum(layer.n_weights for layer, _ in coded)
+        done = total - sum(layer.n_weights for layer, _ in missing)
+        encoding = Forked(alone=lambda item: item[0].n_weights > ALONE_ABOVE)
+        with encoding.workers(self._make, name=lambda item: f"encoding of {item[0].name} in {item[1]}") as make:
+            for _ in track(make(missing), "encoding", total, done=done, cost=lambda pair: pair[0][0].n_weights):
                 pass
+
+    def _fit(self, format: Format) -> None:
+        self.book(format)
+
+    def _make(self, item: tuple[Layer, Format]) -> None:
+        self.get(*item)
 
 
 def book_name(layer: Layer) -> str:

@@ -98,11 +98,11 @@ def test_layers_filled_at_once_are_those_filled_one_by_one(blocks, tmp_path):
 
 def test_an_encoding_depends_on_all_that_share_its_book(blocks, books):
     first, second, _ = books.sharers(Format.parse(QUERY))
-    before = [books._path(first, Format.parse(text)) for text in (QUERY, "1x6g4q")]
+    before = [books.task(first, Format.parse(text)).path for text in (QUERY, "1x6g4q")]
     with blocks.weights_replaced({second.name: 2 * blocks.weight(second.name)}):
         changed = EncodingStore(blocks, books.folder, calibration=CALIBRATION)
         changed.calibration_fingerprint = books.calibration_fingerprint
-        after = [changed._path(first, Format.parse(text)) for text in (QUERY, "1x6g4q")]
+        after = [changed.task(first, Format.parse(text)).path for text in (QUERY, "1x6g4q")]
     assert before[0] != after[0] and before[1] == after[1]
 
 

@@ -9,7 +9,7 @@ from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
 from sedaq.aq.plans import store as store_module
-from sedaq.aq.plans.store import EncodingStore
+from sedaq.aq.plans.store import EncodingStore, book_name
 from sedaq.errors import InputError
 from sedaq.storage import load_tensors, save_tensors
 
@@ -128,14 +128,27 @@ def test_an_as_is_weight_keeps_its_stored_dtype(subject, tmp_path):
     assert torch.equal(encoding.dequantize(), subject.weight(subject.layers[0].name))
 
 
-def test_a_damaged_file_in_the_store_is_refused_by_name(subject, tmp_path):
+@pytest.mark.parametrize("kind", ["encodings", "books", "calibration"])
+def test_a_damaged_file_in_the_store_is_made_again(subject, tmp_path, kind, caplog):
     store = EncodingStore(subject, tmp_path, calibration=CALIBRATION)
-    layer, format = subject.layers[2], Format.parse("1x4g4")
-    store.get(layer, format)
-    (path,) = (tmp_path / "encodings").iterdir()
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(InputError, match=r"encodings/.*delete it, it will be made again"):
-        store.get(layer, format)
+    layer = subject.layers[2]
+    format = Format.parse(f"1x4g4@{book_name(layer)}")
+    first = store.get(layer, format)
+    path = next(path for path in (tmp_path / kind).iterdir() if kind == "books" or path.name.startswith(layer.name))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    with caplog.at_level("WARNING", "sedaq"):
+        again = {
+            "encodings": store.get,
+            "books": lambda _, format: store.book(format),
+            "calibration": lambda layer, _: store.hessian(layer),
+        }[kind](layer, format)
+    assert f"{path}: damaged; the " in caplog.text
+    if kind == "encodings":  # the time that it took is stored, too
+        assert all(torch.equal(again.tensors[name], tensor) for name, tensor in first.tensors.items())
+        assert Encoding.load(path).error == first.error
+    else:
+        assert path.read_bytes() == whole
 
 
 def test_unknown_effort_is_refused_before_any_work(subject, tmp_path):

@@ -43,7 +43,7 @@ def test_an_encoding_that_is_not_there_is_made_from_full_precision(run: Run) -> 
     low = {name: run.menus[name][0].format for name in names}
     wanted = {name: run.menus[name][1].format for name in names}
     expected = {name: run.store.get(run.subject.layer(name), wanted[name]).dequantize() for name in names}
-    run.store._path(run.subject.layer(names[2]), wanted[names[2]]).unlink()
+    run.store.task(run.subject.layer(names[2]), wanted[names[2]]).path.unlink()
     assembly = Assembly(run.subject, run.store)
     assembly.set(low)
     assembly.set(wanted)
