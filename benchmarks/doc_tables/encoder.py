@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layout import Results, fixed, lay_out, table, times
+from .layout import Results, fixed, lay_out, percent, table, times
 
 # Names of the ablation's layers that fit a column.
 ABLATION_LAYERS = {
@@ -54,6 +54,18 @@ def encoder_parts(results: Results, format: str) -> str:
     return lay_out(["", *ABLATION_LAYERS.values(), "seconds"], [line(variant) for variant in dict.fromkeys(row["variant"] for row in rows)])
 
 
+def part_worth(results: Results, variant: str, formats: list[str]) -> str:
+    """The share of the error that a part saves on real layers, from the smallest to the largest."""
+    shares = []
+    for format in formats:
+        for layer in list(ABLATION_LAYERS)[1:]:
+            fast, changed = (
+                results.row("encoder_ablation.parts", format=format, layer=layer, variant=name)["error"] for name in ("fast", variant)
+            )
+            shares.append(1 - fast / changed)
+    return f"{fixed(100 * min(shares), 0)} to {percent(max(shares))}"
+
+
 def gaussian_source(results: Results) -> str:
     """Mean squared error per unit variance at both efforts."""
 
@@ -94,6 +106,13 @@ def block_hessian(results: Results) -> str:
         for layer, inputs in layers.items()
     ]
     return lay_out(["layer", "inputs", *(f"{n} block{'s' if n > 1 else ''}" for n in blocks)], lines)
+
+
+def two_blocks_cost(results: Results) -> str:
+    """How much error it adds to keep H in two blocks, from the smallest to the largest."""
+    halves = {row["layer"]: row["error"] for row in results.rows("block_hessian", blocks=2)}
+    added = [halves[row["layer"]] / row["error"] - 1 for row in results.rows("block_hessian", blocks=1)]
+    return f"{fixed(100 * min(added), 0)} to {percent(max(added))}"
 
 
 def timestep_weightings(results: Results) -> str:
@@ -152,9 +171,11 @@ TABLES = (
     encoder_speed,
     fixed_layers,
     encoder_parts,
+    part_worth,
     gaussian_source,
     damping,
     block_hessian,
+    two_blocks_cost,
     timestep_weightings,
     large_models,
     large_layers,
