@@ -1,4 +1,7 @@
-"""What sedaq raises on purpose. The message is one line that names what is wrong, where, and the remedy."""
+"""What sedaq raises on purpose. The message is one line that names what is wrong, where, and the remedy.
+
+A message names an argument in backticks, as Python knows it: "`batch_size`: …". The command line turns that into its flag.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
+from collections.abc import Mapping
 
 import click
 from diffusers.utils.logging import disable_progress_bar
@@ -37,6 +39,31 @@ class _Verbs(click.Group):
         command: click.Command = importlib.import_module(f".{name}", __package__).command
         command.name, command.short_help = name, VERBS[name]
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except SedaqError as error:
+            if verb := self.get_command(ctx, ctx.invoked_subcommand or ""):
+                error.args = (with_flags(str(error), flags_of(verb)),)
+            raise
+
+
+def flags_of(command: click.Command) -> dict[str, str]:
+    """The flag of every option of a verb and its subcommands, by the name of the argument and by its own."""
+    flags: dict[str, str] = {}
+    for child in command.commands.values() if isinstance(command, click.Group) else ():
+        flags |= flags_of(child)
+    for option in command.params:
+        if isinstance(option, click.Option):
+            flag = max(option.opts, key=len)
+            flags |= {flag.lstrip("-").replace("-", "_"): flag, str(option.name): flag}
+    return flags
+
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """A message of the library with the arguments that it names in backticks as flags: "`ms_per_step`" becomes "--ms-per-step"."""
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

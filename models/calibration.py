@@ -88,7 +88,7 @@ class _Accumulator:
     def hessian(self) -> Hessian:
         if self.weight == 0:
             raise InputError(
-                f"layer {self.layer.name}: received no input while sampling, so it cannot be calibrated; leave it out with --exclude {self.layer.name}"
+                f"layer {self.layer.name}: received no input while sampling, so it cannot be calibrated; leave it out with `exclude` {self.layer.name}"
             )
         return Hessian(tuple((total / self.weight).float() for total in self.sums))
 

@@ -92,11 +92,11 @@ def find_layers(denoiser: nn.Module, exclude: Sequence[str] = ()) -> list[Layer]
         weight = module.weight
         if not torch.isfinite(weight).all():
             raise InputError(
-                f"layer {path}: its weight holds NaN or infinity; repair the model, or leave the layer out with --exclude {path}"
+                f"layer {path}: its weight holds NaN or infinity; repair the model, or leave the layer out with `exclude` {path}"
             )
         layers.append(Layer(path, role_of(path), block_of(path), kind, tuple(weight.shape), getattr(module, "groups", 1)))
     if unused:
-        raise InputError(f"--exclude {sorted(unused)[0]}: no Linear or Conv layer has such a path; `sedaq inspect` lists them")
+        raise InputError(f"`exclude` {sorted(unused)[0]}: no Linear or Conv layer has such a path; `sedaq inspect` lists them")
     if not layers:
         raise InputError("the denoiser has no Linear or Conv layer that is not excluded; nothing can be quantized")
     return layers

@@ -64,7 +64,7 @@ def load(
     else:
         loaded = _load_folder(_download(text), device, prompts, exclude, quantized)
     if prompts and loaded.conditions != list(prompts):
-        raise InputError(f"--prompts: {text} takes no prompts; leave --prompts out")
+        raise InputError(f"`prompts`: {text} takes no prompts; leave `prompts` out")
     if not quantized:
         loaded.layers  # noqa: B018  finds NaN in weights now, before any work
     return loaded
@@ -74,7 +74,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}; pass cpu, or a device that this torch has") from error
+        raise InputError(f"`device` {device}: {str(error).splitlines()[0]}; pass cpu, or a device that this torch has") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

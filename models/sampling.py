@@ -73,7 +73,7 @@ class DenoiserSampler:
         if guidance is None or guidance == 1:
             return self._channels(self.denoiser(x, times, class_labels=labels).sample)
         if self.null_condition is None:
-            raise InputError("--guidance: this denoiser has no null class; leave --guidance out")
+            raise InputError("`guidance`: this denoiser has no null class; leave `guidance` out")
         null = torch.full_like(labels, self.null_condition)
         both = self.denoiser(torch.cat([x, x]), torch.cat([times, times]), class_labels=torch.cat([null, labels])).sample
         without, with_class = self._channels(both).chunk(2)
@@ -105,7 +105,7 @@ class PipelineSampler:
                 arguments["num_inference_steps"] = steps
             if guidance is not None:
                 if "guidance_scale" not in self.parameters:
-                    raise InputError(f"--guidance: {type(self.pipeline).__name__} takes no guidance; leave --guidance out")
+                    raise InputError(f"`guidance`: {type(self.pipeline).__name__} takes no guidance; leave `guidance` out")
                 arguments["guidance_scale"] = guidance
             images.append(torch.from_numpy(self.pipeline(**arguments).images).permute(0, 3, 1, 2).float())
         return torch.cat(images)
@@ -114,7 +114,7 @@ class PipelineSampler:
         conditions = conditions_of(self.conditions, first, count)
         if "prompt" in self.parameters:
             if conditions is None:
-                raise InputError(f"{type(self.pipeline).__name__} needs prompts; give a file with one prompt a line by --prompts FILE")
+                raise InputError(f"{type(self.pipeline).__name__} needs prompts; give them by `prompts`")
             return {"prompt": conditions}
         if "class_labels" in self.parameters:
             return {"class_labels": conditions}

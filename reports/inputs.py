@@ -83,7 +83,7 @@ def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None) -> R
     """
     folder = Path(folder)
     if not (folder / "run.json").exists():
-        raise InputError(f"{folder}: holds no run.json; pass a run folder, which `sedaq probe SUBJECT --run DIR` makes")
+        raise InputError(f"{folder}: holds no run.json; pass a run folder, which `sedaq probe` makes")
     run = read_json(folder / "run.json", "run")
     with complaints(folder / "run.json", "make the run again with `sedaq probe`"):
         fingerprint = run["subject"]["fingerprint"]
@@ -165,7 +165,7 @@ def _read_front(path: Path) -> list[dict[str, Any]] | None:
     if not path.exists():
         return None
     plans = read_json(path, "front").get("plans")
-    with complaints(path, "write it again with `sedaq search --front`"):
+    with complaints(path, "search the front again"):
         return sorted(plans, key=lambda plan: float(plan["bits_per_weight"])) or None  # type: ignore[type-var, arg-type]
 
 

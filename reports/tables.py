@@ -49,7 +49,7 @@ def inspect_table(content: Mapping[str, Any]) -> Table:
     """Layers of a subject with role, shape and menu.
 
     Args:
-        content: what `sedaq inspect --json` prints: {n_layers, n_weights, size_bytes, bits_per_weight, layers: [...]}.
+        content: what `sedaq inspect` as JSON prints: {n_layers, n_weights, size_bytes, bits_per_weight, layers: [...]}.
     """
     totals = f"{count(content['n_layers'])} layers, {count(content['n_weights'])} weights"
     title = f"{totals}, {megabytes(content['size_bytes'])}, {bits(content['bits_per_weight'])} bits per weight"
@@ -81,7 +81,7 @@ def operations_table(content: Mapping[str, Any], ms: Mapping[str, float] | None 
     """What a plan or a model gives each layer, and the operations of one image in one step.
 
     Args:
-        content: {layers: [{name, shape, planned, tokens, operations}], plan: {operations}} as `sedaq inspect --plan --json` prints it; layers may
+        content: {layers: [{name, shape, planned, tokens, operations}], plan: {operations}} as `sedaq inspect` of a plan prints it as JSON; layers may
             have `inputs`, how they are rounded.
         ms: measured milliseconds of every layer, where there are some.
         model: what the title begins with.

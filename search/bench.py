@@ -179,7 +179,7 @@ def learnt_scores(probes: Probes, seed: int) -> Cost:
 
 
 def measured_alone(run: Run) -> Cost | None:
-    """Excess of each layer alone at each entry, from the plans that lower one layer (`probe --design layer`); None unless all are there."""
+    """Excess of each layer alone at each entry, from the plans that lower one layer (the design `layer`); None unless all are there."""
     alone: dict[tuple[str, str], tuple[int, float]] = {}
     for record in read_records(run.folder / "probes.jsonl", "probe"):
         lowered = [(name, format) for name, format in record["layers"].items() if format != str(AS_IS)]

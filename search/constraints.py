@@ -34,7 +34,7 @@ def _groups(names: Sequence[str], globs: Sequence[str]) -> list[tuple[str, ...]]
     """Disjoint groups of tied layers: ties that share a layer become one."""
     group = {name: {name} for name in names}
     for glob in globs:
-        merged = set().union(*(group[name] for name in _matching(names, glob, "--tie")))
+        merged = set().union(*(group[name] for name in _matching(names, glob, "`tie`")))
         group.update(dict.fromkeys(merged, merged))
     distinct = dict.fromkeys(tuple(name for name in names if name in members) for members in group.values())
     return [members for members in distinct if len(members) > 1]
@@ -49,11 +49,11 @@ def _pinned(names: Sequence[str], constraints: Constraints, groups: Sequence[tup
             raise InputError(f"layer {name}: {before} and {reason} contradict each other; remove one")
 
     for glob, format in constraints.pins.items():
-        for name in _matching(names, glob, "--pin"):
-            pin(name, format, f"--pin {glob}={format}")
+        for name in _matching(names, glob, "`pin`"):
+            pin(name, format, f"`pin` {glob}={format}")
     for glob in constraints.keep:
-        for name in _matching(names, glob, "--keep"):
-            pin(name, AS_IS, f"--keep {glob}")
+        for name in _matching(names, glob, "`keep`"):
+            pin(name, AS_IS, f"`keep` {glob}")
     for group in groups:
         for source in [name for name in group if name in pinned]:
             for name in group:
@@ -82,7 +82,7 @@ def apply_constraints(
     """
     low, high = constraints.min_rate, constraints.max_rate
     if low is not None and high is not None and not low <= high:
-        raise InputError(f"--min-rate {low:g} is above --max-rate {high:g}; exchange them")
+        raise InputError(f"`min_rate` {low:g} is above `max_rate` {high:g}; exchange them")
     names = [layer.name for layer in subject.layers]
     groups = _groups(names, constraints.ties)
     pinned = _pinned(names, constraints, groups)
@@ -97,5 +97,5 @@ def apply_constraints(
             raise InputError(f"layer {layer.name}: {error}") from error
     notes = [f"{name}: pinned to {format}" for name, format in pinned.items()]
     notes += [f"tied: {', '.join(group)}" for group in groups]
-    notes += [f"{option} {rate:g}" for option, rate in (("--min-rate", low), ("--max-rate", high)) if rate is not None]
+    notes += [f"{option} {rate:g}" for option, rate in (("min_rate", low), ("max_rate", high)) if rate is not None]
     return restricted, groups, notes

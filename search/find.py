@@ -72,7 +72,7 @@ def find_plan(
     A verified plan is the one with the least measured difference to uniform, and the uniform plan itself where none is below zero.
     """
     if bits is None and size_bytes is None and ms_per_step is None:
-        raise InputError("no budget is given; pass --bits, --size, --ms-per-step or several of them")
+        raise InputError("no budget is given; pass `bits`, `size`, `ms_per_step` or several of them")
     if ms_per_step is not None and options.get("times") is None:
         raise InputError("a budget of milliseconds needs times=StepTimes.measure(subject, n_images)")
     search = Search.of(subject, menus, predictor, options)

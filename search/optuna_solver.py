@@ -55,7 +55,7 @@ def copy_to(storage: str, name: str) -> Keep:
                 copy.add_trials(study.get_trials(deepcopy=False))
         except Exception as error:  # whatever the database's driver raises
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"--storage {storage}: {reason}; give a journal file or a URL such as sqlite:///studies.db") from error
+            raise InputError(f"`storage` {storage}: {reason}; give a journal file or a URL such as sqlite:///studies.db") from error
 
     return keep
 

@@ -75,7 +75,7 @@ def taken(costs: Reals, x: Reals) -> NDArray[np.int64]:
 
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """HiGHS now and then prints a debug line of its own to the process' stdout, which would spoil --json."""
+    """HiGHS now and then prints a debug line of its own to the process' stdout, which would spoil JSON there."""
     sys.stdout.flush()
     kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)

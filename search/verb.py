@@ -38,7 +38,7 @@ def parse_pins(texts: Sequence[str]) -> dict[str, Format]:
     for text in texts:
         glob, equals, format = text.rpartition("=")
         if not equals or not glob:
-            raise InputError(f"--pin {text!r}: use GLOB=FORMAT, such as '*.to_q=2x8g8'")
+            raise InputError(f"`pin` {text!r}: use GLOB=FORMAT, such as '*.to_q=2x8g8'")
         pins[glob] = Format.parse(format)
     return pins
 
@@ -50,7 +50,7 @@ def find_within_pipeline(run: Run, text: str, find: Callable[[int, bool], FoundP
         find: the search for a bound on the denoiser's file; it verifies if told so.
     """
     if run.subject.folder is None or not run.subject.component:
-        raise InputError(f"--pipeline-size: {run.subject.name} is not a pipeline's folder; use --size for the denoiser's file")
+        raise InputError(f"`pipeline_size`: {run.subject.name} is not a pipeline's folder; use `size` for the denoiser's file")
     limit = parse_size(text)
     first = find(limit, False)
     room = limit - (pipeline_bytes(run.subject, first.plan) - first.plan.size_bytes) - SPARE_BYTES
@@ -62,7 +62,7 @@ def find_within_pipeline(run: Run, text: str, find: Callable[[int, bool], FoundP
                 return found
             room = found.plan.size_bytes - excess
     except InputError as error:
-        raise InputError(f"--pipeline-size {text}: for the denoiser's file, {error}") from error
+        raise InputError(f"`pipeline_size` {text}: for the denoiser's file, {error}") from error
 
 
 def search_run(

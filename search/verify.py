@@ -49,7 +49,7 @@ class Verification:
 
     def __post_init__(self) -> None:
         if self.n < 2:
-            raise InputError(f"--verify {self.n}: a verification measures the uniform plan and at least one other; use 0 or at least 2")
+            raise InputError(f"`verify` {self.n}: a verification measures the uniform plan and at least one other; use 0 or at least 2")
 
     def measure(self, plans: Sequence[Mapping[str, Format]]) -> list[Any]:
         return list(track(self.prober.measure(plans, n_images=self.n_images, steps=self.steps), "verify", len(plans)))

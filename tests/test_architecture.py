@@ -29,6 +29,7 @@ ALLOWED_AT_ROOT = {
 }
 SOURCES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*.py")) + [ROOT / name for name in ALLOWED_AT_ROOT]
 MAX_LINES = 350
+FOLDERS_WITH_FLAGS = {"sensitivity"}
 
 
 def named(path: Path) -> str:
@@ -216,3 +217,16 @@ def test_no_source_holds_the_path_of_a_machine() -> None:
     pattern = re.compile(r"[\"'(\s](/home/|/root/|/tmp/|/work/|/Users/|C:\\)")
     for path in SOURCES:
         assert not pattern.search(path.read_text(encoding="utf-8")), named(path)
+
+
+def test_the_library_names_no_flag() -> None:
+    """Messages name arguments in backticks; the command line turns those into its flags."""
+    flag = re.compile(r"(?<![\w-])--[a-z]")
+    lines = [
+        f"{named(path)}:{number}"
+        for path in SOURCES
+        if path.parent.name != "cli" and not path.name.startswith("train_") and path.relative_to(ROOT).parts[0] not in FOLDERS_WITH_FLAGS
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if flag.search(line) and "hf download" not in line
+    ]
+    assert lines == []

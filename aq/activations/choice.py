@@ -57,7 +57,7 @@ def measured(subject: Subject, choices: Sequence[Activation], *, steps: int | No
 def candidates(bits: int, schemes: Sequence[str] | None, *, has_timestep: bool) -> list[Activation]:
     """What is measured for activations of `bits`."""
     if bits not in RAISED:
-        raise InputError(f"--activations {bits}: choose {' or '.join(map(str, sorted(RAISED, reverse=True)))}")
+        raise InputError(f"`activations` {bits}: choose {' or '.join(map(str, sorted(RAISED, reverse=True)))}")
     allowed = [name for name, scheme in SCHEMES.items() if has_timestep or not scheme.static] if schemes is None else list(schemes)
     raised = RAISED[bits]
     return [Activation(b, name) for b in (bits, raised) if b <= 8 for name in allowed]

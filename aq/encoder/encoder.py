@@ -69,7 +69,7 @@ def parse_effort(text: str) -> Effort:
     except ValueError:
         seconds = math.nan
     if not seconds > 0:
-        raise InputError(f"--effort {text!r}: use draft, fast, full or a number of seconds a layer above zero")
+        raise InputError(f"`effort` {text!r}: use draft, fast, full or a number of seconds a layer above zero")
     return replace(EFFORTS["full"], rounds=1000, seconds=seconds)
 
 

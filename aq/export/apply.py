@@ -77,7 +77,7 @@ def apply(
     check_writable(out)
     check_is_diffusers(subject)
     if subject.folder is not None and subject.folder.resolve() in out.parents:
-        raise InputError(f"--out {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
+        raise InputError(f"`out` {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
     encodings, inputs = assemble(subject, plan, store), ranged(subject, plan.activations, store.seed, **sampling)
     if tune_steps == 0 and tune_minutes is None:
         tuned = Tuned(encodings, {}, inputs=inputs)
@@ -108,14 +108,14 @@ def check_writable(out: Path) -> None:
     """Raise InputError if `out` holds anything but an earlier result, or cannot be made."""
     earlier = [out / PLAN_FILE, *(out / component / PLAN_FILE for component in DENOISER_COMPONENTS)]
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not any(path.is_file() for path in earlier):
-        raise InputError(f"--out {out}: exists and is not a folder that sedaq wrote; choose another name")
+        raise InputError(f"`out` {out}: exists and is not a folder that sedaq wrote; choose another name")
     parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
     try:
         probe = parent / f".sedaq-{uuid.uuid4().hex[:8]}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose a folder that you may write to") from error
+        raise InputError(f"`out` {out}: cannot be written ({error.strerror}); choose a folder that you may write to") from error
 
 
 def check_is_diffusers(subject: Subject) -> None:
@@ -183,7 +183,7 @@ def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
         temporary.rename(out)
     except OSError as error:
         raise InputError(
-            f"--out {out}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left"
+            f"`out` {out}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -58,7 +58,7 @@ class StepTimes:
         `settings` are those of the sample function. Raises InputError on a GPU, where products have no law of costs.
         """
         if next(subject.denoiser.parameters()).device.type != "cpu":
-            raise InputError("milliseconds a step are foretold on CPUs only; leave --ms-per-step out, or take --device cpu")
+            raise InputError("milliseconds a step are foretold on CPUs only; leave `ms_per_step` out, or take `device` cpu")
         modules = {layer.name: subject.denoiser.get_submodule(layer.name) for layer in subject.layers}
 
         def step(steps: int) -> None:

@@ -28,7 +28,7 @@ def with_images(buffer: ReplayBuffer, subject: Subject, images: torch.Tensor, se
     scheduler: Any = subject.scheduler
     if not hasattr(scheduler, "alphas_cumprod") or getattr(scheduler, "init_noise_sigma", 1.0) != 1.0:
         raise InputError(
-            f"--tune-images: the scheduler of {subject.name} ({type(scheduler).__name__}) cannot noise images to a timestep as the denoiser gets them; "
+            f"`tune_images`: the scheduler of {subject.name} ({type(scheduler).__name__}) cannot noise images to a timestep as the denoiser gets them; "
             "leave the images out"
         )
     rng = torch.Generator().manual_seed(purpose_seed(seed, "tune images"))
@@ -36,7 +36,7 @@ def with_images(buffer: ReplayBuffer, subject: Subject, images: torch.Tensor, se
     name = _latent_argument(subject, buffer)
     if clean.shape[1:] != buffer.tensors[name].shape[1:]:
         raise InputError(
-            f"--tune-images: they are {tuple(clean.shape[1:])} where the denoiser of {subject.name} takes {tuple(buffer.tensors[name].shape[1:])}; "
+            f"`tune_images`: they are {tuple(clean.shape[1:])} where the denoiser of {subject.name} takes {tuple(buffer.tensors[name].shape[1:])}; "
             "leave the images out"
         )
     chosen = clean[torch.randint(len(clean), (len(buffer),), generator=rng)]
@@ -62,7 +62,7 @@ def _latent_argument(subject: Subject, buffer: ReplayBuffer) -> str:
     name = next(iter(inspect.signature(subject.denoiser.forward).parameters))
     if name not in buffer.tensors:
         raise InputError(
-            f"--tune-images: the first argument of {subject.name}'s denoiser, {name!r}, is not what it denoises; leave the images out"
+            f"`tune_images`: the first argument of {subject.name}'s denoiser, {name!r}, is not what it denoises; leave the images out"
         )
     return name
 
@@ -74,7 +74,7 @@ def _latents(subject: Subject, images: torch.Tensor) -> torch.Tensor:
         return 2 * images - 1
     if not hasattr(vae, "encode") or getattr(vae.config, "scaling_factor", None) is None:
         raise InputError(
-            f"--tune-images: the {type(vae).__name__} of {subject.name} does not encode images as its denoiser wants them; leave the images out"
+            f"`tune_images`: the {type(vae).__name__} of {subject.name} does not encode images as its denoiser wants them; leave the images out"
         )
     parameter = next(vae.parameters())
     with torch.inference_mode():

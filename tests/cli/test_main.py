@@ -17,7 +17,7 @@ from sedaq.aq.formats import Format
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.plans.store import EncodingStore
 from sedaq.aq.tuning.settings import TuneSettings
-from sedaq.cli.main import VERBS, cli, main
+from sedaq.cli.main import VERBS, cli, flags_of, main, with_flags
 from sedaq.errors import SedaqError
 from sedaq.models.loading import load
 
@@ -268,3 +268,10 @@ def test_tuning_says_how_it_went_and_warns_of_what_is_spoilt(
         found = re.search(r"held-out loss (\S+) before tuning, (\S+) after \d of 2 steps", printed)
         assert found and float(found[2]) <= float(found[1])
         assert ("% of what the denoiser says is still lost" in printed) == warned
+
+
+def test_arguments_in_messages_become_flags() -> None:
+    verb = importlib.import_module("sedaq.cli.search").command
+    message = "`ms_per_step` and `run_folder` are flags of `sedaq search`; `unknown` is none"
+    assert with_flags(message, flags_of(verb)) == "--ms-per-step and --run are flags of `sedaq search`; `unknown` is none"
+    assert flags_of(importlib.import_module("sedaq.cli.bench").command)["repeats"] == "--repeats"

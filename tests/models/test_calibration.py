@@ -164,7 +164,7 @@ def test_a_layer_that_receives_nothing_is_refused_by_name() -> None:
     model = Single(nn.Linear(3, 3))
     model.unused = nn.Linear(5, 2)
     subject = subject_of(model, (3,))
-    with pytest.raises(InputError, match=r"layer unused: received no input .*--exclude unused"):
+    with pytest.raises(InputError, match=r"layer unused: received no input .*`exclude` unused"):
         dict(calibrate(subject, subject.layers, n_images=2))
 
 

@@ -93,7 +93,7 @@ def test_excluded_globs_leave_layers_out(globs: list[str], left: str) -> None:
 
 
 def test_a_glob_that_matches_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--exclude norm: no Linear or Conv layer .*sedaq inspect"):
+    with pytest.raises(InputError, match=r"`exclude` norm: no Linear or Conv layer .*sedaq inspect"):
         find_layers(Mixed(), ["dense", "norm"])
 
 
@@ -107,7 +107,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name_unless_excluded(value: f
     model = Mixed()
     with torch.no_grad():
         model.image.weight[1, 2, 0, 0] = value
-    with pytest.raises(InputError, match="layer image: its weight holds NaN or infinity; .*--exclude image"):
+    with pytest.raises(InputError, match="layer image: its weight holds NaN or infinity; .*`exclude` image"):
         find_layers(model)
     assert "image" not in [layer.name for layer in find_layers(model, ["image"])]
 

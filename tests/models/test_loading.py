@@ -221,13 +221,13 @@ def test_functions_that_do_not_work(tmp_path: Path) -> None:
     assert "no such file; pass FILE.py:FUNCTION" in refusal(tmp_path / "absent.py:make")
     assert "has no function 'absent'" in refusal(f"{tmp_path / 'own.py'}:absent")
     assert "returned int; it must return a sedaq.Subject" in refusal(f"{tmp_path / 'own.py'}:other")
-    assert "--exclude 7: no Linear or Conv layer" in refusal(f"{tmp_path / 'own.py'}:make", exclude=["7"])
+    assert "`exclude` 7: no Linear or Conv layer" in refusal(f"{tmp_path / 'own.py'}:make", exclude=["7"])
     (tmp_path / "broken.py").write_text("def make(:\n")
     assert "broken.py" in refusal(f"{tmp_path / 'broken.py'}:make")
 
 
 def test_a_device_that_is_not_there() -> None:
-    assert refusal("mnist-dit", device="abacus").startswith("--device abacus: ")
+    assert refusal("mnist-dit", device="abacus").startswith("`device` abacus: ")
 
 
 @pytest.mark.parametrize("of", ["denoiser", "pipeline", "python"])

@@ -85,9 +85,9 @@ def test_guidance_extrapolates_from_the_null_class() -> None:
 
 
 def test_guidance_without_a_null_class_is_refused(make_denoiser: Callable[..., Path], unconditional_pipeline: Path) -> None:
-    with pytest.raises(InputError, match="--guidance: this denoiser has no null class"):
+    with pytest.raises(InputError, match="`guidance`: this denoiser has no null class"):
         load(make_denoiser("unet", 3)).sample(seed=0, n_images=1, steps=1, guidance=2.0)
-    with pytest.raises(InputError, match="--guidance: DDIMPipeline takes no guidance"):
+    with pytest.raises(InputError, match="`guidance`: DDIMPipeline takes no guidance"):
         load(unconditional_pipeline).sample(seed=0, n_images=1, steps=1, guidance=2.0)
 
 

@@ -93,7 +93,7 @@ def test_pins_keeps_ties_and_rates_are_respected(subject, menu, predictor) -> No
     rates = {entry.format: entry.rate for name in "1234" for entry in menu[name]}
     assert all(2.0 <= rates[formats[name]] <= 4.0 for name in "1234")
     notes = found.plan.provenance["notes"]
-    assert {"0: pinned to int8", "5: pinned to asis", "tied: 2, 3", "--min-rate 2", "--max-rate 4"} <= set(notes)
+    assert {"0: pinned to int8", "5: pinned to asis", "tied: 2, 3", "min_rate 2", "max_rate 4"} <= set(notes)
 
 
 def test_a_pin_holds_for_the_whole_tie_and_overlapping_ties_are_one(subject, menu, predictor) -> None:
@@ -104,14 +104,14 @@ def test_a_pin_holds_for_the_whole_tie_and_overlapping_ties_are_one(subject, men
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pins": {"nothing*": INT8}}, r"--pin nothing\*: no layer has such a path"),
-        ({"keep": ["x"]}, "--keep x: no layer"),
-        ({"ties": ["y"]}, "--tie y: no layer"),
-        ({"pins": {"0": INT8, "[01]": Format.parse("1x4g4")}}, r"layer 0: --pin 0=int8 and --pin \[01\]=1x4g4 contradict each other"),
-        ({"pins": {"0": INT8}, "keep": ["0"]}, "layer 0: --pin 0=int8 and --keep 0 contradict"),
+        ({"pins": {"nothing*": INT8}}, r"`pin` nothing\*: no layer has such a path"),
+        ({"keep": ["x"]}, "`keep` x: no layer"),
+        ({"ties": ["y"]}, "`tie` y: no layer"),
+        ({"pins": {"0": INT8, "[01]": Format.parse("1x4g4")}}, r"layer 0: `pin` 0=int8 and `pin` \[01\]=1x4g4 contradict each other"),
+        ({"pins": {"0": INT8}, "keep": ["0"]}, "layer 0: `pin` 0=int8 and `keep` 0 contradict"),
         ({"pins": {"2": INT8}, "keep": ["3"], "ties": ["[23]"]}, "contradict"),
         ({"pins": {"0": Format.parse("1x4g9t")}}, "layer 0: format 1x4g9t cannot fit"),
-        ({"min_rate": 3.0, "max_rate": 2.0}, "--min-rate 3 is above --max-rate 2"),
+        ({"min_rate": 3.0, "max_rate": 2.0}, "`min_rate` 3 is above `max_rate` 2"),
         ({"min_rate": 5.0, "max_rate": 6.0}, "none of its rates .* is within 5 to 6"),
         ({"keep": ["*"]}, "cannot be met; the least reachable is 16.0000 bits"),
         ({"bits": 0.5}, "cannot be met; the least reachable"),
@@ -126,7 +126,7 @@ def test_contradictions_are_explained(subject, menu, predictor, settings, messag
 
 
 def test_a_verification_of_one_sampling_says_nothing() -> None:
-    with pytest.raises(InputError, match="--verify 1: .*use 0 or at least 2"):
+    with pytest.raises(InputError, match="`verify` 1: .*use 0 or at least 2"):
         Verification(1, FakeProber(len))
 
 
@@ -255,7 +255,7 @@ def test_a_storage_keeps_studies_to_look_at_and_changes_nothing(subject, menu, p
     assert set(study.trials[0].params) == set(menu), "they are to be read by people"
     assert len(study.trials) == 16 and study.best_value >= plain.predicted["value"]
     assert "small, front, seed 0" in optuna.get_all_study_names(database)
-    with pytest.raises(InputError, match="--storage nonsense://x: .*; give a journal file or a URL"):
+    with pytest.raises(InputError, match="`storage` nonsense://x: .*; give a journal file or a URL"):
         find_plan(subject, menu, predictor, bits=2.4, n_trials=16, storage="nonsense://x")
 
 

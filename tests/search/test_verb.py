@@ -70,10 +70,10 @@ def test_what_cannot_be_is_refused(run, find) -> None:
     with pytest.raises(InputError, match="^the budget of 1000 bytes cannot be met; the least"):
         find_within_pipeline(run, "1kB", find)
     with pytest.raises(
-        InputError, match=r"--pipeline-size 30kB: for the denoiser's file, the budget of \d+ bytes cannot be met; the least"
+        InputError, match=r"`pipeline_size` 30kB: for the denoiser's file, the budget of \d+ bytes cannot be met; the least"
     ):
         find_within_pipeline(run, "30kB", find)
-    with pytest.raises(InputError, match="use --size for the denoiser's file"):
+    with pytest.raises(InputError, match="use `size` for the denoiser's file"):
         find_within_pipeline(SimpleNamespace(subject=SimpleNamespace(folder=None, component="", name="bare")), "1MB", find)  # type: ignore[arg-type]
 
 

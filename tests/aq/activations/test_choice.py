@@ -93,7 +93,7 @@ def test_candidates():
     assert {c.bits for c in candidates(6, None, has_timestep=True)} == {6, 8}
     assert {c.scheme for c in candidates(6, None, has_timestep=False)} == {"token", "token-affine"}
     assert candidates(8, ["token"], has_timestep=True) == [Activation(8)]
-    with pytest.raises(InputError, match="--activations 5: choose 8 or 6"):
+    with pytest.raises(InputError, match="`activations` 5: choose 8 or 6"):
         candidates(5, None, has_timestep=True)
     with pytest.raises(InputError, match="scheme 'x' is unknown"):
         candidates(8, ["x"], has_timestep=True)

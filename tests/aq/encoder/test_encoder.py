@@ -290,7 +290,7 @@ def test_a_shared_book_is_refused_where_one_weight_is_given():
 
 @pytest.mark.parametrize("text", ["slow", "0", "-1", "nan", ""])
 def test_unknown_effort(text):
-    with pytest.raises(InputError, match="--effort"):
+    with pytest.raises(InputError, match="`effort`"):
         encode(gaussian(8, 8), Format.parse("1x4g4"), effort=text)
 
 

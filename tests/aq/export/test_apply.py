@@ -204,7 +204,7 @@ def test_a_pipeline_folder_gives_a_pipeline_folder(pipeline_folder, pipeline_cas
 def test_a_folder_inside_the_pipeline_is_refused(pipeline_folder, pipeline_case, tmp_path):
     subject, store, plan = pipeline_case
     before = sorted(pipeline_folder.rglob("*"))
-    with pytest.raises(InputError, match="--out"):
+    with pytest.raises(InputError, match="`out`"):
         apply(subject, plan, store, pipeline_folder / "quantized")
     assert sorted(pipeline_folder.rglob("*")) == before
 
@@ -226,7 +226,7 @@ def test_what_is_in_the_way_is_refused_and_kept(what, subject, mixed_plan, store
         kept.write_text("mine")
         if what == "folder of results":
             mixed_plan.save(out / "earlier" / PLAN_FILE)
-    with pytest.raises(InputError, match=r"--out .*choose another name"):
+    with pytest.raises(InputError, match=r"`out` .*choose another name"):
         apply(subject, mixed_plan, store, out)
     assert out.read_text() == "mine" if what == "file" else kept.read_text() == "mine"
 
@@ -258,7 +258,7 @@ def test_nothing_is_half_written(earlier, subject, mixed_plan, store, tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Plan, "save", full_disk)
-    with pytest.raises(InputError, match=r"--out .*No space left"):
+    with pytest.raises(InputError, match=r"`out` .*No space left"):
         apply(subject, mixed_plan, store, out)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if earlier else [])
     assert not earlier or {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -278,7 +278,7 @@ def test_a_folder_that_may_not_be_written(subject, mixed_plan, store, tmp_path):
     else:
         (tmp_path / "locked").mkdir(mode=0o500)
         out = tmp_path / "locked" / "out"
-    with pytest.raises(InputError, match=r"--out .*cannot be written"):
+    with pytest.raises(InputError, match=r"`out` .*cannot be written"):
         apply(subject, mixed_plan, store, out)
 
 

@@ -152,5 +152,5 @@ def test_a_damaged_file_in_the_store_is_made_again(subject, tmp_path, kind, capl
 
 
 def test_unknown_effort_is_refused_before_any_work(subject, tmp_path):
-    with pytest.raises(InputError, match="--effort 'best'"):
+    with pytest.raises(InputError, match="`effort` 'best'"):
         EncodingStore(subject, tmp_path, calibration=CALIBRATION, effort="best")

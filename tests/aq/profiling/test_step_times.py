@@ -85,7 +85,7 @@ def test_what_was_measured_is_kept(subject, tmp_path: Path, monkeypatch):
 
 
 def test_on_other_devices_nothing_is_foretold():
-    with pytest.raises(InputError, match="leave --ms-per-step out"):
+    with pytest.raises(InputError, match="leave `ms_per_step` out"):
         StepTimes.measure(sampled(nn.Linear(2, 2).to("meta"), 2), 1)
 
 
