@@ -22,6 +22,24 @@ from .errors import DamagedError, InputError
 
 SCHEMA = 1
 _OWN_FIELDS = ("kind", "schema", "sha256")
+# By their names in safetensors headers, in the order in which its writer stores tensors last to first.
+SAFETENSORS_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+}
+
+
+def cache_folder() -> Path:
+    """Where what is good for all runs on this machine is kept: SEDAQ_CACHE, or the user's cache."""
+    return Path(os.environ.get("SEDAQ_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sedaq").expanduser()
 
 
 def canonical_json(value: Any) -> str:
@@ -101,7 +119,9 @@ def _unseal(where: str, kind: str, body: Any) -> dict[str, Any]:
     except ValueError:  # NaN or a half character, which json reads and sedaq never writes
         sha256 = None
     if sha256 is None or sha256 != body.get("sha256"):
-        raise DamagedError(f"{where}: field 'sha256' does not match the content; the file was changed or damaged, write it again with sedaq")
+        raise DamagedError(
+            f"{where}: field 'sha256' does not match the content; the file was changed or damaged, write it again with sedaq"
+        )
     return content
 
 

@@ -21,7 +21,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ import torch
 from scipy.optimize import nnls
 
 from ..errors import InputError
-from ..storage import read_json, write_json
+from ..storage import cache_folder, read_json, write_json
 from . import native
 from .coded import CodedMatrix
 from .reference import product_by_dequantizing, rounded
@@ -167,11 +166,6 @@ def adopt(stored: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:12]
     _adopted[digest] = found
     return digest
-
-
-def cache_folder() -> Path:
-    """Where machines' laws are kept: SEDAQ_CACHE, or the user's cache."""
-    return Path(os.environ.get("SEDAQ_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sedaq")
 
 
 def machine() -> str:

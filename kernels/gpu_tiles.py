@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..storage import read_json, write_json
-from .costs import cache_folder
+from ..storage import cache_folder, read_json, write_json
 
 log = logging.getLogger("sedaq")
 

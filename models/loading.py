@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import InputError
-from ..storage import read_json
+from ..storage import SAFETENSORS_DTYPES, read_json
 from .sampling import DEFAULT_STEPS, Condition, DenoiserSampler, PipelineSampler
 from .subject import Subject
 
@@ -25,7 +25,6 @@ SHIPPED = ("mnist-dit", "mnist-unet")
 DENOISER_COMPONENTS = ("transformer", "unet", "prior", "decoder")
 # What a bare denoiser's own config cannot say: {conditions, null_condition, extractor, steps}. sedaq writes it beside the weights.
 SUBJECT_FILE = "sedaq_subject.json"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load(
@@ -245,7 +244,7 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     for path in [path for path in paths if ".fp16." not in path.name] or paths:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
-                dtype = _DTYPES.get(file.get_slice(name).get_dtype())
-                if dtype is not None:
+                dtype = SAFETENSORS_DTYPES.get(file.get_slice(name).get_dtype())
+                if dtype is not None and dtype.is_floating_point:
                     dtypes[name] = dtype
     return dtypes

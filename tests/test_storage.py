@@ -7,12 +7,15 @@ import struct
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from sedaq.errors import InputError
 from sedaq.storage import (
+    SAFETENSORS_DTYPES,
     SCHEMA,
     append_record,
+    cache_folder,
     canonical_json,
     fingerprint,
     load_tensors,
@@ -22,6 +25,25 @@ from sedaq.storage import (
     tensor_fingerprint,
     write_json,
 )
+
+
+def test_dtypes_are_named_and_ordered_as_the_writer_does() -> None:
+    tensors = {name: torch.zeros(2, dtype=dtype) for name, dtype in SAFETENSORS_DTYPES.items()}
+    data = safetensors.torch.save(tensors)
+    header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+    assert {name: entry["dtype"] for name, entry in header.items()} == {name: name for name in SAFETENSORS_DTYPES}
+    assert sorted(header, key=lambda name: header[name]["data_offsets"]) == list(reversed(SAFETENSORS_DTYPES))
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    monkeypatch.setenv("SEDAQ_CACHE", "/elsewhere")
+    assert cache_folder() == Path("/elsewhere")
+    monkeypatch.delenv("SEDAQ_CACHE")
+    assert cache_folder() == Path("/caches/sedaq")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "sedaq"
+
 
 CONTENT = {"name": "größe", "rate": 0.1 + 0.2, "layers": {"b.0": [1, 2], "a": None}, "flag": True}
 TENSORS = {"codes": torch.arange(12, dtype=torch.uint8).reshape(3, 4), "scales": torch.tensor([0.5, -2.0], dtype=torch.float16)}

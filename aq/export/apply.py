@@ -174,19 +174,33 @@ def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
 
 
 def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a folder beside `out`, and rename it to `out`; an earlier `out` is deleted only when the new one is in its place."""
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
         fill(temporary)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
+        _swap(temporary, out)
     except OSError as error:
         raise InputError(
             f"`out` {out}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Rename `new` to `out`; where that fails, an earlier `out` is back under its name."""
+    if not out.exists():
+        new.rename(out)
+        return
+    old = new.with_name(f"{new.name}.old")
+    out.rename(old)
+    try:
+        new.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
 
 
 def pipeline_bytes(subject: Subject, plan: Plan) -> int:

@@ -17,6 +17,7 @@ import torch
 
 from ...models.layers import Layer
 from ...models.subject import Subject
+from ...storage import SAFETENSORS_DTYPES
 from ..formats import AS_IS, BOOK_TENSORS, INT8, Format
 
 RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -146,18 +147,10 @@ def cheapest(shape: tuple[int, ...]) -> Format:
 def header_bytes(specs: Mapping[str, TensorSpec], total_bytes: int) -> int:
     """Bytes of tensor entries in a safetensors header, every offset counted with the digits of the largest."""
     digits = len(str(total_bytes))
-    names = {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-    }
+    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     entries = (
         json.dumps(name)
-        + f':{{"dtype":"{names.get(dtype, "BOOL")}","shape":{json.dumps(list(shape), separators=(",", ":"))},"data_offsets":[,]}},'
+        + f':{{"dtype":"{names[dtype]}","shape":{json.dumps(list(shape), separators=(",", ":"))},"data_offsets":[,]}},'
         for name, (dtype, shape) in specs.items()
     )
     return sum(len(entry.encode()) + 2 * digits for entry in entries)

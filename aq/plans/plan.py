@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...errors import InputError
 from ...models.subject import Subject
-from ...storage import fingerprint, read_json, write_json
+from ...storage import SAFETENSORS_DTYPES, fingerprint, read_json, write_json
 from ..activations.rounding import ACTIVATION, Activation
 from ..formats import AS_IS, BOOK_TENSORS, Format
 from .menu import TensorSpec
@@ -186,30 +184,8 @@ def file_bytes(specs: Mapping[str, TensorSpec]) -> int:
 
     The writer orders tensors by dtype, widest alignment first, then by name; the order matters for the digits of the offsets.
     """
-    names = {
-        torch.uint8: "U8",
-        torch.int8: "I8",
-        torch.bool: "BOOL",
-        torch.int16: "I16",
-        torch.int32: "I32",
-        torch.int64: "I64",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.float32: "F32",
-        torch.float64: "F64",
-    }
-    rank = [
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.float16,
-        torch.bfloat16,
-        torch.int32,
-        torch.float32,
-        torch.float64,
-        torch.int64,
-    ]
+    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+    rank = list(names)
     header: dict[str, Any] = {"__metadata__": SAFETENSORS_METADATA}
     offset = 0
     for name, (dtype, shape) in sorted(specs.items(), key=lambda item: (-rank.index(item[1][0]), item[0])):

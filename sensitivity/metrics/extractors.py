@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ...errors import InputError
 from ...models.sampling import Condition
 from ...models.shipped.classifier import DigitClassifier
-from ...storage import file_sha256, fingerprint, tensor_fingerprint
+from ...storage import cache_folder, file_sha256, fingerprint, tensor_fingerprint
 from .fidelity import Features
 from .inception import InceptionV3
 
@@ -144,7 +144,7 @@ def _folded(layers: nn.Sequential) -> nn.Sequential:
 
 
 def _inception_path(argument: str) -> Path:
-    path = Path(argument or os.environ.get("SEDAQ_INCEPTION") or Path.home() / ".cache" / "sedaq" / INCEPTION_FILE).expanduser()
+    path = Path(argument or os.environ.get("SEDAQ_INCEPTION") or cache_folder() / INCEPTION_FILE).expanduser()
     path = path / INCEPTION_FILE if path.is_dir() else path
     if not path.is_file():
         raise InputError(

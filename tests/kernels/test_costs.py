@@ -10,7 +10,7 @@ import torch
 
 from sedaq.kernels import costs, native
 from sedaq.kernels.costs import cheapest, random_matrix, terms
-from sedaq.storage import write_json
+from sedaq.storage import cache_folder, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +141,7 @@ def test_a_cache_of_another_version_is_measured_anew(monkeypatch, caplog, other)
     measured = {name: {size: [2.0] * 6 for size in costs.SIZES} for name in ("dequantize", costs.ROUNDING)}
     monkeypatch.setattr(costs, "measure", lambda: measured)
     monkeypatch.setattr(costs, "candidates", lambda: ("dequantize",))
-    path = costs.cache_folder() / f"kernels-{costs.machine()}-{torch.get_num_threads()}.json"
+    path = cache_folder() / f"kernels-{costs.machine()}-{torch.get_num_threads()}.json"
     write_json(path, "kernel costs", {"law": other})
     assert costs.law() == measured and "measuring anew" in caplog.text
     costs._law.cache_clear()

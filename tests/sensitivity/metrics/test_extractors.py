@@ -53,6 +53,11 @@ def test_missing_inception_says_what_goes_where(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError, match="absent.pth.*pt_inception-2015-12-05-6726825d.pth.*SEDAQ_INCEPTION"):
         load_extractor("inception", image_shape=(3, 32, 32))
     monkeypatch.delenv("SEDAQ_INCEPTION")
+    monkeypatch.setenv("SEDAQ_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match=r"elsewhere/pt_inception"):
+        load_extractor("inception", image_shape=(3, 32, 32))
+    monkeypatch.delenv("SEDAQ_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"\.cache/sedaq/pt_inception"):
         load_extractor("inception", image_shape=(3, 32, 32))
