@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load": "models.loading",
     "Subject": "models.subject",
+    "SamplingConfig": "models.sampling",
     "Format": "aq.formats",
     "encode": "aq.encoder.encoder",
     "Encoding": "aq.encoding",

@@ -16,6 +16,7 @@ from sedaq.aq.formats import Format
 from sedaq.aq.profiling.bench import fixed_layer
 from sedaq.models.calibration import calibrate
 from sedaq.models.hessian import Hessian
+from sedaq.models.sampling import SamplingConfig
 
 CONVOLUTIONS = ("up_blocks.0.resnets.0.conv1", "up_blocks.0.resnets.1.conv1", "mid_block.resnets.0.conv1")
 
@@ -25,7 +26,10 @@ def main() -> None:
     cases = [("fixed 512×2048", weight, Hessian.of(matrix), 1)]
     unet = sedaq.load("mnist-unet")
     layers = [layer for layer in unet.layers if layer.name in CONVOLUTIONS]
-    cases += [(f"mnist-unet {layer.name}", unet.weight(layer.name), h, layer.shape[1]) for layer, h in calibrate(unet, layers, steps=10)]
+    cases += [
+        (f"mnist-unet {layer.name}", unet.weight(layer.name), h, layer.shape[1])
+        for layer, h in calibrate(unet, layers, sampling=SamplingConfig(steps=10))
+    ]
     rows: list[dict[str, Any]] = []
     for name, weight, whole, channels in cases:
         for n_blocks in (1, 2, 4, 8):

@@ -23,6 +23,7 @@ from sedaq.kernels.coded import CodedMatrix
 from sedaq.kernels.dispatch import rounded
 from sedaq.models.calibration import input_columns
 from sedaq.models.hooks import hooking, input_of
+from sedaq.models.sampling import SamplingConfig
 from sedaq.progress import track
 
 FORMATS = ("1x8g8", "2x8g8", "3x8g16", "2x8g8h", "1x6g3", "3x8g24")
@@ -51,7 +52,7 @@ def layers_inputs(name: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
     layers = [layer for layer in subject.layers[::3] if layer.groups == 1 and layer.shape[0] >= 32]
     with hooking(subject.denoiser, before={layer.name: partial(hook, layer) for layer in layers}):
-        subject.sample(seed=1, n_images=8, steps=4)
+        subject.sample(SamplingConfig(steps=4), seed=1, n_images=8)
     return {layer.name: (subject.weight(layer.name), torch.cat(seen[layer.name])[:TOKENS]) for layer in layers}
 
 

@@ -18,6 +18,7 @@ import sedaq
 from sedaq.aq.plans.menu import ruled_menus
 from sedaq.aq.plans.store import EncodingStore
 from sedaq.models.calibration import WEIGHTINGS
+from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.metrics.extractors import load_extractor
 from sedaq.sensitivity.metrics.fidelity import FullPrecision, measure
 from sedaq.sensitivity.metrics.reference import shipped_reference
@@ -38,7 +39,7 @@ def main() -> None:
         reference = shipped_reference("train", extract)
 
         def sampled(seed: int) -> Any:
-            images = subject.sample(seed=seed, n_images=arguments.images, steps=arguments.steps)  # noqa: B023 (used at once)
+            images = subject.sample(SamplingConfig(steps=arguments.steps), seed=seed, n_images=arguments.images)  # noqa: B023 (used at once)
             return images, extract(images)  # noqa: B023
 
         full_precision = {seed: FullPrecision(*sampled(seed)) for seed in arguments.seeds}

@@ -39,7 +39,7 @@ from sedaq.aq.export.apply import apply
 from sedaq.aq.formats import AS_IS
 from sedaq.aq.plans.plan import Plan, file_bytes, weight_bits
 from sedaq.models.loading import SUBJECT_FILE, load
-from sedaq.models.sampling import sample_in_chunks
+from sedaq.models.sampling import SamplingConfig, sample_in_chunks
 from sedaq.models.shipped.recipes import N_CLASSES, NULL_CLASS, build_scheduler
 from sedaq.models.shipped.train_denoiser import NULL_SHARE
 from sedaq.progress import shown
@@ -245,7 +245,7 @@ def begun(sizes: Sizes, device: str, folder: Path) -> Run:
         n_images=sizes.n_probe_images,
         extractor=f"transformers:{folder / 'classifier'}",
         reference=str(folder / "train.safetensors"),
-        batch_size=2 * sizes.batch_size,
+        sampling=SamplingConfig(steps=10, batch_size=2 * sizes.batch_size),
         rates=RATES,
     )
     run = Run.begin(str(folder / "denoiser"), folder / "run", settings, device=device)
@@ -256,7 +256,7 @@ def begun(sizes: Sizes, device: str, folder: Path) -> Run:
 def tuned(run: Run, name: str, plan: Plan, steps: int) -> tuple[State, dict[str, Any]]:
     """The plan's model, which is kept in the run's folder models, and what a row says of it."""
     out, buffers = run.folder / "models" / name, run.folder / "trajectories"
-    made = apply(run.subject, plan, run.store, out, tune_steps=steps, buffer_folder=buffers, **run.settings.sampling)
+    made = apply(run.subject, plan, run.store, out, tune_steps=steps, buffer_folder=buffers, sampling=run.settings.sampling)
     sizes = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "plan": plan.hash}
     return partial(made.installed, run.subject), {**sizes, "tune_steps": steps, "losses": made.losses, "ending": made.ending}
 
@@ -290,7 +290,7 @@ def figure(folder: Path, out: Path) -> None:
     names = {"2 bits, uniform": "W2A16 uniform", "2 bits, searched": "W2A16 searched", "2 bits, tuned": "W2A16 searched tuned"}
     subjects = {"full precision": load(folder / "denoiser")}
     subjects |= {name: load(folder / "run" / "models" / model, quantized=True) for name, model in names.items()}
-    images = {name: sample_in_chunks(subject.sample, name, seed=1, n_images=20) for name, subject in subjects.items()}
+    images = {name: sample_in_chunks(subject.sample, name, SamplingConfig(), seed=1, n_images=20) for name, subject in subjects.items()}
     save_png(image_grids(RunData({}, grids=images)), out)
 
 

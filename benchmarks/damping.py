@@ -17,6 +17,7 @@ import sedaq
 from sedaq.aq.encoder import encoder
 from sedaq.aq.plans.menu import ruled_menus
 from sedaq.models.calibration import calibrate
+from sedaq.models.sampling import SamplingConfig
 
 DAMPINGS = ((1e-1, 0), (3e-2, 0), (1e-2, 0), (1e-3, 0), (1e-4, 0), (1e-6, 0), (1e-4, 1e-2), (1e-3, 2e-2), (1e-3, 3e-2), (1e-3, 1e-1))
 
@@ -31,8 +32,8 @@ def main() -> None:
         subject = sedaq.load(name)
         menus = ruled_menus(subject, [arguments.rate])
         layers = subject.layers[:: arguments.every]
-        seen = dict(calibrate(subject, layers, n_images=64, steps=10, seed=0))
-        other = dict(calibrate(subject, layers, n_images=256, steps=10, seed=1))
+        seen = dict(calibrate(subject, layers, n_images=64, sampling=SamplingConfig(steps=10), seed=0))
+        other = dict(calibrate(subject, layers, n_images=256, sampling=SamplingConfig(steps=10), seed=1))
         for damping, feedback in DAMPINGS:
             encoder.DAMPING, encoder.FEEDBACK_DAMPING = damping, feedback
             logs = {"seen": 0.0, "other": 0.0}

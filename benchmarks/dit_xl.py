@@ -19,7 +19,7 @@ from sedaq import Subject
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
 from sedaq.aq.modules.layers import coded_module, coded_modules, set_module
-from sedaq.models.sampling import DenoiserSampler
+from sedaq.models.adapters.denoiser import DenoiserAdapter
 
 SHAPE: dict[str, Any] = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "sample_size": 32, "patch_size": 2}
 
@@ -27,7 +27,7 @@ SHAPE: dict[str, Any] = {"num_attention_heads": 16, "attention_head_dim": 72, "n
 def _subject(denoiser: nn.Module, name: str) -> Subject:
     scheduler = DDIMScheduler()
     return Subject(
-        denoiser, sample=DenoiserSampler(denoiser, scheduler, list(range(1000)), None, 4), conditions=list(range(1000)), name=name
+        denoiser, sample=DenoiserAdapter(denoiser, scheduler, list(range(1000)), None, 4), conditions=list(range(1000)), name=name
     )
 
 

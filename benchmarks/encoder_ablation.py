@@ -26,6 +26,7 @@ from sedaq.aq.profiling.bench import fixed_layer
 from sedaq.models.calibration import calibrate
 from sedaq.models.hessian import BlockDiagonal, Hessian
 from sedaq.models.layers import Layer
+from sedaq.models.sampling import SamplingConfig
 
 FAST = encoder.EFFORTS["fast"]
 Case = tuple[str, torch.Tensor, Hessian, int]  # name, weight, H, conv groups
@@ -94,7 +95,8 @@ def cases() -> list[Case]:
         subject = sedaq.load(name)
         layers = [layer for layer in subject.layers if layer.name in paths]
         found += [
-            (f"{name} {layer.name}", subject.weight(layer.name), h, layer.groups) for layer, h in calibrate(subject, layers, steps=10)
+            (f"{name} {layer.name}", subject.weight(layer.name), h, layer.groups)
+            for layer, h in calibrate(subject, layers, sampling=SamplingConfig(steps=10))
         ]
     return found
 
@@ -123,7 +125,7 @@ def groupings() -> list[dict[str, Any]]:
     subject = sedaq.load("mnist-unet")
     layers: list[Layer] = [layer for layer in subject.layers if layer.shape[2:] == (3, 3)]
     rows = []
-    for layer, hessian in calibrate(subject, layers, steps=10):
+    for layer, hessian in calibrate(subject, layers, sampling=SamplingConfig(steps=10)):
         case = (layer.name, subject.weight(layer.name), hessian, layer.groups)
         for text in ("2x6g9t", "2x6g9c", "2x7g9t", "2x6g8c", "3x6g9t", "3x6g9c", "1x6g3c"):
             format = Format.parse(text)

@@ -12,7 +12,7 @@ import torch
 from results import keep
 
 from sedaq.models.loading import load
-from sedaq.models.sampling import sample_in_chunks
+from sedaq.models.sampling import SamplingConfig, sample_in_chunks
 from sedaq.progress import shown
 from sedaq.sensitivity.metrics.extractors import load_extractor
 from sedaq.sensitivity.metrics.frechet import frechet_distances, resamples
@@ -33,7 +33,7 @@ def main() -> None:
                 if isinstance(module, torch.nn.Linear):
                     weight = module.weight.data
                     weight += noise * weight.std() * torch.randn(weight.shape, generator=rng)
-            images = sample_in_chunks(subject.sample, name, seed=5, n_images=N_SETS * N_IMAGES, chunk=N_IMAGES, steps=STEPS)
+            images = sample_in_chunks(subject.sample, name, SamplingConfig(steps=STEPS), seed=5, n_images=N_SETS * N_IMAGES, chunk=N_IMAGES)
             features[name] = extractor(images).pooled.split(N_IMAGES)
     found: dict[str, list[dict[str, float]]] = {"distance": [], "within conditions": [], "blindly": []}
     for one in range(N_SETS):

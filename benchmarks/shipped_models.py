@@ -17,6 +17,7 @@ from results import keep
 
 import sedaq
 from sedaq.models.loading import SHIPPED, SHIPPED_FOLDER
+from sedaq.models.sampling import SamplingConfig
 from sedaq.models.shipped.classifier import DigitClassifier
 from sedaq.models.shipped.train_classifier import accuracy
 from sedaq.models.shipped.train_denoiser import load_mnist
@@ -46,7 +47,7 @@ def probe_seconds(subject: sedaq.Subject, repeats: int = 3) -> float:
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        subject.sample(seed=1, n_images=512, steps=10)
+        subject.sample(SamplingConfig(steps=10), seed=1, n_images=512)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
@@ -65,7 +66,7 @@ def main() -> None:
         subject = sedaq.load(name)
         seconds = probe_seconds(subject)
         with shown():
-            result = evaluate(subject, n_images=N_IMAGES, steps=STEPS)
+            result = evaluate(subject, n_images=N_IMAGES, sampling=SamplingConfig(steps=STEPS))
         fid, agreement = result["metrics"]["fid"], result["metrics"]["agreement"]
         rows.append(
             {

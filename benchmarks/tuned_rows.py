@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,8 @@ class Rows:
 
     def _sampled(self, description: str, seed: int) -> torch.Tensor:
         noise = purpose_seed(seed, "tuning benchmark")
-        settings = self.run.settings.sampling
-        return sample_in_chunks(self.run.subject.sample, description, seed=noise, n_images=self.n_images, steps=STEPS, **settings)
+        sampling = replace(self.run.settings.sampling, steps=STEPS)
+        return sample_in_chunks(self.run.subject.sample, description, sampling, seed=noise, n_images=self.n_images)
 
 
 def _mean_difference(differences: Sequence[tuple[float, float, float]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -78,6 +79,7 @@ def command(
     from ..aq.plans.plan import Plan
     from ..aq.tuning.settings import TuneSettings
     from ..aq.tuning.tune import SPOILT
+    from ..models.sampling import SamplingConfig
     from ..progress import shown
     from ..sensitivity.run import store_for_plan
 
@@ -98,18 +100,14 @@ def command(
             Path(scratch),
             effort=effort,
             exclude=exclude,
-            guidance=guidance,
-            prompts=prompts,
+            sampling=SamplingConfig(prompts=prompts, batch_size=batch_size),
             device=device,
         )
-        given = {"guidance": guidance, "batch_size": batch_size}
-        sampling = store.sampling | {name: value for name, value in given.items() if value is not None}
+        sampling = store.sampling if guidance is None else replace(store.sampling, guidance=guidance)
         check_writable(out)
         if activations is not None:
             kept = store.folder / "activations"
-            rounded = choose(
-                store.subject, activations, schemes=schemes, keep_in=kept, steps=store.calibration.get("steps"), seed=store.seed, **sampling
-            )
+            rounded = choose(store.subject, activations, schemes=schemes, keep_in=kept, sampling=sampling, seed=store.seed)
             chosen = chosen.with_activations(store.subject, rounded)
         tuned = apply(
             store.subject,
@@ -121,7 +119,7 @@ def command(
             tune_images=tune_images,
             buffer_folder=tune_buffer,
             settings=settings,
-            **sampling,
+            sampling=sampling,
         )
     click.echo(f"{out}: {chosen.size_bytes:,} bytes, {chosen.bits_per_weight:.3f} bits a weight")
     if chosen.activations:

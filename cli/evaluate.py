@@ -29,6 +29,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
+    from ..models.sampling import SamplingConfig
     from ..progress import shown
     from ..reports.summaries import metrics_table, show
     from ..sensitivity.evaluation import evaluate
@@ -38,13 +39,10 @@ def command(
             subject,
             against=against,
             n_images=images,
-            steps=steps,
+            sampling=SamplingConfig(steps=steps, guidance=guidance, prompts=prompts, batch_size=batch_size),
             seed=seed,
             extractor=extractor,
             reference=reference,
-            guidance=guidance,
-            prompts=prompts,
-            batch_size=batch_size,
             device=device,
         )
     if as_json:

@@ -49,6 +49,7 @@ def command(
     weighting: str,
     memory: str | None,
 ) -> None:
+    from ..models.sampling import SamplingConfig
     from ..progress import shown
     from ..search.budgets import parse_size
     from ..sensitivity.probing.designs import AUTO
@@ -61,12 +62,9 @@ def command(
     settings = Settings(
         seed=seed,
         n_images=images,
-        steps=steps,
+        sampling=SamplingConfig(steps=steps, guidance=guidance, prompts=prompts, batch_size=batch_size),
         extractor=extractor,
         reference=reference,
-        guidance=guidance,
-        prompts=prompts,
-        batch_size=batch_size,
         exclude=exclude,
         effort=effort,
         weighting=weighting,

@@ -22,7 +22,7 @@ from .hessian import Hessian, block_edges
 from .hooks import Before, hooking, input_of
 from .layers import Layer
 from .noise import purpose_seed
-from .sampling import sample_in_chunks
+from .sampling import SamplingConfig, sample_in_chunks
 from .subject import Subject
 
 
@@ -149,18 +149,17 @@ def calibrate(
     layers: Sequence[Layer],
     *,
     n_images: int = 64,
-    steps: int | None = None,
+    sampling: SamplingConfig | None = None,
     seed: int = 0,
     weighting: str = "uniform",
     memory_bytes: int | None = None,
-    **settings: Any,
 ) -> Iterator[tuple[Layer, Hessian]]:
     """H of each layer, as passes finish.
 
     Args:
         weighting: of the timesteps, a name in WEIGHTINGS.
         memory_bytes: bound on the accumulators of one pass; half of what is free when None.
-        settings: passed to the subject's sample function.
+        sampling: settings; the subject's own if None.
     """
     check_weighting(weighting)
     memory_bytes = memory_bytes or psutil.virtual_memory().available // 2
@@ -169,7 +168,12 @@ def calibrate(
         with _accumulating(subject, chosen, weighting) as sums:
             description = "calibration" if len(plan) == 1 else f"calibration {number}/{len(plan)}"
             sample_in_chunks(
-                subject.sample, description, seed=purpose_seed(seed, "calibration"), n_images=n_images, chunk=32, steps=steps, **settings
+                subject.sample,
+                description,
+                sampling or SamplingConfig(),
+                seed=purpose_seed(seed, "calibration"),
+                n_images=n_images,
+                chunk=32,
             )
         for layer in chosen:
             yield layer, sums[layer.name].hessian()

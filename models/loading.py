@@ -17,7 +17,9 @@ from torch import nn
 
 from ..errors import InputError
 from ..storage import SAFETENSORS_DTYPES, read_json
-from .sampling import DEFAULT_STEPS, Condition, DenoiserSampler, PipelineSampler
+from .adapters.denoiser import DEFAULT_STEPS, DenoiserAdapter
+from .adapters.pipeline import PipelineAdapter
+from .sampling import Condition
 from .subject import Subject
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
@@ -140,10 +142,10 @@ def _load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str],
     denoiser = _from_pretrained(model_class.from_pretrained, folder).to(device, memory_format=torch.channels_last)
 
     known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else _class_conditions(denoiser)
-    sampler = DenoiserSampler(denoiser, scheduler, known["conditions"], known["null_condition"], known.get("steps", DEFAULT_STEPS))
+    adapter = DenoiserAdapter(denoiser, scheduler, known["conditions"], known["null_condition"], known.get("steps", DEFAULT_STEPS))
     return Subject(
         denoiser,
-        sample=sampler,
+        sample=adapter,
         conditions=known["conditions"],
         name=name,
         exclude=exclude,
@@ -185,7 +187,7 @@ def _load_pipeline(folder: Path, device: str, prompts: Sequence[str] | None, exc
         conditions = prompts
     return Subject(
         denoiser,
-        sample=PipelineSampler(pipeline, conditions),
+        sample=PipelineAdapter(pipeline, conditions),
         conditions=conditions,
         name=folder.resolve().name,
         exclude=exclude,

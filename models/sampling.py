@@ -1,21 +1,100 @@
-"""Samplers: functions sample(*, seed, start, n_images, steps=None, **settings) → images (n, C, H, W) in [0, 1]."""
+"""How images are sampled: one object of settings, and sampling in chunks."""
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import InputError
 from ..progress import track
-from .noise import image_generators, initial_noise
 
-Sampler = Callable[..., torch.Tensor]
 Condition = int | str
-DEFAULT_STEPS = 20
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How images are sampled. A field that is None is left to the model.
+
+    Args:
+        steps: steps of the scheduler.
+        guidance: weight w of classifier-free guidance, unconditional + w · (conditional − unconditional).
+        height, width: size of the images in pixels.
+        n_frames: length of videos.
+        prompts: a text file with one prompt a line, or the prompts. A subject is loaded with them; image i has prompt i modulo their number.
+        negative_prompts: likewise, what images are guided away from; given when sampling.
+        batch_size: images sampled at once. It changes memory and speed, so no identity depends on it.
+
+    Raises:
+        InputError: names the field and what it takes.
+
+    Example:
+        >>> SamplingConfig(steps=10, guidance=2.0, batch_size=8).identity
+        {'guidance': 2.0}
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    n_frames: int | None = None
+    prompts: str | tuple[str, ...] | None = None
+    negative_prompts: str | tuple[str, ...] | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "height", "width", "n_frames", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise InputError(f"`{name}`: got {value!r}; give a whole number of 1 or more")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise InputError(f"`guidance`: got {self.guidance!r}; give a finite number")
+        for name in ("prompts", "negative_prompts"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                object.__setattr__(self, name, str(value) if isinstance(value, Path) else tuple(value))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SamplingConfig:
+        """The config of a mapping that may hold other keys, too."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What a sampler is told beside the number of steps: fields that are not None, without prompts, which subjects are loaded with."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | {"negative_prompts": self.negative_prompt_lines}
+        return {name: value for name, value in values.items() if value is not None and name not in ("steps", "prompts")}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What images depend on beside subject and number of steps; fingerprints are made of it. Fields that are None do not appear."""
+        return {name: value for name, value in self.given.items() if name != "batch_size"}
+
+    @property
+    def prompt_lines(self) -> list[str] | None:
+        """The prompts, read from their file if they are in one. Raises InputError where it cannot be read or holds none."""
+        return _read_lines("prompts", self.prompts)
+
+    @property
+    def negative_prompt_lines(self) -> list[str] | None:
+        """Like `prompt_lines`."""
+        return _read_lines("negative_prompts", self.negative_prompts)
+
+
+def _read_lines(name: str, value: str | tuple[str, ...] | None) -> list[str] | None:
+    if not isinstance(value, str):
+        return None if value is None else list(value)
+    try:
+        lines = [line.strip() for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"`{name}` {value}: cannot be read; give a text file with one prompt a line") from error
+    if not lines:
+        raise InputError(f"`{name}` {value}: holds no prompts; give a text file with one prompt a line")
+    return lines
 
 
 def conditions_of(conditions: Sequence[Condition] | None, start: int, n_images: int) -> list[Condition] | None:
@@ -23,116 +102,27 @@ def conditions_of(conditions: Sequence[Condition] | None, start: int, n_images: 
     return [conditions[i % len(conditions)] for i in range(start, start + n_images)] if conditions else None
 
 
-def _batches(start: int, n_images: int, batch_size: int) -> list[tuple[int, int]]:
-    return [(first, min(batch_size, start + n_images - first)) for first in range(start, start + n_images, batch_size)]
-
-
-class DenoiserSampler:
-    """Samples a bare denoiser (sample, timestep, class_labels=None) with a diffusers scheduler.
-
-    Images are what the scheduler's last step gives, from [-1, 1] to [0, 1]. Guidance w combines the outputs with the class and with
-    `null_condition` as null + w·(class − null) (Ho & Salimans 2022).
-    """
-
-    def __init__(
-        self, denoiser: nn.Module, scheduler: Any, conditions: Sequence[int] | None, null_condition: int | None, default_steps: int
-    ) -> None:
-        config: Any = denoiser.config
-        size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else (config.sample_size, config.sample_size)
-        self.image_shape = (config.in_channels, *size)
-        self.denoiser, self.scheduler = denoiser, scheduler
-        self.conditions, self.null_condition, self.default_steps = conditions, null_condition, default_steps
-        self.step_draws_noise = "generator" in inspect.signature(scheduler.step).parameters
-
-    @torch.inference_mode()
-    def __call__(
-        self, *, seed: int, start: int, n_images: int, steps: int | None = None, guidance: float | None = None, batch_size: int = 64
-    ) -> torch.Tensor:
-        steps = steps or self.default_steps
-        device = next(self.denoiser.parameters()).device
-        images = []
-        for first, count in _batches(start, n_images, batch_size):
-            generators = image_generators(seed, first, count)
-            x = initial_noise(generators, self.image_shape).to(device)
-            # Ancestral samplers draw noise at every step; each image goes on with its own generator.
-            draws = {"generator": generators} if self.step_draws_noise else {}
-            classes = conditions_of(self.conditions, first, count)
-            labels = None if classes is None else torch.tensor(classes, device=device)
-            self.scheduler.set_timesteps(steps)
-            x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
-            for t in self.scheduler.timesteps.to(device):
-                output = self._output(self.scheduler.scale_model_input(x, t), t, labels, guidance)
-                x = self.scheduler.step(output, t, x, **draws).prev_sample
-            images.append((x / 2 + 0.5).clamp(0, 1).float().cpu())
-        return torch.cat(images)
-
-    def _output(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance: float | None) -> torch.Tensor:
-        times = t.expand(len(x))
-        if labels is None:
-            return self._channels(self.denoiser(x, times).sample)
-        if guidance is None or guidance == 1:
-            return self._channels(self.denoiser(x, times, class_labels=labels).sample)
-        if self.null_condition is None:
-            raise InputError("`guidance`: this denoiser has no null class; leave `guidance` out")
-        null = torch.full_like(labels, self.null_condition)
-        both = self.denoiser(torch.cat([x, x]), torch.cat([times, times]), class_labels=torch.cat([null, labels])).sample
-        without, with_class = self._channels(both).chunk(2)
-        return without + guidance * (with_class - without)
-
-    def _channels(self, output: torch.Tensor) -> torch.Tensor:
-        """The mean where the model also predicts a variance (twice the channels)."""
-        return output[:, : self.image_shape[0]]
-
-
-class PipelineSampler:
-    """Samples any diffusers pipeline that takes prompts, class labels or a batch size, one generator an image."""
-
-    def __init__(self, pipeline: Any, conditions: Sequence[Condition] | None) -> None:
-        self.pipeline, self.conditions = pipeline, conditions
-        self.parameters = inspect.signature(pipeline.__call__).parameters
-        self.scheduler = getattr(pipeline, "scheduler", None)
-        pipeline.set_progress_bar_config(disable=True)
-
-    @torch.inference_mode()
-    def __call__(
-        self, *, seed: int, start: int, n_images: int, steps: int | None = None, guidance: float | None = None, batch_size: int = 4
-    ) -> torch.Tensor:
-        images = []
-        for first, count in _batches(start, n_images, batch_size):
-            arguments: dict[str, Any] = {"generator": image_generators(seed, first, count), "output_type": "np"}
-            arguments.update(self._conditions(first, count))
-            if steps is not None:
-                arguments["num_inference_steps"] = steps
-            if guidance is not None:
-                if "guidance_scale" not in self.parameters:
-                    raise InputError(f"`guidance`: {type(self.pipeline).__name__} takes no guidance; leave `guidance` out")
-                arguments["guidance_scale"] = guidance
-            images.append(torch.from_numpy(self.pipeline(**arguments).images).permute(0, 3, 1, 2).float())
-        return torch.cat(images)
-
-    def _conditions(self, first: int, count: int) -> dict[str, Any]:
-        conditions = conditions_of(self.conditions, first, count)
-        if "prompt" in self.parameters:
-            if conditions is None:
-                raise InputError(f"{type(self.pipeline).__name__} needs prompts; give them by `prompts`")
-            return {"prompt": conditions}
-        if "class_labels" in self.parameters:
-            return {"class_labels": conditions}
-        if "batch_size" in self.parameters:
-            return {"batch_size": count}
-        raise InputError(
-            f"{type(self.pipeline).__name__} takes neither prompts, class labels nor a batch size; wrap it in a sedaq.Subject with your own sample function"
-        )
+def split_images(start: int, n_images: int, size: int) -> list[tuple[int, int]]:
+    """(first, number) of every batch of at most `size` of the images start … start + n_images − 1."""
+    return [(first, min(size, start + n_images - first)) for first in range(start, start + n_images, size)]
 
 
 def sample_in_chunks(
-    sample: Sampler, description: str, *, seed: int, n_images: int, start: int = 0, chunk: int = 256, **settings: Any
+    sample: Callable[..., torch.Tensor],
+    description: str,
+    sampling: SamplingConfig,
+    *,
+    seed: int,
+    n_images: int,
+    start: int = 0,
+    chunk: int = 256,
 ) -> torch.Tensor:
-    """Images of one long sampling, with a progress record after every `chunk` of them."""
-    chunks = _batches(start, n_images, chunk)
+    """Images (n_images, C, H, W) of one long sampling, with a progress record after every `chunk` of them.
+
+    Args:
+        sample: a subject's or an adapter's.
+    """
+    chunks = split_images(start, n_images, chunk)
     return torch.cat(
-        [
-            sample(seed=seed, start=first, n_images=count, **settings)
-            for first, count in track(chunks, description, cost=lambda item: item[1])
-        ]
+        [sample(sampling, seed=seed, start=first, n_images=count) for first, count in track(chunks, description, cost=lambda item: item[1])]
     )

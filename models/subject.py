@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,9 @@ from torch import nn
 
 from ..errors import InputError
 from ..storage import fingerprint, tensor_fingerprint
+from .adapters.base import Adapter, FunctionAdapter
 from .layers import Layer, find_layers
-from .sampling import Condition, Sampler
+from .sampling import Condition, SamplingConfig
 
 
 class Subject:
@@ -23,8 +24,8 @@ class Subject:
 
     Args:
         denoiser: any module; its Linear and Conv layers are the eligible ones.
-        sample: sample(*, seed, start, n_images, steps=None, **settings) → images (n, C, H, W) in [0, 1]; must call `denoiser`, and image
-            i's noise must depend on (seed, i) alone.
+        sample: an Adapter, or a function sample(*, seed, start, n_images, steps=None, **settings) → images (n, C, H, W) in [0, 1]. It must
+            call `denoiser`, and image i's noise must depend on (seed, i) alone. `settings` are fields of SamplingConfig that were given.
         conditions: labels or prompts; image i has conditions[i mod len].
         name: how plans and reports call it.
         exclude: globs of layer paths to leave alone.
@@ -38,7 +39,7 @@ class Subject:
         self,
         denoiser: nn.Module,
         *,
-        sample: Sampler,
+        sample: Adapter | Callable[..., torch.Tensor],
         conditions: Sequence[Condition] | None = None,
         name: str,
         exclude: Sequence[str] = (),
@@ -48,14 +49,26 @@ class Subject:
         extractor: str | None = None,
     ) -> None:
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.sampler, self.conditions, self.name = sample, list(conditions) if conditions else None, name
+        self.adapter = sample if isinstance(sample, Adapter) else FunctionAdapter(sample)
+        self.conditions, self.name = list(conditions) if conditions else None, name
         self.folder, self.component, self.extractor = folder, component, extractor
         self.exclude = tuple(exclude)
         self.stored_dtypes = stored_dtypes or {}
 
-    def sample(self, *, seed: int, start: int = 0, n_images: int, steps: int | None = None, **settings: Any) -> torch.Tensor:
-        """Images (n, C, H, W) in [0, 1], images start … start + n_images − 1 of `seed`. Raises InputError if the sampler returns others."""
-        images = self.sampler(seed=seed, start=start, n_images=n_images, steps=steps, **settings)
+    def sample(self, sampling: SamplingConfig | None = None, *, seed: int, start: int = 0, n_images: int) -> torch.Tensor:
+        """Images start … start + n_images − 1 of `seed`, (n_images, C, H, W) in [0, 1].
+
+        Args:
+            sampling: settings; the subject's own where None.
+
+        Raises:
+            InputError: for prompts that the subject was not loaded with, settings that it does not take, and a sample function that returns
+                something else.
+        """
+        sampling = sampling or SamplingConfig()
+        if sampling.prompts is not None and sampling.prompt_lines != self.conditions:
+            raise InputError(f"`prompts`: subject {self.name} has other conditions; load it with these prompts")
+        images = self.adapter.sample(sampling, seed=seed, start=start, n_images=n_images)
         if images.ndim != 4 or len(images) != n_images:
             raise InputError(
                 f"subject {self.name}: its sample function gave shape {tuple(images.shape)}; it must give ({n_images}, C, H, W)"
@@ -90,13 +103,13 @@ class Subject:
 
     @cached_property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W), found out by sampling one image for one step where the sampler does not say it."""
-        return getattr(self.sampler, "image_shape", None) or tuple(self.sample(seed=0, n_images=1, steps=1).shape[1:])
+        """(C, H, W), found out by sampling one image for one step where the adapter does not say it."""
+        return self.adapter.image_shape or tuple(self.sample(SamplingConfig(steps=1), seed=0, n_images=1).shape[1:])
 
     @property
     def scheduler(self) -> Any:
-        """The diffusers scheduler that samples it, None where the sampler has none to show."""
-        return getattr(self.sampler, "scheduler", None)
+        """The diffusers scheduler that samples it, None where the adapter has none to show."""
+        return self.adapter.scheduler
 
     def layer(self, name: str) -> Layer:
         for layer in self.layers:

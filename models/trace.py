@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..storage import load_tensors, save_tensors
 from .hooks import hooking
 from .noise import purpose_seed
-from .sampling import sample_in_chunks
+from .sampling import SamplingConfig, sample_in_chunks
 from .subject import Subject
 
 Call = dict[str, Any]  # argument name → value; tensors have one row an image
@@ -66,14 +66,18 @@ def _nested(flat: Call) -> Call:
 
 @dataclass(frozen=True)
 class Recording:
-    """Which trajectories: images start … start + n_images − 1 of the noise of a purpose, sampled in steps of the subject's own number if None."""
+    """Which trajectories: images start … start + n_images − 1 of the noise of (seed, purpose), sampled as `sampling` says."""
 
     purpose: str
     n_images: int
-    start: int
-    steps: int | None
-    seed: int
-    settings: dict[str, Any]  # of the subject's sample function
+    start: int = 0
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a file says of it."""
+        own = {name: getattr(self, name) for name in ("purpose", "n_images", "start", "seed")}
+        return own | {"steps": self.sampling.steps, "settings": self.sampling.identity}
 
 
 class ReplayBuffer:
@@ -92,12 +96,11 @@ class ReplayBuffer:
             sample_in_chunks(
                 subject.sample,
                 "replay buffer",
+                recording.sampling,
                 seed=purpose_seed(recording.seed, recording.purpose),
                 n_images=recording.n_images,
                 start=recording.start,
                 chunk=recording.n_images // n_parts,
-                steps=recording.steps,
-                **recording.settings,
             )
         if not recorder.rows:
             raise InputError(f"subject {subject.name}: sampling did not call the denoiser's forward, so it cannot be tuned")
@@ -111,7 +114,7 @@ class ReplayBuffer:
         Raises:
             InputError: a file of another model or of other trajectories.
         """
-        content = {"subject": {"name": subject.name, "fingerprint": subject.fingerprint}, "recording": vars(recording)}
+        content = {"subject": {"name": subject.name, "fingerprint": subject.fingerprint}, "recording": recording.to_dict()}
         if not path.exists():
             buffer = cls.record(subject, recording)
             save_tensors(path, "replay", buffer.tensors, {**content, "fixed": buffer.fixed, "call_lengths": buffer.call_lengths})
@@ -123,10 +126,11 @@ class ReplayBuffer:
                 f"replay buffer {path}: was recorded from {owner['name']} ({owner['fingerprint']}), not from {subject.name} ({subject.fingerprint}); "
                 "pass another folder, or delete it"
             )
-        for field, value in vars(recording).items():
-            if metadata["recording"][field] != value:
+        metadata["recording"]["settings"].pop("batch_size", None)  # version 0.1.0 noted it
+        for name, value in recording.to_dict().items():
+            if metadata["recording"][name] != value:
                 raise InputError(
-                    f"replay buffer {path}: was recorded with {field} {metadata['recording'][field]} where {value} is asked for; "
+                    f"replay buffer {path}: was recorded with {name} {metadata['recording'][name]} where {value} is asked for; "
                     "pass another folder, or delete it"
                 )
         return cls(tensors, metadata["fixed"], metadata["call_lengths"])

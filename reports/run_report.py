@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ def image_grids(run: Run) -> dict[str, torch.Tensor]:
 
     def sample(subject: object) -> torch.Tensor:
         seed = purpose_seed(run.settings.seed, "figures")
-        return subject.sample(seed=seed, start=0, n_images=N_SHOWN, **run.settings.sampling)  # type: ignore[attr-defined, no-any-return]
+        return subject.sample(replace(run.settings.sampling, steps=None), seed=seed, n_images=N_SHOWN)  # type: ignore[attr-defined, no-any-return]
 
     grids = {"full precision": sample(run.subject)}
     plans = {name: run.folder / "plans" / file for name, file in (("uniform", "uniform.json"), ("searched", "plan.json"))}
@@ -39,5 +40,5 @@ def image_grids(run: Run) -> dict[str, torch.Tensor]:
     assembly.restore()
     tuned = run.folder / "models" / "searched+tuned"
     if tuned.exists():
-        grids["searched + tuned"] = sample(load(tuned, quantized=True, device=run.device))
+        grids["searched + tuned"] = sample(load(tuned, prompts=run.settings.sampling.prompt_lines, quantized=True, device=run.device))
     return grids

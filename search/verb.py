@@ -95,7 +95,7 @@ def search_run(
     predictor, times = load_predictor(run), None
     choices = rounded_layers(run, activations, activation_schemes)
     if ms_per_step is not None:
-        times = StepTimes.of_run(run.folder, run.subject, step_images, **run.settings.sampling)
+        times = StepTimes.of_run(run.folder, run.subject, step_images, run.settings.sampling)
 
     def find(file_bytes: int | None, verified: bool = True) -> FoundPlan:
         with verification(run, predictor, verify if verified else 0, n_images, workers, choices) as verifying:
@@ -149,9 +149,8 @@ def rounded_layers(run: Run, bits: int | None, schemes: Sequence[str] | None) ->
         bits,
         schemes=schemes,
         keep_in=run.folder / "activations",
-        steps=settings.steps,
+        sampling=settings.sampling,
         seed=settings.seed,
-        **settings.sampling,
     )
 
 
@@ -187,7 +186,7 @@ def verification(
             read_probes(run, predictor.metric, others=[measurement.record for measurement in measured]), run.settings.seed
         )
 
-    inputs = ranged(run.subject, activations or {}, run.settings.seed, **run.settings.sampling)
+    inputs = ranged(run.subject, activations or {}, run.settings.seed, run.settings.sampling)
     with Crew(Prober(run, inputs=inputs), workers) as crew:
         # The predictor knows nothing of rounded inputs, so that it cannot learn from models that have them.
         yield Verification(n, _Verifying(crew), None if activations else refit, n_images or run.settings.n_images, run.settings.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from ..aq.plans.plan import Plan, file_bytes, weight_bits
 from ..errors import InputError
 from ..models.loading import load
 from ..models.noise import purpose_seed
-from ..models.sampling import conditions_of, sample_in_chunks
+from ..models.sampling import SamplingConfig, conditions_of, sample_in_chunks
 from ..models.subject import Subject
 from ..storage import append_record, fingerprint, read_records
 from .metrics.extractors import load_extractor
 from .metrics.fidelity import Features, FullPrecision, measure
 from .metrics.reference import load_reference, shipped_reference
-from .run import Run, read_prompts, sampling_settings
+from .run import Run
 
 
 def evaluate(
@@ -29,13 +30,10 @@ def evaluate(
     *,
     against: str | Path | Subject | None = None,
     n_images: int = 2000,
-    steps: int | None = None,
+    sampling: SamplingConfig | None = None,
     seed: int = 0,
     extractor: str | None = None,
     reference: str | None = None,
-    guidance: float | None = None,
-    prompts: str | None = None,
-    batch_size: int | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Metrics of `n_images` images on noise that no plan was chosen by.
@@ -55,7 +53,8 @@ def evaluate(
     if n_images < 8:
         raise InputError(f"--images {n_images}: a Fréchet distance needs at least 8 images, and says little below 500")
     start = time.perf_counter()
-    lines = read_prompts(prompts)
+    sampling = sampling or SamplingConfig()
+    lines = sampling.prompt_lines
     measured = load(subject, prompts=lines, device=device, quantized=True)
     densify(measured.denoiser)
     name = extractor or measured.extractor
@@ -64,10 +63,9 @@ def evaluate(
             f"subject {measured.name} has no extractor of its own; choose one with --extractor (inception[:FILE] or transformers:FOLDER)"
         )
     extract = load_extractor(name, image_shape=measured.image_shape, device=device)
-    settings = sampling_settings(guidance, batch_size)
 
     def sampled(of: Subject, description: str) -> tuple[torch.Tensor, Features]:
-        images = sample_in_chunks(of.sample, description, seed=purpose_seed(seed, "evaluate"), n_images=n_images, steps=steps, **settings)
+        images = sample_in_chunks(of.sample, description, sampling, seed=purpose_seed(seed, "evaluate"), n_images=n_images)
         return images, extract(images)
 
     images, features = sampled(measured, "sampling")
@@ -91,7 +89,7 @@ def evaluate(
     return {
         "metrics": {key: metric.to_json() for key, metric in metrics.items()},
         "n_images": n_images,
-        "steps": steps,
+        "steps": sampling.steps,
         "seed": seed,
         "extractor": f"{extract.name}:{extract.fingerprint}",
         "reference": f"{target.description}:{target.fingerprint}",
@@ -115,19 +113,16 @@ def evaluate_plan(
     subject: Any = run.subject_argument or run.subject
     folder = run.folder / "models" / name.replace(" ", "")
     if plan is not None:
-        apply(run.subject, plan, run.store, folder, tune_steps=tune_steps, **run.settings.sampling)
+        apply(run.subject, plan, run.store, folder, tune_steps=tune_steps, sampling=run.settings.sampling)
     settings = run.settings
     result = evaluate(
         subject if plan is None else folder,
         against=None if plan is None else subject,
         n_images=n_images,
-        steps=steps,
+        sampling=replace(settings.sampling, steps=steps),
         seed=settings.seed,
         extractor=settings.extractor,
         reference=settings.reference,
-        guidance=settings.guidance,
-        prompts=settings.prompts,
-        batch_size=settings.batch_size,
         device=run.device,
     )
     as_is = {layer.name: AS_IS for layer in run.subject.layers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from ..aq.plans.plan import Plan
 from ..aq.plans.store import EncodingStore
 from ..errors import InputError
 from ..models.loading import SHIPPED, load
+from ..models.sampling import SamplingConfig
 from ..models.subject import Subject
 from ..storage import read_json, write_json
+
+TEN_STEPS = SamplingConfig(steps=10)
 
 
 @dataclass(frozen=True)
@@ -25,39 +28,61 @@ class Settings:
 
     seed: int = 0
     n_images: int = 512  # a probe
-    steps: int = 10  # of a probe
+    sampling: SamplingConfig = TEN_STEPS  # of probes, and of all else that does not say another number of steps
     extractor: str | None = None  # None: the subject's own
     reference: str | None = None  # None: the shipped training statistics, else full-precision images made with other noise
-    guidance: float | None = None
-    prompts: str | None = None  # file with one prompt a line
-    batch_size: int | None = None  # of sampling; None: the sampler's own
     exclude: tuple[str, ...] = ()
     rates: tuple[float, ...] = RATES
     effort: str = "fast"
     calibration_images: int = 64
     weighting: str = "uniform"  # of the calibration's timesteps
 
+    old_batch_size: int | None = None  # of a run begun by version 0.1.0, whose calibration has it in its fingerprint
+
     @property
-    def sampling(self) -> dict[str, Any]:
-        """Settings of the subject's sample function."""
-        return sampling_settings(self.guidance, self.batch_size)
+    def steps(self) -> int | None:
+        """Sampling steps of a probe."""
+        return self.sampling.steps
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """What calibration matrices depend on besides the subject."""
+        own = {"seed": self.seed, "n_images": self.calibration_images, "steps": self.steps, "weighting": self.weighting}
+        old = {} if self.old_batch_size is None else {"batch_size": self.old_batch_size}
+        return own | self.sampling.identity | old
+
+    def to_dict(self) -> dict[str, Any]:
+        """What run.json's `settings` field holds: sampling settings beside the others; those that version 0.1.0 had not, where they are given."""
+        sampling = self.sampling
+        newer = {name: getattr(sampling, name) for name in ("height", "width", "n_frames", "negative_prompts")}
+        return {
+            "seed": self.seed,
+            "n_images": self.n_images,
+            "steps": sampling.steps,
+            "extractor": self.extractor,
+            "reference": self.reference,
+            "guidance": sampling.guidance,
+            "prompts": _listed(sampling.prompts),
+            "batch_size": self.old_batch_size,
+            "exclude": list(self.exclude),
+            "rates": list(self.rates),
+            "effort": self.effort,
+            "calibration_images": self.calibration_images,
+            "weighting": self.weighting,
+            **{name: _listed(value) for name, value in newer.items() if value is not None},
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], batch_size: int | None = None) -> Settings:
+        """The inverse of `to_dict`, with a batch size to sample with."""
+        old = values.get("batch_size")
+        known = {field.name for field in fields(cls)} & values.keys()
+        own: dict[str, Any] = {name: tuple(value) if isinstance(value := values[name], list) else value for name in known}
+        return cls(**own, sampling=SamplingConfig.from_dict({**values, "batch_size": batch_size or old}), old_batch_size=old)
 
 
-def sampling_settings(guidance: float | None, batch_size: int | None) -> dict[str, Any]:
-    """Settings that were given, for samplers need not know those that were not."""
-    return {name: value for name, value in (("guidance", guidance), ("batch_size", batch_size)) if value is not None}
-
-
-def read_prompts(path: str | None) -> list[str] | None:
-    if path is None:
-        return None
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompts {path}: cannot be read; give a text file with one prompt a line") from error
-    if not lines:
-        raise InputError(f"--prompts {path}: holds no prompts; give a text file with one prompt a line")
-    return lines
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 class Run:
@@ -69,14 +94,14 @@ class Run:
     def __init__(self, folder: Path, subject: Subject, settings: Settings, subject_argument: str | None, device: str) -> None:
         self.folder, self.subject, self.settings = folder, subject, settings
         self.subject_argument, self.device = subject_argument, device
-        calibration = {
-            "seed": settings.seed,
-            "n_images": settings.calibration_images,
-            "steps": settings.steps,
-            "weighting": settings.weighting,
-            **settings.sampling,
-        }
-        self.store = EncodingStore(subject, folder, calibration=calibration, effort=settings.effort, seed=settings.seed)
+        self.store = EncodingStore(
+            subject,
+            folder,
+            calibration=settings.calibration,
+            effort=settings.effort,
+            seed=settings.seed,
+            batch_size=settings.sampling.batch_size,
+        )
 
     @classmethod
     def begin(cls, subject: str | Subject, folder: str | Path, settings: Settings, *, device: str = "cpu") -> Run:
@@ -85,11 +110,14 @@ class Run:
         Raises InputError where that one has other settings or another subject.
         """
         folder = Path(folder)
-        loaded = load(subject, prompts=read_prompts(settings.prompts), exclude=settings.exclude, device=device)
-        run = cls(folder, loaded, settings, None if isinstance(subject, Subject) else _from_anywhere(str(subject)), device)
         path = folder / "run.json"
-        if path.exists():
-            _refuse_other(path, read_json(path, "run"), run.identity)
+        found = read_json(path, "run") if path.exists() else None
+        if found is not None:
+            settings = replace(settings, old_batch_size=found["settings"].get("batch_size"))
+        loaded = load(subject, prompts=settings.sampling.prompt_lines, exclude=settings.exclude, device=device)
+        run = cls(folder, loaded, settings, None if isinstance(subject, Subject) else _from_anywhere(str(subject)), device)
+        if found is not None:
+            _refuse_other(path, found, run.identity)
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"--run {folder}: is neither empty nor a run; choose another folder")
         return run
@@ -101,16 +129,17 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What run.json holds."""
+        """What run.json holds of that which a run keeps."""
         return {
             "subject": {"name": self.subject.name, "fingerprint": self.subject.fingerprint, "argument": self.subject_argument},
-            "settings": {**asdict(self.settings), "exclude": list(self.settings.exclude), "rates": list(self.settings.rates)},
+            "settings": self.settings.to_dict(),
         }
 
     def write(self) -> None:
         """Put the run on disk, unless it is there."""
         if not (self.folder / "run.json").exists():
-            write_json(self.folder / "run.json", "run", self.identity)
+            batch_size = self.settings.sampling.batch_size
+            write_json(self.folder / "run.json", "run", self.identity | ({"batch_size": batch_size} if batch_size else {}))
 
     @classmethod
     def open(cls, folder: str | Path, *, subject: str | Subject | None = None, device: str = "cpu") -> Run:
@@ -122,12 +151,8 @@ class Run:
         argument = subject if subject is not None else content["subject"]["argument"]
         if argument is None:
             raise InputError(f"--run {folder}: its subject was made in Python; pass the Subject again")
-        known = {field.name for field in fields(Settings)}
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content["settings"].items() if name in known
-        }
-        settings = Settings(**values)
-        loaded = load(argument, prompts=read_prompts(settings.prompts), exclude=settings.exclude, device=device)
+        settings = Settings.from_dict(content["settings"], content.get("batch_size"))
+        loaded = load(argument, prompts=settings.sampling.prompt_lines, exclude=settings.exclude, device=device)
         if loaded.fingerprint != content["subject"]["fingerprint"]:
             made_for = content["subject"]
             raise InputError(
@@ -172,19 +197,19 @@ def store_for_plan(
     *,
     effort: str | None = None,
     exclude: tuple[str, ...] = (),
-    guidance: float | None = None,
-    prompts: str | None = None,
+    sampling: SamplingConfig | None = None,
     device: str = "cpu",
 ) -> tuple[Plan, EncodingStore]:
     """The encodings that a plan was made with: those of its run, or made anew in `scratch` by what the plan's `encoding` field says.
 
     With another `effort` the plan comes back without what was predicted and measured, for that no longer holds.
     """
+    sampling = sampling or SamplingConfig()
     if run is not None:
         opened = Run.open(run, subject=subject, device=device)
         folder, loaded = opened.folder, opened.subject
     else:
-        folder, loaded = scratch, load(subject, prompts=read_prompts(prompts), exclude=exclude, device=device)
+        folder, loaded = scratch, load(subject, prompts=sampling.prompt_lines, exclude=exclude, device=device)
     plan.validate(loaded)
     try:
         made = EncodingStore(
@@ -193,6 +218,7 @@ def store_for_plan(
             calibration=plan.encoding["calibration_settings"],
             effort=effort or plan.encoding["effort"],
             seed=plan.encoding["seed"],
+            batch_size=sampling.batch_size,
         )
     except KeyError as error:
         raise InputError(f"the plan's field 'encoding' lacks {error}; search again") from error

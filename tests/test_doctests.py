@@ -7,6 +7,7 @@ import pytest
 
 MODULES = [
     "sedaq.models.hooks",
+    "sedaq.models.sampling",
     "sedaq.runtime.tasks",
     "sedaq.runtime.journal",
     "sedaq.runtime.executors",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ...models.hooks import Before, hooking, input_of
+from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...models.trace import Recording, ReplayBuffer
 from .rounding import N_BUCKETS, RANGES, Activation, RoundedInputs, on_grid
@@ -18,9 +20,9 @@ N_ROWS, BATCH, N_VALUES = 256, 32, 4096  # calls looked at, how many at a time, 
 RATIOS = torch.linspace(0.3, 1.0, 15)  # of the greatest value, at which a range may be cut
 
 
-def own_calls(seed: int, sampling: Mapping[str, Any], steps: int | None = None) -> Recording:
+def own_calls(seed: int, sampling: SamplingConfig) -> Recording:
     """What ranges are taken from."""
-    return Recording("activations", N_IMAGES, 0, steps, seed, dict(sampling))
+    return Recording("activations", N_IMAGES, seed=seed, sampling=sampling)
 
 
 def timestep_edges(timesteps: torch.Tensor) -> tuple[float, ...]:
@@ -48,11 +50,11 @@ def calibrated(subject: Subject, choices: Mapping[str, Activation], buffer: Repl
     return RoundedInputs(dict(choices), edges, {name: fitted(choice, values[name]) for name, choice in static.items()})
 
 
-def ranged(subject: Subject, choices: Mapping[str, Activation], seed: int, **sampling: Any) -> RoundedInputs | None:
-    """`calibrated` on calls of its own; None where no layer's inputs are rounded."""
+def ranged(subject: Subject, choices: Mapping[str, Activation], seed: int, sampling: SamplingConfig | None = None) -> RoundedInputs | None:
+    """`calibrated` on calls of its own, sampled in the subject's own number of steps; None where no layer's inputs are rounded."""
     if not any(choice.is_static for choice in choices.values()):
         return RoundedInputs(dict(choices)) if choices else None
-    return calibrated(subject, choices, ReplayBuffer.record(subject, own_calls(seed, sampling)))
+    return calibrated(subject, choices, ReplayBuffer.record(subject, own_calls(seed, replace(sampling or SamplingConfig(), steps=None))))
 
 
 def collected(subject: Subject, names: set[str], edges: tuple[float, ...], buffer: ReplayBuffer) -> dict[str, dict[int, torch.Tensor]]:

@@ -6,13 +6,13 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ...errors import InputError
+from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...models.trace import ReplayBuffer, first_tensor
 from ...progress import track
@@ -29,12 +29,12 @@ REAL_IS_WORTH = 4.0  # arithmetic of 8 bits may cost as much error as a bit does
 Damages = dict[str, dict[Activation, float]]
 
 
-def measured(subject: Subject, choices: Sequence[Activation], *, steps: int | None = None, seed: int = 0, **sampling: Any) -> Damages:
+def measured(subject: Subject, choices: Sequence[Activation], *, sampling: SamplingConfig | None = None, seed: int = 0) -> Damages:
     """What rounding the inputs of one layer alone does to the denoiser: E‖ε̂ − ε‖² / E‖ε‖² over its own calls, for every layer and choice.
 
     Takes one forward pass of N_ROWS calls a layer and choice.
     """
-    buffer = ReplayBuffer.record(subject, own_calls(seed, sampling, steps))
+    buffer = ReplayBuffer.record(subject, own_calls(seed, sampling or SamplingConfig()))
     names = [layer.name for layer in subject.layers]
     ready = [calibrated(subject, dict.fromkeys(names, choice), buffer) for choice in choices]
     rows = torch.randperm(len(buffer), generator=torch.Generator().manual_seed(seed))[:N_ROWS]
@@ -105,20 +105,20 @@ def choose(
     *,
     schemes: Sequence[str] | None = None,
     keep_in: Path | None = None,
-    steps: int | None = None,
+    sampling: SamplingConfig | None = None,
     seed: int = 0,
-    **sampling: Any,
 ) -> dict[str, Activation]:
     """How the inputs of each layer are to be rounded for activations of `bits`; what was measured is kept in the folder `keep_in`."""
+    sampling = sampling or SamplingConfig()
     has_timestep = "timestep" in inspect.signature(subject.denoiser.forward).parameters
     wanted = candidates(bits, schemes, has_timestep=has_timestep)
-    key = fingerprint([subject.fingerprint, [[c.bits, c.scheme] for c in wanted], steps, seed, sampling])
+    key = fingerprint([subject.fingerprint, [[c.bits, c.scheme] for c in wanted], sampling.steps, seed, sampling.identity])
     path = None if keep_in is None else keep_in / f"{key}.json"
     if path is not None and path.exists():
         rows = read_json(path, "activations")["damages"]
         damages = {name: {Activation(b, scheme): damage for b, scheme, damage in of} for name, of in rows.items()}
     else:
-        damages = measured(subject, wanted, steps=steps, seed=seed, **sampling)
+        damages = measured(subject, wanted, sampling=sampling, seed=seed)
         if path is not None:
             rows = {name: [[c.bits, c.scheme, damage] for c, damage in of.items()] for name, of in damages.items()}
             write_json(path, "activations", {"damages": rows})

@@ -19,6 +19,7 @@ from ...errors import InputError
 from ...kernels import costs
 from ...models.images import all_images
 from ...models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
+from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...storage import SCHEMA, append_record, json_bytes
 from ..activations.calibration import ranged
@@ -54,7 +55,7 @@ def apply(
     tune_images: Path | None = None,
     buffer_folder: Path | None = None,
     settings: TuneSettings | None = None,
-    **sampling: Any,
+    sampling: SamplingConfig | None = None,
 ) -> Tuned:
     """Write `subject`, quantized by `plan` and tuned, to the folder `out`: a pipeline if it came from one, else a bare denoiser.
 
@@ -67,7 +68,7 @@ def apply(
         tune_images: folder or .npz of a user's own images to learn from beside trajectories.
         buffer_folder: where the replay buffer stays for other tunings of the same model.
         settings: everything else about tuning.
-        sampling: settings of the subject's sample function, for the trajectories that tuning learns from.
+        sampling: how the trajectories that tuning learns from are sampled, but for the number of steps, which `settings` has.
 
     Raises:
         InputError: for a plan of another model, a folder that is in the way or cannot be written.
@@ -78,7 +79,7 @@ def apply(
     check_is_diffusers(subject)
     if subject.folder is not None and subject.folder.resolve() in out.parents:
         raise InputError(f"`out` {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
-    encodings, inputs = assemble(subject, plan, store), ranged(subject, plan.activations, store.seed, **sampling)
+    encodings, inputs = assemble(subject, plan, store), ranged(subject, plan.activations, store.seed, sampling)
     if tune_steps == 0 and tune_minutes is None:
         tuned = Tuned(encodings, {}, inputs=inputs)
         save_folder(subject, plan, tuned, out)
@@ -86,7 +87,7 @@ def apply(
     settings = replace(settings or TuneSettings(), steps=tune_steps, minutes=tune_minutes)
     began, folder = time.perf_counter(), out.with_name(f".{out.name}.tuning")
     images = None if tune_images is None else all_images(tune_images, subject.image_shape)
-    tuned = tune(subject, encodings, settings, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, **sampling)
+    tuned = tune(subject, encodings, settings, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, sampling=sampling)
     save_folder(subject, plan, tuned, out)
     shutil.rmtree(folder, ignore_errors=True)  # a tuning that ended at once has made none
     append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, settings, time.perf_counter() - began))

@@ -8,7 +8,7 @@ books/<format>.<key>.safetensors                codebooks that the layers of one
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ...errors import InputError
 from ...models.calibration import calibrate, check_weighting
 from ...models.hessian import Hessian
 from ...models.layers import Layer
+from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
 from ...runtime.executors import Forked
@@ -35,15 +36,27 @@ class EncodingStore:
     """Encodings of one subject under one calibration, kept in `folder`.
 
     Args:
-        calibration: what the calibration matrices depend on besides the subject: seed, n_images, steps, and settings of its sampler.
+        calibration: what the calibration matrices depend on besides the subject: seed, n_images, weighting, steps, and a SamplingConfig's
+            identity.
         effort, seed: of the encoder.
+        batch_size: images sampled at once for calibration.
     """
 
-    def __init__(self, subject: Subject, folder: Path, *, calibration: Mapping[str, Any], effort: str = "fast", seed: int = 0) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        folder: Path,
+        *,
+        calibration: Mapping[str, Any],
+        effort: str = "fast",
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> None:
         parse_effort(effort)
         check_weighting(calibration.get("weighting", "uniform"))
         self.subject, self.folder = subject, Path(folder)
         self.calibration, self.effort, self.seed = dict(calibration), effort, seed
+        self.sampling = SamplingConfig.from_dict({**calibration, **({"batch_size": batch_size} if batch_size else {})})
         self.calibration_fingerprint = fingerprint([subject.fingerprint, self.calibration])
         self._fingerprints: dict[str, str] = {}  # of weights
 
@@ -56,11 +69,6 @@ class EncodingStore:
             "calibration": self.calibration_fingerprint,
             "calibration_settings": self.calibration,
         }
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """Settings of the subject's sampler among what calibration depends on."""
-        return {name: value for name, value in self.calibration.items() if name not in ("seed", "n_images", "steps", "weighting")}
 
     # -- calibration -----------------------------------------------------------------------------------------------------------------
 
@@ -76,7 +84,7 @@ class EncodingStore:
         return Task(
             f"calibration matrix of {layer.name}",
             self.folder / "calibration" / f"{layer.name}.{self.calibration_fingerprint}.safetensors",
-            lambda: next(calibrate(self.subject, [layer], **self.calibration))[1],
+            lambda: next(self._calibrated([layer]))[1],
             write,
             read,
         )
@@ -87,9 +95,13 @@ class EncodingStore:
             return
         with locked(self.folder / "calibration" / self.calibration_fingerprint):
             missing = self._uncalibrated()  # another process may have made some meanwhile
-            for layer, hessian in calibrate(self.subject, missing, memory_bytes=memory_bytes, **self.calibration) if missing else ():
+            for layer, hessian in self._calibrated(missing, memory_bytes):
                 task = self._hessian_task(layer)
                 task.write(task.path, hessian)
+
+    def _calibrated(self, layers: Sequence[Layer], memory_bytes: int | None = None) -> Iterator[tuple[Layer, Hessian]]:
+        own = {name: self.calibration[name] for name in ("seed", "n_images", "weighting") if name in self.calibration}
+        return calibrate(self.subject, layers, sampling=self.sampling, memory_bytes=memory_bytes, **own)
 
     def _uncalibrated(self) -> list[Layer]:
         return [layer for layer in self.subject.layers if not self._hessian_task(layer).is_done]

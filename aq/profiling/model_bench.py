@@ -17,6 +17,7 @@ from torch import nn
 from ...errors import InputError
 from ...models.hooks import add_hooks
 from ...models.loading import load
+from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
 from ..modules.layers import coded_modules
@@ -94,7 +95,7 @@ def in_bfloat16(denoiser: nn.Module) -> None:
 
 
 def _step(subject: Subject, n_images: int, steps: int) -> None:
-    subject.sample(seed=0, n_images=n_images, steps=steps, batch_size=n_images)
+    subject.sample(SamplingConfig(steps=steps, batch_size=n_images), seed=0, n_images=n_images)
 
 
 def _counted(subject: Subject, n_images: int) -> dict[str, Any]:

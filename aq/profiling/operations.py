@@ -13,6 +13,7 @@ from torch import nn
 
 from ...models.hooks import After, hooking
 from ...models.layers import KINDS
+from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ..formats import AS_IS, Format
 from ..modules.layers import coded_modules
@@ -83,7 +84,7 @@ def tokens_counted(denoiser: nn.Module, names: Collection[str]) -> Iterator[dict
 def tokens_of(subject: Subject) -> dict[str, int]:
     """Of every layer for one image in one sampling step, found out by sampling that."""
     with tokens_counted(subject.denoiser, modules_of(subject.denoiser)) as counted:
-        subject.sample(seed=0, n_images=1, steps=1)
+        subject.sample(SamplingConfig(steps=1), seed=0, n_images=1)
     return counted
 
 

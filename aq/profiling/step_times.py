@@ -20,6 +20,7 @@ from ...kernels import costs, dispatch
 from ...kernels.coded import CodedMatrix
 from ...models.hooks import After, hooking, input_of
 from ...models.layers import Layer
+from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
 from ...storage import read_json, write_json
@@ -52,17 +53,17 @@ class StepTimes:
     _known: dict[tuple[str, Format], int] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def measure(cls, subject: Subject, n_images: int, **settings: Any) -> StepTimes:
+    def measure(cls, subject: Subject, n_images: int, sampling: SamplingConfig | None = None) -> StepTimes:
         """Time the full-precision model's layers on their way, and one coded twin of each, medians over rounds.
 
-        `settings` are those of the sample function. Raises InputError on a GPU, where products have no law of costs.
+        Raises InputError on a GPU, where products have no law of costs.
         """
         if next(subject.denoiser.parameters()).device.type != "cpu":
             raise InputError("milliseconds a step are foretold on CPUs only; leave `ms_per_step` out, or take `device` cpu")
         modules = {layer.name: subject.denoiser.get_submodule(layer.name) for layer in subject.layers}
 
         def step(steps: int) -> None:
-            subject.sample(seed=0, n_images=n_images, steps=steps, **{**settings, "batch_size": n_images})
+            subject.sample(replace(sampling or SamplingConfig(), steps=steps, batch_size=n_images), seed=0, n_images=n_images)
 
         with _calls(subject.denoiser, modules) as calls:
             step(1)
@@ -87,14 +88,14 @@ class StepTimes:
         return replace(by_law, beyond=beyond, _known={})
 
     @classmethod
-    def of_run(cls, folder: Path, subject: Subject, n_images: int, **settings: Any) -> StepTimes:
+    def of_run(cls, folder: Path, subject: Subject, n_images: int, sampling: SamplingConfig | None = None) -> StepTimes:
         """Measured once for each machine, number of threads and of images, and kept in `folder`: searches repeat."""
         path = folder / "step-times" / f"{costs.machine()}-{torch.get_num_threads()}-{n_images}.json"
         names = ("tokens", "dense", "beyond", "rest", "law")
         if path.exists():
             stored = read_json(path, "step times")
             return cls(subject, n_images, *(stored[name] for name in names))
-        times = cls.measure(subject, n_images, **settings)
+        times = cls.measure(subject, n_images, sampling)
         write_json(path, "step times", {name: getattr(times, name) for name in names})
         return times
 

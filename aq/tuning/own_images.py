@@ -32,7 +32,7 @@ def with_images(buffer: ReplayBuffer, subject: Subject, images: torch.Tensor, se
             "leave the images out"
         )
     rng = torch.Generator().manual_seed(purpose_seed(seed, "tune images"))
-    clean = _latents(subject, images)
+    clean = subject.adapter.encode(images)
     name = _latent_argument(subject, buffer)
     if clean.shape[1:] != buffer.tensors[name].shape[1:]:
         raise InputError(
@@ -65,21 +65,3 @@ def _latent_argument(subject: Subject, buffer: ReplayBuffer) -> str:
             f"`tune_images`: the first argument of {subject.name}'s denoiser, {name!r}, is not what it denoises; leave the images out"
         )
     return name
-
-
-def _latents(subject: Subject, images: torch.Tensor) -> torch.Tensor:
-    """What the denoiser works on, float32."""
-    vae: Any = getattr(getattr(subject.sampler, "pipeline", None), "vae", None)
-    if vae is None:
-        return 2 * images - 1
-    if not hasattr(vae, "encode") or getattr(vae.config, "scaling_factor", None) is None:
-        raise InputError(
-            f"`tune_images`: the {type(vae).__name__} of {subject.name} does not encode images as its denoiser wants them; leave the images out"
-        )
-    parameter = next(vae.parameters())
-    with torch.inference_mode():
-        distributions = (vae.encode((2 * some - 1).to(parameter)).latent_dist for some in images.split(8))
-        parts = [distribution.mean.float().cpu() for distribution in distributions]
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    found: torch.Tensor = (torch.cat(parts) - shift) * vae.config.scaling_factor
-    return found

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ...errors import InputError
+from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...models.trace import N_PARTS, Recording, ReplayBuffer
 from .own_images import with_images
@@ -22,10 +22,17 @@ class Trajectories:
     """Rows to tune on, and rows of other trajectories to judge by."""
 
     def __init__(
-        self, subject: Subject, settings: TuneSettings, folder: Path | None, sampling: dict[str, Any], images: torch.Tensor | None = None
+        self,
+        subject: Subject,
+        settings: TuneSettings,
+        folder: Path | None = None,
+        sampling: SamplingConfig | None = None,
+        images: torch.Tensor | None = None,
     ) -> None:
         self.subject, self.n_images = subject, settings.n_images
-        self.recording = Recording("tune", settings.n_images, 0, settings.sampling_steps, settings.seed, sampling)
+        self.recording = Recording(
+            "tune", settings.n_images, seed=settings.seed, sampling=replace(sampling or SamplingConfig(), steps=settings.sampling_steps)
+        )
         held_out = replace(self.recording, purpose="tune check", n_images=min(N_HELD_OUT, N_PARTS * max(1, settings.n_images // 32)))
         self.tuning = self._opened(self.recording, folder and folder / "trajectories.safetensors")
         self.held_out = self._opened(held_out, folder and folder / "held_out.safetensors")

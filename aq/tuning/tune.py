@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...storage import fingerprint, tensor_fingerprint
 from ..activations.rounding import RoundedInputs, attached
@@ -78,7 +78,7 @@ def tune(
     images: torch.Tensor | None = None,
     folder: Path | None = None,
     buffer_folder: Path | None = None,
-    **sampling: Any,
+    sampling: SamplingConfig | None = None,
 ) -> Tuned:
     """Tune encodings so that the quantized denoiser answers as the full-precision one does on its own trajectories.
 
@@ -92,12 +92,12 @@ def tune(
         images: a user's own, (n, C, H, W) in [0, 1], to learn from beside trajectories.
         folder: where the state is kept on the way, so that tuning killed and begun again gives bit for bit what it would have given.
         buffer_folder: where the replay buffer is kept; `folder` if None.
-        sampling: settings of the subject's sample function.
+        sampling: how trajectories are sampled, but for the number of steps, which `settings` has.
 
     Raises:
         InputError: encodings that do not fit the subject; a replay buffer of another model.
     """
-    settings = settings or TuneSettings()
+    settings, sampling = settings or TuneSettings(), sampling or SamplingConfig()
     student = Student(subject, encodings, inputs)
     if settings.steps == 0 and settings.minutes is None:
         return Tuned(dict(encodings), {}, inputs=inputs, ending="0 steps were asked for")
@@ -110,7 +110,7 @@ def tune(
             vars(settings),
             None if inputs is None else inputs.fingerprint,
             None if images is None else tensor_fingerprint([("images", images)]),
-            sampling,
+            sampling.identity,
         ]
     )
     run = TuningRun(subject, student, Trajectories(subject, settings, buffer_folder or folder, sampling, images), settings)

@@ -19,18 +19,19 @@ from ...models.hessian import Hessian
 from ...models.hooks import After, hooking
 from ...models.layers import Layer
 from ...models.noise import purpose_seed
+from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...models.trace import Recording, ReplayBuffer, first_tensor
 
 N_IMAGES, N_CALLS, BATCH = 16, 128, 16
 
 
-def output_gradients(subject: Subject, *, steps: int | None, seed: int, **settings: Any) -> dict[str, torch.Tensor]:
+def output_gradients(subject: Subject, sampling: SamplingConfig, *, seed: int) -> dict[str, torch.Tensor]:
     """For every layer, per output channel (out,): Σ over an image's tokens of the mean squared Jacobian column, over the mean ‖ε‖².
 
     Layers that the output does not depend on have zeros.
     """
-    buffer = ReplayBuffer.record(subject, Recording("gradients", N_IMAGES, 0, steps, seed, settings))
+    buffer = ReplayBuffer.record(subject, Recording("gradients", N_IMAGES, seed=seed, sampling=sampling))
     rows = torch.randperm(len(buffer), generator=torch.Generator().manual_seed(seed))[:N_CALLS]
     device = next(subject.denoiser.parameters()).device
     rng = torch.Generator().manual_seed(purpose_seed(seed, "gradients"))

@@ -104,7 +104,7 @@ class Traits:
             settings = self.run.settings
             if not path.exists():
                 try:
-                    found = output_gradients(self.run.subject, steps=settings.steps, seed=settings.seed, **settings.sampling)
+                    found = output_gradients(self.run.subject, settings.sampling, seed=settings.seed)
                 except InputError as error:
                     self.why_no_gradients = str(error)
                     found = {}

@@ -7,7 +7,7 @@ errors beside the distance.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def probe(
     opened = Run.begin(subject, run, settings or Settings(), device=device)
     crew = Crew(Prober(opened), workers)
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
-        opened.subject.sample(seed=opened.settings.seed, n_images=1, steps=1, **opened.settings.sampling)
+        opened.subject.sample(replace(opened.settings.sampling, steps=1), seed=opened.settings.seed, n_images=1)
     opened.write()
     opened.fill_store(memory_bytes)
     with crew:

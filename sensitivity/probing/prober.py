@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,18 @@ class Prober:
             noise = purpose_seed(settings.seed, "reference")
             chunks = range(0, REFERENCE_IMAGES, 100)
             batches = (
-                self.run.subject.sample(seed=noise, start=i, n_images=100, steps=settings.steps, **settings.sampling)
+                self.run.subject.sample(settings.sampling, seed=noise, start=i, n_images=100)
                 for i in track(chunks, "reference: full-precision images with other noise")
             )
             identity = fingerprint(
-                [self.run.subject.fingerprint, self.extractor.fingerprint, noise, settings.steps, settings.sampling, REFERENCE_IMAGES]
+                [
+                    self.run.subject.fingerprint,
+                    self.extractor.fingerprint,
+                    noise,
+                    settings.steps,
+                    settings.sampling.identity,
+                    REFERENCE_IMAGES,
+                ]
             )
             description = f"{REFERENCE_IMAGES} full-precision images made with other noise"
             made = build_reference(batches, self.extractor, description=description, fingerprint=identity)
@@ -216,9 +223,8 @@ class Prober:
 
     def _sample(self, purpose: str, n_images: int, steps: int | None) -> torch.Tensor:
         settings = self.run.settings
-        return self.run.subject.sample(
-            seed=purpose_seed(settings.seed, purpose), start=0, n_images=n_images, steps=steps, **settings.sampling
-        )
+        sampling = replace(settings.sampling, steps=steps)
+        return self.run.subject.sample(sampling, seed=purpose_seed(settings.seed, purpose), n_images=n_images)
 
     def difference(self, a: Measurement, b: Measurement) -> tuple[float, float, float]:
         """Fréchet distance of a minus that of b on the same noise, with a 95 % interval."""

@@ -13,6 +13,7 @@ from sedaq.models import hessian as hessian_module
 from sedaq.models.calibration import calibrate, hessian_bytes, input_columns, passes
 from sedaq.models.layers import Layer, find_layers
 from sedaq.models.noise import image_noise, purpose_seed
+from sedaq.models.sampling import SamplingConfig
 from sedaq.models.subject import Subject
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -108,7 +109,7 @@ def brute_force(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def test_h_is_the_mean_of_x_xt_over_tokens_images_and_steps(case) -> None:
     module, x = case
     subject = subject_of(Single(module), tuple(x.shape[1:]))
-    ((_, hessian),) = calibrate(subject, subject.layers, n_images=40, steps=2, seed=5)
+    ((_, hessian),) = calibrate(subject, subject.layers, n_images=40, sampling=SamplingConfig(steps=2), seed=5)
     noise = image_noise(purpose_seed(5, "calibration"), 0, 40, tuple(x.shape[1:]))
     expected = brute_force(module, torch.cat([noise, 2 * noise])).float()
     torch.testing.assert_close(hessian.blocks[0], expected, atol=1e-5, rtol=1e-5)
@@ -175,10 +176,10 @@ def test_hooks_are_gone_afterwards_even_when_sampling_fails(several: Subject) ->
     dict(calibrate(several, several.layers, n_images=2))
     assert hooks() == 0
 
-    def fail(**_: object) -> torch.Tensor:
+    def fail(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
-    several.sampler = fail
+    several.adapter.sample = fail  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="out of memory"):
         dict(calibrate(several, several.layers, n_images=2))
     assert hooks() == 0

@@ -12,6 +12,7 @@ import torch
 
 from sedaq.errors import InputError
 from sedaq.models.loading import SHIPPED, SUBJECT_FILE, load
+from sedaq.models.sampling import SamplingConfig
 from sedaq.models.subject import Subject
 from sedaq.storage import write_json
 
@@ -67,7 +68,7 @@ def test_the_subject_file_overrides_the_config(make_denoiser: Callable[..., Path
     folder = make_denoiser("dit", 4)
     write_json(folder / SUBJECT_FILE, "subject", {"conditions": [2, 1], "null_condition": 4, "extractor": "embedded", "steps": 3})
     subject = load(folder)
-    assert subject.conditions == [2, 1] and subject.extractor == "embedded" and subject.sampler.default_steps == 3
+    assert subject.conditions == [2, 1] and subject.extractor == "embedded" and subject.adapter.default_steps == 3
 
 
 def test_an_unconditional_pipeline(unconditional_pipeline: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_class_conditional_pipeline_with_an_autoencoder(class_pipeline: Path) 
 def test_the_denoiser_of_a_pipeline_finds_the_pipelines_scheduler(unconditional_pipeline: Path) -> None:
     subject = load(unconditional_pipeline / "unet")
     assert (subject.name, subject.component) == ("unet", "")
-    assert subject.sample(seed=0, n_images=1, steps=1).shape == (1, 1, 8, 8)
+    assert subject.sample(SamplingConfig(steps=1), seed=0, n_images=1).shape == (1, 1, 8, 8)
 
 
 def test_a_function_in_a_file(tmp_path: Path) -> None:

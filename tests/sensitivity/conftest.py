@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from sklearn.ensemble import RandomForestRegressor
 
+from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.explanation import explanation
 from sedaq.sensitivity.predictor import cross_validation
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.run import Run, Settings
 
-SETTINGS = Settings(n_images=16, steps=2, calibration_images=8)
+SETTINGS = Settings(n_images=16, sampling=SamplingConfig(steps=2), calibration_images=8)
 SUBJECT = """
 import torch
 from sedaq import InputError, Subject
@@ -37,7 +38,7 @@ def make():
 
     def sample(*, seed, start, n_images, steps=None, **settings):
         if "guidance" in settings:
-            raise InputError("--guidance: tiny has no null class")
+            raise InputError("guidance: tiny has no null class")
         x = image_noise(seed, start, n_images, (1, 28, 28))
         for _ in range(steps or 2):
             x = x + 3 * denoiser(x)

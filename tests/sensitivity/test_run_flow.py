@@ -15,13 +15,14 @@ import sedaq
 from sedaq.aq.plans import store as store_module
 from sedaq.aq.plans.plan import Plan
 from sedaq.errors import InputError, SedaqError
+from sedaq.models.sampling import SamplingConfig
 from sedaq.progress import Record, listening
 from sedaq.sensitivity.predictor.fitting import fit, load_predictor
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.probing.probes import LEAST_PROBES, read_probes
-from sedaq.sensitivity.run import Run, store_for_plan
-from sedaq.storage import append_record, read_records
+from sedaq.sensitivity.run import Run, Settings, store_for_plan
+from sedaq.storage import append_record, read_records, write_json
 
 from .conftest import SETTINGS
 
@@ -90,8 +91,8 @@ def test_a_last_line_cut_short_is_measured_again(run: Run, subject: str) -> None
     [
         ({"seed": 1}, "seed = 0, not 1"),
         ({"n_images": 24}, "n_images = 16, not 24"),
-        ({"steps": 3}, "steps = 2, not 3"),
-        ({"guidance": 2.0}, "guidance = None, not 2.0"),
+        ({"sampling": SamplingConfig(steps=3)}, "steps = 2, not 3"),
+        ({"sampling": SamplingConfig(steps=2, guidance=2.0)}, "guidance = None, not 2.0"),
         ({"extractor": "inception"}, "extractor = None, not 'inception'"),
         ({"rates": (2.0, 4.0)}, "rates = [1.5, 2.0, 2.5, 3.0, 3.5, 4.0], not [2.0, 4.0]"),
         ({"effort": "full"}, "effort = 'fast', not 'full'"),
@@ -120,8 +121,8 @@ def test_workers_need_a_subject_that_they_can_load(subject: str, tmp_path: Path)
 
 
 def test_settings_that_the_sampler_refuses_leave_no_run_behind(subject: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--guidance: tiny has no null class"):
-        probe(subject, tmp_path / "run", n_configs=1, settings=replace(SETTINGS, guidance=2.0))
+    with pytest.raises(InputError, match="guidance: tiny has no null class"):
+        probe(subject, tmp_path / "run", n_configs=1, settings=replace(SETTINGS, sampling=SamplingConfig(steps=2, guidance=2.0)))
     assert list(tmp_path.iterdir()) == []
     probe(subject, tmp_path / "run", n_configs=1, settings=SETTINGS)
     assert len(records_of(tmp_path / "run")) == 1
@@ -151,6 +152,34 @@ def test_a_run_opens_from_another_folder(subject: str, tmp_path: Path, monkeypat
     Run.begin(f"{Path(path).name}:{function}", tmp_path / "run", SETTINGS).write()
     monkeypatch.chdir(tmp_path)
     assert Run.open(tmp_path / "run").subject_argument == subject
+
+
+def test_settings_stand_in_run_json_as_version_0_1_0_wrote_them() -> None:
+    first = {"seed": 0, "n_images": 512, "steps": 10, "extractor": None, "reference": None, "guidance": None, "prompts": None}
+    then = {"batch_size": None, "exclude": [], "rates": [1.5, 2.0, 2.5, 3.0, 3.5, 4.0], "effort": "fast", "calibration_images": 64}
+    assert list(Settings().to_dict().items()) == list({**first, **then, "weighting": "uniform"}.items())
+    wide = Settings(sampling=SamplingConfig(4, 2.0, width=16, negative_prompts=("a", "b"), batch_size=3), exclude=("x",))
+    assert wide.to_dict()["negative_prompts"] == ["a", "b"] and "height" not in wide.to_dict()
+    assert Settings.from_dict(json.loads(json.dumps(wide.to_dict())), batch_size=3) == wide
+
+
+def test_a_batch_size_is_no_part_of_a_runs_identity(subject: str, tmp_path: Path) -> None:
+    plain = Run.begin(subject, tmp_path / "plain", SETTINGS)
+    begun = Run.begin(subject, tmp_path / "run", replace(SETTINGS, sampling=SamplingConfig(steps=2, batch_size=4)))
+    begun.write()
+    assert begun.store.identity == plain.store.identity
+    opened = Run.open(tmp_path / "run")
+    assert opened.settings.sampling.batch_size == opened.store.sampling.batch_size == 4 and opened.store.identity == plain.store.identity
+    Run.begin(subject, tmp_path / "run", SETTINGS)  # another one is not refused
+
+
+def test_a_run_of_version_0_1_0_with_a_batch_size_keeps_its_calibration(subject: str, tmp_path: Path) -> None:
+    plain = Run.begin(subject, tmp_path / "run", SETTINGS)
+    old = {**plain.identity, "settings": {**plain.identity["settings"], "batch_size": 4}}
+    write_json(tmp_path / "run" / "run.json", "run", old)
+    for run in (Run.open(tmp_path / "run"), Run.begin(subject, tmp_path / "run", SETTINGS)):
+        assert run.store.calibration == {"seed": 0, "n_images": 8, "steps": 2, "weighting": "uniform", "batch_size": 4}
+        assert run.identity == old
 
 
 def test_a_run_of_a_subject_made_in_python_wants_it_again(subject: str, tmp_path: Path) -> None:

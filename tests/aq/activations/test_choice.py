@@ -12,12 +12,13 @@ from sedaq.aq.activations.calibration import RATIOS, calibrated, collected, fitt
 from sedaq.aq.activations.choice import REAL_IS_WORTH, best_scheme, candidates, choose, chosen, measured
 from sedaq.aq.activations.rounding import N_BUCKETS, SCHEMES, Activation, on_grid
 from sedaq.errors import InputError
+from sedaq.models.sampling import SamplingConfig
 from sedaq.models.trace import ReplayBuffer
 
 
 @pytest.fixture
 def buffer(subject) -> ReplayBuffer:
-    return ReplayBuffer.record(subject, own_calls(0, {}, steps=4))
+    return ReplayBuffer.record(subject, own_calls(0, SamplingConfig(steps=4)))
 
 
 # -- ranges ------------------------------------------------------------------------------------------------------------------------------
@@ -78,14 +79,16 @@ def test_static_schemes_need_a_timestep_and_dynamic_ones_no_ranges(subject, buff
 
 def test_damages_fall_with_bits_and_leave_no_trace(subject):
     choices = [Activation(bits, scheme) for scheme in SCHEMES for bits in (4, 6, 8)]
-    damages = measured(subject, choices, steps=4)
+    damages = measured(subject, choices, sampling=SamplingConfig(steps=4))
     assert set(damages) == {layer.name for layer in subject.layers}
     for of in damages.values():
         for scheme in SCHEMES:
             four, six, eight = (of[Activation(bits, scheme)] for bits in (4, 6, 8))
             assert four > six > eight > 0
     assert not any(module._forward_pre_hooks for module in subject.denoiser.modules())
-    assert measured(subject, choices[:1], steps=4) == {name: {choices[0]: of[choices[0]]} for name, of in damages.items()}
+    assert measured(subject, choices[:1], sampling=SamplingConfig(steps=4)) == {
+        name: {choices[0]: of[choices[0]]} for name, of in damages.items()
+    }
 
 
 def test_candidates():
@@ -135,9 +138,9 @@ def test_the_layers_that_are_raised_are_the_best_that_fit(bits, share):
 
 
 def test_choices_are_kept_in_a_folder(subject, tmp_path, monkeypatch):
-    first = choose(subject, 6, keep_in=tmp_path, steps=4)
+    first = choose(subject, 6, keep_in=tmp_path, sampling=SamplingConfig(steps=4))
     assert {choice.bits for choice in first.values()} <= {6, 8} and first
     monkeypatch.setattr(choosing, "measured", lambda *_, **__: pytest.fail("it is there"))
-    assert choose(subject, 6, keep_in=tmp_path, steps=4) == first
+    assert choose(subject, 6, keep_in=tmp_path, sampling=SamplingConfig(steps=4)) == first
     with pytest.raises(pytest.fail.Exception):
-        choose(subject, 8, keep_in=tmp_path, steps=4)
+        choose(subject, 8, keep_in=tmp_path, sampling=SamplingConfig(steps=4))

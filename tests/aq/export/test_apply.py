@@ -21,8 +21,9 @@ from sedaq.aq.modules.layers import densify
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.plans.store import EncodingStore
 from sedaq.errors import InputError
+from sedaq.models.adapters.pipeline import PipelineAdapter
 from sedaq.models.loading import load
-from sedaq.models.sampling import PipelineSampler
+from sedaq.models.sampling import SamplingConfig
 
 CALIBRATION = {"seed": 0, "n_images": 8, "steps": 2}
 LOAD = """
@@ -87,7 +88,7 @@ def test_what_the_folder_holds(subject, mixed_plan, quantized):
 
 
 def test_a_quantized_folder_can_be_sampled_but_not_quantized_again(quantized):
-    assert load(quantized, quantized=True).sample(seed=0, n_images=2, steps=2).shape == (2, 1, 8, 8)
+    assert load(quantized, quantized=True).sample(SamplingConfig(steps=2), seed=0, n_images=2).shape == (2, 1, 8, 8)
     with pytest.raises(InputError, match="already quantized"):
         load(quantized)
 
@@ -192,10 +193,10 @@ def test_a_pipeline_folder_gives_a_pipeline_folder(pipeline_folder, pipeline_cas
     assert isinstance(pipeline, DDIMPipeline)
     dense = {name: encoding.dequantize() for name, encoding in assemble(subject, plan, store).items()}
     with subject.weights_replaced(dense):
-        expected = subject.sample(seed=0, n_images=2, steps=3)
-    found = PipelineSampler(pipeline, None)(seed=0, start=0, n_images=2, steps=3)
+        expected = subject.sample(SamplingConfig(steps=3), seed=0, n_images=2)
+    found = PipelineAdapter(pipeline, None).sample(SamplingConfig(steps=3), seed=0, start=0, n_images=2)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    assert not torch.allclose(found, subject.sample(seed=0, n_images=2, steps=3), atol=1e-3)
+    assert not torch.allclose(found, subject.sample(SamplingConfig(steps=3), seed=0, n_images=2), atol=1e-3)
     # An earlier result may be replaced.
     apply(subject, plan, store, tmp_path / "quantized")
     written = sum(path.stat().st_size for path in (tmp_path / "quantized").rglob("*") if path.is_file())

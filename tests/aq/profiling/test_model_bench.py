@@ -10,6 +10,7 @@ from sedaq.aq.profiling import model_bench
 from sedaq.aq.profiling.model_bench import in_bfloat16, model_steps
 from sedaq.errors import InputError
 from sedaq.models.loading import load
+from sedaq.models.sampling import SamplingConfig
 
 
 def test_rows_of_full_precision_and_quantized_models(dit_folder, quantized, monkeypatch):
@@ -37,10 +38,10 @@ def test_memory_is_that_of_a_process_of_its_own(dit_folder):
 
 def test_a_model_in_bfloat16_computes_what_it_did(quantized):
     subject = load(quantized, quantized=True)
-    before = subject.sample(seed=0, n_images=2, steps=2)
+    before = subject.sample(SamplingConfig(steps=2), seed=0, n_images=2)
     codes = {name: module.codes.clone() for name, module in coded_modules(subject.denoiser).items()}
     in_bfloat16(subject.denoiser)
-    after = subject.sample(seed=0, n_images=2, steps=2)
+    after = subject.sample(SamplingConfig(steps=2), seed=0, n_images=2)
     assert after.dtype == torch.float32 and 0 < (after - before).abs().max() < 0.1
     assert all(torch.equal(module.codes, codes[name]) for name, module in coded_modules(subject.denoiser).items())
 

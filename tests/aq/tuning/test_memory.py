@@ -23,7 +23,7 @@ def size(tensors) -> int:
 def test_every_part_is_as_large_as_its_tensors(changes, blocks, shared_plan, books, small):
     settings = dataclasses.replace(small, code_every=1, **changes)
     encodings = assemble(blocks, shared_plan, books)
-    run = TuningRun(blocks, Student(blocks, encodings), Trajectories(blocks, settings, None, {}), settings)
+    run = TuningRun(blocks, Student(blocks, encodings), Trajectories(blocks, settings), settings)
     run.look()
     run.tune_step(1)
     stated = tuning_bytes(blocks, shared_plan.formats, settings)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, UniPCMultistepScheduler
 
-from sedaq.aq.tuning.own_images import _latents, with_images
+from sedaq.aq.tuning.own_images import with_images
 from sedaq.aq.tuning.tune import tune
 from sedaq.errors import InputError
+from sedaq.models.adapters.pipeline import encode_latents
+from sedaq.models.sampling import SamplingConfig
 from sedaq.models.trace import Recording, ReplayBuffer
 
 IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -19,7 +21,7 @@ IMAGES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def buffer(subject) -> ReplayBuffer:
-    return ReplayBuffer.record(subject, Recording("tune", 8, 0, 4, 0, {}))
+    return ReplayBuffer.record(subject, Recording("tune", 8, sampling=SamplingConfig(steps=4)))
 
 
 def test_every_call_comes_again_with_an_image_noised_to_its_timestep(subject, buffer):
@@ -52,8 +54,7 @@ def test_pipelines_with_a_vae_encode_images(subject):
         def encode(self, x: torch.Tensor) -> SimpleNamespace:
             return SimpleNamespace(latent_dist=SimpleNamespace(mean=3 * x))
 
-    subject.sampler.pipeline = SimpleNamespace(vae=Vae())
-    torch.testing.assert_close(_latents(subject, IMAGES), (3 * (2 * IMAGES - 1) - 1) * 0.5)
+    torch.testing.assert_close(encode_latents(Vae(), IMAGES), (3 * (2 * IMAGES - 1) - 1) * 0.5)
 
 
 def test_tuning_with_images(subject, encodings, small):
@@ -67,16 +68,15 @@ def test_tuning_with_images(subject, encodings, small):
 
 
 def test_schedulers_that_cannot_noise_images(subject, buffer):
-    subject.sampler.scheduler = EulerDiscreteScheduler()
+    subject.adapter.scheduler = EulerDiscreteScheduler()
     with pytest.raises(InputError, match="EulerDiscreteScheduler.* cannot noise images"):
         with_images(buffer, subject, IMAGES, 0)
-    subject.sampler.scheduler = UniPCMultistepScheduler(num_train_timesteps=100)
+    subject.adapter.scheduler = UniPCMultistepScheduler(num_train_timesteps=100)
     with_images(buffer, subject, IMAGES, 0)  # whatever number of steps it was last set to
     with pytest.raises(InputError, match=r"they are \(1, 4, 4\) where the denoiser of .* takes \(1, 8, 8\)"):
         with_images(buffer, subject, IMAGES[:, :, :4, :4], 0)
-    subject.sampler.pipeline = SimpleNamespace(vae=SimpleNamespace(config=SimpleNamespace()))
     with pytest.raises(InputError, match="does not encode images"):
-        with_images(buffer, subject, IMAGES, 0)
-    subject.sampler.scheduler = None
+        encode_latents(SimpleNamespace(config=SimpleNamespace()), IMAGES)
+    subject.adapter.scheduler = None
     with pytest.raises(InputError, match="NoneType"):
         with_images(buffer, subject, IMAGES, 0)

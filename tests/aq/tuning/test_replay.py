@@ -13,10 +13,11 @@ from sedaq.aq.tuning.settings import TuneSettings
 from sedaq.aq.tuning.trajectories import Trajectories
 from sedaq.errors import InputError
 from sedaq.models.loading import load
+from sedaq.models.sampling import SamplingConfig
 from sedaq.models.subject import Subject
 from sedaq.models.trace import Recording, ReplayBuffer, with_first_tensor
 
-EIGHT = Recording("tune", 8, 0, 3, 0, {})
+EIGHT = Recording("tune", 8, sampling=SamplingConfig(steps=3))
 CPU = torch.device("cpu")
 
 
@@ -44,12 +45,12 @@ def test_the_buffer_covers_all_timesteps_and_repeats(subject):
 
 def test_refreshing_drops_the_oldest_and_gives_what_a_recording_from_there_gives(subject):
     settings = TuneSettings(n_images=8, sampling_steps=3)
-    trajectories = Trajectories(subject, settings, None, {})
+    trajectories = Trajectories(subject, settings)
     for n in range(1, 7):
         trajectories.refresh()
         fresh = ReplayBuffer.record(subject, dataclasses.replace(EIGHT, start=2 * n))
         assert same(trajectories.tuning, fresh), n
-        resumed = Trajectories(subject, settings, None, {})
+        resumed = Trajectories(subject, settings)
         resumed.refresh_until(n)
         assert same(resumed.tuning, fresh) and resumed.n_refreshes == n
     assert len(trajectories.held_out) == 4 * 3
@@ -75,7 +76,7 @@ def test_a_buffer_of_another_model_or_other_trajectories_is_refused(subject, blo
     with pytest.raises(InputError, match=f"was recorded from {subject.name} .*, not from {other.name} .*pass another folder"):
         ReplayBuffer.opened(path, other, EIGHT)
     with pytest.raises(InputError, match=r"recorded with steps 3 where 4 is asked for"):
-        ReplayBuffer.opened(path, subject, dataclasses.replace(EIGHT, steps=4))
+        ReplayBuffer.opened(path, subject, dataclasses.replace(EIGHT, sampling=SamplingConfig(steps=4)))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="delete it"):
         ReplayBuffer.opened(path, subject, EIGHT)

@@ -30,14 +30,13 @@ FALLEN_BACK = "nothing was better, once stored, than what came in, which is hand
 def lost(subject: Subject, tuned: Tuned, settings: TuneSettings) -> float:
     """The loss of what would be stored over the mean square of the teacher's answers, whose buffer is made anew."""
     return (
-        held_out_loss(subject, tuned, settings)
-        / Trajectories(subject, settings, None, {}).held_out.tensors["output"].float().square().mean().item()
+        held_out_loss(subject, tuned, settings) / Trajectories(subject, settings).held_out.tensors["output"].float().square().mean().item()
     )
 
 
 def held_out_loss(subject: Subject, tuned: Tuned, settings: TuneSettings) -> float:
     """From what would be stored, by the teacher's modules with other weights, and its buffer made anew."""
-    buffer = Trajectories(subject, settings, None, {}).held_out
+    buffer = Trajectories(subject, settings).held_out
     call, target = buffer.batch(torch.arange(len(buffer)), CPU)
     with tuned.installed(subject), torch.no_grad():
         return (subject.denoiser(**call).sample - target).square().mean().item()
@@ -107,7 +106,7 @@ def test_gradient_checkpointing_changes_no_gradient(blocks, small):
     gradients = []
     for checkpointing in (False, True):
         settings = dataclasses.replace(small, gradient_checkpointing=checkpointing, learning_rate=0.0, code_step="none")
-        run = TuningRun(blocks, Student(blocks, encodings), Trajectories(blocks, settings, None, {}), settings)
+        run = TuningRun(blocks, Student(blocks, encodings), Trajectories(blocks, settings), settings)
         run.tune_step(1)
         gradients.append({name: parameter.grad for name, parameter in run.optimizer.parameters.items()})
     for name, gradient in gradients[0].items():
@@ -130,7 +129,7 @@ def test_codes_change_and_provenance_says_that_it_was_tuned(subject, encodings, 
 
 def test_codes_stay_while_the_rest_settles(subject, encodings, small):
     settings = dataclasses.replace(small, steps=10, code_until=0.5, code_share=1.0, trust_ratio=0.5, code_reach=0.3)
-    run = TuningRun(subject, Student(subject, encodings), Trajectories(subject, settings, None, {}), settings)
+    run = TuningRun(subject, Student(subject, encodings), Trajectories(subject, settings), settings)
     codes = []
     for step in range(1, 11):
         run.tune_step(step)
@@ -213,7 +212,7 @@ def test_patience_ends_a_tuning_that_gains_nothing(subject, encodings, small, tm
 
 def test_the_better_of_parameters_and_their_running_mean_is_remembered(subject, encodings, small):
     settings = dataclasses.replace(small, ema_decay=0.9)
-    run = TuningRun(subject, Student(subject, encodings), Trajectories(subject, settings, None, {}), settings)
+    run = TuningRun(subject, Student(subject, encodings), Trajectories(subject, settings), settings)
     start = run.look()
     run.step = 1
     for parameter in run.optimizer.parameters.values():
@@ -231,7 +230,7 @@ def test_the_better_of_parameters_and_their_running_mean_is_remembered(subject, 
 
 def test_the_running_mean_is_of_all_steps(subject, encodings, small):
     settings = dataclasses.replace(small, ema_decay=0.5, steps=3)
-    run = TuningRun(subject, Student(subject, encodings), Trajectories(subject, settings, None, {}), settings)
+    run = TuningRun(subject, Student(subject, encodings), Trajectories(subject, settings), settings)
     path = [{name: p.detach().clone() for name, p in run.optimizer.parameters.items()}]
     for step in (1, 2, 3):
         run.tune_step(step)

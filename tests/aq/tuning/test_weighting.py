@@ -9,6 +9,7 @@ from torch import nn
 
 from sedaq.aq.tuning.weighting import GAMMA, WEIGHTINGS, Context, TimestepWeights
 from sedaq.errors import InputError
+from sedaq.models.sampling import SamplingConfig
 from sedaq.models.subject import Subject
 from sedaq.models.trace import Recording, ReplayBuffer
 
@@ -16,15 +17,15 @@ TIMES = torch.tensor([0.0, 5.0, 40.0, 99.0])
 
 
 def recording(**changes) -> Recording:
-    return Recording(**{"purpose": "tune", "n_images": 8, "start": 0, "steps": 3, "seed": 0, "settings": {}, **changes})
+    return Recording(**{"purpose": "tune", "n_images": 8, "sampling": SamplingConfig(steps=3), **changes})
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_min_snr_in_each_parametrisation(kind, subject):
     """An error of ε, of v and of x₀ that stand for one error of x₀ weigh the same: the weight times the squared factor between them."""
-    subject.sampler.scheduler = DDIMScheduler(num_train_timesteps=100, prediction_type=kind)
+    subject.adapter.scheduler = DDIMScheduler(num_train_timesteps=100, prediction_type=kind)
     weights = WEIGHTINGS["min-snr"](Context(subject, recording()), TIMES)
-    alphas = subject.sampler.scheduler.alphas_cumprod[TIMES.long()]
+    alphas = subject.adapter.scheduler.alphas_cumprod[TIMES.long()]
     snr = alphas / (1 - alphas)
     # x₀ = (x − √(1−ᾱ) ε) / √ᾱ = √ᾱ x − √(1−ᾱ) v
     factor = {"epsilon": (1 - alphas) / alphas, "v_prediction": 1 - alphas, "sample": torch.ones(4)}[kind]
@@ -32,10 +33,10 @@ def test_min_snr_in_each_parametrisation(kind, subject):
 
 
 def test_min_snr_needs_a_scheduler_that_knows(subject):
-    subject.sampler.scheduler.register_to_config(prediction_type="flow_prediction")
+    subject.adapter.scheduler.register_to_config(prediction_type="flow_prediction")
     with pytest.raises(InputError, match="prediction type 'flow_prediction' is unknown"):
         WEIGHTINGS["min-snr"](Context(subject, recording()), TIMES)
-    subject.sampler.scheduler = None
+    subject.adapter.scheduler = None
     with pytest.raises(InputError, match="no scheduler with alphas_cumprod"):
         WEIGHTINGS["min-snr"](Context(subject, recording()), TIMES)
 

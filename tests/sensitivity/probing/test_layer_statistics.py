@@ -11,6 +11,7 @@ from sedaq import Subject
 from sedaq.errors import InputError
 from sedaq.models.calibration import calibrate
 from sedaq.models.noise import image_noise
+from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.probing import gradients, layer_statistics
 from sedaq.sensitivity.probing.gradients import output_gradients, row_errors
 from sedaq.sensitivity.probing.layer_statistics import NOTHING, Trait, Traits
@@ -49,7 +50,7 @@ def calls_of(subject: Subject, steps: int, n_images: int) -> torch.Tensor:
     """Inputs of the denoiser while sampling other images than those that gradients are taken on."""
     inputs: list[torch.Tensor] = []
     handle = subject.denoiser.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
-    subject.sample(seed=77, n_images=n_images, steps=steps)
+    subject.sample(SamplingConfig(steps=steps), seed=77, n_images=n_images)
     handle.remove()
     return torch.cat(inputs)
 
@@ -59,8 +60,10 @@ def test_scores_foretell_what_small_random_changes_do_to_the_output(name: str, m
     monkeypatch.setattr(gradients, "N_IMAGES", 128)
     monkeypatch.setattr(gradients, "N_CALLS", 256)
     subject = small_subject(exclude=("unused",))
-    found = output_gradients(subject, steps=2, seed=0)
-    hessians = {layer.name: hessian for layer, hessian in calibrate(subject, subject.layers, n_images=128, steps=2)}
+    found = output_gradients(subject, SamplingConfig(steps=2), seed=0)
+    hessians = {
+        layer.name: hessian for layer, hessian in calibrate(subject, subject.layers, n_images=128, sampling=SamplingConfig(steps=2))
+    }
     layer, weight = subject.layer(name), subject.weight(name)
     inputs = calls_of(subject, 2, 256)
     whole = subject.denoiser(inputs)
@@ -79,17 +82,17 @@ def test_the_last_layer_s_score_is_its_own_relative_error() -> None:
     subject = small_subject(exclude=("unused", "first", "grouped"))
     with torch.no_grad():
         subject.denoiser.last.bias.zero_()  # type: ignore[union-attr]
-    (hessian,) = (hessian for _, hessian in calibrate(subject, subject.layers, n_images=64, steps=2))
+    (hessian,) = (hessian for _, hessian in calibrate(subject, subject.layers, n_images=64, sampling=SamplingConfig(steps=2)))
     weight, layer = subject.weight("last"), subject.layers[0]
-    score = float(output_gradients(subject, steps=2, seed=0)["last"] @ row_errors(0.1 * weight, hessian, layer))
+    score = float(output_gradients(subject, SamplingConfig(steps=2), seed=0)["last"] @ row_errors(0.1 * weight, hessian, layer))
     assert score == pytest.approx(0.01, rel=0.15)
 
 
 def test_layers_that_the_output_does_not_see_score_nothing() -> None:
     subject = small_subject()
-    found = output_gradients(subject, steps=2, seed=0)
+    found = output_gradients(subject, SamplingConfig(steps=2), seed=0)
     assert found["unused"].sum() == 0 and all(found[name].sum() > 0 for name in ("first", "grouped", "last"))
-    again = output_gradients(subject, steps=2, seed=0)
+    again = output_gradients(subject, SamplingConfig(steps=2), seed=0)
     assert all(torch.equal(found[name], again[name]) for name in found)
 
 
