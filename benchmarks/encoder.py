@@ -25,7 +25,8 @@ from results import keep
 import sedaq
 from sedaq.aq.encoder import native
 from sedaq.aq.encoder.beam import Beam
-from sedaq.aq.encoder.encoder import EFFORTS, Member, encode, fit_book
+from sedaq.aq.encoder.encoder import EFFORTS, encode, fit_book
+from sedaq.aq.encoder.objective import Objective
 from sedaq.aq.formats import Format
 from sedaq.aq.plans.menu import RATES
 from sedaq.aq.plans.menu_choice import measured_menus
@@ -57,7 +58,7 @@ def source() -> list[dict[str, Any]]:
         format = Format.parse(f"{text}@gaussian")
         times = [time.perf_counter()]
         with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], rounds=10, vectors_per_entry=600, several=Beam(fitted, 1))}):
-            book = fit_book([Member(matrix, identity) for matrix in matrices[:7]], format)
+            book = fit_book([Objective.of(matrix) for matrix in matrices[:7]], format)
         times.append(time.perf_counter())
         with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], several=Beam(chosen, 1))}):
             made = [encode(matrix, format, identity, book=book) for matrix in matrices]

@@ -48,6 +48,15 @@ class BlockDiagonal:
         """Those of some conv groups."""
         return BlockDiagonal(tuple(block[chosen] for block in self.blocks))
 
+    def padded(self, n: int, diagonal: float) -> BlockDiagonal:
+        """Columns added at the end until there are n, with nothing but `diagonal` on the diagonal."""
+        extra = n - self.n_in
+        if extra == 0:
+            return self
+        last = torch.nn.functional.pad(self.blocks[-1], (0, extra, 0, extra))
+        last.diagonal(dim1=1, dim2=2)[:, -extra:] = diagonal
+        return BlockDiagonal((*self.blocks[:-1], last))
+
     def _overlaps(self, start: int, stop: int) -> Iterator[tuple[torch.Tensor, int, int, int]]:
         """Blocks that have columns start … stop − 1: the block, its first column, and the overlap's first and last column."""
         first = 0
@@ -106,25 +115,28 @@ class Hessian(BlockDiagonal):
         """A whole H from a matrix (in, in) or (groups, in, in)."""
         return cls((matrix if matrix.ndim == 3 else matrix.unsqueeze(0),))
 
-    def prepared(self, order: torch.Tensor | None, n_padded: int, damping: float) -> Hessian:
-        """What an encoder needs: columns reordered (within blocks), padded to `n_padded`, in units of the mean of the diagonal, and `damping`
-        added to the diagonal. Inputs that are always zero leave the identity.
+    @cached_property
+    def mean(self) -> float:
+        """Of the diagonal."""
+        return self.diagonal.mean(dtype=torch.float64).float().item()
+
+    def prepared(self, order: torch.Tensor | None, damping: float) -> Hessian:
+        """What an encoder needs: columns reordered (within blocks), in units of the mean of the diagonal, and `damping` added to the diagonal.
+        Inputs that are always zero leave the identity.
 
         Raises InputError unless H is finite and its diagonal not negative.
         """
-        mean = self.diagonal.mean(dtype=torch.float64).float()
         if not all(torch.isfinite(block).all() for block in self.blocks) or (self.diagonal < 0).any():
             raise InputError("the calibration matrix is not positive semi-definite (NaN, infinity or a negative diagonal); calibrate again")
-        if mean == 0:
-            return Hessian((torch.eye(n_padded, device=mean.device).expand(self.groups, -1, -1),))
+        if self.mean == 0:
+            return Hessian.identity(self.n_in, self.groups)
         blocks, first = [], 0
-        for i, block in enumerate(self.blocks):
+        for block in self.blocks:
             width = block.shape[-1]
             if order is not None:
                 chosen = (order[first : first + width] - first).to(block.device)
                 block = block[:, chosen][:, :, chosen]
-            pad = n_padded - self.n_in if i == len(self.blocks) - 1 else 0
-            block = torch.nn.functional.pad(block / mean, (0, pad, 0, pad))
+            block = block / self.mean
             block.diagonal(dim1=1, dim2=2).add_(damping)
             blocks.append(block)
             first += width

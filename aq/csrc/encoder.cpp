@@ -30,6 +30,7 @@ int sedaq_encode(int isa, const sedaq_part *part, int64_t within, int64_t across
     CALL(isa, encode(*part, within, across, at_least_one(threads)));
 }
 int sedaq_improve(int isa, const sedaq_part *part, int64_t within, int threads) { CALL(isa, improve(*part, within, at_least_one(threads))); }
+int sedaq_products(int isa, const sedaq_part *part, float *found, int threads) { CALL(isa, products(*part, found, at_least_one(threads))); }
 int sedaq_forms(int isa, const sedaq_part *part, double *found, int threads) { CALL(isa, forms(*part, found, at_least_one(threads))); }
 int sedaq_sums_by_code(int isa, const sedaq_part *part, float *sums, int threads) { CALL(isa, sums_by_code(*part, sums, at_least_one(threads))); }
 int sedaq_carried_by_code(int isa, const sedaq_part *part, float *carried, int threads) {

@@ -21,6 +21,7 @@ typedef struct {
     int32_t group_size, n_codebooks, n_entries, n_blocks;
     const sedaq_block *blocks;
     const float *weights;    // (S, R, n)
+    const float *weighted;   // (S, R, n), weights times H
     const float *scales;     // (S, R)
     const float *codebooks;  // (M, K, g)
     int64_t *codes;          // (S, R, n / g, M)
@@ -37,7 +38,7 @@ typedef struct {
 } sedaq_cloud;
 
 // Counts changes of this interface, so that a library of other sources is noticed.
-enum { SEDAQ_ENCODER_INTERFACE = 1, SEDAQ_LONGEST_GROUP = 256 };
+enum { SEDAQ_ENCODER_INTERFACE = 2, SEDAQ_LONGEST_GROUP = 256 };
 int sedaq_encoder_interface(void);
 
 enum { SEDAQ_PORTABLE = 0, SEDAQ_AVX2 = 1, SEDAQ_AVX512 = 2, SEDAQ_N_ISAS = 3 };
@@ -52,6 +53,9 @@ int sedaq_encode(int isa, const sedaq_part *part, int64_t within, int64_t across
 
 // Every group's codes anew, in order, given all others; `blocks` are those of H, here and below.
 int sedaq_improve(int isa, const sedaq_part *part, int64_t within, int threads);
+
+// products (S, R, n): weights times H.
+int sedaq_products(int isa, const sedaq_part *part, float *products, int threads);
 
 // forms (S, R, 2): u H uᵀ and w H uᵀ of each row, u its sums of codewords, unscaled; without codebooks w H wᵀ and nothing.
 int sedaq_forms(int isa, const sedaq_part *part, double *forms, int threads);
@@ -79,6 +83,7 @@ int sedaq_factor(int isa, float *matrix, int64_t n, int threads);
 #define SEDAQ_ENCODER                                                                       \
     int encode(const sedaq_part &, int64_t within, int64_t across, int threads);            \
     int improve(const sedaq_part &, int64_t within, int threads);                           \
+    int products(const sedaq_part &, float *, int threads);                                 \
     int forms(const sedaq_part &, double *, int threads);                                   \
     int sums_by_code(const sedaq_part &, float *, int threads);                             \
     int carried_by_code(const sedaq_part &, float *, int threads);                          \

@@ -33,6 +33,20 @@ struct Rebuilt {
     }
 };
 
+struct Products {
+    const sedaq_part &part;
+    float *found;
+
+    int64_t table_floats(int64_t) const { return 0; }
+    void prepare(int64_t, const Window &, int64_t) {}
+    const float *inputs(int64_t s, const Window &, const Rows &rows) { return part.weights + (s * part.n_rows + rows.first) * part.n_columns; }
+    void rows(int64_t s, const Window &w, const Rows &rows, const float *products, int64_t stride, int) {
+        for (int64_t r = 0; r < rows.count(); r++)
+            __builtin_memcpy(found + (s * part.n_rows + rows.first + r) * part.n_columns + w.start, products + r * stride, (size_t)w.width() * sizeof(float));
+    }
+};
+
+// By half of H, which is symmetric: ½ x H xᵀ = x T xᵀ, T its upper triangle with half the diagonal.
 struct Forms {
     const sedaq_part &part;
     const float *u;
@@ -46,9 +60,8 @@ struct Forms {
             const int64_t row = s * part.n_rows + rows.first + r, at = row * part.n_columns + w.start;
             double *sums = forms + 2 * row;
             if (w.start == 0) sums[0] = sums[1] = 0;
-            const double energy = dot(products + r * stride, u + at, w.width());
-            sums[0] += u == part.weights ? 2 * energy : energy;  // by half of H
-            if (u != part.weights) sums[1] += dot(products + r * stride, part.weights + at, w.width());
+            sums[0] += 2 * dot(products + r * stride, u + at, w.width());
+            if (part.codebooks) sums[1] += dot(part.weighted + at, u + at, w.width());
         }
     }
 };
@@ -82,6 +95,18 @@ struct SumsByCode {
                 }
         }
     }
+
+    // The weights' products are at hand.
+    void take_weighted(int threads) {
+        const int64_t ranges = n_ranges(part.n_conv_groups), chunk = chunk_rows(part.n_rows);
+        const Window whole = {0, part.n_columns, 0, 0, nullptr, nullptr};
+#pragma omp parallel for num_threads(threads)
+        for (int64_t piece = 0; piece < ranges * n_chunks; piece++) {
+            const int64_t range = piece / n_chunks, first = piece % n_chunks * chunk;
+            for (int64_t s = range_start(part.n_conv_groups, range); s < range_start(part.n_conv_groups, range + 1); s++)
+                rows(s, whole, {first, smaller(first + chunk, part.n_rows), piece % n_chunks, range}, part.weighted + (s * part.n_rows + first) * part.n_columns, part.n_columns, 0);
+        }
+    }
 };
 
 int forms(const sedaq_part &part, double *found, int threads) {
@@ -91,18 +116,28 @@ int forms(const sedaq_part &part, double *found, int threads) {
     if (!books.ok() || !u.made.ok()) return 2;
     u.build(false, threads);
     Forms task = {part, u.values(), found};
-    return Sweep<Forms>(part, task, part.codebooks ? WHOLE : HALF).run(threads);
+    return Sweep<Forms>(part, task, HALF).run(threads);
+}
+
+int products(const sedaq_part &part, float *found, int threads) {
+    if (!in_range(part, false)) return 1;
+    Products task = {part, found};
+    return Sweep<Products>(part, task, WHOLE).run(threads);
 }
 
 int sums_by_code(const sedaq_part &part, float *sums, int threads) {
     if (!in_range(part, true)) return 1;
     const Codebooks books(part.n_codebooks, part.n_entries, part.group_size, part.codebooks);
     Rebuilt x(part, books);
-    if (!books.ok() || !x.made.ok()) return 2;
-    x.build(true, threads);
     SumsByCode task(part, books, x.values());
-    if (!task.sums.ok()) return 2;
-    const int status = Sweep<SumsByCode>(part, task, WHOLE).run(threads);
+    if (!books.ok() || !x.made.ok() || !task.sums.ok()) return 2;
+    int status = 0;
+    if (part.codebooks) {
+        x.build(true, threads);
+        status = Sweep<SumsByCode>(part, task, WHOLE).run(threads);
+    } else {
+        task.take_weighted(threads);
+    }
     for (int64_t i = 0; i < task.size && !status; i++) {
         sums[i] = 0;
         for (int64_t chunk = 0; chunk < task.sums.count / task.size; chunk++) sums[i] += task.sums.data[chunk * task.size + i];

@@ -21,20 +21,17 @@ import torch
 
 from ...errors import InputError
 from ...models.hessian import Hessian
-from ..encoding import INT8_ZERO, Encoding, column_order, expanded_codebooks, stored_codebooks
+from ..encoding import INT8_ZERO, Encoding, expanded_codebooks, stored_codebooks
 from ..formats import Format
 from ..parallel import one_thread_an_operation
-from . import native
 from .beam import Beam
 from .kmeans import residual_kmeans
 from .least_squares import fit_codebooks
-from .part import Part, squared_norm
+from .objective import Objective
+from .part import Part
 
-# Shares of H's mean diagonal that are added to it (docs/experiments/calibration.md).
-DAMPING = 1e-3  # for all, so that inputs that are always zero still pull their weights towards the truth
-FEEDBACK_DAMPING = 0.01  # for error feedback
 LEAST_GAIN = 2e-4  # of a round, below which no other begins
-LEAST_FITTED = 1 << 18  # weights that codebooks are fitted on, where there are as many
+LEAST_FITTED = 1 << 18  # weights that codebooks are fitted on at least, where there are as many
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,10 @@ class Effort:
     several: Beam
     one: Beam
     seconds: float = math.inf  # no new round begins after them
+
+    def n_fitted(self, format: Format) -> int:
+        """Weights that codebooks are fitted on, where there are as many."""
+        return max(self.vectors_per_entry * format.n_entries * format.group_size, LEAST_FITTED)
 
     def beam(self, format: Format) -> Beam:
         return self.one if format.n_codebooks == 1 else self.several
@@ -101,101 +102,68 @@ def encode(
     >>> encoding.dequantize().shape, encoding.size_bytes
     (torch.Size([32, 24]), 288)
     """
+    objective = Objective.of(weight, hessian, groups)
+    if format.kind == "asis":
+        kept = {"weight": weight.detach().cpu().contiguous()}
+        return Encoding(format, objective.shape, kept, 0.0, {**(provenance or {}), "effort": effort, "seed": seed})
+    return encode_objective(objective, format, effort=effort, seed=seed, book=book, provenance=provenance)
+
+
+def encode_objective(
+    objective: Objective,
+    format: Format,
+    *,
+    effort: str = "fast",
+    seed: int = 0,
+    book: Mapping[str, torch.Tensor] | None = None,
+    provenance: dict[str, str | int | float] | None = None,
+) -> Encoding:
+    """`encode` of a weight that is encoded in several formats: what they have in common is made once."""
     start = time.perf_counter()
-    shape, weight = tuple(weight.shape), weight.detach().cpu()  # the codes are chosen by the processor's cores, wherever the model is
-    if not _is_finite(weight):
-        raise InputError(f"a weight of shape {shape} holds NaN or infinity; repair the model")
-    n_in = math.prod(shape[1:])
+    shape = objective.shape
     if format.book and book is None:
         raise InputError(
             f"format {format} shares the codebooks {format.book!r} among layers, one weight alone cannot have it; use {str(format).partition('@')[0]}"
         )
-    hessian = _checked_hessian(hessian, n_in, groups)
-
-    provenance = {**(provenance or {}), "effort": effort, "seed": seed}
-    if format.kind == "asis":
-        return Encoding(format, shape, {"weight": weight.contiguous()}, 0.0, provenance)
-    if weight.abs().max() > torch.finfo(torch.float16).max:
+    if objective.matrix.abs().max() > torch.finfo(torch.float16).max:
         raise InputError(f"a weight of shape {shape} holds values above 65504, which scales in float16 cannot hold; leave it as it is")
-    matrix = weight.float().reshape(groups, -1, n_in)
-    if format.kind == "int8":
-        encoding = _round_to_int8(matrix, shape)
-    else:
-        format.tensor_specs(shape)  # refuses a format that does not fit
-        encoding = _encode_additive(matrix, format, shape, hessian, parse_effort(effort), seed, book)
     with one_thread_an_operation():
-        error = relative_error(weight, encoding.dequantize(), hessian, groups)
-    provenance["seconds"] = round(time.perf_counter() - start, 3)
-    return Encoding(format, shape, encoding.tensors, error, provenance)
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    return bool(tensor.sum(dtype=torch.float64).isfinite())  # several times as fast as asking every number
-
-
-def _checked_hessian(hessian: Hessian | torch.Tensor | None, n_in: int, groups: int) -> Hessian:
-    """As float32 blocks. Raises InputError for another size, NaN or infinity."""
-    if hessian is None:
-        hessian = Hessian.identity(n_in, groups)
-    if isinstance(hessian, torch.Tensor):
-        if hessian.ndim not in (2, 3) or hessian.shape[-1] != hessian.shape[-2]:
-            raise InputError(f"a Hessian of shape {tuple(hessian.shape)} is not (in, in), nor (groups, in, in); calibrate again")
-        hessian = Hessian.of(hessian)
-    if hessian.n_in != n_in or hessian.groups not in (1, groups):
-        raise InputError(
-            f"a Hessian of {hessian.groups} groups and {hessian.n_in} inputs cannot weigh a weight of {groups} groups and {n_in} inputs; calibrate again"
-        )
-    if not all(_is_finite(block) for block in hessian.blocks):
-        raise InputError("the Hessian holds NaN or infinity; calibrate again")
-    return Hessian(tuple(block.to("cpu", torch.float32).expand(groups, -1, -1) for block in hessian.blocks))
+        if format.kind == "int8":
+            encoding = _round_to_int8(objective)
+        else:
+            format.tensor_specs(shape)  # refuses a format that does not fit
+            encoding = _encode_additive(objective, format, parse_effort(effort), seed, book)
+        error = objective.relative_error(encoding.dequantize())
+    seconds = round(time.perf_counter() - start, 3)
+    return Encoding(format, shape, encoding.tensors, error, {**(provenance or {}), "effort": effort, "seed": seed, "seconds": seconds})
 
 
 def relative_error(weight: torch.Tensor, approximation: torch.Tensor, hessian: Hessian, groups: int = 1) -> float:
     """‖(W − Ŵ)X‖² / ‖WX‖² under H; 0 for a weight or inputs that are zero anyway."""
-    w = weight.detach().float().reshape(groups, -1, hessian.n_in)
-    difference = w - approximation.to(w).reshape_as(w)
-    signal, noise = squared_norm(w, hessian), squared_norm(difference, hessian)
-    return max(noise, 0.0) / signal if signal > 0 else 0.0
+    return Objective.of(weight, hessian, groups).relative_error(approximation)
 
 
-def _round_to_int8(matrix: torch.Tensor, shape: tuple[int, ...]) -> Encoding:
+def _round_to_int8(objective: Objective) -> Encoding:
     """Symmetric round to nearest, one scale a row."""
-    rows = matrix.reshape(shape[0], -1)
+    rows = objective.matrix.reshape(objective.shape[0], -1)
     scales = (rows.abs().amax(1) / 127).half()
     safe = torch.where(scales > 0, scales.float(), 1.0).unsqueeze(1)
     codes = ((rows / safe).round().clamp(-127, 127) + INT8_ZERO).to(torch.uint8).reshape(-1)
-    return Encoding(Format("int8"), shape, {"codes": codes, "scales": scales}, math.nan)
+    return Encoding(Format("int8"), objective.shape, {"codes": codes, "scales": scales}, math.nan)
 
 
 def _encode_additive(
-    matrix: torch.Tensor,
-    format: Format,
-    shape: tuple[int, ...],
-    hessian: Hessian,
-    effort: Effort,
-    seed: int,
-    book: Mapping[str, torch.Tensor] | None,
+    objective: Objective, format: Format, effort: Effort, seed: int, book: Mapping[str, torch.Tensor] | None
 ) -> Encoding:
     start = time.perf_counter()
     rng = torch.Generator().manual_seed(seed)
-    with one_thread_an_operation():
-        wanted = effort.vectors_per_entry * format.n_entries * format.group_size
-        parts, rows = _parts(matrix, format, shape, hessian, wanted, rng)
-        tensors = dict(book) if book is not None else stored_codebooks(format, _fit(parts[:1], format, effort, rng, start))
-        _finish(parts, expanded_codebooks(format, tensors), effort.beam(format), effort.rounds > 0)
-    return _encoding(parts, rows, format, shape, tensors)
+    parts, rows = objective.parts(format, effort.n_fitted(format), rng)
+    tensors = dict(book) if book is not None else stored_codebooks(format, _fit(parts[:1], format, effort, rng, start))
+    _finish(parts, expanded_codebooks(format, tensors), effort.beam(format), effort.rounds > 0)
+    return _encoding(parts, rows, format, objective.shape, tensors)
 
 
-@dataclass(frozen=True)
-class Member:
-    """A layer that shares codebooks."""
-
-    weight: torch.Tensor  # (out, in / groups, *taps)
-    hessian: Hessian
-    groups: int = 1
-
-
-def fit_book(members: Sequence[Member], format: Format, *, effort: str = "fast", seed: int = 0) -> dict[str, torch.Tensor]:
+def fit_book(members: Sequence[Objective], format: Format, *, effort: str = "fast", seed: int = 0) -> dict[str, torch.Tensor]:
     """Codebooks for several layers together, as they are stored; `encode` takes them.
 
     Every layer counts by its relative error, and is seen through as many rows as its share of the codebooks' needs.
@@ -203,45 +171,17 @@ def fit_book(members: Sequence[Member], format: Format, *, effort: str = "fast",
     start = time.perf_counter()
     rng = torch.Generator().manual_seed(seed)
     tried = parse_effort(effort)
-    wanted = tried.vectors_per_entry * format.n_entries * format.group_size / max(1, len(members))
+    wanted = tried.n_fitted(format) / max(1, len(members))
     parts = []
     with one_thread_an_operation():
-        for member in members:
-            shape = tuple(member.weight.shape)
-            if not _is_finite(member.weight):
-                raise InputError(f"a weight of shape {shape} holds NaN or infinity; repair the model")
-            matrix = member.weight.detach().cpu().float().reshape(member.groups, -1, math.prod(shape[1:]))
-            hessian = _checked_hessian(member.hessian, matrix.shape[2], member.groups)
-            signal = squared_norm(matrix, hessian)
-            energy = hessian.diagonal.mean().item() * matrix.numel()
-            if signal > 0:
-                matrix = matrix * math.sqrt(energy / signal)  # the prepared H is in units of its mean
-                parts.append(_parts(matrix, format, shape, hessian, wanted, rng)[0][0])
+        for objective in members:
+            if objective.signal > 0:
+                energy = objective.hessian.mean * objective.matrix.numel()
+                scaled = objective.scaled(math.sqrt(energy / objective.signal))  # the prepared H is in units of its mean
+                parts.append(scaled.parts(format, wanted, rng)[0][0])
         if not parts:
             raise InputError(f"the layers that share {format.book!r} hold nothing but zeros; leave them as they are")
         return stored_codebooks(format, _fit(parts, format, tried, rng, start))
-
-
-def _parts(
-    matrix: torch.Tensor, format: Format, shape: tuple[int, ...], hessian: Hessian, wanted: float, rng: torch.Generator
-) -> tuple[list[Part], torch.Tensor]:
-    """The weight's rows in random order, and which row of the weight each is: first a part of about as many weights as are wanted for
-    codebooks to be fitted on, then the others, if there are any."""
-    order = column_order(format, shape)
-    n_padded = format.n_groups(shape) * format.group_size
-    w = matrix if order is None else matrix[:, :, order]
-    w = torch.nn.functional.pad(w, (0, n_padded - w.shape[2]))
-    prepared = hessian.prepared(order, n_padded, DAMPING)
-    factor = prepared.factor(FEEDBACK_DAMPING, native.upper_cholesky if native.library() else None)
-    n_groups, n_rows = w.shape[:2]
-    rows = torch.arange(n_groups * n_rows).view(n_groups, n_rows)
-    n_units = n_rows if n_groups == 1 else n_groups
-    shuffled = torch.randperm(n_units, generator=rng)
-    n_first = math.ceil(n_units * max(wanted, LEAST_FITTED) / max(1, w.numel()))
-    pieces = [shuffled] if n_first > 0.8 * n_units else list(shuffled.split([n_first, n_units - n_first]))
-    if n_groups == 1:
-        return [Part(w[:, piece], prepared, factor) for piece in pieces], shuffled
-    return [Part(w[piece], prepared.of_groups(piece), factor.of_groups(piece)) for piece in pieces], rows[shuffled].reshape(-1)
 
 
 def _fit(parts: Sequence[Part], format: Format, effort: Effort, rng: torch.Generator, start: float) -> torch.Tensor:

@@ -24,7 +24,7 @@ from .beam import Beam
 
 log = logging.getLogger("sedaq")
 
-INTERFACE = 1  # SEDAQ_ENCODER_INTERFACE
+INTERFACE = 2  # SEDAQ_ENCODER_INTERFACE
 _NUMBERS = {"portable": 0, "avx2": 1, "avx512": 2}  # as in csrc/encoder.h
 _I32, _I64, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
@@ -37,7 +37,7 @@ class _Part(ctypes.Structure):
     _fields_ = [
         *((name, _I64) for name in ("n_conv_groups", "n_rows", "n_columns")),
         *((name, _I32) for name in ("group_size", "n_codebooks", "n_entries", "n_blocks")),
-        *((name, _POINTER) for name in ("blocks", "weights", "scales", "codebooks", "codes")),
+        *((name, _POINTER) for name in ("blocks", "weights", "weighted", "scales", "codebooks", "codes")),
     ]
 
 
@@ -52,6 +52,7 @@ class _Cloud(ctypes.Structure):
 _ARGUMENTS = {
     "encode": (_I64, _I64),
     "improve": (_I64,),
+    "products": (_POINTER,),
     "forms": (_POINTER,),
     "sums_by_code": (_POINTER,),
     "carried_by_code": (_POINTER,),
@@ -121,22 +122,19 @@ class _View:
         codes: torch.Tensor,
         books: torch.Tensor | None,
         size: tuple[int, int, int],
+        weighted: torch.Tensor | None = None,
     ) -> None:
         n_codebooks, n_entries, group_size = size
         blocks = [block if block.stride(2) == 1 else block.contiguous() for block in matrix.blocks]
-        assert codes.dtype == torch.long and all(
-            t.dtype == torch.float32 for t in (w, scales, *blocks, *([] if books is None else [books]))
-        )
-        self.kept = [w.contiguous(), scales.contiguous(), codes, *blocks]
+        rows = [None if tensor is None else tensor.contiguous() for tensor in (w, weighted, scales, books)]
+        assert codes.dtype == torch.long and all(t.dtype == torch.float32 for t in (*blocks, *rows) if t is not None)
+        self.kept = [*rows, codes, *blocks]
         fields = [
             _Block(block.data_ptr(), block.shape[-1], block.stride(0) if block.shape[0] > 1 else 0, block.stride(1)) for block in blocks
         ]
         self.blocks = (_Block * len(blocks))(*fields)
-        pointers: list[int | None] = [ctypes.addressof(self.blocks), self.kept[0].data_ptr(), self.kept[1].data_ptr()]
-        if books is not None:
-            self.kept.append(books.contiguous())
-        pointers += [None if books is None else self.kept[-1].data_ptr(), codes.data_ptr()]
-        self.part = _Part(*w.shape, group_size, n_codebooks, n_entries, len(blocks), *pointers)
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in (*rows, codes)]
+        self.part = _Part(*w.shape, group_size, n_codebooks, n_entries, len(blocks), ctypes.addressof(self.blocks), *pointers)
 
     def call(self, name: str, *arguments: Any) -> None:
         _call(name, ctypes.byref(self.part), *arguments, threads=parallel.threads())
@@ -158,10 +156,19 @@ def improve(
     return codes
 
 
-def forms(w: torch.Tensor, scales: torch.Tensor, hessian: BlockDiagonal, books: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """u H uᵀ and w H uᵀ of each row, u its sums of codewords: (S, R, 2), double."""
+def products(x: torch.Tensor, hessian: BlockDiagonal) -> torch.Tensor:
+    """x H of rows (S, R, n)."""
+    found = torch.empty(x.shape)
+    _View(x, x, hessian, torch.empty(0, dtype=torch.long), None, (1, 1, 1)).call("products", found.data_ptr())
+    return found
+
+
+def forms(
+    w: torch.Tensor, scales: torch.Tensor, weighted: torch.Tensor, hessian: BlockDiagonal, books: torch.Tensor, codes: torch.Tensor
+) -> torch.Tensor:
+    """u H uᵀ and w H uᵀ of each row, u its sums of codewords, `weighted` w H: (S, R, 2), double."""
     found = torch.empty(*w.shape[:2], 2, dtype=torch.float64)
-    _View(w, scales, hessian, codes.contiguous(), books, _size(books)).call("forms", found.data_ptr())
+    _View(w, scales, hessian, codes.contiguous(), books, _size(books), weighted).call("forms", found.data_ptr())
     return found
 
 
@@ -175,14 +182,15 @@ def signals(w: torch.Tensor, hessian: BlockDiagonal) -> torch.Tensor:
 def sums_by_code(
     w: torch.Tensor,
     scales: torch.Tensor,
+    weighted: torch.Tensor,
     hessian: BlockDiagonal,
     codes: torch.Tensor,
     size: tuple[int, int, int],
     books: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Σ s · (x H) over the positions of each codeword, for x = s u, or x = w without codebooks: size (M, K, g)."""
+    """Σ s · (x H) over the positions of each codeword, for x = s u, or x = w without codebooks, whose product is `weighted`: size (M, K, g)."""
     sums = torch.empty(size)
-    _View(w, scales, hessian, codes.contiguous(), books, size).call("sums_by_code", sums.data_ptr())
+    _View(w, scales, hessian, codes.contiguous(), books, size, weighted).call("sums_by_code", sums.data_ptr())
     return sums
 
 

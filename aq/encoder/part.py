@@ -26,12 +26,15 @@ class Part:
     w: torch.Tensor  # (S, R, n)
     hessian: BlockDiagonal
     factor: BlockDiagonal
+    weighted: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # w H, (S, R, n); made where it is not given
     scales: torch.Tensor = field(init=False)  # (S, R, 1)
     codes: torch.Tensor = field(init=False)  # (S, R, G, M); none before they are chosen the first time
 
     def __post_init__(self) -> None:
         self.scales = self.root_mean_square  # zero rows keep scale zero and are exact
         self.codes = torch.empty(0)
+        if not self.weighted.numel():
+            self.weighted = multiply(self.w, self.hessian)
 
     @property
     def has_codes(self) -> bool:
@@ -45,7 +48,7 @@ class Part:
     @cached_property
     def signal(self) -> float:
         """tr(W H Wᵀ)"""
-        return squared_norm(self.w, self.hessian)
+        return (self.w * self.weighted).sum(dtype=torch.float64).item()
 
     def encode(self, books: torch.Tensor, kept: Beam) -> None:
         """Choose codes from nothing, with error feedback."""
@@ -66,10 +69,9 @@ class Part:
     def forms(self, books: torch.Tensor) -> torch.Tensor:
         """u H uᵀ and w H uᵀ of each row, u its unscaled codewords: (S, R, 2), double."""
         if native.library():
-            return native.forms(self.w, self.scales, self.hessian, books, self.codes)
+            return native.forms(self.w, self.scales, self.weighted, self.hessian, books, self.codes)
         u = sum_of(books, self.codes)
-        product = self.hessian.times(u)
-        return torch.stack([(product * other).sum(2, dtype=torch.float64) for other in (u, self.w)], 2)
+        return torch.stack([(u * other).sum(2, dtype=torch.float64) for other in (self.hessian.times(u), self.weighted)], 2)
 
     def error(self, books: torch.Tensor) -> float:
         """tr((Ŵ − W) H (Ŵ − W)ᵀ)"""
@@ -88,9 +90,9 @@ class Part:
     def sums_by_code(self, size: tuple[int, int, int], books: torch.Tensor | None = None) -> torch.Tensor:
         """Σ scale · (x H) over the positions of each codeword, x the scaled codewords of `books` or else the weights: (M, K, g) = size."""
         if native.library():
-            return native.sums_by_code(self.w, self.scales, self.hessian, self.codes, size, books)
-        x = self.w if books is None else sum_of(books, self.codes) * self.scales
-        return sum_by_code(self, self.hessian.times(x) * self.scales, size)
+            return native.sums_by_code(self.w, self.scales, self.weighted, self.hessian, self.codes, size, books)
+        product = self.weighted if books is None else self.hessian.times(sum_of(books, self.codes) * self.scales)
+        return sum_by_code(self, product * self.scales, size)
 
     def carried_by_code(self, size: tuple[int, int, int]) -> torch.Tensor:
         """Σ scale² · H's diagonal block over the positions of each codeword: (M, K, g, g)."""
@@ -103,6 +105,11 @@ class Part:
         squares = self.scales.square().unsqueeze(1).expand(-1, codes.shape[1], -1, n_codebooks).flatten(2)
         mass.scatter_add_(2, codes, squares)
         return (mass.flatten(0, 1).T @ blocks.flatten(0, 1)).view(*size, g)
+
+
+def multiply(x: torch.Tensor, hessian: BlockDiagonal) -> torch.Tensor:
+    """x H of rows (S, R, n)."""
+    return native.products(x, hessian) if native.library() else hessian.times(x)
 
 
 def squared_norm(x: torch.Tensor, hessian: BlockDiagonal) -> float:

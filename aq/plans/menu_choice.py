@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from ...errors import InputError
-from ...models.hessian import Hessian
 from ...models.layers import Layer
 from ...progress import track
 from ...runtime.executors import Forked
 from ...runtime.tasks import json_task
 from ...storage import fingerprint
-from ..encoder.encoder import encode
+from ..encoder.encoder import encode_objective
+from ..encoder.objective import Objective
 from ..formats import Format
 from .menu import Entry, candidates, cheapest, layer_menu, promise, slowness
 from .store import ALONE_ABOVE, EncodingStore, book_name
@@ -69,16 +69,16 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     }
 
 
-def best_format(weight: torch.Tensor, hessian: Hessian, rate: float, *, groups: int = 1, seed: int = 0, limit: int = N_OWN) -> Format:
+def best_format(objective: Objective, rate: float, *, seed: int = 0, limit: int = N_OWN) -> Format:
     """The format of least error at draft effort within `rate` total bits, of the `limit` most promising.
 
     Raises InputError where none is within the rate.
     """
-    shape = tuple(weight.shape)
-    formats = candidates(rate, (shape,), limit)
+    formats = candidates(rate, (objective.shape,), limit)
     if not formats:
-        raise InputError(f"no format of a weight of shape {shape} is within {rate:g} bits; allow more")
-    return min(formats, key=lambda format: draft_error(weight, format, hessian, groups=groups, seed=seed))
+        raise InputError(f"no format of a weight of shape {objective.shape} is within {rate:g} bits; allow more")
+    drawn = drawn_rows(objective, seed)
+    return min(formats, key=lambda format: draft_error(drawn, format, seed=seed))
 
 
 def as_good(formats: Sequence[Format], errors: Mapping[Format, float]) -> Format:
@@ -88,20 +88,17 @@ def as_good(formats: Sequence[Format], errors: Mapping[Format, float]) -> Format
     return min(near, key=lambda format: (slowness(format), errors[format]))
 
 
-def draft_error(
-    weight: torch.Tensor,
-    format: Format,
-    hessian: Hessian,
-    *,
-    groups: int = 1,
-    seed: int = 0,
-    book: Mapping[str, torch.Tensor] | None = None,
-) -> float:
-    """Relative output error at draft effort, on at most N_ROWS rows drawn at random."""
-    if groups == 1 and len(weight) > N_ROWS:
-        drawn = torch.randperm(len(weight), generator=torch.Generator().manual_seed(seed))[:N_ROWS]
-        weight = weight[drawn.to(weight.device)]
-    return encode(weight, format, hessian, effort=_EFFORT, seed=seed, groups=groups, book=book).error
+def drawn_rows(objective: Objective, seed: int) -> Objective:
+    """That of at most N_ROWS rows drawn at random, which formats are tried on."""
+    n_groups, n_rows = objective.matrix.shape[:2]
+    if n_groups > 1 or n_rows <= N_ROWS:
+        return objective
+    return objective.of_rows(torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))[:N_ROWS])
+
+
+def draft_error(objective: Objective, format: Format, *, seed: int = 0, book: Mapping[str, torch.Tensor] | None = None) -> float:
+    """Relative output error at draft effort."""
+    return encode_objective(objective, format, effort=_EFFORT, seed=seed, book=book).error
 
 
 def _path(store: EncodingStore, name: str, layers: Sequence[Layer], rates: Sequence[float]) -> Path:
@@ -116,12 +113,12 @@ def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> C
         tried: dict[Format, float] = {}
         chosen: dict[str, dict[str, Any]] = {}
         best: Format | None = None
-        weight, hessian = store.subject.weight(layer.name), store.hessian(layer)
+        objective = drawn_rows(store.objective(layer), store.seed)
         for rate in rates:
             formats = candidates(rate, (layer.shape,), N_OWN) or (best or cheapest(layer.shape),)
             for format in formats:
                 if format not in tried:
-                    tried[format] = draft_error(weight, format, hessian, groups=layer.groups, seed=store.seed)
+                    tried[format] = draft_error(objective, format, seed=store.seed)
             best = min((*formats, best or formats[0]), key=tried.__getitem__)  # what fits a lower rate fits this one
             taken = as_good((*formats, best), tried)
             chosen[repr(rate)] = {"format": str(taken), "error": tried[taken]}
@@ -146,8 +143,7 @@ def shared_choice(store: EncodingStore, members: Sequence[Layer], rate: float, o
             format = replace(format, book=name)
             book = store.fit_book(format, effort=_EFFORT)
             errors = [
-                draft_error(store.subject.weight(m.name), format, store.hessian(m), groups=m.groups, seed=store.seed, book=book)
-                for m in members
+                draft_error(drawn_rows(store.objective(member), store.seed), format, seed=store.seed, book=book) for member in members
             ]
             logs = [math.log(max(old, 1e-12) / max(new, 1e-12)) for (_, old), new in zip(before, errors, strict=True)]
             gain = sum(logs) / len(logs)

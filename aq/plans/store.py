@@ -24,7 +24,8 @@ from ...progress import track
 from ...runtime.executors import Forked
 from ...runtime.tasks import Task, locked
 from ...storage import fingerprint, load_tensors, save_tensors, tensor_fingerprint
-from ..encoder.encoder import Member, encode, fit_book, parse_effort
+from ..encoder.encoder import encode_objective, fit_book, parse_effort
+from ..encoder.objective import Objective
 from ..encoding import Encoding
 from ..formats import Format
 
@@ -59,6 +60,7 @@ class EncodingStore:
         self.sampling = SamplingConfig.from_dict({**calibration, **({"batch_size": batch_size} if batch_size else {})})
         self.calibration_fingerprint = fingerprint([subject.fingerprint, self.calibration])
         self._fingerprints: dict[str, str] = {}  # of weights
+        self._objective: tuple[str, Objective] | None = None  # of the layer that was encoded last, and its name
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -164,8 +166,14 @@ class EncodingStore:
         """Stored codebooks that are not kept."""
         members = self.sharers(format)
         spread = members[:: max(1, len(members) // MAX_BOOK_MEMBERS)]  # of a deep model: every so many blocks
-        seen = [Member(self.subject.weight(member.name), self.hessian(member), member.groups) for member in spread]
-        return fit_book(seen, format, effort=effort, seed=self.seed)
+        return fit_book([self.objective(member) for member in spread], format, effort=effort, seed=self.seed)
+
+    def objective(self, layer: Layer) -> Objective:
+        """What an encoding of the layer minimises; kept until another layer's is asked for."""
+        if self._objective is None or self._objective[0] != layer.name:
+            self._objective = None  # its matrices make room for the next ones
+            self._objective = layer.name, Objective.of(self.subject.weight(layer.name), self.hessian(layer), layer.groups)
+        return self._objective[1]
 
     def holds(self, layer: Layer, format: Format) -> bool:
         """Whether `get` only has to read."""
@@ -180,13 +188,11 @@ class EncodingStore:
 
     def _encode(self, layer: Layer, format: Format) -> Encoding:
         try:
-            return encode(
-                self.subject.weight(layer.name),
+            return encode_objective(
+                self.objective(layer),
                 format,
-                self.hessian(layer),
                 effort=self.effort,
                 seed=self.seed,
-                groups=layer.groups,
                 book=self.book(format) if format.book else None,
                 provenance={"layer": layer.name, "calibration": self.calibration_fingerprint},
             )

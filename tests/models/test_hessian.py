@@ -95,7 +95,7 @@ def test_prepared_is_ordered_padded_in_units_of_its_mean_and_damped(pair, n_padd
     expected = torch.zeros(GROUPS, n_padded, n_padded)
     expected[:, :N_IN, :N_IN] = matrix[:, order][:, :, order] / matrix.diagonal(dim1=1, dim2=2).mean()
     before = dense(hessian)
-    prepared = hessian.prepared(order, n_padded, damping)
+    prepared = hessian.prepared(order, damping).padded(n_padded, damping)
     assert prepared.n_in == n_padded
     torch.testing.assert_close(prepared.window(0, n_padded), expected + damping * torch.eye(n_padded))
     assert dense(hessian).equal(before)
@@ -103,14 +103,14 @@ def test_prepared_is_ordered_padded_in_units_of_its_mean_and_damped(pair, n_padd
 
 def test_prepared_without_an_order_keeps_the_columns(pair) -> None:
     hessian, matrix = pair
-    torch.testing.assert_close(hessian.prepared(None, N_IN, 0.0).window(0, N_IN), matrix / matrix.diagonal(dim1=1, dim2=2).mean())
+    torch.testing.assert_close(hessian.prepared(None, 0.0).window(0, N_IN), matrix / matrix.diagonal(dim1=1, dim2=2).mean())
 
 
 @pytest.mark.parametrize("size", [2.0**-40, 2.0**40])
 def test_prepared_does_not_depend_on_the_unit_of_the_inputs(pair, size: float) -> None:
     hessian, _ = pair
     scaled = Hessian(tuple(size * block for block in hessian.blocks))
-    assert dense(scaled.prepared(None, N_IN + 1, 0.01)).equal(dense(hessian.prepared(None, N_IN + 1, 0.01)))
+    assert dense(scaled.prepared(None, 0.01)).equal(dense(hessian.prepared(None, 0.01)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
@@ -118,12 +118,12 @@ def test_a_matrix_that_cannot_be_a_second_moment_is_refused(value: float) -> Non
     hessian, _ = made(WIDTHS)
     hessian.blocks[1][1, 2, 2] = value
     with pytest.raises(InputError, match=REFUSED):
-        hessian.prepared(None, N_IN, 0.01)
+        hessian.prepared(None, 0.01)
 
 
 @pytest.mark.parametrize("n_padded", [4, 6])
 def test_inputs_that_were_always_zero_leave_the_identity(n_padded: int) -> None:
-    prepared = Hessian.of(torch.zeros(2, 4, 4)).prepared(None, n_padded, 0.01)
+    prepared = Hessian.of(torch.zeros(2, 4, 4)).prepared(None, 0.01).padded(n_padded, 1.0)
     assert prepared.window(0, n_padded).equal(torch.eye(n_padded).expand(2, -1, -1))
 
 

@@ -137,7 +137,7 @@ def test_menus_are_measured_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*_, **__):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(store_module, "encode", refuse)
+    monkeypatch.setattr(store_module, "encode_objective", refuse)
     monkeypatch.setattr(store_module, "fit_book", refuse)
     assert set(run.menus) == {layer.name for layer in run.subject.layers}
     for name, menu in run.menus.items():

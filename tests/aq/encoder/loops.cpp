@@ -40,7 +40,7 @@ struct Problem {
     const Case &c;
     int64_t n = 0, groups;
     std::vector<Floats> blocks, factors;
-    Floats w, scales, books;
+    Floats w, weighted, scales, books;
     std::vector<int64_t> codes;
     std::vector<sedaq_block> views;
 
@@ -56,12 +56,19 @@ struct Problem {
         groups = n / c.g, factors = blocks;
         w = normal(c.s * c.r * n), scales = normal(c.s * c.r), books = normal((int64_t)c.m * c.k * c.g), codes.resize(c.s * c.r * groups * c.m);
         scales[0] = 0;
+        weighted.resize(w.size());
+        for (int64_t row = 0; row < c.s * c.r; row++)
+            for (int64_t j = 0; j < n; j++) {
+                double sum = 0;
+                for (int64_t i = 0; i < n; i++) sum += w[row * n + i] * h(row / c.r, i, j);
+                weighted[row * n + j] = (float)sum;
+            }
         for (int64_t &code : codes) code = rng() % c.k;
     }
     sedaq_part part(const std::vector<Floats> &of) {
         views.clear();
         for (size_t i = 0; i < of.size(); i++) views.push_back({of[i].data(), c.widths[i], c.widths[i] * c.widths[i], c.widths[i]});
-        return {c.s, c.r, n, c.g, c.m, c.k, (int32_t)views.size(), views.data(), w.data(), scales.data(), books.data(), codes.data()};
+        return {c.s, c.r, n, c.g, c.m, c.k, (int32_t)views.size(), views.data(), w.data(), weighted.data(), scales.data(), books.data(), codes.data()};
     }
     double h(int64_t s, int64_t i, int64_t j) const {
         int64_t first = 0;
@@ -99,9 +106,10 @@ static int check_sums(int isa, Problem &p) {
     const Case &c = p.c;
     sedaq_part part = p.part(p.blocks);
     std::vector<double> forms(2 * c.s * c.r);
-    Floats sums((int64_t)c.m * c.k * c.g), carried(sums.size() * c.g);
-    if (sedaq_forms(isa, &part, forms.data(), 2) || sedaq_sums_by_code(isa, &part, sums.data(), 2) || sedaq_carried_by_code(isa, &part, carried.data(), 2)) return 1;
+    Floats sums((int64_t)c.m * c.k * c.g), carried(sums.size() * c.g), products(p.w.size());
+    if (sedaq_products(isa, &part, products.data(), 2) || sedaq_forms(isa, &part, forms.data(), 2) || sedaq_sums_by_code(isa, &part, sums.data(), 2) || sedaq_carried_by_code(isa, &part, carried.data(), 2)) return 1;
     int failures = 0;
+    for (size_t i = 0; i < products.size(); i++) failures += !near(products[i], p.weighted[i], 1 + std::abs(p.weighted[i]));
     double product = 0, wanted = 0;  // Σ books · sums = Σ s² u H uᵀ over codebooks
     for (int64_t row = 0; row < c.s * c.r; row++) {
         const double energy = p.form(row, 0, 0), cross = p.form(row, 0, 1);
@@ -109,6 +117,14 @@ static int check_sums(int isa, Problem &p) {
         wanted += (double)p.scales[row] * p.scales[row] * energy;
     }
     for (size_t i = 0; i < sums.size(); i++) product += (double)p.books[i] * sums[i];
+    // without codebooks, of the weights: Σ books · sums = Σ s w H uᵀ
+    sedaq_part weights = part;
+    weights.codebooks = nullptr;
+    if (sedaq_sums_by_code(isa, &weights, sums.data(), 2)) return 1;
+    double of_weights = 0, crossed = 0, size = 0;
+    for (size_t i = 0; i < sums.size(); i++) of_weights += (double)p.books[i] * sums[i];
+    for (int64_t row = 0; row < c.s * c.r; row++) crossed += p.scales[row] * p.form(row, 0, 1), size += std::abs(p.scales[row]) * (p.form(row, 0, 0) + p.form(row, 1, 1));
+    failures += !near(of_weights, crossed, size);
     double trace = 0, whole = 0;
     for (int64_t i = 0; i < (int64_t)carried.size(); i++) trace += i % (c.g * c.g) % (c.g + 1) == 0 ? carried[i] : 0;
     for (int64_t row = 0; row < c.s * c.r; row++)

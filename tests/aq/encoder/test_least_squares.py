@@ -26,7 +26,7 @@ def correlated(*widths: int, groups: int = 1, seed: int = 1) -> Hessian:
     for i, width in enumerate(widths):
         x = gaussian(groups, 4 * width, width, seed=seed + i) @ (torch.eye(width) + 0.3 * gaussian(width, width, seed=seed + i + 1))
         blocks.append(x.transpose(1, 2) @ x / x.shape[1])
-    return Hessian(tuple(blocks)).prepared(None, sum(widths), 1e-3)
+    return Hessian(tuple(blocks)).prepared(None, 1e-3)
 
 
 def part(rows: int = 12, widths: tuple[int, ...] = (16,), groups: int = 1, seed: int = 0) -> Part:

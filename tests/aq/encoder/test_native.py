@@ -162,8 +162,8 @@ def test_codes_that_no_codebook_has_are_refused(isa, wrong):
     books = gaussian(1, 16, 4)
     for call in (
         lambda: native.improve(part.w, part.scales, part.hessian, books, part.codes, 1),
-        lambda: native.forms(part.w, part.scales, part.hessian, books, part.codes),
-        lambda: native.sums_by_code(part.w, part.scales, part.hessian, part.codes, (1, 16, 4), books),
+        lambda: native.forms(part.w, part.scales, part.weighted, part.hessian, books, part.codes),
+        lambda: native.sums_by_code(part.w, part.scales, part.weighted, part.hessian, part.codes, (1, 16, 4), books),
         lambda: native.carried_by_code(part.w, part.scales, part.hessian, part.codes, (1, 16, 4)),
     ):
         with pytest.raises(InputError, match="out of range"):
@@ -190,11 +190,12 @@ def test_forms_and_sums_by_code_are_those_of_torch(isa, shape, monkeypatch):
     part, (_, _, hessian, books) = coded(shape), problem(*shape)
     size = tuple(books.shape)
     found = [part.forms(books), part.sums_by_code(size, books), part.sums_by_code(size), part.carried_by_code(size)]
-    signal = native.signals(part.w, hessian)
+    signal, product = native.signals(part.w, hessian), native.products(part.w, hessian)
     monkeypatch.setattr(native, "library", lambda: None)
     wanted = [part.forms(books), part.sums_by_code(size, books), part.sums_by_code(size), part.carried_by_code(size)]
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5 * other.abs().max().item())
+    torch.testing.assert_close(product, hessian.times(part.w), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(signal, (hessian.times(part.w) * part.w).sum(2, dtype=torch.float64), rtol=1e-5, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sedaq.aq.encoder.encoder import Member, encode, fit_book
+from sedaq.aq.encoder.encoder import encode, fit_book
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.export.apply import apply, assemble, quantized_state
 from sedaq.aq.formats import BOOK_TENSORS, Format
@@ -50,7 +50,7 @@ def test_a_book_of_all_is_better_than_the_book_of_any_one(text, books):
     def total(book: dict[str, torch.Tensor]) -> float:
         return sum(encode(books.subject.weight(m.name), format, books.hessian(m), book=book).error for m in members)
 
-    alone = [total(fit_book([Member(books.subject.weight(m.name), books.hessian(m))], format)) for m in members]
+    alone = [total(fit_book([books.objective(m)], format)) for m in members]
     assert len(members) == 3 and total(books.book(format)) < 0.9 * sum(alone) / len(alone)
 
 

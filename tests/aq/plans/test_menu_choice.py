@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from sedaq.aq.encoder.encoder import encode
+from sedaq.aq.encoder.encoder import encode, encode_objective
+from sedaq.aq.encoder.objective import Objective
 from sedaq.aq.formats import AS_IS, INT8, Format
 from sedaq.aq.plans import menu_choice
 from sedaq.aq.plans import store as store_module
 from sedaq.aq.plans.menu import Entry, candidates, cheapest, slowness
-from sedaq.aq.plans.menu_choice import AS_GOOD, LEAST_GAIN, N_OWN, as_good, best_format, draft_error, measured_menus
+from sedaq.aq.plans.menu_choice import AS_GOOD, LEAST_GAIN, N_OWN, as_good, best_format, draft_error, drawn_rows, measured_menus
 from sedaq.aq.plans.store import EncodingStore, book_name
 from sedaq.errors import InputError
-from sedaq.models.hessian import Hessian
 from sedaq.models.subject import Subject
 from sedaq.storage import read_json
 
@@ -75,7 +75,7 @@ def nothing_encoded(monkeypatch) -> None:
     def refuse(*_, **__):
         raise AssertionError("encoded again")
 
-    for module, name in ((menu_choice, "encode"), (store_module, "encode"), (store_module, "fit_book")):
+    for module, name in ((menu_choice, "encode_objective"), (store_module, "encode_objective"), (store_module, "fit_book")):
         monkeypatch.setattr(module, name, refuse)
 
 
@@ -221,27 +221,28 @@ def test_large_layers_are_measured_alone_with_the_same_result(tiny, measured, tm
 
 def test_the_best_format_of_a_weight_is_that_of_its_menu(measured):
     layer = measured.subject.layer("proj_out")
-    weight, hessian = measured.subject.weight(layer.name), measured.hessian(layer)
-    found = best_format(weight, hessian, 2.0)
-    errors = {format: encode(weight, format, hessian, effort="draft").error for format in candidates(2.0, (layer.shape,), N_OWN)}
+    objective = measured.objective(layer)
+    found = best_format(objective, 2.0)
+    errors = {format: encode_objective(objective, format, effort="draft").error for format in candidates(2.0, (layer.shape,), N_OWN)}
     assert found == min(errors, key=errors.__getitem__) and found.bits_per_weight(layer.shape) <= 2.0
-    assert best_format(weight, hessian, 2.0, limit=1) == candidates(2.0, (layer.shape,), 1)[0]
+    assert best_format(objective, 2.0, limit=1) == candidates(2.0, (layer.shape,), 1)[0]
     with pytest.raises(InputError, match=r"no format of a weight of shape \(40, 24\) is within 0\.3 bits; allow more"):
-        best_format(weight, hessian, 0.3)
+        best_format(objective, 0.3)
 
 
 def test_of_many_rows_some_are_tried(monkeypatch):
     """Drawn by the seed alone; few rows and grouped convolutions, whose rows have a Hessian each, are tried whole."""
     rng = torch.Generator().manual_seed(0)
-    weight, hessian, format = torch.randn(60, 12, generator=rng), Hessian.identity(12), Format.parse("1x4g4")
-    whole = encode(weight, format, hessian, effort="draft").error
-    assert draft_error(weight, format, hessian) == whole
+    weight, format = torch.randn(60, 12, generator=rng), Format.parse("1x4g4")
+    objective = Objective.of(weight)
+    whole = encode(weight, format, effort="draft").error
+    assert draft_error(drawn_rows(objective, 0), format) == whole
     monkeypatch.setattr(menu_choice, "N_ROWS", 40)
-    first, again, other = (draft_error(weight, format, hessian, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (draft_error(drawn_rows(objective, seed), format) for seed in (1, 1, 2))
     assert first == again and len({first, other, whole}) == 3
     assert first == pytest.approx(whole, rel=0.3)
-    grouped = encode(weight, format, hessian, effort="draft", groups=3).error
-    assert draft_error(weight, format, hessian, groups=3) == grouped
+    grouped = Objective.of(weight, groups=3)
+    assert drawn_rows(grouped, 0) is grouped
 
 
 def test_the_order_of_speeds_is_fixed():
