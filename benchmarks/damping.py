@@ -14,7 +14,7 @@ from typing import Any
 from results import keep
 
 import sedaq
-from sedaq.aq.encoder import encoder
+from sedaq.aq.encoder import encoder, objective
 from sedaq.aq.plans.menu import ruled_menus
 from sedaq.models.calibration import calibrate
 from sedaq.models.sampling import SamplingConfig
@@ -35,7 +35,7 @@ def main() -> None:
         seen = dict(calibrate(subject, layers, n_images=64, sampling=SamplingConfig(steps=10), seed=0))
         other = dict(calibrate(subject, layers, n_images=256, sampling=SamplingConfig(steps=10), seed=1))
         for damping, feedback in DAMPINGS:
-            encoder.DAMPING, encoder.FEEDBACK_DAMPING = damping, feedback
+            objective.DAMPING, objective.FEEDBACK_DAMPING = damping, feedback
             logs = {"seen": 0.0, "other": 0.0}
             for layer in layers:
                 weight = subject.weight(layer.name)

@@ -13,6 +13,7 @@ import torch
 from ...models.hessian import Hessian
 from ...progress import track
 from ..encoder.encoder import encode
+from ..encoder.objective import Objective
 from ..formats import Format
 from ..plans.menu_choice import best_format
 
@@ -88,7 +89,7 @@ def encoding(
     rows = []
     for (shape, what), effort in track([(case, effort) for case in cases for effort in efforts], "encoding"):
         weight, hessian = fixed_layer(*shape, seed=seed)
-        format = Format.parse(what) if isinstance(what, str) else best_format(weight, Hessian.of(hessian), what, seed=seed)
+        format = Format.parse(what) if isinstance(what, str) else best_format(Objective.of(weight, hessian), what, seed=seed)
         start = time.perf_counter()
         made = encode(weight, format, hessian, effort=effort, seed=seed)
         row = {

@@ -79,13 +79,13 @@ def test_tensors_that_do_not_belong_to_the_format_are_refused(tmp_path):
 def counted(monkeypatch) -> list[str]:
     """Formats that were really encoded."""
     calls: list[str] = []
-    original = store_module.encode
+    original = store_module.encode_objective
 
-    def encode_and_count(weight, format, *args, **kwargs):
+    def encode_and_count(objective, format, *args, **kwargs):
         calls.append(str(format))
-        return original(weight, format, *args, **kwargs)
+        return original(objective, format, *args, **kwargs)
 
-    monkeypatch.setattr(store_module, "encode", encode_and_count)
+    monkeypatch.setattr(store_module, "encode_objective", encode_and_count)
     return calls
 
 
