@@ -6,26 +6,32 @@ export PYTHONSAFEPATH := 1
 
 .venv/installed: pyproject.toml constraints.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/*.h aq/csrc/*.cpp aq/csrc/*.h)
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# What tests need beside it; the package is not installed anew for that, which would compile it again.
+.venv/tools: .venv/installed
+	.venv/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['test'], sep='\n')" > .venv/tools.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r .venv/tools.txt
 	touch $@
 
 demo: .venv/installed
 	.venv/bin/sedaq demo
 
-test: .venv/installed
+test: .venv/tools
 	.venv/bin/pytest
 
-test-slow: .venv/installed
+test-slow: .venv/tools
 	.venv/bin/pytest -m slow
 
 # mypy finds the package by its name, so it is shown the root under that name.
-lint: .venv/installed
+lint: .venv/tools
 	.venv/bin/ruff check .
 	mkdir -p .venv/typed && ln -sfn ../.. .venv/typed/sedaq
 	cd .venv/typed && ../bin/mypy --config-file sedaq/pyproject.toml --cache-dir ../mypy -p sedaq
 
 # Numbers and tables of README.md and docs/, from benchmarks/results; the script imports its neighbours, which a safe path forbids.
-docs: .venv/installed
+docs: .venv/tools
 	PYTHONSAFEPATH= .venv/bin/python benchmarks/render_docs.py $(DOCS)
 
 # The C++ kernels and the encoder's loops, apart from Python, with what finds wrong addresses and undefined behaviour.

@@ -5,6 +5,7 @@ Library code wraps its loops in `track`; a command line shows the records with `
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -70,9 +71,41 @@ def stop_listening() -> None:
     _listeners.clear()
 
 
+SECONDS_BETWEEN_LINES = 30
+
+
 @contextmanager
 def shown() -> Iterator[None]:
-    """Show records as bars with time left on stderr while the block runs."""
+    """Show records on stderr while the block runs: as bars with time left on a terminal, elsewhere as lines."""
+    with _bars() if sys.stderr.isatty() else listening(_Lines()):
+        yield
+
+
+class _Lines:
+    """A line as work begins and ends and at most every SECONDS_BETWEEN_LINES between: how much is done, time taken and time left."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, float] = {}  # when, by description
+
+    def __call__(self, record: Record) -> None:
+        now, last = time.monotonic(), self.told.get(record.description)
+        ends = record.done >= record.total
+        if last is not None and record.done > 0 and not ends and now - last < SECONDS_BETWEEN_LINES:
+            return
+        self.told[record.description] = now
+        left = "" if record.remaining is None or ends else f", {_clock(record.remaining)} left"
+        sys.stderr.write(f"{record.description}: {record.done:,.0f} of {record.total:,.0f}, {_clock(record.elapsed)}{left}\n")
+        sys.stderr.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def _bars() -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
