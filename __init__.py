@@ -25,6 +25,7 @@ _PUBLIC = {
     "Plan": "aq.plans.plan",
     "apply": "aq.export.apply",
     "tune": "aq.tuning.tune",
+    "TuneConfig": "aq.tuning.settings",
     "probe": "sensitivity.probing.probe",
     "fit": "sensitivity.predictor.fitting",
     "evaluate": "sensitivity.evaluation",

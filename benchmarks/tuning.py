@@ -20,7 +20,7 @@ from sedaq.aq.activations.choice import described
 from sedaq.aq.export.apply import assemble
 from sedaq.aq.formats import AS_IS
 from sedaq.aq.plans.plan import Plan, file_bytes, weight_bits
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.progress import shown
 from sedaq.search.verb import rounded_layers, search_run
 from sedaq.sensitivity.run import Run
@@ -53,7 +53,7 @@ def _activations(bits: int) -> dict[str, int]:
 def made(run: Run, plan: Plan, steps: int) -> tuple[State, dict[str, Any]]:
     """Assembled and tuned, and what a row says of it."""
     encodings, inputs = assemble(run.subject, plan, run.store), ranged(run.subject, plan.activations, run.settings.seed)
-    state, details = tuned_state(run, encodings, TuneSettings(steps=steps) if steps else None, inputs)
+    state, details = tuned_state(run, encodings, TuneConfig(steps=steps) if steps else None, inputs)
     sizes = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "plan": plan.hash}
     return state, {**sizes, **details, "inputs": described(plan.activations, len(plan.formats))}
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from tuned_rows import Rows, tuned_state, uniform_plan
 
 from sedaq.aq.export.apply import assemble
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.progress import shown
 from sedaq.sensitivity.run import Run
 
 STEPS = 480  # about two minutes on two cores
 SEEDS = (0, 1, 2)
-BASE = TuneSettings(steps=STEPS, n_images=256)
-CASES: dict[str, TuneSettings] = {
+BASE = TuneConfig(steps=STEPS, n_images=256)
+CASES: dict[str, TuneConfig] = {
     "codebooks only": replace(BASE, code_step="none"),
     "straight-through": replace(BASE, code_step="straight-through"),
     "PV": replace(BASE, forgetting="none"),

@@ -17,11 +17,11 @@ from tuning import plan_of
 
 from sedaq.aq.activations.calibration import ranged
 from sedaq.aq.export.apply import assemble
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.progress import shown
 from sedaq.sensitivity.run import Run
 
-BASE = TuneSettings(steps=300, n_images=256)
+BASE = TuneConfig(steps=300, n_images=256)
 CASES: dict[str, dict[str, Any]] = {
     "256 images": {},
     **{f"learning rate {rate:g}": {"learning_rate": rate} for rate in (2e-3, 5e-3, 2e-2)},

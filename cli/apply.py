@@ -77,7 +77,7 @@ def command(
     from ..aq.activations.choice import choose, described
     from ..aq.export.apply import apply, check_writable
     from ..aq.plans.plan import Plan
-    from ..aq.tuning.settings import TuneSettings
+    from ..aq.tuning.settings import TuneConfig
     from ..aq.tuning.tune import SPOILT
     from ..models.sampling import SamplingConfig
     from ..progress import shown
@@ -90,7 +90,8 @@ def command(
     given_of_tuning = [option for option, value in of_tuning.items() if value is not None]
     if not tune_steps and tune_minutes is None and given_of_tuning:
         raise InputError(f"{' and '.join(given_of_tuning)}: for tuning alone; give --tune-steps or --tune-minutes, too")
-    settings = TuneSettings() if tune_trajectories is None else TuneSettings(n_images=tune_trajectories)
+    n_trajectories = TuneConfig.n_images if tune_trajectories is None else tune_trajectories
+    tune = TuneConfig(steps=tune_steps, minutes=tune_minutes, n_images=n_trajectories)
     loaded_plan = Plan.load(plan)
     with tempfile.TemporaryDirectory() as scratch, shown():
         chosen, store = store_for_plan(
@@ -114,11 +115,9 @@ def command(
             chosen,
             store,
             out,
-            tune_steps=tune_steps,
-            tune_minutes=tune_minutes,
+            tune=tune,
             tune_images=tune_images,
             buffer_folder=tune_buffer,
-            settings=settings,
             sampling=sampling,
         )
     click.echo(f"{out}: {chosen.size_bytes:,} bytes, {chosen.bits_per_weight:.3f} bits a weight")

@@ -13,6 +13,7 @@ from ..aq.export.apply import apply
 from ..aq.formats import AS_IS
 from ..aq.modules.layers import densify
 from ..aq.plans.plan import Plan, file_bytes, weight_bits
+from ..aq.tuning.settings import TuneConfig
 from ..errors import InputError
 from ..models.loading import load
 from ..models.noise import purpose_seed
@@ -113,7 +114,7 @@ def evaluate_plan(
     subject: Any = run.subject_argument or run.subject
     folder = run.folder / "models" / name.replace(" ", "")
     if plan is not None:
-        apply(run.subject, plan, run.store, folder, tune_steps=tune_steps, sampling=run.settings.sampling)
+        apply(run.subject, plan, run.store, folder, tune=TuneConfig(steps=tune_steps), sampling=run.settings.sampling)
     settings = run.settings
     result = evaluate(
         subject if plan is None else folder,

@@ -219,6 +219,28 @@ def test_no_source_holds_the_path_of_a_machine() -> None:
         assert not pattern.search(path.read_text(encoding="utf-8")), named(path)
 
 
+# Functions that take any keyword, and who refuses those that are unknown.
+TAKE_KEYWORDS = {
+    "search_run": "find_plan",
+    "search_front": "find_front",
+    "find_plan": "Search",
+    "find_front": "Search",
+    "of": "the dataclass",
+    "check_if_quantized_param": "diffusers calls it",
+    "create_quantized_param": "diffusers calls it",
+}
+
+
+def test_no_public_function_swallows_unknown_keywords() -> None:
+    found = {
+        f"{named(path)}: {node.name}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.args.kwarg and not node.name.startswith("_") and node.name not in TAKE_KEYWORDS
+    }
+    assert found - {"reports/style.py: drawn"} == set()
+
+
 def test_the_library_names_no_flag() -> None:
     """Messages name arguments in backticks; the command line turns those into its flags."""
     flag = re.compile(r"(?<![\w-])--[a-z]")

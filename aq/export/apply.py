@@ -8,7 +8,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from ..encoding import Encoding
 from ..formats import BOOK_TENSORS
 from ..plans.plan import SAFETENSORS_METADATA, Plan, book_holders
 from ..plans.store import EncodingStore
-from ..tuning.settings import TuneSettings
-from ..tuning.tune import Tuned, tune
+from ..tuning.settings import TuneConfig
+from ..tuning.tune import Tuned
+from ..tuning.tune import tune as tune_encodings
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PLAN_FILE = "quantization_plan.json"
@@ -50,11 +50,9 @@ def apply(
     store: EncodingStore,
     out: str | Path,
     *,
-    tune_steps: int = 0,
-    tune_minutes: float | None = None,
+    tune: TuneConfig | None = None,
     tune_images: Path | None = None,
     buffer_folder: Path | None = None,
-    settings: TuneSettings | None = None,
     sampling: SamplingConfig | None = None,
 ) -> Tuned:
     """Write `subject`, quantized by `plan` and tuned, to the folder `out`: a pipeline if it came from one, else a bare denoiser.
@@ -64,11 +62,10 @@ def apply(
 
     Args:
         store: of the run that the plan came from, so that its encodings are used.
-        tune_steps: 0 leaves the encodings as they are. tune_minutes: as many steps as there is time for, instead.
+        tune: how to tune; None leaves the encodings as they are.
         tune_images: folder or .npz of a user's own images to learn from beside trajectories.
         buffer_folder: where the replay buffer stays for other tunings of the same model.
-        settings: everything else about tuning.
-        sampling: how the trajectories that tuning learns from are sampled, but for the number of steps, which `settings` has.
+        sampling: how the trajectories that tuning learns from are sampled, but for the number of steps, which `tune` has.
 
     Raises:
         InputError: for a plan of another model, a folder that is in the way or cannot be written.
@@ -80,21 +77,22 @@ def apply(
     if subject.folder is not None and subject.folder.resolve() in out.parents:
         raise InputError(f"`out` {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
     encodings, inputs = assemble(subject, plan, store), ranged(subject, plan.activations, store.seed, sampling)
-    if tune_steps == 0 and tune_minutes is None:
+    if tune is None or (tune.steps == 0 and tune.minutes is None):
         tuned = Tuned(encodings, {}, inputs=inputs)
         save_folder(subject, plan, tuned, out)
         return tuned
-    settings = replace(settings or TuneSettings(), steps=tune_steps, minutes=tune_minutes)
     began, folder = time.perf_counter(), out.with_name(f".{out.name}.tuning")
     images = None if tune_images is None else all_images(tune_images, subject.image_shape)
-    tuned = tune(subject, encodings, settings, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, sampling=sampling)
+    tuned = tune_encodings(
+        subject, encodings, tune, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, sampling=sampling
+    )
     save_folder(subject, plan, tuned, out)
     shutil.rmtree(folder, ignore_errors=True)  # a tuning that ended at once has made none
-    append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, settings, time.perf_counter() - began))
+    append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, tune, time.perf_counter() - began))
     return tuned
 
 
-def _tuning_record(plan: Plan, out: Path, tuned: Tuned, settings: TuneSettings, seconds: float) -> dict[str, Any]:
+def _tuning_record(plan: Plan, out: Path, tuned: Tuned, settings: TuneConfig, seconds: float) -> dict[str, Any]:
     losses = [[step, loss if math.isfinite(loss) else None] for step, loss in tuned.losses]
     chosen = {name: value for name, value in vars(settings).items() if name != "stages"}
     details = {

@@ -149,8 +149,7 @@ def header_bytes(specs: Mapping[str, TensorSpec], total_bytes: int) -> int:
     digits = len(str(total_bytes))
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     entries = (
-        json.dumps(name)
-        + f':{{"dtype":"{names[dtype]}","shape":{json.dumps(list(shape), separators=(",", ":"))},"data_offsets":[,]}},'
+        json.dumps(name) + f':{{"dtype":"{names[dtype]}","shape":{json.dumps(list(shape), separators=(",", ":"))},"data_offsets":[,]}},'
         for name, (dtype, shape) in specs.items()
     )
     return sum(len(entry.encode()) + 2 * digits for entry in entries)

@@ -14,7 +14,7 @@ import torch
 from .tunable import TunableLayer
 
 if TYPE_CHECKING:
-    from .settings import TuneSettings
+    from .settings import TuneConfig
 
 BEAM = 5  # of the V step's search, as PV-Tuning has it
 
@@ -32,7 +32,7 @@ class Flips:
         return len(self.row)
 
 
-CodeStep = Callable[[TunableLayer, "TuneSettings"], Flips]
+CodeStep = Callable[[TunableLayer, "TuneConfig"], Flips]
 
 
 def _flip(layer: TunableLayer, row: torch.Tensor, group: torch.Tensor, codes: torch.Tensor) -> Flips:
@@ -55,7 +55,7 @@ def _nearer(
 
 
 @torch.no_grad()
-def pv(layer: TunableLayer, settings: TuneSettings) -> Flips:
+def pv(layer: TunableLayer, settings: TuneConfig) -> Flips:
     """PV-Tuning's V step in a subspace (Malinovskii et al. 2024, §3.2): the groups that want to move most are encoded anew by beam search.
 
     Of the share of groups with the largest wish ‖u‖ those move, strongest wish first, until their changes use the trust ratio up,
@@ -76,7 +76,7 @@ def pv(layer: TunableLayer, settings: TuneSettings) -> Flips:
 
 
 @torch.no_grad()
-def straight_through(layer: TunableLayer, settings: TuneSettings) -> Flips:
+def straight_through(layer: TunableLayer, settings: TuneConfig) -> Flips:
     """The baseline that PV-Tuning is held against: latent dense weights take the gradient of the quantized ones, and all groups are encoded anew
     from them. The latent weight is the weight plus its wish."""
     assert layer.wish is not None
@@ -89,7 +89,7 @@ def straight_through(layer: TunableLayer, settings: TuneSettings) -> Flips:
     return flips
 
 
-def none(layer: TunableLayer, settings: TuneSettings) -> Flips:
+def none(layer: TunableLayer, settings: TuneConfig) -> Flips:
     """Codes stay: codebooks and scales alone are tuned."""
     nowhere = torch.empty(0, dtype=torch.long, device=layer.codes.device)
     return _flip(layer, nowhere, nowhere, layer.codes[nowhere, nowhere])

@@ -9,12 +9,12 @@ import torch
 
 from ...models.subject import Subject
 from ..formats import Format
-from .settings import TuneSettings
+from .settings import TuneConfig
 
 ADAM = 4  # moments and their weights, each as large as the parameter
 
 
-def tuning_bytes(subject: Subject, formats: Mapping[str, Format], settings: TuneSettings) -> dict[str, int]:
+def tuning_bytes(subject: Subject, formats: Mapping[str, Format], settings: TuneConfig) -> dict[str, int]:
     """Bytes of each part, activations of a batch apart.
 
     With n weights in layers with codes, of which there are c numbers, and p continuous parameters:

@@ -19,7 +19,7 @@ from .adam import Adam
 from .code_steps import CODE_STEPS
 from .forgetting import FORGETTINGS
 from .orders import ORDERS, jumps
-from .settings import TuneSettings
+from .settings import TuneConfig
 from .stages import STAGES, WHOLE, unit_loss
 from .student import Student
 from .trajectories import Trajectories
@@ -32,7 +32,7 @@ MIN_TIMED = 6  # steps, to know how many there is time for
 class TuningRun:
     """A tuning under way: everything that changes from step to step."""
 
-    def __init__(self, subject: Subject, student: Student, buffers: Trajectories, settings: TuneSettings) -> None:
+    def __init__(self, subject: Subject, student: Student, buffers: Trajectories, settings: TuneConfig) -> None:
         self.teacher, self.student, self.buffers, self.settings = subject.denoiser, student, buffers, settings
         self.units = {name: STAGES[name](subject) for name, _ in settings.stages}
         if settings.gradient_checkpointing:

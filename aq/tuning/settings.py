@@ -15,7 +15,7 @@ from .weighting import WEIGHTINGS
 
 
 @dataclass(frozen=True)
-class TuneSettings:
+class TuneConfig:
     """Defaults were held against others on mnist-dit (benchmarks/tuning_choices.py; docs/experiments/tuning.md); `code_every` and
     `code_until` come from the trials that stand after them there."""
 

@@ -12,7 +12,7 @@ from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...models.trace import N_PARTS, Recording, ReplayBuffer
 from .own_images import with_images
-from .settings import TuneSettings
+from .settings import TuneConfig
 from .weighting import Context, TimestepWeights
 
 N_HELD_OUT = 32  # images, at most
@@ -24,7 +24,7 @@ class Trajectories:
     def __init__(
         self,
         subject: Subject,
-        settings: TuneSettings,
+        settings: TuneConfig,
         folder: Path | None = None,
         sampling: SamplingConfig | None = None,
         images: torch.Tensor | None = None,

@@ -22,7 +22,7 @@ from ..activations.rounding import RoundedInputs, attached
 from ..encoding import Encoding
 from .checkpoint import Checkpoint
 from .run import TuningRun
-from .settings import TuneSettings
+from .settings import TuneConfig
 from .student import Student
 from .trajectories import Trajectories
 
@@ -72,7 +72,7 @@ class Tuned:
 def tune(
     subject: Subject,
     encodings: Mapping[str, Encoding],
-    settings: TuneSettings | None = None,
+    settings: TuneConfig | None = None,
     *,
     inputs: RoundedInputs | None = None,
     images: torch.Tensor | None = None,
@@ -97,7 +97,7 @@ def tune(
     Raises:
         InputError: encodings that do not fit the subject; a replay buffer of another model.
     """
-    settings, sampling = settings or TuneSettings(), sampling or SamplingConfig()
+    settings, sampling = settings or TuneConfig(), sampling or SamplingConfig()
     student = Student(subject, encodings, inputs)
     if settings.steps == 0 and settings.minutes is None:
         return Tuned(dict(encodings), {}, inputs=inputs, ending="0 steps were asked for")

@@ -16,7 +16,7 @@ import pytest
 from sedaq.aq.formats import Format
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.plans.store import EncodingStore
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.cli.main import VERBS, cli, flags_of, main, with_flags
 from sedaq.errors import SedaqError
 from sedaq.models.loading import load
@@ -51,7 +51,7 @@ def test_help_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_help_says_how_many_trajectories_are_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     main(["apply", "--help"])
-    assert f"learn from; {TuneSettings().n_images} by default" in " ".join(capsys.readouterr().out.split())
+    assert f"learn from; {TuneConfig().n_images} by default" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_of_the_whole(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import optuna
@@ -99,6 +100,12 @@ def test_pins_keeps_ties_and_rates_are_respected(subject, menu, predictor) -> No
 def test_a_pin_holds_for_the_whole_tie_and_overlapping_ties_are_one(subject, menu, predictor) -> None:
     found = find_plan(subject, menu, predictor, bits=7.0, pins={"1": INT8}, ties=["[12]", "[23]"], solver="exact")
     assert [found.plan.formats[name] for name in "123"] == [INT8] * 3
+
+
+def test_unknown_settings_are_refused(subject, menu, predictor) -> None:
+    for find in (partial(find_plan, bits=7.0), find_front):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'pin'"):
+            find(subject, menu, predictor, pin={"1": INT8})
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from sedaq.aq.formats import AS_IS, Format
 from sedaq.aq.modules.layers import densify
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.plans.store import EncodingStore
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.errors import InputError
 from sedaq.models.adapters.pipeline import PipelineAdapter
 from sedaq.models.loading import load
@@ -292,6 +293,15 @@ def test_an_earlier_result_is_whole_until_the_new_one_is_in_its_place(tmp_path, 
     write_folder(out, lambda folder: (folder / "b").write_text("later") and None)
     assert seen and all(names == ["b"] for names in seen)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_unknown_keywords_are_refused(subject, mixed_plan, store, tmp_path):
+    for unknown in ({"tune_step": 240}, {"tune_steps": 240}, {"guidanec": 2.0}):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(unknown))}'"):
+            apply(subject, mixed_plan, store, tmp_path / "out", **unknown)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'step'"):
+        TuneConfig(step=240)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_size_that_differs_from_the_plan_is_an_error(subject, mixed_plan, store, tmp_path, monkeypatch):

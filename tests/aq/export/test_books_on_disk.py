@@ -16,7 +16,7 @@ from sedaq.aq.export.apply import WEIGHTS_FILE, apply, assemble
 from sedaq.aq.formats import Format
 from sedaq.aq.plans.plan import Plan, book_holders, tensor_specs
 from sedaq.aq.plans.store import EncodingStore
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 
@@ -171,7 +171,7 @@ def test_convolutions_share_tap_groups(tmp_path):
 
 
 def test_a_tuned_folder_loads(blocks, shared_plan, books, tmp_path):
-    settings = TuneSettings(batch_size=16, n_images=8, sampling_steps=3, check_every=2)
-    tuned = apply(blocks, shared_plan, books, tmp_path / "tuned", tune_steps=4, settings=settings)
+    settings = TuneConfig(steps=4, batch_size=16, n_images=8, sampling_steps=3, check_every=2)
+    tuned = apply(blocks, shared_plan, books, tmp_path / "tuned", tune=settings)
     assert (tmp_path / "tuned" / WEIGHTS_FILE).stat().st_size == shared_plan.size_bytes
     assert_coded_as(from_pretrained(tmp_path / "tuned"), tuned.encodings)

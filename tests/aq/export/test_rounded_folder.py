@@ -16,10 +16,10 @@ from sedaq.aq.export.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble
 from sedaq.aq.formats import AS_IS
 from sedaq.aq.modules.layers import coded_modules, densify
 from sedaq.aq.plans.plan import Plan
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.tune import tune
 
-SHORT = TuneSettings(steps=8, batch_size=16, n_images=16, sampling_steps=4, check_every=4)
+SHORT = TuneConfig(steps=8, batch_size=16, n_images=16, sampling_steps=4, check_every=4)
 QUESTION = {"timestep": torch.tensor([5, 95]), "class_labels": torch.tensor([0, 3])}
 
 
@@ -123,7 +123,7 @@ def test_ranges_survive_a_cast(subject, rounded_plan, store, tmp_path):
 def test_tuning_learns_ranges_and_what_is_stored_is_what_was_judged(subject, rounded_plan, store, tmp_path, monkeypatch):
     monkeypatch.setenv("SEDAQ_KERNEL", "reference")
     before = ranged(subject, rounded_plan.activations, store.seed)
-    tuned = apply(subject, rounded_plan, store, tmp_path / "q", tune_steps=8, settings=SHORT)
+    tuned = apply(subject, rounded_plan, store, tmp_path / "q", tune=SHORT)
     assert tuned.best[1] < tuned.losses[0][1]
     assert tuned.inputs is not None and tuned.inputs.choices == before.choices
     static = [name for name, choice in rounded_plan.activations.items() if choice.is_static]
@@ -152,7 +152,7 @@ def test_a_rounded_tuning_repeats_and_depends_on_how_inputs_are_rounded(subject,
 def test_what_a_tuning_needed_is_gone_and_its_way_is_kept(subject, mixed_plan, store, tmp_path):
     from sedaq.storage import read_records
 
-    apply(subject, mixed_plan, store, tmp_path / "q", tune_steps=8, settings=SHORT, buffer_folder=tmp_path / "buffer")
+    apply(subject, mixed_plan, store, tmp_path / "q", tune=SHORT, buffer_folder=tmp_path / "buffer")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["buffer", "q"]
     record = read_records(store.folder / "tunings.jsonl", "tuning")[-1]
     assert record["name"] == "q" and record["plan_hash"] == mixed_plan.hash

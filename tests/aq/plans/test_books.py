@@ -16,7 +16,7 @@ from sedaq.aq.formats import BOOK_TENSORS, Format
 from sedaq.aq.plans import store as store_module
 from sedaq.aq.plans.plan import Plan, book_holders, tensor_specs, weight_bits
 from sedaq.aq.plans.store import EncodingStore, book_name
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.tune import Tuned, tune
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
@@ -177,7 +177,7 @@ def test_layers_whose_codebooks_differ_cannot_be_stored_as_one(differing, blocks
 
 def test_tuning_changes_shared_codebooks_and_keeps_them_equal(blocks, shared_plan, books):
     encodings = assemble(blocks, shared_plan, books)
-    settings = TuneSettings(steps=30, batch_size=16, n_images=64, sampling_steps=4, check_every=10)
+    settings = TuneConfig(steps=30, batch_size=16, n_images=64, sampling_steps=4, check_every=10)
     tuned = tune(blocks, encodings, settings)
     assert tuned.losses[-1][1] < tuned.losses[0][1]
     for part, first in (("to_q", 0), ("to_k", 0), ("to_v", 1)):

@@ -10,15 +10,15 @@ import torch
 from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.tunable import TunableLayer
 from sedaq.aq.tuning.tune import Tuned
 
-SMALL = TuneSettings(steps=30, batch_size=16, n_images=32, sampling_steps=4, check_every=10)
+SMALL = TuneConfig(steps=30, batch_size=16, n_images=32, sampling_steps=4, check_every=10)
 
 
 @pytest.fixture
-def small() -> TuneSettings:
+def small() -> TuneConfig:
     """A tuning of two seconds."""
     return SMALL
 

@@ -10,7 +10,7 @@ import torch
 from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.formats import Format
 from sedaq.aq.tuning.code_steps import CODE_STEPS, none, pv, straight_through
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.tunable import TunableLayer
 
 FAR = 1e9
@@ -77,7 +77,7 @@ def test_the_nearest_codes_are_nearest(text, tunable, monkeypatch):
 def test_a_v_step_keeps_within_its_bounds(text, shape, share, trust, tunable):
     layer = tunable(text, shape)
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    settings = TuneSettings(code_share=share, trust_ratio=trust)
+    settings = TuneConfig(code_share=share, trust_ratio=trust)
     for _ in range(3):
         codes, weight = layer.codes.clone(), layer.weight().detach()
         layer.want(weight, gradient, 1.0, 1.0)
@@ -96,7 +96,7 @@ def test_codes_go_against_the_gradient(step, tunable):
     layer = tunable("1x4g4")
     goal = torch.randn(32, 24, generator=torch.Generator().manual_seed(5))
     goal[3] = 0
-    settings = TuneSettings(code_share=0.2, trust_ratio=0.5)
+    settings = TuneConfig(code_share=0.2, trust_ratio=0.5)
     distances = [(layer.weight() - goal).norm().item()]
     n_changed = 0
     for _ in range(10):
@@ -114,7 +114,7 @@ def test_without_a_gradient_no_code_moves(name, text, tunable):
     layer = tunable(text)
     weight = layer.weight().detach()
     layer.want(weight, torch.zeros(32, 24), 1.0, 1.0)
-    assert len(CODE_STEPS[name](layer, TuneSettings(code_share=1.0))) == 0
+    assert len(CODE_STEPS[name](layer, TuneConfig(code_share=1.0))) == 0
     assert torch.equal(layer.weight(), weight)
 
 
@@ -126,7 +126,7 @@ def test_codes_that_move_come_nearer_to_what_they_want(step, tunable):
     layer.want(dense, gradient, 0.5, 1.0)
     weight = layer.grouped(dense)
     wanted = weight + layer.wish.change.float()
-    flips = step(layer, TuneSettings(code_share=1.0, trust_ratio=FAR))
+    flips = step(layer, TuneConfig(code_share=1.0, trust_ratio=FAR))
     now = layer.grouped(layer.weight().detach())
     before, after = ((x - wanted).square().sum(2)[flips.row, flips.group] for x in (weight, now))
     assert len(flips) > 20 and (after < before).all()
@@ -139,7 +139,7 @@ def test_a_flip_that_is_too_large_stands_in_nobodys_way(tunable):
     layer.want(weight, gradient, 1.0, 1.0)
     layer.wish.change[0, 0] = -4 * layer.grouped(weight)[0, 0]  # the strongest wish: over to the other side
     single = 0.5 * layer.grouped(weight).square().sum(2).mean() / weight.square().sum()
-    flips = pv(layer, TuneSettings(code_share=1.0, trust_ratio=single.sqrt().item()))
+    flips = pv(layer, TuneConfig(code_share=1.0, trust_ratio=single.sqrt().item()))
     assert len(flips) > 0 and not ((flips.row == 0) & (flips.group == 0)).any()
 
 
@@ -149,7 +149,7 @@ def test_a_wish_stays_until_it_is_granted(tunable):
     for _ in range(8):
         layer.want(weight, torch.randn(32, 24, generator=torch.Generator().manual_seed(1)), 0.1, 1.0)
         before = layer.wish.change.clone()
-        assert len(pv(layer, TuneSettings(trust_ratio=1e-9))) == 0
+        assert len(pv(layer, TuneConfig(trust_ratio=1e-9))) == 0
         assert torch.equal(layer.wish.change, before)
 
 
@@ -162,7 +162,7 @@ def test_straight_through_keeps_what_rounding_lost(tunable):
         weight = layer.weight().detach()
         layer.want(weight, gradient, 0.3, 1.0)
         latent = layer.grouped(weight) + layer.wish.change.float()
-        n_flips += len(straight_through(layer, TuneSettings()))
+        n_flips += len(straight_through(layer, TuneConfig()))
         now = layer.grouped(layer.weight().detach()) + layer.wish.change.float()
         torch.testing.assert_close(now, latent, atol=0.02, rtol=0.02)
         # Every code is the nearest to its latent weight, but for what rounding moved that by.
@@ -178,5 +178,5 @@ def test_codebooks_alone(tunable):
     layer = tunable("1x4g4")
     codes = layer.codes.clone()
     layer.want(layer.weight(), torch.randn(32, 24), 10.0, 1.0)
-    assert len(none(layer, TuneSettings(code_share=1.0))) == 0
+    assert len(none(layer, TuneConfig(code_share=1.0))) == 0
     assert torch.equal(layer.codes, codes)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sedaq.aq.tuning.orders import ORDERS, jumps
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.trajectories import Trajectories
 from sedaq.errors import InputError
 from sedaq.models.loading import load
@@ -44,7 +44,7 @@ def test_the_buffer_covers_all_timesteps_and_repeats(subject):
 
 
 def test_refreshing_drops_the_oldest_and_gives_what_a_recording_from_there_gives(subject):
-    settings = TuneSettings(n_images=8, sampling_steps=3)
+    settings = TuneConfig(n_images=8, sampling_steps=3)
     trajectories = Trajectories(subject, settings)
     for n in range(1, 7):
         trajectories.refresh()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.stages import STAGES, unit_loss
 from sedaq.errors import InputError
 
@@ -89,9 +89,9 @@ def test_units_that_are_never_called_are_an_error():
 
 
 def test_the_stage_at_a_part_of_the_way():
-    settings = TuneSettings(stages=(("layers", 1.0), ("blocks", 1.0), ("whole", 2.0)))
+    settings = TuneConfig(stages=(("layers", 1.0), ("blocks", 1.0), ("whole", 2.0)))
     assert [settings.stage_at(p) for p in (0, 0.24, 0.25, 0.49, 0.5, 0.999)] == ["layers", "layers", "blocks", "blocks", "whole", "whole"]
-    assert TuneSettings().stage_at(0) == TuneSettings().stage_at(1) == "whole"
+    assert TuneConfig().stage_at(0) == TuneConfig().stage_at(1) == "whole"
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_the_stage_at_a_part_of_the_way():
 )
 def test_settings_that_make_no_sense(changes, message):
     with pytest.raises(InputError, match=message):
-        TuneSettings(**changes)
+        TuneConfig(**changes)

@@ -15,7 +15,7 @@ from sedaq.aq.formats import Format
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.tuning import run as tuning_run
 from sedaq.aq.tuning.run import TuningRun
-from sedaq.aq.tuning.settings import TuneSettings
+from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.student import Student
 from sedaq.aq.tuning.trajectories import Trajectories
 from sedaq.aq.tuning.tune import Tuned, tune
@@ -27,14 +27,14 @@ CPU = torch.device("cpu")
 FALLEN_BACK = "nothing was better, once stored, than what came in, which is handed out"
 
 
-def lost(subject: Subject, tuned: Tuned, settings: TuneSettings) -> float:
+def lost(subject: Subject, tuned: Tuned, settings: TuneConfig) -> float:
     """The loss of what would be stored over the mean square of the teacher's answers, whose buffer is made anew."""
     return (
         held_out_loss(subject, tuned, settings) / Trajectories(subject, settings).held_out.tensors["output"].float().square().mean().item()
     )
 
 
-def held_out_loss(subject: Subject, tuned: Tuned, settings: TuneSettings) -> float:
+def held_out_loss(subject: Subject, tuned: Tuned, settings: TuneConfig) -> float:
     """From what would be stored, by the teacher's modules with other weights, and its buffer made anew."""
     buffer = Trajectories(subject, settings).held_out
     call, target = buffer.batch(torch.arange(len(buffer)), CPU)
@@ -279,7 +279,7 @@ def test_codes_that_do_not_fit_the_model(subject, blocks, encodings, small):
 
 
 def test_a_tuned_folder_has_the_size_of_the_plan(subject, mixed_plan, store, small, tmp_path):
-    tuned = apply(subject, mixed_plan, store, tmp_path / "tuned", tune_steps=4, settings=small)
+    tuned = apply(subject, mixed_plan, store, tmp_path / "tuned", tune=dataclasses.replace(small, steps=4))
     assert len(tuned.losses) > 1
     plan = Plan.load(tmp_path / "tuned" / "quantization_plan.json")
     assert (tmp_path / "tuned" / "diffusion_pytorch_model.safetensors").stat().st_size == plan.size_bytes
