@@ -20,8 +20,9 @@ from sedaq.aq.plans.store import EncodingStore
 from sedaq.models.calibration import WEIGHTINGS
 from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.metrics.extractors import load_extractor
-from sedaq.sensitivity.metrics.fidelity import FullPrecision, measure
 from sedaq.sensitivity.metrics.reference import shipped_reference
+from sedaq.sensitivity.metrics.registry import measure
+from sedaq.sensitivity.metrics.sample import Sample
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
             images = subject.sample(SamplingConfig(steps=arguments.steps), seed=seed, n_images=arguments.images)  # noqa: B023 (used at once)
             return images, extract(images)  # noqa: B023
 
-        full_precision = {seed: FullPrecision(*sampled(seed)) for seed in arguments.seeds}
+        full_precision = {seed: Sample(*sampled(seed), reference) for seed in arguments.seeds}
         menus = ruled_menus(subject, [arguments.rate])
         for weighting in WEIGHTINGS:
             with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +54,7 @@ def main() -> None:
             with subject.weights_replaced(weights):
                 measured = [(seed, *sampled(seed)) for seed in arguments.seeds]
             metrics = [
-                measure(features, images, reference=reference, full_precision=full_precision[seed], seed=0)
+                measure(Sample(images, features, reference, full_precision=full_precision[seed]), seed=0)
                 for seed, images, features in measured
             ]
             row: dict[str, Any] = {"subject": name, "weighting": weighting, "rate": arguments.rate, "n_images": arguments.images}

@@ -14,8 +14,9 @@ from results import keep
 from sedaq.models.loading import load
 from sedaq.models.sampling import SamplingConfig, sample_in_chunks
 from sedaq.progress import shown
+from sedaq.sensitivity.metrics.bootstrap import resampled, resamples
 from sedaq.sensitivity.metrics.extractors import load_extractor
-from sedaq.sensitivity.metrics.frechet import frechet_distances, resamples
+from sedaq.sensitivity.metrics.frechet import Resampled
 from sedaq.sensitivity.metrics.reference import shipped_reference
 
 N_SETS, N_IMAGES, STEPS, N_BOOTSTRAP, NOISE = 24, 512, 10, 40, 0.08
@@ -40,7 +41,7 @@ def main() -> None:
         for label, cycle in (("within conditions", subject.cycle), ("blindly", 1)):
             # sets begin at another condition each; the cycle is the same from there
             counts = resamples(N_IMAGES, N_BOOTSTRAP, one, cycle)
-            values = {name: frechet_distances(sets[one], reference, counts) for name, sets in features.items()}
+            values = {name: resampled(Resampled(sets[one], reference), counts) for name, sets in features.items()}
             values["difference"] = values["noisy weights"] - values["full precision"]
             found[label].append({name: v[3:].std().item() for name, v in values.items()})
         found["distance"].append({name: v[0].item() for name, v in values.items()})

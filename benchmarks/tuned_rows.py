@@ -26,8 +26,8 @@ from sedaq.models.noise import purpose_seed
 from sedaq.models.sampling import conditions_of, sample_in_chunks
 from sedaq.search.building import build_problem
 from sedaq.search.uniform import uniform_choice
-from sedaq.sensitivity.metrics.fidelity import FullPrecision, measure
-from sedaq.sensitivity.metrics.frechet import frechet_difference
+from sedaq.sensitivity.metrics.registry import METRICS, measure
+from sedaq.sensitivity.metrics.sample import Sample
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.run import Run
 from sedaq.storage import load_tensors, save_tensors
@@ -86,7 +86,7 @@ class Rows:
         self.conditions = {"n_images": n_images, "steps": STEPS, "seeds": list(seeds), "subject": run.subject.fingerprint, **conditions}
         self.rows: dict[str, dict[str, Any]] = {row["name"]: row for row in kept(name, self.conditions, folder)}
         self.prober = Prober(run, split="test")
-        self._full: dict[int, FullPrecision] = {}
+        self._full: dict[int, Sample] = {}
 
     def full_precision(self, **details: Any) -> None:
         """The row that others are compared with."""
@@ -126,17 +126,17 @@ class Rows:
             images = full.images if name == FULL else self._sampled(f"{name}, noise {seed}", seed)
         features = self.prober.extractor(images)
         requested = self.prober.extractor.requested(conditions_of(subject.conditions, 0, self.n_images))
-        given = {"reference": reference, "requested": requested, "full_precision": full, "cycle": subject.cycle, "seed": 0}
-        difference = frechet_difference(features.pooled, full.features.pooled, reference.statistics, cycle=subject.cycle, seed=0)
-        return dict(measure(features, images, **given)), difference
+        sample = Sample(images, features, reference, requested, full, subject.cycle)
+        worse = METRICS["fid"].worsening(features.pooled, full.features.pooled, reference, cycle=subject.cycle, seed=0)
+        return dict(measure(sample, seed=0)), worse
 
-    def _full_precision(self, seed: int) -> FullPrecision:
+    def _full_precision(self, seed: int) -> Sample:
         if seed not in self._full:
             path = self.run.folder / FULL / f"{self.n_images} images of seed {seed} in {STEPS} steps.safetensors"
             if not path.exists():
                 save_tensors(path, "images", {"images": self._sampled(f"{FULL}, noise {seed}", seed)}, {"seed": seed})
             images = load_tensors(path, "images")[0]["images"]
-            self._full[seed] = FullPrecision(images, self.prober.extractor(images))
+            self._full[seed] = Sample(images, self.prober.extractor(images), self.prober.reference, cycle=self.run.subject.cycle)
         return self._full[seed]
 
     def _sampled(self, description: str, seed: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from . import options
     help="Which plans: auto (asks for those that teach most, and stops when the ranking of layers is stable), stratified (random), or one "
     "layer, role or block at a time (layer, role, block), the rest as it is. A run takes several.",
 )
+@click.option("--metric", default="fid", show_default=True, help="What --design auto goes by; all metrics are recorded.")
 @click.option("--images", type=click.IntRange(8), default=512, show_default=True, help="Images a plan.")
 @click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Sampling steps.")
 @options.seed
@@ -34,6 +35,7 @@ def command(
     run_folder: Path,
     configs: int,
     design: str,
+    metric: str,
     images: int,
     steps: int,
     seed: int,
@@ -76,6 +78,7 @@ def command(
             run_folder,
             n_configs=configs,
             design=design,
+            metric=metric,
             settings=settings,
             workers=workers,
             device=device,

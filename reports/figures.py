@@ -9,12 +9,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..aq.activations.choice import described
+from ..sensitivity.metrics.registry import METRICS
 from . import plan_figures as plans
 from . import search_figures as searches
 from . import sensitivity_figures as layers
 from . import tuning_figures as tunings
 from .inputs import RunData, text_of
-from .numbers import METRIC_LABELS, bits, count, interval, megabytes, number
+from .numbers import bits, count, interval, megabytes, number
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _evaluation_table(data: RunData) -> pd.DataFrame:
     rows = []
     for record in data.evaluations:
         row = {key: record.get(key) for key in ("name", "size_bytes", "bits_per_weight", "n_images", "steps", "seconds")}
-        for name in METRIC_LABELS:
+        for name in METRICS:
             entry = record["metrics"].get(name) or {}
             row |= {name: entry.get("value"), f"{name}_se": entry.get("se")}
         rows.append(row)

@@ -16,6 +16,7 @@ import torch
 
 from ..aq.plans.plan import Plan
 from ..errors import InputError
+from ..sensitivity.metrics.registry import DEFAULT, Metric, metric_of
 from ..storage import load_tensors, read_json, read_records, save_tensors
 from .numbers import as_float
 
@@ -46,7 +47,12 @@ class RunData:
     @property
     def metric(self) -> str:
         """The fidelity that was predicted and searched for."""
-        return self.fit["metric"] if self.fit else "fid"
+        return self.fit["metric"] if self.fit else DEFAULT
+
+    @property
+    def searched_metric(self) -> Metric:
+        """The row of `metric` in the table of metrics. Raises InputError for one that the table does not have."""
+        return metric_of(self.metric)
 
     @property
     def n_probes(self) -> int:

@@ -6,17 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-ABSENT = "–"
+from ..sensitivity.metrics.registry import METRICS
 
-METRIC_LABELS = {
-    "fid": "Fréchet distance",
-    "kid": "KID",
-    "agreement": "Classifier agreement",
-    "clip_score": "CLIP score",
-    "inception_score": "Inception score",
-    "psnr": "PSNR, dB",
-    "feature_distance": "Feature distance",
-}
+ABSENT = "–"
 
 
 def as_float(value: Any) -> float:
@@ -130,7 +122,7 @@ def metric(name: str, entry: Any) -> str:
     """One {value, se} entry of a record's metrics; a bare number and a missing entry are fine too."""
     if not isinstance(entry, dict):
         entry = {"value": entry}
-    write = percent if name == "agreement" else with_error
+    write = percent if name in METRICS and METRICS[name].unit == "%" else with_error
     return write(entry.get("value"), entry.get("se"))
 
 

@@ -14,9 +14,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from ..aq.formats import Format
 from ..models.layers import block_of, role_of
-from ..sensitivity.metrics.fidelity import HIGHER_IS_BETTER
+from ..sensitivity.metrics.registry import METRICS
 from .inputs import RunData, fidelity_of, in_8_bits
-from .numbers import METRIC_LABELS, as_float, bits, metric, number
+from .numbers import as_float, bits, metric, number
 from .style import (
     FULL_PRECISION,
     GROUND,
@@ -106,11 +106,9 @@ def front(data: RunData) -> Figure:
         axes.axhline(reference[0], color=FULL_PRECISION, linewidth=1.4, linestyle=(0, (1, 1.5)), label=f"full precision, {reference[1]}")
         values.append(reference[0])
     log = log_if_wide(axes, "y", values)
-    better = "higher is better" if data.metric in HIGHER_IS_BETTER else "lower is better"
-    axes.set(
-        xlabel="Total bits per weight", ylabel=f"{METRIC_LABELS.get(data.metric, data.metric)} ({better}{', log scale' if log else ''})"
-    )
-    if not log and data.metric not in HIGHER_IS_BETTER:
+    searched = data.searched_metric
+    axes.set(xlabel="Total bits per weight", ylabel=f"{searched.heading} ({searched.direction}{', log scale' if log else ''})")
+    if not log and not searched.higher_is_better:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.legend(loc="best")
     return figure
@@ -251,7 +249,7 @@ def grid_image(images: torch.Tensor) -> Figure:
 def evaluation_bars(data: RunData) -> Figure:
     """Size and every metric, one panel each; what is compared has one colour throughout."""
     names = [record["name"] for record in data.evaluations]
-    metrics = [name for name in METRIC_LABELS if any(_finite(record["metrics"].get(name)) for record in data.evaluations)]
+    metrics = [name for name in METRICS if any(_finite(record["metrics"].get(name)) for record in data.evaluations)]
     panels = ["size", *metrics]
     columns = 2
     figure = new_figure(math.ceil(len(panels) / columns) * (0.75 + 0.3 * len(names)))
@@ -284,8 +282,8 @@ def _bars(axes: Axes, records: list[dict[str, Any]], panel: str) -> None:
     top = axes.dataLim.x1 or 1.0
     axes.set_xlim(min(0.0, axes.dataLim.x0), top * 1.75)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    arrow = "" if panel == "size" else ", higher is better" if panel in HIGHER_IS_BETTER else ", lower is better"
-    axes.set_title(("Size of the denoiser" if panel == "size" else METRIC_LABELS[panel]) + arrow, fontsize=9)
+    title = "Size of the denoiser" if panel == "size" else f"{METRICS[panel].heading}, {METRICS[panel].direction}"
+    axes.set_title(title, fontsize=9)
     axes.set_xticks([])
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from ..errors import InputError
+from ..sensitivity.metrics.registry import METRICS
 from ..storage import write_atomically
 from . import numbers
 from .figures import FIGURES, FigureSpec, conditions, evaluation_conditions
@@ -220,10 +221,10 @@ def _tiles(data: RunData) -> list[dict[str, str]]:
             "note": f"{best['name']}, codebooks and scales included",
         },
     ]
-    for name in ("fid", "agreement", "clip_score"):
-        if best["metrics"].get(name) is not None:
+    for name, metric in METRICS.items():
+        if (metric.is_headline or name == data.metric) and best["metrics"].get(name) is not None:
             note = " · ".join(f"{other} {numbers.metric(name, record['metrics'].get(name))}" for other, record in others)
-            tiles.append({"label": numbers.METRIC_LABELS[name], "value": numbers.metric(name, best["metrics"][name]), "note": note})
+            tiles.append({"label": metric.heading, "value": numbers.metric(name, best["metrics"][name]), "note": note})
     return tiles
 
 
@@ -235,8 +236,11 @@ def _verdict(data: RunData) -> str:
     wanted = data.plan.bits_per_weight if data.plan else measured[0]["bits_per_weight"]
     plan = min(measured, key=lambda plan: abs(plan["bits_per_weight"] - wanted))
     low, high = (numbers.as_float(bound) for bound in plan["difference_ci"])
-    label = numbers.METRIC_LABELS.get(data.metric, data.metric)
-    where = f"At {numbers.bits(plan['bits_per_weight'])} bits, before tuning, the searched plan's {label} minus the uniform plan's is"
+    metric = data.searched_metric
+    first, second = ("uniform", "searched") if metric.higher_is_better else ("searched", "uniform")
+    where = (
+        f"At {numbers.bits(plan['bits_per_weight'])} bits, before tuning, the {first} plan's {metric.label} minus the {second} plan's is"
+    )
     if low == high == 0:
         return f"{where} 0: the search found no better plan, and the uniform one is handed out."
     said = "the searched plan is better" if high < 0 else "the uniform plan is better" if low > 0 else "no difference is shown"

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..sensitivity.metrics.registry import DEFAULT, Metric, metric_of
 from .inputs import RunData
 from .numbers import count, number
 from .style import GROUND, MUTED, OTHER, SEARCHED, UNIFORM, new_figure, styled
@@ -15,15 +16,22 @@ MOST_NAMED = 6  # layers in a sentence
 
 
 def contest_table(data: RunData) -> pd.DataFrame:
-    """One row a budget and method: sizes, mean Fréchet distance over the seeds, and its excess and differences with 95 % intervals."""
+    """One row a budget and method: sizes, the mean of the metric over the seeds, and its excess and differences with 95 % intervals."""
     assert data.contest is not None
+    metric = _metric(data)
     rows = []
     for row in data.contest["rows"]:
-        flat: dict[str, Any] = {key: row[key] for key in ("bits", "method", "bits_per_weight", "size_bytes", "fid")}
+        flat: dict[str, Any] = {key: row[key] for key in ("bits", "method", "bits_per_weight", "size_bytes", metric.name)}
         for name in ("excess", "over_uniform", "over_searched"):
             flat |= {name: row[name]["value"], f"{name}_low": row[name]["ci"][0], f"{name}_high": row[name]["ci"][1]}
         rows.append(flat)
     return pd.DataFrame(rows)
+
+
+def _metric(data: RunData) -> Metric:
+    """Of the comparison, which an earlier fit may have made by another metric."""
+    assert data.contest is not None
+    return metric_of(data.contest["conditions"].get("metric", DEFAULT))
 
 
 @styled
@@ -55,7 +63,10 @@ def contest(data: RunData) -> Figure:
     axes.xaxis.set_major_formatter(lambda value, _: number(value, 1))
     axes.grid(axis="y", visible=False)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    axes.set_xlabel("Fréchet distance above full precision (lower is better; log scale above 1)")
+    metric = _metric(data)
+    axes.set_xlabel(
+        f"{metric.heading} {'below' if metric.higher_is_better else 'above'} full precision (lower is better; log scale above 1)"
+    )
     return figure
 
 

@@ -12,8 +12,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ..sensitivity.metrics.registry import metric_of
 from .inputs import RunData
-from .numbers import METRIC_LABELS, as_float, interval, number
+from .numbers import as_float, interval, number
 from .style import (
     FULL_PRECISION,
     GROUND,
@@ -38,10 +39,6 @@ from .style import (
 MAX_BARS = 30
 MAX_LABELLED_ROWS = 60
 LOG_RATIO = 6  # of measurements, above which predictions are shown on logarithmic axes
-
-
-def label_of(metric: str) -> str:
-    return METRIC_LABELS.get(metric, metric)
 
 
 def ranked(data: RunData) -> pd.DataFrame:
@@ -76,7 +73,9 @@ def sensitivity_per_layer(data: RunData) -> Figure:
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yticks(places, [shorten(name) for name in shown["layer"]], fontsize=8.5)
     scale = widen_if_skewed(axes, shown["cost"])
-    axes.set(ylim=(-0.6, len(shown) - 0.4), xlabel=f"Increase of {label_of(data.metric)} at the lowest rate ({_lowest_rate(rows)}){scale}")
+    axes.set(
+        ylim=(-0.6, len(shown) - 0.4), xlabel=f"{data.searched_metric.worsening_heading} at the lowest rate ({_lowest_rate(rows)}){scale}"
+    )
     axes.grid(axis="y", visible=False)
     handles = [
         Patch(color=colour, label=name)
@@ -130,7 +129,7 @@ def _boxes(data: RunData, rows: pd.DataFrame, column: str, order: list[str]) -> 
     scale = "\nlog scale" if log_if_wide(axes, "x", rows["cost"]) else widen_if_skewed(axes, rows["cost"])
     if axes.get_xscale() != "log":
         axes.axvline(0, color=MUTED, linewidth=0.8)
-    label = f"Increase of {label_of(data.metric)} at the lowest rate ({_lowest_rate(data.cheapest)}){scale}"
+    label = f"{data.searched_metric.worsening_heading} at the lowest rate ({_lowest_rate(data.cheapest)}){scale}"
     axes.set(ylim=(-0.6, len(order) - 0.4), xlabel=label)
     if column == "block":
         families = list(dict.fromkeys(family(str(role)) for role in rows["role"]))
@@ -181,7 +180,7 @@ def cost_map(data: RunData) -> Figure:
         _label_blocks(axes, data, table)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(mesh, ax=axes, aspect=40, pad=0.02, fraction=0.06, label=f"Increase of {label_of(data.metric)} (log scale)")
+    bar = figure.colorbar(mesh, ax=axes, aspect=40, pad=0.02, fraction=0.06, label=f"{data.searched_metric.worsening_heading} (log scale)")
     plain_log(bar.ax.yaxis)
     bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
@@ -211,7 +210,7 @@ def _predictions(figure: PageFigure, axes: Axes, fit: dict[str, Any]) -> None:
     )
     rows = rows[np.isfinite(rows[:, :2]).all(axis=1)]
     axes.set_title("Plans not fitted on")
-    axes.set(xlabel=f"Measured {label_of(fit['metric'])}", ylabel="Predicted")
+    axes.set(xlabel=f"Measured {metric_of(fit['metric']).heading}", ylabel="Predicted")
     if not len(rows):
         axes.text(0.5, 0.5, "no prediction stored", transform=axes.transAxes, ha="center", color=MUTED)
         return

@@ -52,7 +52,7 @@ def front_table(found: Sequence[FoundPlan]) -> Table:
             name = predicted["metric"]
             row["measured"] = metric(name, plan.measured["metrics"][name])
             row["uniform measured"] = metric(name, plan.uniform_measured["metrics"][name])
-            row["difference, 95 %"] = interval(plan.difference_ci)
+            row["worse by, 95 %"] = interval(plan.difference_ci)
         rows.append(row)
     return rows_table(rows, list(dict.fromkeys(column for row in rows for column in row)))
 

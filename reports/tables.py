@@ -8,9 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .numbers import ABSENT, METRIC_LABELS, bits, cell, count, megabytes, metric, millions, number, percent, planned
-
-_EVALUATION_METRICS = {"fid": "Fréchet distance", "kid": "KID", "agreement": "agreement", "clip_score": "CLIP score", "psnr": "PSNR, dB"}
+from ..sensitivity.metrics.registry import METRICS
+from .numbers import ABSENT, bits, cell, count, megabytes, metric, millions, number, percent, planned
 
 
 def _table(title: str | None = None) -> Table:
@@ -19,9 +18,7 @@ def _table(title: str | None = None) -> Table:
 
 def evaluation_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Heading by metric, of the metrics that at least one record has."""
-    return {
-        name: heading for name, heading in _EVALUATION_METRICS.items() if any(record["metrics"].get(name) is not None for record in records)
-    }
+    return {name: metric.heading for name, metric in METRICS.items() if any(record["metrics"].get(name) is not None for record in records)}
 
 
 def evaluation_table(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -137,9 +134,8 @@ def rows_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, tit
     table = _table(title)
     for column in columns:
         numeric = all(isinstance(row.get(column), (int, float, dict, type(None))) for row in rows)
-        table.add_column(
-            METRIC_LABELS.get(column, column.replace("_", " ")), justify="right" if rows and numeric else "left", overflow="fold"
-        )
+        heading = METRICS[column].heading if column in METRICS else column.replace("_", " ")
+        table.add_column(heading, justify="right" if rows and numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell(column, row[column]) if column in row else ABSENT for column in columns))
     return table

@@ -15,11 +15,12 @@ from ..aq.plans.menu import Entry
 from ..aq.plans.plan import Plan
 from ..errors import InputError
 from ..progress import track
+from ..sensitivity.metrics.registry import DEFAULT, metric_of
 from ..sensitivity.predictor.fitting import load_predictor
 from ..sensitivity.probing.crew import Crew, Job
 from ..sensitivity.probing.layer_statistics import Traits
 from ..sensitivity.probing.prober import Measurement, Prober
-from ..sensitivity.probing.probes import Probes, read_probes
+from ..sensitivity.probing.probes import Probes, excess, read_probes
 from ..sensitivity.run import Run
 from ..storage import read_json, read_records, write_json
 from .baselines import BASELINES, UNIFORM, Cost, Rivals, mean_contributions, random_choice
@@ -62,8 +63,9 @@ def bench_search(
         workers: processes that share the measuring.
 
     Returns:
-        {bits, method, bits_per_weight, size_bytes, fid, excess: {value, ci}, over_uniform: {value, ci}, over_searched: {value, ci}, solver}: mean
-        distances over the seeds; excess over full precision and differences on equal noise, with 95 % intervals.
+        {bits, method, bits_per_weight, size_bytes, METRIC, excess: {value, ci}, over_uniform: {value, ci}, over_searched: {value, ci}, solver}, where
+        METRIC is the name of the metric that the predictor was fitted to: its mean over the seeds, and how much worse it is than full precision,
+        uniform and searched on equal noise, with 95 % intervals.
 
     Raises:
         InputError: a method that is unknown.
@@ -71,7 +73,8 @@ def bench_search(
     unknown = [name for name in methods if name not in BASELINES]
     if unknown:
         raise InputError(f"method {unknown[0]!r} is unknown; choose among {', '.join(BASELINES)}")
-    predictor, rivals = load_predictor(run), rivals_of(run)
+    predictor = load_predictor(run)
+    metric, rivals = predictor.metric, rivals_of(run, predictor.metric)
     with Crew(Prober(run), workers) as crew, verification(run, predictor, verify, workers=workers) as verifying:
         options = {"verification": verifying, "encoding": run.store.identity, "seed": run.settings.seed}
         search = Search.of(run.subject, run.menus, predictor, options)
@@ -98,19 +101,21 @@ def bench_search(
                     "method": method,
                     "bits_per_weight": whole.bits_per_weight,
                     "size_bytes": whole.size_bytes,
-                    "fid": float(np.mean([m.metrics["fid"].value for m in own])),
-                    **{name: difference(prober, own, others) for name, others in measured.items()},
+                    metric: float(np.mean([m.metrics[metric].value for m in own])),
+                    **{name: mean_worsening(prober, own, others, metric) for name, others in measured.items()},
                     "solver": one.solver if method == SEARCHED else None,
                 }
             )
-    _keep(run.folder / "contest.json", rows, {"n_images": n_images, "steps": steps, "seeds": SEEDS})
+    _keep(run.folder / "contest.json", rows, {"n_images": n_images, "steps": steps, "seeds": SEEDS, "metric": metric})
     return rows
 
 
-def _keep(path: Path, rows: list[dict[str, Any]], conditions: dict[str, int]) -> None:
+def _keep(path: Path, rows: list[dict[str, Any]], conditions: dict[str, Any]) -> None:
     """For the report: rows of other budgets and methods that were measured alike stay."""
     earlier = read_json(path, "contest") if path.exists() else {}
-    kept = {(row["bits"], row["method"]): row for row in earlier.get("rows", ()) if earlier["conditions"] == conditions}
+    kept = {
+        (row["bits"], row["method"]): row for row in earlier.get("rows", ()) if {"metric": DEFAULT, **earlier["conditions"]} == conditions
+    }
     kept |= {(row["bits"], row["method"]): row for row in rows}
     write_json(path, "contest", {"rows": sorted(kept.values(), key=lambda row: float(row["bits"])), "conditions": conditions})
 
@@ -123,9 +128,9 @@ def _against(plan: dict[str, Format], full: dict[str, Format], one: Contest) -> 
     return [("own", plan), ("excess", full), ("over_uniform", one.plans[UNIFORM]), ("over_searched", one.plans[SEARCHED])]
 
 
-def difference(prober: Prober, a: Sequence[Measurement], b: Sequence[Measurement]) -> dict[str, Any]:
-    """Mean over seeds of the paired difference, with a 95 % interval: the seeds' intervals are independent."""
-    values = np.array([prober.difference(x, y) for x, y in zip(a, b, strict=True)])
+def mean_worsening(prober: Prober, a: Sequence[Measurement], b: Sequence[Measurement], metric: str) -> dict[str, Any]:
+    """Mean over seeds of how much worse a is than b, with a 95 % interval: the seeds' intervals are independent."""
+    values = np.array([prober.worsening(x, y, metric) for x, y in zip(a, b, strict=True)])
     mean = values[:, 0].mean()
     low, high = (np.sqrt(((values[:, k] - values[:, 0]) ** 2).sum()) / len(values) for k in (1, 2))
     return {"value": float(mean), "ci": [float(mean - low), float(mean + high)]}
@@ -143,29 +148,31 @@ def contest(run: Run, search: Search, rivals: Rivals, bits: float, methods: Sequ
         if choice is not None:
             plans[name] = tight.formats(choice)
     if n_random:
-        plans[RANDOM] = tight.formats(best_of_random(run, tight, rivals.seed, n_random, crew))
+        plans[RANDOM] = tight.formats(best_of_random(run, tight, rivals.seed, n_random, crew, search.predictor.metric))
     found, _ = search.find({"bits_per_weight": bits}, n_trials=search.n_trials)
     return Contest(bits, {SEARCHED: found.plan.formats, **plans}, found.solver)
 
 
-def best_of_random(run: Run, problem: Problem, seed: int, n: int, crew: Crew) -> Choice:
+def best_of_random(run: Run, problem: Problem, seed: int, n: int, crew: Crew, metric: str) -> Choice:
+    known = metric_of(metric)
     choices = [random_choice(problem, seed, index) for index in range(n)]
     jobs = [Job(problem.formats(choice), run.settings.n_images, "random") for choice in choices]
-    values = [measured.metrics["fid"].value for measured in crew.measure(jobs)]
+    values = [known.sign * measured.metrics[metric].value for measured in crew.measure(jobs)]
     return choices[int(np.nanargmin(values))]
 
 
 # -- what the baselines know -------------------------------------------------------------------------------------------------------------
 
 
-def rivals_of(run: Run) -> Rivals:
+def rivals_of(run: Run, metric: str = DEFAULT) -> Rivals:
+    """What the baselines know from the run's layers and probes, by a metric."""
     traits = Traits(run)
-    probes = read_probes(run, traits=traits)
+    probes = read_probes(run, metric, traits=traits)
     return Rivals(
         weight_error=lambda name, entry: traits.of_entry(name, entry).weight_error,
         hessian_error=lambda name, entry: traits.of_entry(name, entry).error,
         learnt=learnt_scores(probes, run.settings.seed),
-        alone=measured_alone(run),
+        alone=measured_alone(run, metric),
         seed=run.settings.seed,
     )
 
@@ -178,14 +185,17 @@ def learnt_scores(probes: Probes, seed: int) -> Cost:
     return lambda name, entry: float(np.interp(entry.rate, list(tables[name]), list(tables[name].values())))
 
 
-def measured_alone(run: Run) -> Cost | None:
+def measured_alone(run: Run, metric: str = DEFAULT) -> Cost | None:
     """Excess of each layer alone at each entry, from the plans that lower one layer (the design `layer`); None unless all are there."""
     alone: dict[tuple[str, str], tuple[int, float]] = {}
-    for record in read_records(run.folder / "probes.jsonl", "probe"):
+    records = read_records(run.folder / "probes.jsonl", "probe")
+    for record in records:
         lowered = [(name, format) for name, format in record["layers"].items() if format != str(AS_IS)]
-        excess = record["metrics"].get("fid_excess", {}).get("value")
-        if len(lowered) == 1 and excess is not None and record["n_images"] > alone.get(lowered[0], (0, 0.0))[0]:
-            alone[lowered[0]] = (record["n_images"], excess)
+        if len(lowered) != 1 or record["n_images"] <= alone.get(lowered[0], (0, 0.0))[0]:
+            continue
+        worse = excess(record, metric, records)
+        if worse is not None:
+            alone[lowered[0]] = (record["n_images"], worse[0])
 
     def cost(name: str, entry: Entry) -> float:
         return 0.0 if entry.format == AS_IS else max(0.0, alone[name, str(entry.format)][1])

@@ -16,6 +16,7 @@ from ..aq.plans.plan import Plan
 from ..aq.profiling.step_times import StepTimes
 from ..errors import SedaqError
 from ..models.subject import Subject
+from ..sensitivity.metrics.registry import metric_of
 from . import optuna_solver
 from .budgets import Budgets
 from .building import build_problem
@@ -39,11 +40,13 @@ class FoundPlan:
 
     plan: Plan
     uniform: Plan
-    predicted: dict[str, Any]  # {metric, value, std}, and ms_per_step where times are known
+    predicted: dict[str, Any]  # {metric, value, std} in the metric's own direction, and ms_per_step where times are known
     uniform_predicted: dict[str, Any]  # mean over the five orders
     measured: dict[str, Any] | None  # {metrics: {name: {value, se, …}}, n_images, steps}; None without verification
     uniform_measured: dict[str, Any] | None
-    difference_ci: tuple[float, float] | None  # 95 %, searched minus uniform, below zero is better; zeros where uniform is handed out
+    difference_ci: (
+        tuple[float, float] | None
+    )  # 95 %, by how much searched is worse than uniform in the metric's unit; zeros where uniform is handed out
     solver: str
 
     def to_json(self) -> dict[str, Any]:
@@ -187,7 +190,7 @@ class Search:
 
     def _predicted(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         mean, std = (float(np.mean([getattr(candidate, name) for candidate in candidates])) for name in ("mean", "std"))
-        return {"metric": self.predictor.metric, "value": mean, "std": std}
+        return {"metric": self.predictor.metric, "value": metric_of(self.predictor.metric).sign * mean, "std": std}
 
     def _ms_per_step(self, problem: Problem, choice: Choice) -> dict[str, float]:
         return {} if self.times is None else {"ms_per_step": problem.total("nanoseconds", choice) / 1e6}
@@ -232,7 +235,7 @@ class Search:
             if not wanted:
                 break
             measured |= zip(wanted, verification.measure([problem.formats(choice) for choice in _choices(wanted)]), strict=True)
-        differences = {rival: verification.prober.difference(found, reference) for rival, found in measured.items()}
+        differences = {rival: verification.prober.worsening(found, reference, self.predictor.metric) for rival, found in measured.items()}
         uniform_measured = verification.content(reference)
         best = min(differences, key=lambda rival: differences[rival][0], default=None)
         if best is not None and differences[best][0] < 0:
@@ -242,7 +245,7 @@ class Search:
         why = "the search found no other plan"
         if best is not None:
             value, low, high = differences[best]
-            why = f"the best of {len(measured)} measured {value:+.4g} ({low:+.4g} to {high:+.4g})"
+            why = f"the best of {len(measured)} is worse by {value:.4g} ({low:.4g} to {high:.4g})"
         note = f"no searched plan is better than uniform, which is handed out: {why}"
         return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
 

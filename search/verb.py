@@ -163,8 +163,8 @@ class _Verifying:
     def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> Iterator[Measurement]:
         return self.crew.measure([Job(plan, n_images, "verify", steps) for plan in plans])
 
-    def difference(self, a: Measurement, b: Measurement) -> tuple[float, float, float]:
-        return self.crew.prober.difference(a, b)
+    def worsening(self, a: Measurement, b: Measurement, metric: str) -> tuple[float, float, float]:
+        return self.crew.prober.worsening(a, b, metric)
 
 
 @contextmanager

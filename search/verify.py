@@ -27,7 +27,8 @@ class Prober(Protocol):
     def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> Iterable[Any]:
         """In the order of the plans."""
 
-    def difference(self, a: Any, b: Any) -> tuple[float, float, float]: ...
+    def worsening(self, a: Any, b: Any, metric: str) -> tuple[float, float, float]:
+        """How much worse a is than b, with a 95 % interval; below zero, a is better."""
 
 
 Refit = Callable[[Sequence[Any]], Predictor]  # measurements of a verification → the predictor taught by them

@@ -21,8 +21,9 @@ from ..models.sampling import SamplingConfig, conditions_of, sample_in_chunks
 from ..models.subject import Subject
 from ..storage import append_record, fingerprint, read_records
 from .metrics.extractors import load_extractor
-from .metrics.fidelity import Features, FullPrecision, measure
 from .metrics.reference import load_reference, shipped_reference
+from .metrics.registry import measure
+from .metrics.sample import Features, Sample
 from .run import Run
 
 
@@ -78,15 +79,9 @@ def evaluate(
         raise InputError("no reference to compare with; give real images or statistics by --reference")
 
     target = load_reference(reference, extract, image_shape=measured.image_shape, default=default)
-    metrics = measure(
-        features,
-        images,
-        reference=target,
-        requested=extract.requested(conditions_of(measured.conditions, 0, n_images)),
-        full_precision=FullPrecision(*paired) if paired else None,
-        cycle=measured.cycle,
-        seed=seed,
-    )
+    requested = extract.requested(conditions_of(measured.conditions, 0, n_images))
+    full_precision = Sample(*paired, target, cycle=measured.cycle) if paired else None
+    metrics = measure(Sample(images, features, target, requested, full_precision, measured.cycle), seed=seed)
     return {
         "metrics": {key: metric.to_json() for key, metric in metrics.items()},
         "n_images": n_images,

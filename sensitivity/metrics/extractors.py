@@ -18,8 +18,8 @@ from ...errors import InputError
 from ...models.sampling import Condition
 from ...models.shipped.classifier import DigitClassifier
 from ...storage import cache_folder, file_sha256, fingerprint, tensor_fingerprint
-from .fidelity import Features
 from .inception import InceptionV3
+from .sample import Features
 
 __all__ = ["CHOICES", "EXTRACTORS", "Extractor", "Features", "load_extractor"]
 

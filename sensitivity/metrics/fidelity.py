@@ -1,115 +1,35 @@
-"""How far sampled images are from a reference: Fréchet and kernel distances, agreement, PSNR, with standard errors.
+"""The functions behind the metrics other than the Fréchet distance: kernel distance, PSNR, agreement, CLIP score and inception score.
 
-Letters: n images, d pooled features, k classes or reference samples. All sums are float64. Distances are lower-is-better; agreement,
-PSNR and the inception score are higher-is-better.
+Letters: n images, d pooled features, k classes or reference samples. All sums are float64.
 """
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...errors import InputError
-from .frechet import Statistics, frechet_distances, half_slices, resamples
-from .inception import N_CLASSES as INCEPTION_CLASSES
+from .bootstrap import Estimate, half_slices
 
-HIGHER_IS_BETTER = frozenset({"agreement", "clip_score", "psnr", "inception_score"})
 MAX_PSNR = 100.0  # dB, reported for identical images, for JSON has no infinity; an error of 1e-5 a pixel
 KID_SUBSETS = 20
 KID_SUBSET_SHARE = 0.5  # of the images; subsets of 1,000 as in the paper are out of reach, for a probe has 512
 
 
-@dataclass(frozen=True)
-class Features:
-    """What an extractor says about n images.
-
-    pooled (n, d) float32; spatial (n, d'), logits (n, k) and embeddings (n, p), which stand in one space with prompts', or None.
-    """
-
-    pooled: Tensor
-    spatial: Tensor | None = None
-    logits: Tensor | None = None
-    embeddings: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.pooled)
-
-    def __getitem__(self, index: slice | Tensor) -> Features:
-        """The images that `index` picks."""
-        return self.map(lambda x: x[index])
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Features:
-        """What there is, changed."""
-        others = (None if x is None else change(x) for x in (self.spatial, self.logits, self.embeddings))
-        return Features(change(self.pooled), *others)
-
-    @staticmethod
-    def cat(parts: Sequence[Features]) -> Features:
-        """All images of `parts` in order."""
-
-        def join(name: str) -> Tensor | None:
-            tensors = [getattr(part, name) for part in parts]
-            return None if tensors[0] is None else torch.cat(tensors)
-
-        return Features(torch.cat([part.pooled for part in parts]), join("spatial"), join("logits"), join("embeddings"))
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What sampled images are compared with.
-
-    statistics of the pooled features; features (k, d), a sample of them for the kernel distance; spatial: statistics of the spatial
-    features; fingerprint: changes with the images and with the extractor.
-    """
-
-    statistics: Statistics
-    features: Tensor | None
-    spatial: Statistics | None
-    description: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A value, its standard error, and the metric on the first and on the second half of the images."""
-
-    value: float
-    se: float
-    halves: tuple[float, float]
-
-    @classmethod
-    def undefined(cls) -> Metric:
-        """Of images that are not finite."""
-        return cls(math.nan, math.nan, (math.nan, math.nan))
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON has no NaN: null."""
-        value, se, *halves = (x if math.isfinite(x) else None for x in (self.value, self.se, *self.halves))
-        return {"value": value, "se": se, "halves": halves}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Metric:
-        value, se, first, second = (math.nan if x is None else x for x in (content["value"], content["se"], *content["halves"]))
-        return cls(value, se, (first, second))
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    """(x·y/d + 1)³ of every pair."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
 
 def _unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
     """Unbiased squared maximum mean discrepancy of x (n, d) and y (m, d) under the kernel (x·y/d + 1)³."""
 
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
     def within(a: Tensor) -> Tensor:
-        gram = kernel(a, a)
+        gram = _kernel(a, a)
         return (gram.sum() - gram.trace()) / (len(a) * (len(a) - 1))
 
-    return within(x) + within(y) - 2 * kernel(x, y).mean()
+    return within(x) + within(y) - 2 * _kernel(x, y).mean()
 
 
 def kernel_distance(x: Tensor, y: Tensor, *, n_subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
@@ -137,6 +57,37 @@ def kernel_distance(x: Tensor, y: Tensor, *, n_subsets: int, subset_size: int, s
 
     values = torch.stack([_unbiased_mmd(subset(x), subset(y)) for _ in range(n_subsets)])
     return values.mean().item(), values.std().item() * max(1 / n_subsets, subset_size / fewest) ** 0.5
+
+
+def kernel_estimate(features: Tensor, reference: Tensor, *, seed: int) -> Estimate:
+    """The kernel distance as probes record it, from KID_SUBSETS subsets of half the images."""
+
+    def distance(part: Tensor) -> tuple[float, float]:
+        size = max(2, int(KID_SUBSET_SHARE * min(len(part), len(reference))))
+        return kernel_distance(part, reference, n_subsets=KID_SUBSETS, subset_size=size, seed=seed)
+
+    value, se = distance(features)
+    first, second = half_slices(len(features))
+    return Estimate(value, se, (distance(features[first])[0], distance(features[second])[0]))
+
+
+class Kernel:
+    """Kernel distance between all reference features and any resample of one set of features, from all images in place of subsets.
+
+    An image that a resample holds twice counts as a pair with itself, which raises the distance; a difference of two sets has this in both.
+    """
+
+    def __init__(self, features: Tensor, reference: Tensor) -> None:
+        x, y = features.detach().cpu().double(), reference.detach().cpu().double()
+        self.gram, self.across = _kernel(x, x), _kernel(x, y).mean(dim=1)
+        among = _kernel(y, y)
+        self.within_reference = ((among.sum() - among.trace()) / (len(y) * (len(y) - 1))).item()
+
+    def __call__(self, counts: Tensor) -> float:
+        """Distance when image i occurs counts[i] times."""
+        n = counts.sum()
+        within = (counts @ self.gram @ counts - counts @ self.gram.diagonal()) / (n * (n - 1))
+        return (within - 2 * counts @ self.across / n).item() + self.within_reference
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
@@ -169,102 +120,3 @@ def inception_score(logits: Tensor) -> float:
     log_p = logits.detach().cpu().double().log_softmax(dim=1)
     marginal = log_p.exp().mean(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
     return (log_p.exp() * (log_p - marginal.log())).sum(dim=1).mean().exp().item()
-
-
-def _mean(values: Tensor) -> Metric:
-    first, second = half_slices(len(values))
-    return Metric(
-        values.mean().item(), (values.std() / len(values) ** 0.5).item(), (values[first].mean().item(), values[second].mean().item())
-    )
-
-
-@dataclass(frozen=True)
-class FullPrecision:
-    """Images of the full-precision model and their features, to be compared with others from the same noise."""
-
-    images: Tensor
-    features: Features
-    _known: dict[Any, Tensor] = field(default_factory=dict)
-
-    def distances(self, reference: Statistics, *resampling: int) -> Tensor:
-        """What _frechet gives, computed once for all plans that are compared with it; `resampling` is what resamples takes after n."""
-        key = (id(reference), *resampling)
-        if key not in self._known:
-            self._known[key] = frechet_distances(self.features.pooled, reference, resamples(len(self.features), *resampling))
-        return self._known[key]
-
-
-def _resampled_metric(values: Tensor) -> Metric:
-    """From what _frechet gives, or from a difference of two such."""
-    return Metric(values[0].item(), values[3:].std().item(), (values[1].item(), values[2].item()))
-
-
-def _kernel(features: Tensor, reference: Tensor, seed: int) -> Metric:
-    def distance(part: Tensor) -> tuple[float, float]:
-        size = max(2, int(KID_SUBSET_SHARE * min(len(part), len(reference))))
-        return kernel_distance(part, reference, n_subsets=KID_SUBSETS, subset_size=size, seed=seed)
-
-    value, se = distance(features)
-    first, second = half_slices(len(features))
-    return Metric(value, se, (distance(features[first])[0], distance(features[second])[0]))
-
-
-def _score(logits: Tensor, counts: Tensor) -> Metric:
-    logits = logits.cpu()
-    drawn = [inception_score(logits.repeat_interleave(row.long(), dim=0)) for row in counts]
-    first, second = half_slices(len(logits))
-    both = inception_score(logits[first]), inception_score(logits[second])
-    return Metric(inception_score(logits), torch.tensor(drawn, dtype=torch.float64).std().item(), both)
-
-
-def measure(
-    features: Features,
-    images: Tensor,
-    *,
-    reference: Reference,
-    requested: Tensor | None = None,
-    full_precision: FullPrecision | None = None,
-    cycle: int = 1,
-    seed: int,
-    n_bootstrap: int = 20,
-) -> dict[str, Metric]:
-    """Every metric that the inputs allow.
-
-    Args:
-        features: of `images` (n, C, H, W) in [0, 1], n at least 4.
-        reference: statistics of the same extractor's features.
-        requested: what was asked for: (n,) classes, which give `agreement` if the extractor classifies the subject's own classes; or (n, p)
-            embeddings of the prompts, which give `clip_score`.
-        full_precision: of the same noise; gives `psnr`, `feature_distance`
-            and `fid_excess`.
-        cycle: number of conditions; image i has condition i mod cycle.
-        seed: of the bootstrap (fid, sfid, inception_score) and of the subsets (kid).
-
-    Returns:
-        by name, of fid, fid_excess, sfid, kid, agreement, clip_score, inception_score, psnr, feature_distance. `fid_excess` is `fid` less that of full
-        precision on the same noise: a Fréchet distance's bias in n is much the same in both, and so is most of its noise. `fid` is in the
-        features of whichever extractor was used; sfid (Nash et al. 2021) and inception_score exist for Inception features only. The
-        bootstrap's se of fid is 1.0 to 1.1 times the true spread for n = 512, d = 128.
-    """
-    if len(features) < 4 or len(features) != len(images):
-        raise InputError(f"{len(images)} images and {len(features)} feature vectors; fidelity needs at least 4 images and as many features")
-    if not features.pooled.isfinite().all():
-        Statistics.of(features.pooled)  # raises and says how many
-    counts = resamples(len(features), n_bootstrap, seed, cycle)
-    distances = frechet_distances(features.pooled, reference.statistics, counts)
-    metrics = {"fid": _resampled_metric(distances)}
-    if features.spatial is not None and reference.spatial is not None:
-        metrics["sfid"] = _resampled_metric(frechet_distances(features.spatial, reference.spatial, counts))
-    if reference.features is not None:
-        metrics["kid"] = _kernel(features.pooled, reference.features, seed)
-    if features.logits is not None and features.logits.shape[1] == INCEPTION_CLASSES:
-        metrics["inception_score"] = _score(features.logits, counts)
-    elif features.logits is not None and requested is not None and requested.ndim == 1:
-        metrics["agreement"] = _mean(agreement(features.logits, requested))
-    if features.embeddings is not None and requested is not None and requested.ndim == 2:
-        metrics["clip_score"] = _mean(clip_score(features.embeddings, requested))
-    if full_precision is not None:
-        metrics["fid_excess"] = _resampled_metric(distances - full_precision.distances(reference.statistics, n_bootstrap, seed, cycle))
-        metrics["psnr"] = _mean(psnr(images, full_precision.images))
-        metrics["feature_distance"] = _mean(feature_distance(features.pooled, full_precision.features.pooled))
-    return metrics

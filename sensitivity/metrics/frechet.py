@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ...errors import InputError, SedaqError
 
-LEAST_IMAGES_A_CONDITION = 8  # for the bootstrap to draw within conditions
-
 
 class NotFiniteError(SedaqError):
     """Features of some images are not finite."""
@@ -103,57 +101,3 @@ class Resampled:
         y = (self.projected - counts @ self.projected / n) * counts.sqrt().unsqueeze(1)
         cross = _sum_of_roots(y.T @ y / (n - 1))
         return max(0.0, (offset.square().sum() + trace).item() + self.trace - 2 * cross)
-
-
-def resamples(n: int, n_bootstrap: int, seed: int, cycle: int) -> Tensor:
-    """How often each of n images occurs in each resample, (n_bootstrap, n) float64; image i is replaced by one of equal i mod `cycle`.
-
-    Every set of images holds the conditions in equal parts, so resamples must too: without it the error is two to three times the spread over sets
-    on mnist-dit (docs/experiments/probing-and-predictor.md).
-    """
-    rng = torch.Generator().manual_seed(seed)
-    if n < LEAST_IMAGES_A_CONDITION * cycle:  # too few to draw from: the error is then on the safe side
-        cycle = 1
-    condition = torch.arange(n) % cycle
-    n_alike = (n - 1 - condition) // cycle + 1
-    drawn = condition + cycle * (torch.rand(n_bootstrap, n, generator=rng, dtype=torch.float64) * n_alike).long()
-    return torch.zeros(n_bootstrap, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(n_bootstrap, n, dtype=torch.float64))
-
-
-def frechet_difference(
-    features_a: Tensor, features_b: Tensor, reference: Statistics, *, cycle: int = 1, n_bootstrap: int = 200, seed: int = 0
-) -> tuple[float, float, float]:
-    """Fréchet distance of a minus that of b, with a 95 % interval from a bootstrap over images that are paired by their noise.
-
-    A resample holds fewer distinct images than the sample and so lies farther from the reference; the percentiles are therefore taken
-    about the bootstrap mean. The interval is for the difference at this n, not for infinitely many images. It is right for d ≪ n and
-    too wide for d near n: by 1.3 for n = 512, d = 128 on MNIST, against the spread over 24 disjoint sets of images.
-
-    Args:
-        features_a, features_b: (n, d); image i of both was sampled from the same noise.
-        cycle: number of conditions; image i has condition i mod cycle.
-
-    Returns:
-        difference, low, high.
-    """
-    if features_a.shape != features_b.shape:
-        raise InputError(f"paired features have shapes {tuple(features_a.shape)} and {tuple(features_b.shape)}; sample both alike")
-    a, b = Resampled(features_a, reference), Resampled(features_b, reference)
-    once = torch.ones(len(features_a), dtype=torch.float64)
-    difference = a(once) - b(once)
-    drawn = torch.tensor([a(counts) - b(counts) for counts in resamples(len(once), n_bootstrap, seed, cycle)], dtype=torch.float64)
-    low, high = torch.quantile(drawn - drawn.mean(), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return difference, difference + low, difference + high
-
-
-def half_slices(n: int) -> tuple[slice, slice]:
-    """The first and the second half of n images. Conditions cycle over the images, so both hold all of them; even and odd images would not."""
-    return slice(0, n // 2), slice(n // 2, n)
-
-
-def frechet_distances(features: Tensor, reference: Statistics, counts: Tensor) -> Tensor:
-    """Distance of all images, of the first half, of the second, and of each resample."""
-    distance = Resampled(features, reference)
-    first = torch.zeros(len(features), dtype=torch.float64)
-    first[half_slices(len(features))[0]] = 1
-    return torch.tensor([distance(row) for row in (torch.ones_like(first), first, 1 - first, *counts)], dtype=torch.float64)

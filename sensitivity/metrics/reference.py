@@ -16,8 +16,8 @@ from ...models.images import BATCH_SIZE, image_batches
 from ...progress import track
 from ...storage import load_tensors, save_tensors
 from .extractors import Extractor
-from .fidelity import Features, Reference
 from .frechet import Statistics
+from .sample import Features, Reference
 
 __all__ = ["Reference", "build_reference", "load_reference", "save_reference", "shipped_reference"]
 

@@ -15,14 +15,13 @@ from ...errors import InputError
 from ...storage import fingerprint, read_json, write_atomically, write_json
 from ..explanation.explanation import Explanation, additivity, group_rows, interaction_rows, layer_rows, stability
 from ..explanation.findings import findings
+from ..metrics.registry import DEFAULT, metric_of
 from ..probing.layer_statistics import Traits
 from ..probing.probes import Probes, read_probes
 from ..run import Run
 from .additive import Array
 from .cross_validation import OURS, cross_validate, interval, judge, learning_curve, noise_ceiling, spearman
 from .predictor import Predictor
-
-METRIC_NAMES = {"fid": "Fréchet distance"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def error_of(traits: Traits) -> Callable[[str, Entry], float]:
     return lambda name, entry: traits.of_entry(name, entry).error
 
 
-def fit(run: Run, *, metric: str = "fid", seed: int | None = None) -> Fitted:
+def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
     """Fit, cross-validate and explain; writes predictor/ (model, fit.json and tables) into the run. A fit of the same probes is read back.
 
     Tables: sensitivity.csv (layer × entry), groups.csv (role or block × rate), interactions.csv (pairs of layers).
@@ -65,7 +64,7 @@ def _fit(run: Run, traits: Traits, probes: Probes, metric: str, seed: int) -> tu
     predicted = cross_validate(probes, seed)
     predictor = Predictor.fit(metric, probes, error_of=error_of(traits), seed=seed)
     explanation = Explanation.of(run, traits, probes, predictor.ridge, seed)
-    judged = _judged(probes, predicted, seed)
+    judged = _judged(probes, predicted, seed, sign=metric_of(metric).sign)
     summary = {
         "n_probes": len(probes),
         "n_trees": predictor.n_trees,
@@ -74,7 +73,7 @@ def _fit(run: Run, traits: Traits, probes: Probes, metric: str, seed: int) -> tu
         "learning_curve": learning_curve(probes, seed),
         "stability": stability(probes, explanation.errors[:, 0], predictor.ridge, seed),
         "additivity": additivity(explanation, predicted[OURS].mean(0)),
-        "findings": findings(explanation, METRIC_NAMES.get(metric, metric), judged["spearman_ci"]),
+        "findings": findings(explanation, metric_of(metric).heading, judged["spearman_ci"]),
     }
     tables = {
         "sensitivity": layer_rows(run, traits, explanation, predictor),
@@ -89,8 +88,8 @@ def _why_not(traits: Traits) -> list[str]:
     return [f"no gradient score, layers' own errors stand in for it: {why}"] if why else []
 
 
-def _judged(probes: Probes, predicted: dict[str, Array], seed: int) -> dict[str, Any]:
-    """Scores of all predictors out of fold, the ceiling, and every probe's mean prediction."""
+def _judged(probes: Probes, predicted: dict[str, Array], seed: int, *, sign: int) -> dict[str, Any]:
+    """Scores of all predictors out of fold, the ceiling, and every probe's mean prediction; `sign` turns values back to the metric's own."""
     scores = judge(predicted, probes.values, seed)
     mean = predicted[OURS].mean(0)
     return {
@@ -101,7 +100,7 @@ def _judged(probes: Probes, predicted: dict[str, Array], seed: int) -> dict[str,
         "baselines": {name: score["spearman"] for name, score in scores.items() if name != OURS},
         "scores": scores,
         "predictions": [
-            {"plan_hash": h, "bits_per_weight": float(b), "measured": float(m), "predicted": float(p)}
+            {"plan_hash": h, "bits_per_weight": float(b), "measured": sign * float(m), "predicted": sign * float(p)}
             for h, b, m, p in zip(probes.hashes, probes.bits, probes.values, mean, strict=True)
         ],
     }

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ...aq.formats import Format
+from ..metrics.registry import DEFAULT, metric_of
 from ..predictor.additive import RIDGES, Additive, Array, Labels, fit_samples
 from ..predictor.cross_validation import spearman
 from ..run import Run
@@ -25,7 +27,7 @@ from .crew import Crew, Job
 from .designs import Plan, design_plans
 from .layer_statistics import Traits
 from .prober import Measurement
-from .probes import layer_table
+from .probes import excess, layer_table
 
 ROUND, STRATIFIED = 8, 2  # plans in a round, and how many of them are stratified
 START = 16  # stratified plans before the first proposal
@@ -53,17 +55,13 @@ class _Seen:
     picks: tuple[int, ...]
 
     @property
-    def excess(self) -> float:
-        return self.measurement.metrics["fid_excess"].value
-
-    @property
     def bits(self) -> float:
         return float(self.measurement.record["bits_per_weight"])
 
 
 @dataclass
 class Adaptive:
-    """Measures at most `limit` plans of a run with a crew.
+    """Measures at most `limit` plans of a run with a crew, and goes by one metric.
 
     Iterating over `measure` does the work and yields, after each measurement, how many plans are new by it; `outcome` tells how it went.
     """
@@ -71,7 +69,9 @@ class Adaptive:
     run: Run
     crew: Crew
     limit: int
+    metric: str = DEFAULT
     rankings: list[float] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)  # of all measurements
 
     def __post_init__(self) -> None:
         run, names = self.run, [layer.name for layer in self.run.subject.layers]
@@ -113,7 +113,7 @@ class Adaptive:
             yield from self._measured([*proposed, *self._next_stratified(size - len(proposed))], self.few)
             if len(self.seen) == before:  # the model has no more plans
                 return
-            yield from self._measured(self._near_the_front(), self.run.settings.n_images)
+            yield from self._measured([*self._full_precision(), *self._near_the_front()], self.run.settings.n_images)
 
     # -- measuring -------------------------------------------------------------------------------------------------------------------
 
@@ -123,6 +123,7 @@ class Adaptive:
             picks = self._picks(plan)
             new = picks not in self.seen
             self.seen[picks] = _Seen(plan, measurement, picks)
+            self.records.append(measurement.record)
             yield int(new)
 
     def _picks(self, plan: Plan) -> tuple[int, ...]:
@@ -138,23 +139,33 @@ class Adaptive:
                 found.append(plan)
         return found
 
+    def _full_precision(self) -> list[Plan]:
+        """The plan that leaves every layer as it is, with all images, where measurements do not state their excess over it themselves."""
+        plan = {name: menu[-1].format for name, menu in zip(self.names, self.menus, strict=True)}
+        measured = any(set(r["layers"].values()) == {"asis"} and r["n_images"] == self.run.settings.n_images for r in self.records)
+        return [] if measured or metric_of(self.metric).records_excess else [plan]
+
     def _near_the_front(self) -> list[Plan]:
         """Plans to be measured again, with all images."""
-        finite = [seen for seen in self.seen.values() if np.isfinite(seen.excess)]
-        bits, excess = np.array([seen.bits for seen in finite]), np.array([seen.excess for seen in finite])
-        beaten = ((bits[:, None] >= bits) & (excess[:, None] > excess)).sum(1)
+        finite, labels = self._finite()
+        bits, worse = np.array([seen.bits for seen in finite]), labels[:, 0]
+        beaten = ((bits[:, None] >= bits) & (worse[:, None] > worse)).sum(1)
         near = [seen for seen, n in sorted(zip(finite, beaten, strict=True), key=lambda pair: int(pair[1])) if n <= 1]
         return [seen.plan for seen in near if seen.measurement.record["n_images"] < self.run.settings.n_images][:PROMOTED]
 
     # -- learning --------------------------------------------------------------------------------------------------------------------
 
+    def _finite(self) -> tuple[list[_Seen], Array]:
+        """Plans whose excess over full precision is known and finite, and their excess and its standard error (n, 2)."""
+        known = [(seen, excess(seen.measurement.record, self.metric, self.records)) for seen in self.seen.values()]
+        return [seen for seen, label in known if label is not None], np.array([label[:2] for _, label in known if label is not None])
+
     def _laws(self) -> list[Additive]:
         """The law of all finite probes, then those of bootstrap samples."""
-        finite = [seen for seen in self.seen.values() if np.isfinite(seen.excess)]
-        metrics = [seen.measurement.metrics["fid_excess"] for seen in finite]
-        excess, se = (np.array([getattr(metric, name) for metric in metrics]) for name in ("value", "se"))
-        values = np.array([seen.measurement.metrics["fid"].value for seen in finite])
-        labels = Labels.of(excess, se, float(np.median(values - excess)))
+        finite, of_excess = self._finite()
+        worse, se = of_excess.T
+        values = metric_of(self.metric).sign * np.array([seen.measurement.metrics[self.metric].value for seen in finite])
+        labels = Labels.of(worse, se, float(np.median(values - worse)))
         errors = self._errors_of([seen.picks for seen in finite])
         rng = np.random.default_rng([self.run.settings.seed, len(self.seen)])
         samples = [np.arange(len(finite)), *(rng.integers(len(finite), size=len(finite)) for _ in range(N_LAWS))]

@@ -14,6 +14,7 @@ from typing import Any
 from ...errors import InputError
 from ...progress import track
 from ...storage import write_json
+from ..metrics.registry import DEFAULT, metric_of
 from ..run import Run, Settings
 from .adaptive import Adaptive
 from .crew import Crew, Job
@@ -27,6 +28,7 @@ def probe(
     *,
     n_configs: int = 64,
     design: str = "stratified",
+    metric: str = DEFAULT,
     settings: Settings | None = None,
     workers: int = 1,
     device: str = "cpu",
@@ -39,12 +41,14 @@ def probe(
         run: folder of the run.
         n_configs: at most; a design of few plans may have less.
         design: "auto" (adaptive.py, which may stop earlier and says so in probing.json) or a name in designs.DESIGNS; a run may be probed by several, one after the other.
+        metric: what the "auto" design goes by; all metrics are recorded.
         workers: processes that share the work; each gets an equal part of the processor's cores.
         memory_bytes: bound on a calibration pass; half of what is free when None.
     """
     if n_configs < 1:
         raise InputError(f"--configs must be at least 1, got {n_configs}")
     check_design(design)
+    metric_of(metric)
     opened = Run.begin(subject, run, settings or Settings(), device=device)
     crew = Crew(Prober(opened), workers)
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
@@ -53,7 +57,7 @@ def probe(
     opened.fill_store(memory_bytes)
     with crew:
         if design == AUTO:
-            _adapt(opened, crew, n_configs)
+            _adapt(opened, crew, n_configs, metric)
         else:
             plans = design_plans(design, opened.subject.layers, opened.menus, n_plans=n_configs, seed=opened.settings.seed)
             jobs = [Job(plan, opened.settings.n_images) for plan in plans]
@@ -63,8 +67,8 @@ def probe(
     return opened
 
 
-def _adapt(run: Run, crew: Crew, n_configs: int) -> None:
-    adaptive = Adaptive(run, crew, n_configs)
+def _adapt(run: Run, crew: Crew, n_configs: int, metric: str) -> None:
+    adaptive = Adaptive(run, crew, n_configs, metric)
     for _ in track(adaptive.measure(), "probing", n_configs, cost=float):
         pass
     write_json(run.folder / "probing.json", "probing", asdict(adaptive.outcome))

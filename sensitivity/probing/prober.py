@@ -22,10 +22,12 @@ from ...models.noise import purpose_seed
 from ...models.sampling import conditions_of
 from ...progress import track
 from ...storage import append_record, fingerprint, load_tensors, read_records, save_tensors
+from ..metrics.bootstrap import Estimate
 from ..metrics.extractors import load_extractor
-from ..metrics.fidelity import FullPrecision, Metric, Reference, measure
-from ..metrics.frechet import NotFiniteError, Statistics, frechet_difference
+from ..metrics.frechet import NotFiniteError
 from ..metrics.reference import build_reference, load_reference, save_reference, shipped_reference
+from ..metrics.registry import METRICS, evidence_of, measure, metric_of
+from ..metrics.sample import Reference, Sample
 from ..run import Run
 from .assembly import Assembly
 
@@ -37,11 +39,11 @@ class Measurement:
     """One plan's images, measured. `record` is the stored line."""
 
     record: dict[str, Any]
-    pooled: torch.Tensor | None = None  # (n, d) features; None when read back from a probe
+    evidence: dict[str, torch.Tensor] | None = None  # what paired differences are computed from; None for probes
 
     @property
-    def metrics(self) -> dict[str, Metric]:
-        return {name: Metric.from_json(value) for name, value in self.record["metrics"].items()}
+    def metrics(self) -> dict[str, Estimate]:
+        return {name: Estimate.from_json(value) for name, value in self.record["metrics"].items()}
 
 
 class Prober:
@@ -61,7 +63,7 @@ class Prober:
             )
         self.extractor = load_extractor(name, image_shape=run.subject.image_shape, device=run.device)
         self.reference = self._reference()
-        self._full_precision: dict[tuple[str, int, int | None], FullPrecision] = {}
+        self._full_precision: dict[tuple[str, int, int | None], Sample] = {}
         self._assembly = Assembly(run.subject, run.store)
         self._records: dict[str, dict[str, Any]] = {r["key"]: r for r in read_records(self._path, "probe")}
 
@@ -143,12 +145,12 @@ class Prober:
         if purpose == "probe":
             return Measurement(self._records[key])
         path = self._features_path(key)
-        return Measurement(self._records[key], load_tensors(path, "features")[0]["pooled"]) if path.exists() else None
+        return Measurement(self._records[key], load_tensors(path, "features")[0]) if path.exists() else None
 
     def keep(self, measurement: Measurement) -> None:
         record = measurement.record
-        if measurement.pooled is not None:
-            save_tensors(self._features_path(record["key"]), "features", {"pooled": measurement.pooled}, {"key": record["key"]})
+        if measurement.evidence is not None:
+            save_tensors(self._features_path(record["key"]), "features", measurement.evidence, {"key": record["key"]})
         append_record(self._path, "probe", record)
         self._records[record["key"]] = record
 
@@ -178,21 +180,7 @@ class Prober:
         self._assembly.set(formats)
         with attached(subject.denoiser, *self._rounded(formats).modules(subject.denoiser)):
             images = self._sample(purpose, n_images, steps)
-        features = self.extractor(images)
-        try:
-            metrics = measure(
-                features,
-                images,
-                reference=self.reference,
-                requested=self.extractor.requested(conditions_of(subject.conditions, 0, n_images)),
-                full_precision=full_precision,
-                cycle=subject.cycle,
-                seed=self.run.settings.seed,
-            )
-        except NotFiniteError:
-            if purpose != "probe":
-                raise
-            metrics = {name: Metric.undefined() for name in ("fid", "fid_excess")}
+        metrics, evidence = self._measured(images, full_precision, purpose)
         record = {
             "key": self.key(formats, purpose, n_images, steps),
             "plan_hash": fingerprint([subject.fingerprint, {name: str(f) for name, f in formats.items()}, {}, self.run.store.identity]),
@@ -208,17 +196,30 @@ class Prober:
             "metrics": {name: metric.to_json() for name, metric in metrics.items()},
             "seconds": round(time.perf_counter() - start, 3),
         }
-        return Measurement(record, features.pooled if purpose != "probe" else None)
+        return Measurement(record, evidence)
 
-    def full_precision(self, purpose: str, n_images: int, steps: int | None) -> FullPrecision:
+    def _measured(
+        self, images: torch.Tensor, full_precision: Sample, purpose: str
+    ) -> tuple[dict[str, Estimate], dict[str, torch.Tensor] | None]:
+        """Metrics, and what paired differences need where the purpose is another than probing."""
+        features = self.extractor(images)
+        requested = self.extractor.requested(conditions_of(self.run.subject.conditions, 0, len(images)))
+        try:
+            sample = Sample(images, features, self.reference, requested, full_precision, self.run.subject.cycle)
+        except NotFiniteError:
+            if purpose != "probe":
+                raise
+            paired = [metric for metric in METRICS.values() if metric.records_excess]
+            return {name: Estimate.undefined() for metric in paired for name in (metric.name, metric.excess_name)}, None
+        return measure(sample, seed=self.run.settings.seed), evidence_of(sample) if purpose != "probe" else None
+
+    def full_precision(self, purpose: str, n_images: int, steps: int | None) -> Sample:
         """The full-precision model on the noise of `purpose`. Raises SedaqError where they are not finite."""
         key = (purpose, n_images, steps)
         if key not in self._full_precision:
             self._assembly.restore()
             images = self._sample(purpose, n_images, steps)
-            features = self.extractor(images)
-            Statistics.of(features.pooled)
-            self._full_precision[key] = FullPrecision(images, features)
+            self._full_precision[key] = Sample(images, self.extractor(images), self.reference, cycle=self.run.subject.cycle)
         return self._full_precision[key]
 
     def _sample(self, purpose: str, n_images: int, steps: int | None) -> torch.Tensor:
@@ -226,7 +227,16 @@ class Prober:
         sampling = replace(settings.sampling, steps=steps)
         return self.run.subject.sample(sampling, seed=purpose_seed(settings.seed, purpose), n_images=n_images)
 
-    def difference(self, a: Measurement, b: Measurement) -> tuple[float, float, float]:
-        """Fréchet distance of a minus that of b on the same noise, with a 95 % interval."""
-        assert a.pooled is not None and b.pooled is not None
-        return frechet_difference(a.pooled, b.pooled, self.reference.statistics, cycle=self.run.subject.cycle, seed=self.run.settings.seed)
+    def worsening(self, a: Measurement, b: Measurement, metric: str) -> tuple[float, float, float]:
+        """How much worse a is than b on the same noise, by a metric and in its unit, with a 95 % interval; below zero, a is better."""
+        known, (one, other) = metric_of(metric), (self._evidence(measurement, metric) for measurement in (a, b))
+        return known.worsening(one, other, self.reference, cycle=self.run.subject.cycle, seed=self.run.settings.seed)
+
+    def _evidence(self, measurement: Measurement, metric: str) -> torch.Tensor:
+        name = metric_of(metric).evidence_name
+        if measurement.evidence is None or name not in measurement.evidence:
+            raise InputError(
+                f"{self._features_path(measurement.record['key'])}: holds nothing to compare plans by metric {metric!r} with; "
+                "remove the file, so that the plan is measured again, or fit another metric"
+            )
+        return measurement.evidence[name]

@@ -11,7 +11,7 @@ import numpy as np
 from ...aq.formats import Format
 from ...errors import InputError
 from ...storage import ends_cut_short, fingerprint, read_records
-from ..metrics.fidelity import HIGHER_IS_BETTER
+from ..metrics.registry import DEFAULT, metric_of
 from ..predictor.additive import Array, Labels, LayerPriors
 from ..predictor.features import TreeFeatures
 from ..run import Run
@@ -82,7 +82,7 @@ def layer_table(run: Run, traits: Traits) -> LayerTable:
 
 
 def read_probes(
-    run: Run, metric: str = "fid", *, purpose: str = "probe", traits: Traits | None = None, others: Sequence[dict[str, Any]] = ()
+    run: Run, metric: str = DEFAULT, *, purpose: str = "probe", traits: Traits | None = None, others: Sequence[dict[str, Any]] = ()
 ) -> Probes:
     """The probes of a run, each plan once, by its measurement with most images.
 
@@ -97,7 +97,7 @@ def read_probes(
     notes = ["the last line of probes.jsonl was cut short and is left out"] if ends_cut_short(path) else []
     found += others
     _check(run, found, metric)
-    finite = [record for record in found if _excess(record, metric, found) is not None]
+    finite = [record for record in found if excess(record, metric, found) is not None]
     if len(finite) < len(found):
         notes.append(f"{len(found) - len(finite)} of {len(found)} probes have no finite {metric} and are left out")
     most: dict[str, dict[str, Any]] = {}
@@ -117,7 +117,7 @@ def read_probes(
     errors, weight_errors, scores = (
         np.array([[getattr(t, name) for t in plan] for plan in of_plans]) for name in ("error", "weight_error", "score")
     )
-    measured = np.array([_excess(record, metric, finite) for record in records])  # (probes, 4): value, se, halves
+    measured = np.array([excess(record, metric, finite) for record in records])  # (probes, 4): value, se, halves
     if np.ptp(measured[:, 0]) == 0:
         raise InputError(
             f"{run.folder}: all probes have {metric} {records[0]['metrics'][metric]['value']:g}; there is nothing to learn, "
@@ -154,32 +154,33 @@ def _check(run: Run, records: Sequence[dict[str, Any]], metric: str) -> None:
         raise InputError(f"{run.folder}: its probes have no metric {metric!r}; choose one of {', '.join(known)}")
 
 
-def _excess(record: dict[str, Any], metric: str, records: Sequence[dict[str, Any]]) -> tuple[float, float, float, float] | None:
+def excess(record: dict[str, Any], metric: str, records: Sequence[dict[str, Any]]) -> tuple[float, float, float, float] | None:
     """How much worse than full precision with as many images: value, standard error, halves. None where it is not known or not finite."""
-    paired = record["metrics"].get(f"{metric}_excess")
+    paired = record["metrics"].get(metric_of(metric).excess_name)
     if paired is not None:
         numbers = (paired["value"], paired["se"], *paired["halves"])
         return None if None in numbers else numbers
-    own, whole = record["metrics"].get(metric), _full_precision(records, metric, record["n_images"])
+    own, whole = record["metrics"].get(metric), _full_precision(records, metric, record)
     if own is None or whole is None or None in (own["value"], own["se"], *own["halves"]):
         return None
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    sign = metric_of(metric).sign
     halves = [sign * (a - b) for a, b in zip(own["halves"], whole["halves"], strict=True)]
     return (sign * (own["value"] - whole["value"]), own["se"], halves[0], halves[1])
 
 
-def _full_precision(records: Sequence[dict[str, Any]], metric: str, n_images: int) -> dict[str, Any] | None:
-    """The metric of the plan that leaves every layer as it is."""
-    return next((r["metrics"][metric] for r in records if r["n_images"] == n_images and set(r["layers"].values()) == {"asis"}), None)
+def _full_precision(records: Sequence[dict[str, Any]], metric: str, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The metric of the plan that leaves every layer as it is, on as many images, and on the same noise if that was measured."""
+    found = [r for r in records if r["n_images"] == record["n_images"] and set(r["layers"].values()) == {"asis"} and metric in r["metrics"]]
+    return min(found, key=lambda r: r["purpose"] != record["purpose"])["metrics"][metric] if found else None
 
 
 def _whole(records: Sequence[dict[str, Any]], metric: str, n_images: int) -> float:
-    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    sign = metric_of(metric).sign
     for record in sorted(records, key=lambda r: r["n_images"] != n_images):  # the run's number of images if there are any
-        paired = record["metrics"].get(f"{metric}_excess")
-        whole = _full_precision(records, metric, record["n_images"])
+        paired = record["metrics"].get(metric_of(metric).excess_name)
+        whole = _full_precision(records, metric, record)
         if paired is not None:
-            return float(record["metrics"][metric]["value"] - paired["value"])
+            return float(sign * record["metrics"][metric]["value"] - paired["value"])
         if whole is not None:
             return float(sign * whole["value"])
     raise AssertionError("every record has an excess")

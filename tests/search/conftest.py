@@ -16,6 +16,7 @@ from sedaq.aq.formats import Format
 from sedaq.aq.plans.menu import Entry, ruled_menus
 from sedaq.models.subject import Subject
 from sedaq.search.problem import Problem, Unit
+from sedaq.sensitivity.metrics.registry import metric_of
 
 FORMATS = [Format.parse(f"1x{bits}g{group}") for group in (4, 3, 2) for bits in range(3, 9)]
 
@@ -86,17 +87,17 @@ class FakeMeasurement:
 
 
 class FakeProber:
-    """Fidelity is what `score` says of the formats."""
+    """Fidelity by `metric` is what `score` says of the formats."""
 
-    def __init__(self, score: Any) -> None:
-        self.score, self.measured = score, []
+    def __init__(self, score: Any, metric: str = "fid") -> None:
+        self.score, self.metric, self.measured = score, metric, []
 
     def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> list[FakeMeasurement]:
         self.measured += [dict(formats) for formats in plans]
-        return [FakeMeasurement({"fid": Value(self.score(formats))}) for formats in plans]
+        return [FakeMeasurement({self.metric: Value(self.score(formats))}) for formats in plans]
 
-    def difference(self, a: FakeMeasurement, b: FakeMeasurement) -> tuple[float, float, float]:
-        value = a.metrics["fid"].value - b.metrics["fid"].value
+    def worsening(self, a: FakeMeasurement, b: FakeMeasurement, metric: str) -> tuple[float, float, float]:
+        value = metric_of(metric).sign * (a.metrics[metric].value - b.metrics[metric].value)
         return value, value - 0.1, value + 0.1
 
 

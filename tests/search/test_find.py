@@ -152,6 +152,16 @@ def test_verification_hands_out_the_best_measured_candidate(subject, menu, predi
     assert found.uniform_measured is not None and found.uniform_measured["metrics"]["fid"]["value"] == 3.0
 
 
+def test_verification_follows_the_predictors_metric_where_higher_is_better(subject, menu, predictor) -> None:
+    predictor.metric = "psnr"
+    plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
+    assert plain.predicted["value"] < 0, "what the predictor has as lower-is-better, in the metric's own direction"
+    prober = FakeProber(lambda formats: 10.0 if formats in (plain.plan.formats, plain.uniform.formats) else 30.0, "psnr")
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(4, prober))
+    assert found.measured is not None and found.measured["metrics"]["psnr"]["value"] == 30.0
+    assert found.difference_ci == pytest.approx((-20.1, -19.9)), "below zero is better"
+
+
 def test_verification_prefers_another_candidate_where_it_measures_better(subject, menu, predictor) -> None:
     plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
     prober = FakeProber(lambda formats: 3.0 if formats in (plain.plan.formats, plain.uniform.formats) else 1.0)
@@ -167,7 +177,7 @@ def test_uniform_is_handed_out_where_nothing_beats_it(subject, menu, predictor) 
     assert found.solver == "uniform" == found.plan.provenance["solver"]
     assert found.plan.formats == found.uniform.formats and found.measured == found.uniform_measured
     assert found.difference_ci == (0.0, 0.0)
-    assert any("no searched plan is better than uniform" in note and "+1 (" in note for note in found.plan.provenance["notes"])
+    assert any("no searched plan is better than uniform" in note and "worse by 1 (" in note for note in found.plan.provenance["notes"])
 
 
 def test_a_front_is_ascending_within_its_budgets_and_never_predicted_worse(subject, menu, predictor) -> None:

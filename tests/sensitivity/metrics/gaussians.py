@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sedaq.sensitivity.metrics.fidelity import Reference
 from sedaq.sensitivity.metrics.frechet import Statistics
+from sedaq.sensitivity.metrics.sample import Reference
 
 
 def gaussian(mean: Tensor, covariance: Tensor) -> Statistics:

@@ -10,21 +10,19 @@ import torch
 from torch import Tensor
 
 from sedaq.errors import InputError, SedaqError
+from sedaq.sensitivity.metrics.bootstrap import Estimate
 from sedaq.sensitivity.metrics.fidelity import (
     MAX_PSNR,
-    Features,
-    FullPrecision,
-    Metric,
-    Reference,
     agreement,
     clip_score,
     feature_distance,
     inception_score,
     kernel_distance,
-    measure,
     psnr,
 )
 from sedaq.sensitivity.metrics.frechet import Statistics, frechet_distance
+from sedaq.sensitivity.metrics.registry import measure
+from sedaq.sensitivity.metrics.sample import Features, Reference, Sample
 
 from .gaussians import reference_of, samples
 
@@ -33,7 +31,7 @@ def test_bootstrap_error_is_the_spread_over_fresh_samples() -> None:
     # A pure shift m: the distance is about |m|², its standard deviation 2 |m| / √n.
     n, reference = 400, reference_of(samples(4000, 2, 99))
     runs = [
-        measure(Features(samples(n, 2, seed, mean=1.0)), torch.zeros(n, 1, 1, 1), reference=reference, seed=seed, n_bootstrap=50)["fid"]
+        measure(Sample(torch.zeros(n, 1, 1, 1), Features(samples(n, 2, seed, mean=1.0)), reference), seed=seed, n_bootstrap=50)["fid"]
         for seed in range(40)
     ]
     mean_se = sum(run.se for run in runs) / len(runs)
@@ -94,14 +92,8 @@ def test_measure_names_halves_and_repeatability() -> None:
     features = Features(samples(n, 3, 0), samples(n, 5, 1), samples(n, 10, 2))
     images, requested = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(n) % 10
     reference = Reference(Statistics.of(samples(90, 3, 3)), samples(30, 3, 4), Statistics.of(samples(90, 5, 5)), "test", "0")
-    metrics = measure(
-        features,
-        images,
-        reference=reference,
-        requested=requested,
-        full_precision=FullPrecision(images * 0.9, features[torch.arange(n)]),
-        seed=7,
-    )
+    full_precision = Sample(images * 0.9, features[torch.arange(n)], reference)
+    metrics = measure(Sample(images, features, reference, requested, full_precision), seed=7)
     assert set(metrics) == {"fid", "fid_excess", "sfid", "kid", "agreement", "psnr", "feature_distance"}
     assert metrics["fid"].value == pytest.approx(frechet_distance(Statistics.of(features.pooled), reference.statistics))
     assert metrics["fid"].halves[1] == pytest.approx(
@@ -111,13 +103,13 @@ def test_measure_names_halves_and_repeatability() -> None:
     assert metrics["agreement"].value == pytest.approx(right.mean().item())
     assert metrics["agreement"].halves == pytest.approx((right[: len(right) // 2].mean().item(), right[len(right) // 2 :].mean().item()))
     assert metrics["agreement"].se == pytest.approx(right.std().item() / n**0.5)
-    again = measure(features, images, reference=reference, seed=7)
+    again = measure(Sample(images, features, reference), seed=7)
     assert set(again) == {"fid", "sfid", "kid"} and all(again[name] == metrics[name] for name in again)
 
 
 def test_measure_gives_the_inception_score_in_place_of_agreement() -> None:
     features = Features(samples(8, 2, 0), None, samples(8, 1008, 1))
-    metrics = measure(features, torch.zeros(8, 3, 2, 2), reference=reference_of(samples(9, 2, 2)), requested=torch.arange(8), seed=0)
+    metrics = measure(Sample(torch.zeros(8, 3, 2, 2), features, reference_of(samples(9, 2, 2)), torch.arange(8)), seed=0)
     assert "inception_score" in metrics and "agreement" not in metrics
 
 
@@ -130,24 +122,24 @@ def test_clip_score_is_the_cosine_in_percent_and_never_negative() -> None:
 def test_measure_scores_images_against_their_prompts() -> None:
     features = Features(samples(8, 2, 0), embeddings=samples(8, 5, 1))
     prompts = samples(8, 5, 2)
-    metrics = measure(features, torch.zeros(8, 3, 2, 2), reference=reference_of(samples(9, 2, 2)), requested=prompts, seed=0)
+    metrics = measure(Sample(torch.zeros(8, 3, 2, 2), features, reference_of(samples(9, 2, 2)), prompts), seed=0)
     assert metrics["clip_score"].value == pytest.approx(clip_score(features.embeddings, prompts).mean().item())
     assert "agreement" not in metrics
-    classes = measure(features, torch.zeros(8, 3, 2, 2), reference=reference_of(samples(9, 2, 2)), requested=torch.arange(8), seed=0)
+    classes = measure(Sample(torch.zeros(8, 3, 2, 2), features, reference_of(samples(9, 2, 2)), torch.arange(8)), seed=0)
     assert "clip_score" not in classes
 
 
-def test_measure_refuses_too_few_images_and_broken_features() -> None:
+def test_a_sample_refuses_too_few_images_and_broken_features() -> None:
     reference = reference_of(samples(9, 2, 2))
     with pytest.raises(InputError, match="at least 4"):
-        measure(Features(samples(3, 2, 0)), torch.zeros(3, 1, 2, 2), reference=reference, seed=0)
+        Sample(torch.zeros(3, 1, 2, 2), Features(samples(3, 2, 0)), reference)
     with pytest.raises(SedaqError, match="not finite"):
-        measure(Features(torch.full((4, 2), torch.inf)), torch.zeros(4, 1, 2, 2), reference=reference, seed=0)
+        Sample(torch.zeros(4, 1, 2, 2), Features(torch.full((4, 2), torch.inf)), reference)
 
 
-def test_metric_survives_json() -> None:
-    metric = Metric(1.5, 0.25, (1.0, 2.0))
-    assert Metric.from_json(json.loads(json.dumps(metric.to_json()))) == metric
+def test_an_estimate_survives_json() -> None:
+    estimate = Estimate(1.5, 0.25, (1.0, 2.0))
+    assert Estimate.from_json(json.loads(json.dumps(estimate.to_json()))) == estimate
 
 
 def test_features_slice_and_join() -> None:
@@ -161,9 +153,10 @@ def test_the_excess_is_paired_with_full_precision() -> None:
     n, reference = 200, reference_of(samples(4000, 2, 99))
     full = Features(samples(n, 2, 0) + 1)
     images = torch.rand(n, 1, 2, 2)
-    same = measure(full, images, reference=reference, full_precision=FullPrecision(images, full), seed=0)["fid_excess"]
+    whole = Sample(images, full, reference)
+    same = measure(Sample(images, full, reference, full_precision=whole), seed=0)["fid_excess"]
     assert (same.value, same.se, same.halves) == (0.0, 0.0, (0.0, 0.0))
-    worse = measure(Features(1.1 * full.pooled), images, reference=reference, full_precision=FullPrecision(images, full), seed=0)
-    alone = measure(full, images, reference=reference, seed=0)["fid"]
+    worse = measure(Sample(images, Features(1.1 * full.pooled), reference, full_precision=whole), seed=0)
+    alone = measure(whole, seed=0)["fid"]
     assert worse["fid_excess"].value == pytest.approx(worse["fid"].value - alone.value)
     assert worse["fid_excess"].se < 0.5 * worse["fid"].se

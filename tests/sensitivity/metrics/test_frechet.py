@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from sedaq.errors import InputError, SedaqError
-from sedaq.sensitivity.metrics.fidelity import (
-    Features,
-    Metric,
-    measure,
-)
-from sedaq.sensitivity.metrics.frechet import Statistics, frechet_difference, frechet_distance, resamples
+from sedaq.sensitivity.metrics.bootstrap import Estimate, resamples
+from sedaq.sensitivity.metrics.frechet import Statistics, frechet_distance
+from sedaq.sensitivity.metrics.registry import METRICS, measure
+from sedaq.sensitivity.metrics.sample import Features, Sample
 
 from .gaussians import gaussian, reference_of, samples
 
@@ -23,9 +21,9 @@ def test_resamples_keep_conditions_in_equal_parts() -> None:
     n, reference = 400, reference_of(samples(4000, 2, 99))
     far = torch.tensor([20.0, 0.0])
 
-    def one(seed: int, cycle: int) -> Metric:
+    def one(seed: int, cycle: int) -> Estimate:
         x = samples(n, 2, seed) + far * (torch.arange(n) % 2).unsqueeze(1)
-        return measure(Features(x), torch.zeros(n, 1, 1, 1), reference=reference, cycle=cycle, seed=seed, n_bootstrap=40)["fid"]
+        return measure(Sample(torch.zeros(n, 1, 1, 1), Features(x), reference, cycle=cycle), seed=seed, n_bootstrap=40)["fid"]
 
     spread = torch.tensor([one(seed, 2).value for seed in range(40)]).std().item()
     within, blind = (sum(one(seed, cycle).se for seed in range(10)) / 10 for cycle in (2, 1))
@@ -92,31 +90,33 @@ def test_frechet_is_zero_symmetric_and_invariant_to_rotation() -> None:
 def test_frechet_with_fewer_images_than_features() -> None:
     x, y = samples(5, 12, 0), samples(40, 12, 1)
     value, again = (
-        measure(Features(x), torch.zeros(5, 1, 2, 2), reference=reference_of(y), seed=0)["fid"].value,
+        measure(Sample(torch.zeros(5, 1, 2, 2), Features(x), reference_of(y)), seed=0)["fid"].value,
         frechet_distance(Statistics.of(x), Statistics.of(y)),
     )
     assert value == pytest.approx(again, rel=1e-6)
 
 
 def test_difference_intervals_cover_and_pairing_narrows_them() -> None:
-    reference = Statistics.of(samples(4000, 2, 99))
+    reference = reference_of(samples(4000, 2, 99))
     covered, paired, unpaired = 0, 0.0, 0.0
     for seed in range(40):
         x, y = samples(200, 2, seed), samples(200, 2, 1000 + seed)
-        difference, low, high = frechet_difference(1.1 * x + 1, x + 1, reference, n_bootstrap=100, seed=seed)
+        difference, low, high = METRICS["fid"].worsening(1.1 * x + 1, x + 1, reference, n_bootstrap=100, seed=seed)
         assert low <= difference <= high
         covered += low <= 2 * 0.1**2 <= high
         paired += high - low
-        _, low, high = frechet_difference(1.1 * y + 1, x + 1, reference, n_bootstrap=100, seed=seed)
+        _, low, high = METRICS["fid"].worsening(1.1 * y + 1, x + 1, reference, n_bootstrap=100, seed=seed)
         unpaired += high - low
     assert covered >= 33  # 38 expected; fewer than 33 has probability 0.1 %
     assert paired < 0.5 * unpaired
 
 
 def test_difference_of_equal_features_is_zero_and_repeatable() -> None:
-    x, reference = samples(50, 3, 0), Statistics.of(samples(100, 3, 1))
-    assert frechet_difference(x, x, reference, n_bootstrap=10, seed=0) == (0.0, 0.0, 0.0)
+    x, reference = samples(50, 3, 0), reference_of(samples(100, 3, 1))
+    assert METRICS["fid"].worsening(x, x, reference, n_bootstrap=10, seed=0) == (0.0, 0.0, 0.0)
     y = x * 1.2
-    assert frechet_difference(x, y, reference, n_bootstrap=10, seed=3) == frechet_difference(x, y, reference, n_bootstrap=10, seed=3)
+    assert METRICS["fid"].worsening(x, y, reference, n_bootstrap=10, seed=3) == METRICS["fid"].worsening(
+        x, y, reference, n_bootstrap=10, seed=3
+    )
     with pytest.raises(InputError, match="paired"):
-        frechet_difference(x, y[:40], reference)
+        METRICS["fid"].worsening(x, y[:40], reference)

@@ -13,9 +13,9 @@ from PIL import Image
 from sedaq.errors import InputError
 from sedaq.sensitivity.metrics import reference as module
 from sedaq.sensitivity.metrics.extractors import load_extractor
-from sedaq.sensitivity.metrics.fidelity import Features
 from sedaq.sensitivity.metrics.frechet import Statistics, frechet_distance
 from sedaq.sensitivity.metrics.reference import Reference, build_reference, load_reference, save_reference, shipped_reference
+from sedaq.sensitivity.metrics.sample import Features
 
 
 @dataclass

@@ -81,9 +81,11 @@ def test_other_purposes_keep_their_features(run: Run) -> None:
     plan = {name: menu[0].format for name, menu in run.menus.items()}
     prober = Prober(run)
     made = prober.measure(plan, purpose="verify", n_images=8)
-    assert made.pooled is not None and made.pooled.shape[0] == 8
+    assert made.evidence is not None and {"pooled", "psnr", "agreement"} <= set(made.evidence)
+    assert all(len(tensor) == 8 for tensor in made.evidence.values())
     read = Prober(run).measure(plan, purpose="verify", n_images=8)
-    assert read.pooled is not None and torch.equal(read.pooled, made.pooled) and read.record == made.record
+    assert read.evidence is not None and read.record == made.record
+    assert all(torch.equal(read.evidence[name], tensor) for name, tensor in made.evidence.items())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -106,4 +108,4 @@ def test_inputs_are_rounded_while_a_plan_is_measured_and_only_of_layers_with_cod
     prober = Prober(run, inputs=inputs)
     with run.subject.weights_replaced(weights), attached(run.subject.denoiser, *some.modules(run.subject.denoiser)):
         features = prober.extractor(prober._sample("verify", 16, run.settings.steps))
-    torch.testing.assert_close(features.pooled, rounded[1].pooled, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features.pooled, rounded[1].evidence["pooled"], atol=1e-4, rtol=1e-4)
