@@ -53,7 +53,7 @@ def evaluate(
         InputError: where no extractor or reference is known, or an argument is unusable.
     """
     if n_images < 8:
-        raise InputError(f"--images {n_images}: a Fréchet distance needs at least 8 images, and says little below 500")
+        raise InputError(f"`images` {n_images}: a Fréchet distance needs at least 8 images, and says little below 500")
     start = time.perf_counter()
     sampling = sampling or SamplingConfig()
     lines = sampling.prompt_lines
@@ -62,7 +62,7 @@ def evaluate(
     name = extractor or measured.extractor
     if name is None:
         raise InputError(
-            f"subject {measured.name} has no extractor of its own; choose one with --extractor (inception[:FILE] or transformers:FOLDER)"
+            f"subject {measured.name} has no extractor of its own; choose an `extractor` (inception[:FILE] or transformers:FOLDER)"
         )
     extract = load_extractor(name, image_shape=measured.image_shape, device=device)
 
@@ -76,7 +76,7 @@ def evaluate(
     def default() -> Any:
         if measured.extractor == "embedded" and extract.name == "embedded":
             return shipped_reference("test", extract)
-        raise InputError("no reference to compare with; give real images or statistics by --reference")
+        raise InputError("no reference to compare with; give real images or statistics as `reference`")
 
     target = load_reference(reference, extract, image_shape=measured.image_shape, default=default)
     requested = extract.requested(conditions_of(measured.conditions, 0, n_images))

@@ -88,7 +88,7 @@ def _listed(value: Any) -> Any:
 class Run:
     """An open run folder.
 
-    `subject_argument` is kept so that later verbs need --run alone; it is None for a Subject made in Python, which must be passed again.
+    `subject_argument` is kept so that later verbs need the run's folder alone; it is None for a Subject made in Python, which must be passed again.
     """
 
     def __init__(self, folder: Path, subject: Subject, settings: Settings, subject_argument: str | None, device: str) -> None:
@@ -119,7 +119,7 @@ class Run:
         if found is not None:
             _refuse_other(path, found, run.identity)
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"--run {folder}: is neither empty nor a run; choose another folder")
+            raise InputError(f"`run` {folder}: is neither empty nor a run; choose another folder")
         return run
 
     @cached_property
@@ -146,17 +146,17 @@ class Run:
         """Open an existing run."""
         folder = Path(folder)
         if not (folder / "run.json").exists():
-            raise InputError(f"--run {folder}: holds no run (no run.json); make one with `sedaq probe SUBJECT --run {folder}`")
+            raise InputError(f"`run` {folder}: holds no run (no run.json); make one with `sedaq probe`")
         content = read_json(folder / "run.json", "run")
         argument = subject if subject is not None else content["subject"]["argument"]
         if argument is None:
-            raise InputError(f"--run {folder}: its subject was made in Python; pass the Subject again")
+            raise InputError(f"`run` {folder}: its subject was made in Python; pass the Subject again")
         settings = Settings.from_dict(content["settings"], content.get("batch_size"))
         loaded = load(argument, prompts=settings.sampling.prompt_lines, exclude=settings.exclude, device=device)
         if loaded.fingerprint != content["subject"]["fingerprint"]:
             made_for = content["subject"]
             raise InputError(
-                f"--run {folder}: was made for {made_for['name']} with fingerprint {made_for['fingerprint']}, the subject now has {loaded.fingerprint}; start a new run"
+                f"`run` {folder}: was made for {made_for['name']} with fingerprint {made_for['fingerprint']}, the subject now has {loaded.fingerprint}; start a new run"
             )
         return cls(folder, loaded, settings, content["subject"]["argument"], device)
 
@@ -179,13 +179,13 @@ def _from_anywhere(argument: str) -> str:
 def _refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     if found["subject"]["fingerprint"] != wanted["subject"]["fingerprint"]:
         raise InputError(
-            f"{path}: holds a run of {found['subject']['name']} with other weights or conditions; choose another folder for --run"
+            f"{path}: holds a run of {found['subject']['name']} with other weights or conditions; choose another folder for `run`"
         )
     differing: Sequence[str] = [name for name, value in wanted["settings"].items() if found["settings"].get(name) != value]
     if differing:
         name = differing[0]
         raise InputError(
-            f"{path}: was begun with {name} = {found['settings'].get(name)!r}, not {wanted['settings'][name]!r}; use the same, or another folder for --run"
+            f"{path}: was begun with {name} = {found['settings'].get(name)!r}, not {wanted['settings'][name]!r}; use the same, or another folder for `run`"
         )
 
 

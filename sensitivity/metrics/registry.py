@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -92,9 +91,17 @@ class Metric:
 # -- metrics that are means over images --------------------------------------------------------------------------------------------------
 
 
-def mean_metric(name: str, label: str, values: Callable[[Sample], Tensor | None], **details: Any) -> Metric:
-    """The mean of `values` (n,) float64, one an image; None where the sample lacks what they need. details: other fields of Metric."""
-    return Metric(name, label, values, _mean_of_resample, _mean, **details)
+def mean_metric(
+    name: str,
+    label: str,
+    values: Callable[[Sample], Tensor | None],
+    *,
+    unit: str = "",
+    higher_is_better: bool = False,
+    is_headline: bool = False,
+) -> Metric:
+    """The mean of `values` (n,) float64, one an image; None where the sample lacks what they need. The rest are fields of Metric."""
+    return Metric(name, label, values, _mean_of_resample, _mean, unit, higher_is_better, is_headline=is_headline)
 
 
 def _mean_of_resample(values: Tensor, _: Reference) -> Statistic:

@@ -129,7 +129,7 @@ def load_predictor(run: Run) -> Predictor:
     """What `fit` wrote. Raises InputError where there is none, or it is of another model."""
     folder = run.folder / "predictor"
     if not (folder / "additive.json").exists():
-        raise InputError(f"{run.folder}: has no predictor; run `sedaq fit --run {run.folder}` first")
+        raise InputError(f"{run.folder}: has no predictor; run `sedaq fit` first")
     predictor, identity = Predictor.load(folder, error_of(Traits(run)))
     if identity["subject"] != run.subject.fingerprint:
         raise InputError(

@@ -36,9 +36,9 @@ class Crew:
     def __init__(self, prober: Prober, workers: int = 1) -> None:
         run = prober.run
         if workers < 1:
-            raise InputError(f"--workers must be at least 1, got {workers}")
+            raise InputError(f"`workers` must be at least 1, got {workers}")
         if workers > 1 and run.subject_argument is None:
-            raise InputError("--workers above 1 needs a subject that each worker can load by itself; pass a folder or FILE.py:FUNCTION")
+            raise InputError("`workers` above 1 needs a subject that each worker can load by itself; pass a folder or FILE.py:FUNCTION")
         self.prober, self.workers = prober, workers
         self._pool: ProcessPoolExecutor | None = None
 

@@ -36,7 +36,7 @@ def design_plans(design: str, layers: Sequence[Layer], menus: Menus, *, n_plans:
 
 def check_design(design: str) -> None:
     if design not in (AUTO, *DESIGNS):
-        raise InputError(f"--design {design!r} is unknown; choose one of {', '.join((AUTO, *DESIGNS))}")
+        raise InputError(f"`design` {design!r} is unknown; choose one of {', '.join((AUTO, *DESIGNS))}")
 
 
 def at_rate(menu: Sequence[Entry], rate: float) -> Format:

@@ -94,7 +94,7 @@ class Traits:
             score = float(gradients[layer.name] @ row_errors(difference, hessian, layer).numpy())
         if not all(math.isfinite(value) for value in (weight_error, encoding.error, score)):
             raise InputError(
-                f"layer {layer.name}: its error in format {format} is not finite; calibrate again or leave it out with --exclude"
+                f"layer {layer.name}: its error in format {format} is not finite; calibrate again or leave it out with `exclude`"
             )
         return Trait(float(weight_error), encoding.error, score)
 

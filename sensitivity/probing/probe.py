@@ -46,7 +46,7 @@ def probe(
         memory_bytes: bound on a calibration pass; half of what is free when None.
     """
     if n_configs < 1:
-        raise InputError(f"--configs must be at least 1, got {n_configs}")
+        raise InputError(f"`configs` must be at least 1, got {n_configs}")
     check_design(design)
     metric_of(metric)
     opened = Run.begin(subject, run, settings or Settings(), device=device)

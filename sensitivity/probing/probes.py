@@ -108,7 +108,7 @@ def read_probes(
     if len(records) < LEAST_PROBES:
         raise InputError(
             f"{run.folder}: holds {len(records)} probes with a finite {metric}, a fit needs at least {LEAST_PROBES}; "
-            "run `sedaq probe` with more --configs"
+            "run `sedaq probe` with more `configs`"
         )
     traits = traits or Traits(run)
     names = [layer.name for layer in run.subject.layers]

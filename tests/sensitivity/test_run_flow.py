@@ -102,7 +102,7 @@ def test_other_settings_on_the_same_run_are_refused_by_name(run: Run, subject: s
     before = (run.folder / "run.json").read_bytes()
     with pytest.raises(InputError) as caught:
         probe(subject, run.folder, n_configs=1, settings=replace(SETTINGS, **change))
-    assert f"{run.folder / 'run.json'}: was begun with {text}; use the same, or another folder for --run" == str(caught.value)
+    assert f"{run.folder / 'run.json'}: was begun with {text}; use the same, or another folder for `run`" == str(caught.value)
     assert (run.folder / "run.json").read_bytes() == before and len(records_of(run.folder)) == 16
 
 
@@ -116,7 +116,7 @@ def test_two_workers_write_what_one_does(probed: Path, subject: str, tmp_path: P
 
 
 def test_workers_need_a_subject_that_they_can_load(subject: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--workers above 1 needs a subject that each worker can load by itself"):
+    with pytest.raises(InputError, match="`workers` above 1 needs a subject that each worker can load by itself"):
         probe(sedaq.load(subject), tmp_path / "run", n_configs=3, settings=SETTINGS, workers=2)
 
 
@@ -260,7 +260,7 @@ def test_metrics_of_which_more_is_better_turn_their_sign(run: Run) -> None:
 def test_too_few_probes(run: Run) -> None:
     path = run.folder / "probes.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[: LEAST_PROBES - 1]))
-    text = f"holds 11 probes with a finite fid, a fit needs at least {LEAST_PROBES}; run `sedaq probe` with more --configs"
+    text = f"holds 11 probes with a finite fid, a fit needs at least {LEAST_PROBES}; run `sedaq probe` with more `configs`"
     with pytest.raises(InputError, match=text):
         fit(run)
     assert not (run.folder / "predictor").exists()

@@ -100,6 +100,6 @@ def test_proposals_are_on_the_front_of_their_law(fresh: Run) -> None:
 
 
 def test_an_unknown_design_is_refused_before_any_work(subject: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--design 'best' is unknown"):
+    with pytest.raises(InputError, match="`design` 'best' is unknown"):
         probe(subject, tmp_path / "run", design="best")
     assert not (tmp_path / "run").exists()

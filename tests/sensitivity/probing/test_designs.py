@@ -87,5 +87,5 @@ def test_every_design_repeats_and_begins_with_its_shorter_self(design: str) -> N
 
 
 def test_an_unknown_design_is_refused() -> None:
-    with pytest.raises(InputError, match="--design 'all' is unknown; choose one of auto, stratified, layer, role, block"):
+    with pytest.raises(InputError, match="`design` 'all' is unknown; choose one of auto, stratified, layer, role, block"):
         check_design("all")
