@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..kernels.coded import CodedMatrix
+from ..kernels.quantized_matrix import QuantizedMatrix
 from ..kernels.reference import dequantize
 from ..models.hessian import block_edges
 from ..storage import load_tensors, save_tensors
@@ -33,7 +33,7 @@ def column_order(format: Format, shape: tuple[int, ...]) -> torch.Tensor | None:
     return torch.cat([torch.arange(a, b).reshape(-1, taps).T.reshape(-1) for a, b in zip(edges, edges[1:], strict=False)])
 
 
-def coded_matrix(format: Format, shape: tuple[int, ...], tensors: Mapping[str, torch.Tensor]) -> CodedMatrix:
+def quantized_matrix(format: Format, shape: tuple[int, ...], tensors: Mapping[str, torch.Tensor]) -> QuantizedMatrix:
     """The kernels' view of stored tensors (names and shapes of Format.tensor_specs).
 
     int8 is one codebook of the numbers −128 … 127 over groups of one weight.
@@ -42,9 +42,9 @@ def coded_matrix(format: Format, shape: tuple[int, ...], tensors: Mapping[str, t
     scales = tensors["scales"].float()
     if format.kind == "int8":
         codebooks = torch.arange(-INT8_ZERO, INT8_ZERO, device=scales.device).float().reshape(1, -1, 1)
-        return CodedMatrix(tensors["codes"].reshape(shape[0], n_in, 1), codebooks, scales, n_in, taps=taps)
+        return QuantizedMatrix(tensors["codes"].reshape(shape[0], n_in, 1), codebooks, scales, n_in, taps=taps)
     codes = unpack(tensors["codes"], format.code_bits, (shape[0], format.n_groups(shape), format.n_codebooks))
-    return CodedMatrix(codes, expanded_codebooks(format, tensors), scales, n_in, column_order(format, shape), format.structure, taps)
+    return QuantizedMatrix(codes, expanded_codebooks(format, tensors), scales, n_in, column_order(format, shape), format.structure, taps)
 
 
 def expanded_codebooks(format: Format, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -94,7 +94,7 @@ class Encoding:
         """The dense weight, float32, of `shape`."""
         if self.format.kind == "asis":
             return self.tensors["weight"].float()
-        return dequantize(coded_matrix(self.format, self.shape, self.tensors)).reshape(self.shape)
+        return dequantize(quantized_matrix(self.format, self.shape, self.tensors)).reshape(self.shape)
 
     def save(self, path: Path) -> None:
         metadata = {"format": str(self.format), "shape": list(self.shape), "error": self.error, "provenance": self.provenance}

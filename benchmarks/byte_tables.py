@@ -17,10 +17,10 @@ from results import keep
 
 import sedaq
 from sedaq.aq.encoder.encoder import encode
-from sedaq.aq.encoding import coded_matrix
+from sedaq.aq.encoding import quantized_matrix
 from sedaq.aq.formats import Format
-from sedaq.kernels.coded import CodedMatrix
 from sedaq.kernels.dispatch import rounded
+from sedaq.kernels.quantized_matrix import QuantizedMatrix
 from sedaq.models.calibration import input_columns
 from sedaq.models.hooks import hooking, input_of
 from sedaq.models.sampling import SamplingConfig
@@ -56,7 +56,7 @@ def layers_inputs(name: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return {layer.name: (subject.weight(layer.name), torch.cat(seen[layer.name])[:TOKENS]) for layer in layers}
 
 
-def errors(matrix: CodedMatrix, x: torch.Tensor) -> dict[str, float]:
+def errors(matrix: QuantizedMatrix, x: torch.Tensor) -> dict[str, float]:
     """Relative error of the product by tables of bytes, for every rule."""
     n_groups, g = matrix.codes.shape[1], matrix.codebooks.shape[2]
     columns = x if matrix.order is None else x[:, matrix.order]
@@ -83,7 +83,7 @@ def main() -> None:
             found["activations", "8 bits"].append(((rounded(x) - x).norm() / x.norm()).item())
             for text in FORMATS:
                 format, shape = Format.parse(text), tuple(weight.shape)
-                matrix = coded_matrix(format, shape, encode(weight, format, effort="draft", seed=0).tensors)
+                matrix = quantized_matrix(format, shape, encode(weight, format, effort="draft", seed=0).tensors)
                 for rule, error in errors(matrix, x).items():
                     found[text, rule].append(error)
     rows = [

@@ -17,9 +17,9 @@ from results import keep
 
 from sedaq.aq.formats import Format
 from sedaq.kernels.bench import interleaved_medians, torch_int8
-from sedaq.kernels.coded import CodedMatrix
-from sedaq.kernels.costs import random_matrix
+from sedaq.kernels.cost_model import random_matrix
 from sedaq.kernels.dispatch import product
+from sedaq.kernels.quantized_matrix import QuantizedMatrix
 from sedaq.kernels.reference import dequantize
 
 LAYERS = [(1152, 1152)] * 4 + [(4608, 1152), (1152, 4608)]  # out, in; of every token
@@ -48,7 +48,7 @@ def main() -> None:
     rows = []
     for text in arguments.formats:
         f = Format.parse(text)
-        matrices: list[tuple[CodedMatrix, torch.Tensor]] = [
+        matrices: list[tuple[QuantizedMatrix, torch.Tensor]] = [
             (random_matrix(n_out, n_in, f.n_codebooks, f.n_entries, f.group_size, f.structure, seed=block), torch.randn(tokens, n_in))
             for block in range(arguments.blocks)
             for n_out, n_in, tokens in [*((*layer, arguments.tokens) for layer in LAYERS), (*MODULATION, 1)]

@@ -18,7 +18,7 @@ from torch import nn
 from sedaq import Subject
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
-from sedaq.aq.modules.layers import coded_module, coded_modules, set_module
+from sedaq.aq.modules.layers import quantized_module, quantized_modules, set_module
 from sedaq.models.adapters.denoiser import DenoiserAdapter
 
 SHAPE: dict[str, Any] = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "sample_size": 32, "patch_size": 2}
@@ -62,8 +62,8 @@ def _coded(format: Format) -> Subject:
         books = torch.randn(format.n_codebooks, format.n_stored_entries, format.group_size, generator=rng)
         encoding = Encoding.of_codes(format, (n_out, n_in), codes, {"codebooks": books.half()}, torch.full((n_out,), 0.02))
         module.bias = None if module.bias is None else nn.Parameter(torch.zeros(n_out))
-        set_module(denoiser, path, coded_module(module, "linear", encoding))
-    for layer in coded_modules(denoiser).values():
+        set_module(denoiser, path, quantized_module(module, "linear", encoding))
+    for layer in quantized_modules(denoiser).values():
         layer.prepare()
     return _subject(denoiser, f"DiT-XL/2 in {format}")
 

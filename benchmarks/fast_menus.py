@@ -1,7 +1,7 @@
 """What menus lose and gain where a faster kind of format that is as good is taken:  python benchmarks/fast_menus.py      → results/fast_menus.json
 
 For both shipped models the menus of least error and those of menu_choice.AS_GOOD: entries that differ, the mean ratio of errors at draft effort, and
-milliseconds of a step of 16 images at each rate (every layer at it) by this machine's law of costs.
+milliseconds of a step of 16 images at each rate (every layer at it) by this machine's cost model.
 """
 
 from __future__ import annotations

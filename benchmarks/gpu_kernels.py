@@ -26,9 +26,9 @@ from results import RESULTS, keep
 
 from sedaq.aq.formats import Format
 from sedaq.kernels import bench, gpu, gpu_tiles
-from sedaq.kernels.coded import CodedMatrix, Geometry
 from sedaq.kernels.dispatch import PRECISIONS
 from sedaq.kernels.gpu_tiles import Tiles
+from sedaq.kernels.quantized_matrix import Geometry, QuantizedMatrix
 from sedaq.kernels.reference import dequantize, product_by_dequantizing
 
 FLUSHED = 1 << 29  # bytes written between timings: ten times the second-level cache, and time enough to launch what comes next
@@ -63,7 +63,7 @@ class Case:
 
     layer: str
     x: torch.Tensor
-    matrix: CodedMatrix
+    matrix: QuantizedMatrix
     geometry: Geometry | None
 
     @classmethod

@@ -14,7 +14,7 @@ import torch
 from results import keep
 
 from sedaq.aq.formats import Format
-from sedaq.kernels import bench, costs, dispatch
+from sedaq.kernels import bench, cost_model, dispatch
 
 FORMATS = ("1x8g8", "1x8g8h", "3x8g16", "3x8g16h", "2x8g8", "2x8g8h", "4x8g8", "4x8g8h", "1x8g4", "1x6g3", "1x8g2", "1x4g2")
 
@@ -39,7 +39,7 @@ def main() -> None:
                 cases,
                 shapes=[shape],
                 tokens=arguments.tokens,
-                kernels=costs.candidates(),
+                kernels=cost_model.candidates(),
                 precisions=arguments.classes,
                 repeats=arguments.repeats,
             )

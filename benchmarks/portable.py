@@ -33,7 +33,7 @@ def rows(repeats: int, formats: tuple[str, ...]) -> list[dict[str, Any]]:
     from sedaq.aq.formats import Format
     from sedaq.kernels import dispatch, native
     from sedaq.kernels.bench import interleaved_medians
-    from sedaq.kernels.costs import random_matrix
+    from sedaq.kernels.cost_model import random_matrix
     from sedaq.kernels.reference import dequantize
 
     torch.set_num_threads(1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from results import RESULTS, keep, kept, machine
 
-from sedaq.aq.activations.rounding import RoundedInputs
+from sedaq.aq.activations.quantizer import ActivationQuantizers
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.tuning.settings import TuneConfig
@@ -45,7 +45,7 @@ def uniform_plan(run: Run, bits: float) -> Plan:
 
 
 def tuned_state(
-    run: Run, encodings: Mapping[str, Encoding], settings: TuneConfig | None = None, inputs: RoundedInputs | None = None
+    run: Run, encodings: Mapping[str, Encoding], settings: TuneConfig | None = None, inputs: ActivationQuantizers | None = None
 ) -> tuple[State, dict[str, Any]]:
     """The subject tuned, untuned where there are no settings, and what a row says of it. A tuning that was cut short goes on."""
     tuned = Tuned(dict(encodings), {}, inputs=inputs)

@@ -24,10 +24,10 @@ BASE = TuneConfig(steps=STEPS, n_images=256)
 CASES: dict[str, TuneConfig] = {
     "codebooks only": replace(BASE, code_step="none"),
     "straight-through": replace(BASE, code_step="straight-through"),
-    "PV": replace(BASE, forgetting="none"),
-    "PV, full reset": replace(BASE, forgetting="full"),
+    "PV": replace(BASE, optimizer_reset="none"),
+    "PV, full reset": replace(BASE, optimizer_reset="full"),
     "PV, SeMI": BASE,
-    "PV, consecutive timesteps": replace(BASE, forgetting="none", order="consecutive"),
+    "PV, consecutive timesteps": replace(BASE, optimizer_reset="none", order="consecutive"),
     "PV, consecutive timesteps, SeMI": replace(BASE, order="consecutive"),
 }
 

@@ -15,9 +15,9 @@ import torch
 
 from ..progress import track
 from . import dispatch, native
-from .coded import CodedMatrix, Geometry
-from .costs import random_matrix
+from .cost_model import random_matrix
 from .dispatch import IN_TORCH, KERNELS, PRECISIONS, product_by, usable
+from .quantized_matrix import Geometry, QuantizedMatrix
 from .reference import dequantize
 
 # (out, in) or (out, in, kernel): DiT-XL/2's layers, a feed-forward of SDXL and one of its convolutions, on images of 32×32
@@ -60,7 +60,7 @@ class _Case:
 
     layer: str
     x: torch.Tensor
-    matrix: CodedMatrix
+    matrix: QuantizedMatrix
     geometry: Geometry | None
 
     @classmethod

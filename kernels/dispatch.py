@@ -1,4 +1,4 @@
-"""Which kernel multiplies: a table of kernels, what each is thought to cost (costs.py), and one environment variable that overrules it.
+"""Which kernel multiplies: a table of kernels, what each is thought to cost (cost_model.py), and one environment variable that overrules it.
 
 SEDAQ_KERNEL=reference fixes the lookup product of `reference.py`, for results that must repeat bit by bit on any machine; any other name
 fixes that kernel wherever it serves.
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from . import costs, gpu, native
-from .coded import CodedMatrix, Geometry
+from . import cost_model, gpu, native
+from .quantized_matrix import Geometry, QuantizedMatrix
 from .reference import product_by_dequantizing, product_by_lookup, rounded
 
 log = logging.getLogger("sedaq")
@@ -29,7 +29,7 @@ PRECISIONS = {"exact": 1e-5, "bf16": 1e-2, "a8": 3e-2}
 
 @dataclass(frozen=True)
 class Kernel:
-    product: Callable[[torch.Tensor, CodedMatrix, torch.Tensor | None, Geometry | None], torch.Tensor]
+    product: Callable[[torch.Tensor, QuantizedMatrix, torch.Tensor | None, Geometry | None], torch.Tensor]
     precision: str
 
 
@@ -73,13 +73,13 @@ _MOST_CHOICES = 4096
 _choices: dict[tuple[Any, ...], str] = {}  # by all that they depend on
 
 
-def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "exact") -> str:
+def choose(x: torch.Tensor, tokens: int, matrix: QuantizedMatrix, precision: str = "exact") -> str:
     """The kernel of the least cost (on GPUs: by rule), or the one that SEDAQ_KERNEL names where it can be used.
 
     Raises InputError where SEDAQ_KERNEL names none, or one that this machine does not have.
     """
     forced, codes = os.environ.get("SEDAQ_KERNEL"), matrix.codes
-    form = (codes.shape, codes.dtype, matrix.codebooks.shape, matrix.n_in, matrix.structure, matrix.law)
+    form = (codes.shape, codes.dtype, matrix.codebooks.shape, matrix.n_in, matrix.structure, matrix.cost_model)
     key = (x.dtype, x.device, tokens, form, precision, forced, torch.get_num_threads())
     name = _choices.get(key)
     if name is None:
@@ -89,7 +89,7 @@ def choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str = "
     return name
 
 
-def _choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str, forced: str | None) -> str:
+def _choose(x: torch.Tensor, tokens: int, matrix: QuantizedMatrix, precision: str, forced: str | None) -> str:
     names = [name for name in usable(x, precision) if name not in native.KERNELS or native.serves(name, matrix)]
     if forced:
         here = (*IN_TORCH, *_compiled(x.device))
@@ -99,12 +99,12 @@ def _choose(x: torch.Tensor, tokens: int, matrix: CodedMatrix, precision: str, f
             return forced
     if x.device.type != "cpu":
         return gpu.choose(x, names, precision)
-    return costs.cheapest(names, tokens, matrix, precision)
+    return cost_model.cheapest(names, tokens, matrix, precision)
 
 
 def product(
     x: torch.Tensor,
-    matrix: CodedMatrix,
+    matrix: QuantizedMatrix,
     bias: torch.Tensor | None = None,
     geometry: Geometry | None = None,
     precision: str = "exact",
@@ -118,15 +118,15 @@ def product(
     Returns:
         (..., out) or (N, *out_size, out).
     """
-    places = x.shape[:-1] if geometry is None else (len(x), *geometry.out_size(tuple(x.shape[1:-1])))
-    tokens = math.prod(places)
+    positions = x.shape[:-1] if geometry is None else (len(x), *geometry.out_size(tuple(x.shape[1:-1])))
+    tokens = math.prod(positions)
     name = choose(x, tokens, matrix, precision)
     log.debug("kernel %s for %d tokens, %d to %d", name, tokens, matrix.n_in, matrix.n_out)
     return product_by(name, x, matrix, bias, geometry, precision)
 
 
 def product_by(
-    name: str, x: torch.Tensor, matrix: CodedMatrix, bias: torch.Tensor | None, geometry: Geometry | None, precision: str
+    name: str, x: torch.Tensor, matrix: QuantizedMatrix, bias: torch.Tensor | None, geometry: Geometry | None, precision: str
 ) -> torch.Tensor:
     """As `product`, with a kernel of `usable`. In class "a8" activations are rounded for a kernel that does not do so itself."""
     dtype = x.dtype

@@ -17,9 +17,9 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import gpu_kernels
-from .coded import CodedMatrix, Geometry
 from .gpu_tiles import MOST_COLUMNS, Tiles, for_dequantizing, parts, tiles
 from .prepared import prepared
+from .quantized_matrix import Geometry, QuantizedMatrix
 
 log = logging.getLogger("sedaq")
 
@@ -56,9 +56,9 @@ def piece(group_size: int) -> int:
 
 
 class GpuMatrix:
-    """A coded matrix as the GPU kernels read it: codes as they are, codewords padded to whole pieces."""
+    """A quantized matrix as the GPU kernels read it: codes as they are, codewords padded to whole pieces."""
 
-    def __init__(self, matrix: CodedMatrix) -> None:
+    def __init__(self, matrix: QuantizedMatrix) -> None:
         _, self.n_groups, m = matrix.codes.shape
         _, n_entries, g = matrix.codebooks.shape
         p = piece(g)
@@ -71,18 +71,18 @@ class GpuMatrix:
         self._books: dict[torch.dtype, torch.Tensor] = {}  # filled at first use
         self._tables: dict[Any, tuple[torch.Tensor, int]] = {}
 
-    def books(self, matrix: CodedMatrix, dtype: torch.dtype) -> torch.Tensor:
+    def books(self, matrix: QuantizedMatrix, dtype: torch.dtype) -> torch.Tensor:
         """(M, K, padded group)."""
         if dtype not in self._books:
             missing = self.padded - matrix.codebooks.shape[2]
             self._books[dtype] = torch.nn.functional.pad(matrix.codebooks.detach().to(dtype), (0, missing)).contiguous()
         return self._books[dtype]
 
-    def columns(self, matrix: CodedMatrix, geometry: Geometry, strides: tuple[int, ...]) -> tuple[torch.Tensor, int]:
-        """Where each coded column meets its inputs, and for how many columns on end these lie side by side.
+    def columns(self, matrix: QuantizedMatrix, geometry: Geometry, strides: tuple[int, ...]) -> tuple[torch.Tensor, int]:
+        """Where each column of the codes meets its inputs, and for how many columns on end these lie side by side.
 
         Args:
-            strides: of the axes of an image; with a linear geometry, whatever the taps, a column's number in the matrix is its place.
+            strides: of the axes of an image; with a linear geometry, whatever the taps, a column's number in the matrix is its position.
 
         Returns:
             (1 or 4, width and more) int32: the offset from a token's first input, below zero for columns that are padding; of images also the
@@ -122,7 +122,7 @@ def _run(table: torch.Tensor) -> int:
 def product(
     kernel: str,
     x: torch.Tensor,
-    coded: CodedMatrix,
+    quantized: QuantizedMatrix,
     bias: torch.Tensor | None = None,
     geometry: Geometry | None = None,
     tile: Tiles | None = None,
@@ -133,7 +133,7 @@ def product(
     """
     if not _has_triton():
         raise RuntimeError(f"kernel {kernel} needs triton, which is not installed; install sedaq[triton]")
-    matrix, dtype = prepared(_prepared, coded, GpuMatrix), x.dtype
+    matrix, dtype = prepared(_prepared, quantized, GpuMatrix), x.dtype
     leading, x = x.shape[:-1], x.to(_arithmetic(kernel, dtype))
     if geometry is None:  # images of no axes
         geometry, x = _LINEAR, x.reshape(-1, x.shape[-1])
@@ -141,27 +141,27 @@ def product(
         leading = torch.Size((len(x), *geometry.out_size(tuple(x.shape[1:-1]))))
     if x.stride(-1) != 1:
         x = x.contiguous()
-    y = x.new_empty(*leading, coded.n_out, dtype=dtype)
+    y = x.new_empty(*leading, quantized.n_out, dtype=dtype)
     tokens = math.prod(leading)
     if not y.numel():
         return y
-    table, run = matrix.columns(coded, geometry, x.stride()[1:-1])
+    table, run = matrix.columns(quantized, geometry, x.stride()[1:-1])
     tile = tile or tiles(8 * x.element_size(), tokens, min(run, matrix.constants["P"]), x.device)
-    n_parts = parts(tile, tokens, coded.n_out, matrix.width, _processors(x.device))
-    sums = y if n_parts == 1 else x.new_empty(n_parts, tokens, coded.n_out, dtype=torch.float32)
+    n_parts = parts(tile, tokens, quantized.n_out, matrix.width, _processors(x.device))
+    sums = y if n_parts == 1 else x.new_empty(n_parts, tokens, quantized.n_out, dtype=torch.float32)
     bias = None if bias is None else bias.detach().float().contiguous()
     size = tuple(x.shape[1:-1])
 
     def three(values: Sequence[int], missing: int) -> tuple[int, ...]:
         return (missing,) * (3 - len(values)) + tuple(values)
 
-    n_tiles = math.ceil(tokens / tile.tokens) * math.ceil(coded.n_out / tile.rows)
+    n_tiles = math.ceil(tokens / tile.tokens) * math.ceil(quantized.n_out / tile.rows)
     steps = math.ceil(math.ceil(matrix.width / tile.columns) / n_parts)
     with torch.cuda.device_of(x):
         _launch(
             gpu_kernels.product, (n_tiles, n_parts),
-            x, sums, coded.codes if matrix.codes is None else matrix.codes, matrix.books(coded, x.dtype), matrix.scales, bias, table,
-            table.shape[1], tokens, coded.n_out, matrix.n_groups, steps,
+            x, sums, quantized.codes if matrix.codes is None else matrix.codes, matrix.books(quantized, x.dtype), matrix.scales, bias, table,
+            table.shape[1], tokens, quantized.n_out, matrix.n_groups, steps,
             x.stride(0), three(x.stride()[1:-1], 0), three(size, 1), three(geometry.out_size(size), 1), three(geometry.step, 1),
             three(geometry.padding, 0),
             AXES=len(size) if any(geometry.padding) else 0, RUN=run, **matrix.constants, FINISH=n_parts == 1,
@@ -170,21 +170,21 @@ def product(
         )  # fmt: skip
         if n_parts > 1:
             grid = (-(-y.numel() // 1024),)
-            _launch(gpu_kernels.finish, grid, sums, y, matrix.scales, bias, n_parts, y.numel(), coded.n_out, SIZE=1024)
+            _launch(gpu_kernels.finish, grid, sums, y, matrix.scales, bias, n_parts, y.numel(), quantized.n_out, SIZE=1024)
     return y
 
 
-def dequantize(coded: CodedMatrix, dtype: torch.dtype = torch.float32, tile: Tiles | None = None) -> torch.Tensor:
+def dequantize(quantized: QuantizedMatrix, dtype: torch.dtype = torch.float32, tile: Tiles | None = None) -> torch.Tensor:
     """The dense matrix (out, in), as `reference.dequantize` gives it, in one pass. dtype: float32, float16 or bfloat16."""
-    matrix = prepared(_prepared, coded, GpuMatrix)
-    y = torch.empty(coded.n_out, coded.n_in, dtype=dtype, device=coded.codes.device)
-    table, run = matrix.columns(coded, _LINEAR, ())
+    matrix = prepared(_prepared, quantized, GpuMatrix)
+    y = torch.empty(quantized.n_out, quantized.n_in, dtype=dtype, device=quantized.codes.device)
+    table, run = matrix.columns(quantized, _LINEAR, ())
     tile = tile or for_dequantizing(y.device)
     with torch.cuda.device_of(y):
         _launch(
-            gpu_kernels.dequantize, (math.ceil(matrix.width / tile.columns), math.ceil(coded.n_out / tile.rows)),
-            y, coded.codes if matrix.codes is None else matrix.codes, matrix.books(coded, dtype), matrix.scales, table,
-            coded.n_out, coded.n_in, matrix.n_groups, RUN=run, **matrix.constants, ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
+            gpu_kernels.dequantize, (math.ceil(matrix.width / tile.columns), math.ceil(quantized.n_out / tile.rows)),
+            y, quantized.codes if matrix.codes is None else matrix.codes, matrix.books(quantized, dtype), matrix.scales, table,
+            quantized.n_out, quantized.n_in, matrix.n_groups, RUN=run, **matrix.constants, ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
     return y
 

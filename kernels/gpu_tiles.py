@@ -28,7 +28,7 @@ class Tiles:
 
 
 UP_TO = (16, 64, 256)  # tokens: each step has tiles of its own, and so has what is above the last
-# By bits of the inputs and place in UP_TO. Chosen to fit registers and shared memory of sm_80 and sm_90 without spilling, not yet by time.
+# By bits of the inputs and index in UP_TO. Chosen to fit registers and shared memory of sm_80 and sm_90 without spilling, not yet by time.
 DEFAULTS: dict[int, tuple[Tiles, ...]] = {
     16: (Tiles(16, 64, 128, 4, 3), Tiles(64, 64, 64, 4, 3), Tiles(64, 128, 64, 8, 3), Tiles(128, 128, 64, 8, 3)),
     32: (Tiles(16, 64, 32, 4, 3), Tiles(64, 64, 16, 4, 3), Tiles(64, 64, 16, 4, 3), Tiles(128, 64, 16, 8, 3)),
@@ -40,11 +40,11 @@ LEAST_STEPS = 4  # worth a program of its own
 
 def tiles(bits: int, tokens: int, together: int, device: torch.device) -> Tiles:
     """For inputs of so many bits, where inputs and codewords are loaded by so many numbers together."""
-    place = sum(tokens > limit for limit in UP_TO)
-    found = _measured(str(device)).get(f"{bits} {place}", DEFAULTS[bits][place])
+    index = sum(tokens > limit for limit in UP_TO)
+    found = _measured(str(device)).get(f"{bits} {index}", DEFAULTS[bits][index])
     if together >= 8:
         return found
-    return replace(found, columns=max(16, found.columns // 2))  # else registers do not hold all the places
+    return replace(found, columns=max(16, found.columns // 2))  # else registers do not hold all the positions
 
 
 def for_dequantizing(device: torch.device) -> Tiles:
@@ -65,7 +65,7 @@ def path(device: torch.device) -> Path:
 
 
 def keep(found: dict[str, Tiles], device: torch.device) -> None:
-    """Tiles by "bits place" or "dequantize" for all processes from now on. Raises InputError where the folder cannot be written to."""
+    """Tiles by "bits index" or "dequantize" for all processes from now on. Raises InputError where the folder cannot be written to."""
     content = {"device": _name(device), "tiles": {key: asdict(tile) for key, tile in found.items()}}
     write_json(path(device), "gpu tiles", content)
     _measured.cache_clear()

@@ -16,8 +16,8 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import InputError
-from .coded import CodedMatrix, Geometry
 from .prepared import prepared
+from .quantized_matrix import Geometry, QuantizedMatrix
 
 log = logging.getLogger("sedaq")
 
@@ -95,7 +95,7 @@ def library() -> Any | None:
     return found
 
 
-def serves(kernel: str, matrix: CodedMatrix) -> bool:
+def serves(kernel: str, matrix: QuantizedMatrix) -> bool:
     """Whether a kernel multiplies by a matrix of this form: groups may be too long (taps of a very large window), rows for sums of 32 bits, and
     byte shuffles want codes of a byte and tables of up to 16 entries."""
     n_entries, group_size = matrix.codebooks.shape[1:]
@@ -105,7 +105,7 @@ def serves(kernel: str, matrix: CodedMatrix) -> bool:
     return group_size <= LONGEST_GROUP and (not kernel.startswith("int8") or matrix.n_in <= MOST_INPUTS_8_BITS)
 
 
-def looks_halves_up(kernel: str, matrix: CodedMatrix) -> bool:
+def looks_halves_up(kernel: str, matrix: QuantizedMatrix) -> bool:
     """Whether a kernel of tables has those of a hierarchical code's halves only, as csrc/lookup.h decides."""
     narrow = kernel.startswith("lookup32") and not kernel.endswith("avx512")
     return narrow and matrix.structure == "h" and matrix.codebooks.shape[1] == 256 and matrix.n_out < MANY_ROWS
@@ -133,9 +133,9 @@ def available() -> tuple[str, ...]:
 
 
 class NativeMatrix:
-    """A coded matrix as the C++ kernels read it: codes as they are, codewords padded to a power of two."""
+    """A quantized matrix as the C++ kernels read it: codes as they are, codewords padded to a power of two."""
 
-    def __init__(self, matrix: CodedMatrix) -> None:
+    def __init__(self, matrix: QuantizedMatrix) -> None:
         n_out, n_groups, n_codebooks = matrix.codes.shape
         _, n_entries, g = matrix.codebooks.shape
         stride = 1 << (g - 1).bit_length()
@@ -169,11 +169,11 @@ def _axes(x: torch.Tensor, geometry: Geometry, out_size: Sequence[int]) -> tuple
     return tuple((_I64 * 3)(*[fill] * (3 - len(values)), *values) for values, fill in zip(known, missing, strict=True))
 
 
-_NO_AXES = _axes(torch.empty(1, 1), Geometry((), (), (), ()), ())  # of a linear layer: images of one place
+_NO_AXES = _axes(torch.empty(1, 1), Geometry((), (), (), ()), ())  # of a linear layer: images of one position
 _prepared: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def prepare(matrix: CodedMatrix) -> NativeMatrix:
+def prepare(matrix: QuantizedMatrix) -> NativeMatrix:
     """What products of this matrix read, made at the first call."""
     return prepared(_prepared, matrix, NativeMatrix)
 
@@ -184,7 +184,7 @@ def _library() -> Any:
     return found
 
 
-def _runs(matrix: CodedMatrix) -> torch.Tensor:
+def _runs(matrix: QuantizedMatrix) -> torch.Tensor:
     """Stretches of columns that meet neighbouring channels at one tap, as sedaq_run: (n, 5) of first column, length, tap, first channel, and how
     far apart the columns are."""
     if matrix.order is None:
@@ -199,31 +199,31 @@ def _runs(matrix: CodedMatrix) -> torch.Tensor:
 
 
 def product(
-    kernel: str, x: torch.Tensor, coded: CodedMatrix, bias: torch.Tensor | None = None, geometry: Geometry | None = None
+    kernel: str, x: torch.Tensor, quantized: QuantizedMatrix, bias: torch.Tensor | None = None, geometry: Geometry | None = None
 ) -> torch.Tensor:
     """As `dispatch.product`, in bfloat16 if x is and else in float32; x may be a part of more channels."""
-    matrix = prepare(coded)
+    matrix = prepare(quantized)
     if x.dtype != torch.bfloat16:
         x = x.float()
-    places = x.shape[:-1]
+    positions = x.shape[:-1]
     if geometry is None:
         x = x.reshape(-1, x.shape[-1])
     else:
-        places = torch.Size((len(x), *geometry.out_size(tuple(x.shape[1:-1]))))
+        positions = torch.Size((len(x), *geometry.out_size(tuple(x.shape[1:-1]))))
     if x.stride(-1) != 1:
         x = x.contiguous()
-    y = torch.empty(*places, matrix.n_out, dtype=x.dtype)
-    axes = _NO_AXES if geometry is None else _axes(x, geometry, places[1:])
+    y = torch.empty(*positions, matrix.n_out, dtype=x.dtype)
+    axes = _NO_AXES if geometry is None else _axes(x, geometry, positions[1:])
     runs = (len(matrix.runs), matrix.runs.data_ptr())
     given = _Input(x.data_ptr(), x.dtype == torch.bfloat16, *runs, x.shape[0], *axes[:6], x.stride(0), axes[6])
     bias = None if bias is None else bias.detach().float().contiguous()
-    weights = matrix.struct(coded.codes, bias, KERNELS[kernel] == "a8")
+    weights = matrix.struct(quantized.codes, bias, KERNELS[kernel] == "a8")
     status = _library().sedaq_product(
         _NUMBERS[kernel], ctypes.byref(weights), ctypes.byref(given), y.data_ptr(), matrix.n_out, torch.get_num_threads()
     )
     if status == 1:
         raise RuntimeError(
-            f"kernel {kernel} is not to be had on this processor, or not for groups of {coded.codebooks.shape[2]} and {coded.codebooks.shape[1]} codewords; it has {', '.join(available())}"
+            f"kernel {kernel} is not to be had on this processor, or not for groups of {quantized.codebooks.shape[2]} and {quantized.codebooks.shape[1]} codewords; it has {', '.join(available())}"
         )
     if status:
         raise MemoryError(f"kernel {kernel}: out of memory for {matrix.n_out} rows and an input of shape {tuple(x.shape)}")

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from . import dispatch
-from .coded import CodedMatrix, Geometry
+from .quantized_matrix import Geometry, QuantizedMatrix
 from .reference import product_by_dequantizing
 
 
 def product(
     x: torch.Tensor,
-    matrix: CodedMatrix,
+    matrix: QuantizedMatrix,
     bias: torch.Tensor | None = None,
     geometry: Geometry | None = None,
     precision: str = "exact",
@@ -37,7 +37,7 @@ def product(
         matrix.n_in,
         matrix.structure,
         matrix.taps,
-        matrix.law,
+        matrix.cost_model,
         _numbers(geometry),
         precision,
     )
@@ -63,11 +63,11 @@ def _forward(
     n_in: int,
     structure: str,
     taps: int,
-    law: str,
+    cost_model: str,
     geometry: Sequence[int],
     precision: str,
 ) -> torch.Tensor:
-    matrix = CodedMatrix(codes, codebooks, scales, n_in, order, structure, taps, law)
+    matrix = QuantizedMatrix(codes, codebooks, scales, n_in, order, structure, taps, cost_model)
     return dispatch.product(x, matrix, bias, _geometry(geometry), precision).contiguous()
 
 
@@ -81,13 +81,13 @@ def _fake(
     n_in: Any,
     structure: Any,
     taps: Any,
-    law: Any,
+    cost_model: Any,
     geometry: Any,
     precision: Any,
 ) -> Any:
     cut = _geometry(geometry)
-    places = x.shape[:-1] if cut is None else (x.shape[0], *cut.out_size(x.shape[1:-1]))
-    return x.new_empty(*places, codes.shape[0])
+    positions = x.shape[:-1] if cut is None else (x.shape[0], *cut.out_size(x.shape[1:-1]))
+    return x.new_empty(*positions, codes.shape[0])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -100,10 +100,10 @@ def _gradients(ctx: Any, of_y: torch.Tensor) -> tuple[Any, ...]:
     x, codes, codebooks, scales, order, bias = ctx.saved_tensors
     n_in, structure, taps, geometry = ctx.constants
     leaves = dict(zip(("x", "books", "scales", "bias"), (x, codebooks, scales, bias), strict=True))
-    wanted = [name for name, place in zip(leaves, (0, 2, 3, 5), strict=True) if ctx.needs_input_grad[place]]
+    wanted = [name for name, index in zip(leaves, (0, 2, 3, 5), strict=True) if ctx.needs_input_grad[index]]
     with torch.enable_grad():
         leaves |= {name: leaves[name].detach().requires_grad_() for name in wanted}
-        matrix = CodedMatrix(codes, leaves["books"], leaves["scales"], n_in, order, structure, taps)
+        matrix = QuantizedMatrix(codes, leaves["books"], leaves["scales"], n_in, order, structure, taps)
         y = product_by_dequantizing(leaves["x"], matrix, leaves["bias"], _geometry(geometry))
         found = dict(zip(wanted, torch.autograd.grad(y, [leaves[name] for name in wanted], of_y), strict=True))
     return found.get("x"), None, found.get("books"), found.get("scales"), None, found.get("bias"), *[None] * 6

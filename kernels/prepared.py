@@ -1,4 +1,4 @@
-"""What a kernel makes of a coded matrix once, kept as long as the matrix's codes live."""
+"""What a kernel makes of a quantized matrix once, kept as long as the matrix's codes live."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .coded import CodedMatrix
+from .quantized_matrix import QuantizedMatrix
 
 T = TypeVar("T")
 
 
-def prepared(known: WeakIdKeyDictionary, matrix: CodedMatrix, make: Callable[[CodedMatrix], T]) -> T:
+def prepared(known: WeakIdKeyDictionary, matrix: QuantizedMatrix, make: Callable[[QuantizedMatrix], T]) -> T:
     """`make(matrix)`, made once for a matrix, and again when its tensors are others or hold something else.
 
     `known` is by the tensor of codes, which lives as long as its layer; with the other tensors and versions of all, for they may change.

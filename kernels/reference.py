@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 
-from .coded import CodedMatrix, Geometry
+from .quantized_matrix import Geometry, QuantizedMatrix
 
 _CONVOLUTIONS = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)
 
 
-def dequantize(matrix: CodedMatrix) -> torch.Tensor:
+def dequantize(matrix: QuantizedMatrix) -> torch.Tensor:
     """The dense matrix (out, in)."""
     n_out, n_groups, n_codebooks = matrix.codes.shape
     _, n_entries, group_size = matrix.codebooks.shape
@@ -25,7 +25,7 @@ def dequantize(matrix: CodedMatrix) -> torch.Tensor:
 
 
 def product_by_lookup(
-    x: torch.Tensor, matrix: CodedMatrix, bias: torch.Tensor | None = None, geometry: Geometry | None = None
+    x: torch.Tensor, matrix: QuantizedMatrix, bias: torch.Tensor | None = None, geometry: Geometry | None = None
 ) -> torch.Tensor:
     """Without ever forming the matrix: one table of <group of x, codeword> for each group, one lookup for each code."""
     columns = x if geometry is None else geometry.columns(x)
@@ -44,7 +44,7 @@ def product_by_lookup(
 
 
 def product_by_dequantizing(
-    x: torch.Tensor, matrix: CodedMatrix, bias: torch.Tensor | None = None, geometry: Geometry | None = None
+    x: torch.Tensor, matrix: QuantizedMatrix, bias: torch.Tensor | None = None, geometry: Geometry | None = None
 ) -> torch.Tensor:
     """Through the dense matrix and torch's product or convolution."""
     dense, bias = dequantize(matrix).to(x.dtype), None if bias is None else bias.to(x.dtype)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..aq.activations.rounding import Activation
+from ..aq.activations.quantizer import Activation
 from ..aq.plans.menu import Entry, header_bytes, model_bytes
 from ..aq.plans.plan import activation_specs
 from ..aq.profiling.step_times import StepTimes

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..aq.activations.rounding import Activation
+from ..aq.activations.quantizer import Activation
 from ..aq.plans.menu import Entry
 from ..aq.plans.plan import Plan
 from ..aq.profiling.step_times import StepTimes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
-from ..aq.activations.rounding import Activation
+from ..aq.activations.quantizer import Activation
 from ..aq.formats import Format
 from ..aq.plans.menu import Entry
 from ..aq.profiling.step_times import StepTimes

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..aq.activations.calibration import ranged
 from ..aq.activations.choice import choose
-from ..aq.activations.rounding import Activation
+from ..aq.activations.quantizer import Activation
 from ..aq.export.apply import pipeline_bytes
 from ..aq.formats import Format
 from ..aq.profiling.step_times import StepTimes
@@ -28,8 +28,8 @@ from .find import FRONT_BITS, find_front, find_plan
 from .verify import Verification
 
 STEP_IMAGES = 64  # as `bench model` samples at once
-LAW_BYTES = 1024  # of a pipeline, by which the text of the kernels' law may be longer on another machine
-SPARE_BYTES = LAW_BYTES + 1024  # and by which a plan's text may be longer than that of the first plan
+COST_MODEL_BYTES = 1024  # of a pipeline, by which the text of the kernels' cost model may be longer on another machine
+SPARE_BYTES = COST_MODEL_BYTES + 1024  # and by which a plan's text may be longer than that of the first plan
 
 
 def parse_pins(texts: Sequence[str]) -> dict[str, Format]:
@@ -57,7 +57,7 @@ def find_within_pipeline(run: Run, text: str, find: Callable[[int, bool], FoundP
     try:
         while True:
             found = find(room, True)
-            excess = pipeline_bytes(run.subject, found.plan) + LAW_BYTES - limit
+            excess = pipeline_bytes(run.subject, found.plan) + COST_MODEL_BYTES - limit
             if excess <= 0:
                 return found
             room = found.plan.size_bytes - excess

@@ -98,7 +98,11 @@ def test_without_a_terminal_a_line_comes_at_most_every_half_minute(clock: Clock,
         list(track(range(2000), "encoding", cost=lambda _: 1000))
     out, err = capsys.readouterr()
     lines = err.splitlines()
-    assert out == "" and lines[:3] == ["probing: 0 of 100, 0:00", "probing: 5 of 100, 0:35, 11:05 left", "probing: 10 of 100, 1:10, 10:30 left"]
+    assert out == "" and lines[:3] == [
+        "probing: 0 of 100, 0:00",
+        "probing: 5 of 100, 0:35, 11:05 left",
+        "probing: 10 of 100, 1:10, 10:30 left",
+    ]
     assert lines[20:22] == ["probing: 100 of 100, 11:40", "encoding: 0 of 2,000,000, 0:00"]
     assert lines[22:] == ["encoding: 2,000,000 of 2,000,000, 0:00"]
 

@@ -13,7 +13,7 @@ from ...models.hooks import Before, hooking, input_of
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...models.trace import Recording, ReplayBuffer
-from .rounding import N_BUCKETS, RANGES, Activation, RoundedInputs, on_grid
+from .quantizer import N_BUCKETS, RANGES, Activation, ActivationQuantizers, fake_quantize
 
 N_IMAGES = 16  # whose trajectories are recorded
 N_ROWS, BATCH, N_VALUES = 256, 32, 4096  # calls looked at, how many at a time, values kept a layer, bucket and batch
@@ -30,12 +30,12 @@ def timestep_edges(timesteps: torch.Tensor) -> tuple[float, ...]:
     distinct = timesteps.unique()
     if len(distinct) == 1:
         distinct = distinct.repeat(2)
-    places = torch.arange(1, N_BUCKETS) * len(distinct) / N_BUCKETS
-    right = places.round().long().clamp(1, len(distinct) - 1)
+    positions = torch.arange(1, N_BUCKETS) * len(distinct) / N_BUCKETS
+    right = positions.round().long().clamp(1, len(distinct) - 1)
     return tuple(((distinct[right - 1] + distinct[right]) / 2).tolist())
 
 
-def calibrated(subject: Subject, choices: Mapping[str, Activation], buffer: ReplayBuffer) -> RoundedInputs:
+def calibrated(subject: Subject, choices: Mapping[str, Activation], buffer: ReplayBuffer) -> ActivationQuantizers:
     """Give static schemes the ranges with the least squared error over what their layers get; a bucket that nothing fell into gets its
     neighbour's.
 
@@ -44,16 +44,18 @@ def calibrated(subject: Subject, choices: Mapping[str, Activation], buffer: Repl
     """
     static = {name: choice for name, choice in choices.items() if choice.is_static}
     if not static:
-        return RoundedInputs(dict(choices))
+        return ActivationQuantizers(dict(choices))
     edges = timestep_edges(buffer.timesteps)
     values = collected(subject, set(static), edges, buffer)
-    return RoundedInputs(dict(choices), edges, {name: fitted(choice, values[name]) for name, choice in static.items()})
+    return ActivationQuantizers(dict(choices), edges, {name: fitted(choice, values[name]) for name, choice in static.items()})
 
 
-def ranged(subject: Subject, choices: Mapping[str, Activation], seed: int, sampling: SamplingConfig | None = None) -> RoundedInputs | None:
+def ranged(
+    subject: Subject, choices: Mapping[str, Activation], seed: int, sampling: SamplingConfig | None = None
+) -> ActivationQuantizers | None:
     """`calibrated` on calls of its own, sampled in the subject's own number of steps; None where no layer's inputs are rounded."""
     if not any(choice.is_static for choice in choices.values()):
-        return RoundedInputs(dict(choices)) if choices else None
+        return ActivationQuantizers(dict(choices)) if choices else None
     return calibrated(subject, choices, ReplayBuffer.record(subject, own_calls(seed, replace(sampling or SamplingConfig(), steps=None))))
 
 
@@ -95,6 +97,6 @@ def _fitted(activation: Activation, x: torch.Tensor) -> tuple[float, float]:
     for ratio in RATIOS.tolist():
         width = max(ratio * (high - low), 1e-12)
         scale, shift = width / activation.largest, ratio * low / width
-        error = (on_grid(x, activation, torch.tensor(scale), torch.tensor(shift)) - x).square().mean().item()
+        error = (fake_quantize(x, activation, torch.tensor(scale), torch.tensor(shift)) - x).square().mean().item()
         best = min(best, (error, scale, shift))
     return best[1], best[2]

@@ -19,7 +19,7 @@ from ...progress import track
 from ...storage import fingerprint, read_json, write_json
 from ..profiling.operations import tokens_of
 from .calibration import BATCH, calibrated, own_calls
-from .rounding import SCHEMES, Activation, attached
+from .quantizer import SCHEMES, Activation, attached
 
 N_ROWS = 64  # calls that each choice is measured on
 RAISED = {8: 16, 6: 8}  # bits that sensitive layers get instead

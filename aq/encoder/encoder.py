@@ -152,9 +152,7 @@ def _round_to_int8(objective: Objective) -> Encoding:
     return Encoding(Format("int8"), objective.shape, {"codes": codes, "scales": scales}, math.nan)
 
 
-def _encode_additive(
-    objective: Objective, format: Format, effort: Effort, seed: int, book: Mapping[str, torch.Tensor] | None
-) -> Encoding:
+def _encode_additive(objective: Objective, format: Format, effort: Effort, seed: int, book: Mapping[str, torch.Tensor] | None) -> Encoding:
     start = time.perf_counter()
     rng = torch.Generator().manual_seed(seed)
     parts, rows = objective.parts(format, effort.n_fitted(format), rng)

@@ -15,14 +15,14 @@ import safetensors.torch
 import torch
 
 from ...errors import InputError
-from ...kernels import costs
+from ...kernels import cost_model
 from ...models.images import all_images
 from ...models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...storage import SCHEMA, append_record, json_bytes
 from ..activations.calibration import ranged
-from ..activations.rounding import ACTIVATION, N_BUCKETS
+from ..activations.quantizer import ACTIVATION, N_BUCKETS
 from ..encoding import Encoding
 from ..formats import BOOK_TENSORS
 from ..plans.plan import SAFETENSORS_METADATA, Plan, book_holders
@@ -94,9 +94,9 @@ def apply(
 
 def _tuning_record(plan: Plan, out: Path, tuned: Tuned, settings: TuneConfig, seconds: float) -> dict[str, Any]:
     losses = [[step, loss if math.isfinite(loss) else None] for step, loss in tuned.losses]
-    chosen = {name: value for name, value in vars(settings).items() if name != "stages"}
+    chosen = {name: value for name, value in vars(settings).items() if name not in ("stages", "optimizer_reset")}
     details = {
-        "settings": {**chosen, "stages": [list(stage) for stage in settings.stages]},
+        "settings": {**chosen, "forgetting": settings.optimizer_reset, "stages": [list(stage) for stage in settings.stages]},
         "ending": tuned.ending,
         "seconds": round(seconds, 1),
     }
@@ -203,7 +203,7 @@ def _swap(new: Path, out: Path) -> None:
 
 
 def pipeline_bytes(subject: Subject, plan: Plan) -> int:
-    """Of all files that apply writes for a subject that is a pipeline, at most, but for what the kernels' law differs in length from machine to machine."""
+    """Of all files that apply writes for a subject that is a pipeline, at most, but for what the kernels' cost model differs in length from machine to machine."""
     assert subject.folder is not None
     denoiser = subject.folder / subject.component
     copied = sum(path.stat().st_size for path in subject.folder.rglob("*") if path.is_file() and denoiser not in path.parents)
@@ -219,8 +219,8 @@ def _config_text(subject: Subject, plan: Plan, edges: tuple[float, ...]) -> str:
         "quant_method": "sedaq",
         "schema": SCHEMA,
         "fingerprint": subject.fingerprint,
-        "layers": coded_layers(plan.formats),
-        "kernel_costs": costs.to_store(),
+        "layers": quantized_layers(plan.formats),
+        "kernel_costs": cost_model.to_store(),
         "activations": {name: vars(choice) for name, choice in plan.activations.items()},
         "timestep_edges": list(edges),
     }
@@ -237,6 +237,6 @@ def _write_denoiser(subject: Subject, plan: Plan, tuned: Tuned, folder: Path) ->
         raise InputError(f"{folder}: the file has {size} bytes where the plan says {plan.size_bytes}; please report this with the plan")
 
 
-def coded_layers(formats: Mapping[str, Any]) -> dict[str, str]:
+def quantized_layers(formats: Mapping[str, Any]) -> dict[str, str]:
     """Format text of each layer that holds codes."""
     return {name: str(format) for name, format in formats.items() if format.kind != "asis"}

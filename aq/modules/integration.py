@@ -16,14 +16,14 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
 from ...errors import InputError
-from ...kernels import costs
+from ...kernels import cost_model
 from ...models.hooks import add_hooks
 from ...storage import SCHEMA
-from ..activations.rounding import ACTIVATION, Activation, Clock, InputRounding, rounding_of
+from ..activations.quantizer import ACTIVATION, Activation, ActivationQuantizer, Clock, activation_quantizer
 from ..encoding import Encoding
 from ..formats import BOOK_TENSORS, Format
 from ..plans.plan import book_holders
-from .layers import coded_module, coded_modules, set_module
+from .layers import quantized_module, quantized_modules, set_module
 
 
 class _Method(StrEnum):
@@ -73,7 +73,7 @@ class SedaqConfig(QuantizationConfigMixin):
 
 
 class SedaqQuantizer(DiffusersQuantizer):
-    """Replaces the layers named in the config by coded ones and fills their buffers with the stored dtypes."""
+    """Replaces the layers named in the config by quantized ones and fills their buffers with the stored dtypes."""
 
     quantization_config: SedaqConfig
 
@@ -90,17 +90,19 @@ class SedaqQuantizer(DiffusersQuantizer):
             shape = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
             tensors = {name: torch.empty(size, dtype=dtype, device="meta") for name, (dtype, size) in format.tensor_specs(shape).items()}
             kind = "linear" if len(shape) == 2 else f"conv{len(shape) - 2}d"
-            coded = coded_module(module, kind, Encoding(format, shape, tensors, 0.0))
+            layer = quantized_module(module, kind, Encoding(format, shape, tensors, 0.0))
             if holders.get(path, path) != path:
-                coded.borrow_book({name: tensors[name] for name in BOOK_TENSORS if name in tensors})
+                layer.borrow_book({name: tensors[name] for name in BOOK_TENSORS if name in tensors})
             if path in self.quantization_config.activations:
-                coded.activation = self._rounding(module, self.quantization_config.activations[path])
-            set_module(model, path, coded)
+                layer.activation = self._rounding(module, self.quantization_config.activations[path])
+            set_module(model, path, layer)
 
     @staticmethod
-    def _rounding(module: nn.Module, choice: Activation) -> InputRounding:
+    def _rounding(module: nn.Module, choice: Activation) -> ActivationQuantizer:
         specs = choice.tensor_specs().items()
-        return rounding_of(module, choice, {name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in specs})
+        return activation_quantizer(
+            module, choice, {name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in specs}
+        )
 
     @property
     def _holders(self) -> dict[str, str]:
@@ -116,15 +118,17 @@ class SedaqQuantizer(DiffusersQuantizer):
         for path, holder in self._holders.items():
             if path != holder:
                 held = dict(model.get_submodule(holder).named_buffers(recurse=False))
-                coded: Any = model.get_submodule(path)
-                coded.borrow_book({name: held[name] for name in BOOK_TENSORS if name in held})
+                borrower: Any = model.get_submodule(path)
+                borrower.borrow_book({name: held[name] for name in BOOK_TENSORS if name in held})
         stored_costs = self.quantization_config.kernel_costs
-        law = costs.adopt(stored_costs) if stored_costs else ""
+        adopted = cost_model.adopt(stored_costs) if stored_costs else ""
         for path in self.quantization_config.layers:
             layer: Any = model.get_submodule(path)
-            layer.law = law
+            layer.cost_model = adopted
             layer.prepare()
-        static = [layer.activation for layer in coded_modules(model).values() if layer.activation and layer.activation.activation.is_static]
+        static = [
+            layer.activation for layer in quantized_modules(model).values() if layer.activation and layer.activation.activation.is_static
+        ]
         if static:
             clock = Clock(model, self.quantization_config.timestep_edges)
             add_hooks(model, before={"": clock})

@@ -11,28 +11,28 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 from ...kernels import native
-from ...kernels.coded import CodedMatrix, Geometry
 from ...kernels.ops import product
+from ...kernels.quantized_matrix import Geometry, QuantizedMatrix
 from ...kernels.reference import dequantize
 from ...models.calibration import sides_of_padding
 from ...models.hooks import add_hooks
-from ..activations.rounding import InputRounding, rounding_hook
-from ..encoding import Encoding, coded_matrix
+from ..activations.quantizer import ActivationQuantizer, quantizer_hook
+from ..encoding import Encoding, quantized_matrix
 from ..formats import Format
 
 _CONVOLUTIONS: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
 LEAST_ROWS = 16  # of a conv group that is worth a product of its own
 
 
-class _Coded(nn.Module):
+class _Quantized(nn.Module):
     """Stored tensors as buffers, by the names and shapes of Format.tensor_specs.
 
     `precision` is the class of arithmetic, a name in kernels.dispatch.PRECISIONS: "exact" in the input's dtype, "bf16" in bfloat16, "a8"
-    with activations rounded to 8 bits a token (of a convolution: all that one place of the output sees), or their products with codewords. `law` names the costs by which
-    kernels are chosen, as costs.adopt does; empty where they are this machine's.
+    with activations rounded to 8 bits a token (of a convolution: all that one position of the output sees), or their products with codewords. `cost_model` names the one by which
+    kernels are chosen, as cost_model.adopt does; empty where it is this machine's.
     """
 
-    law = ""
+    cost_model = ""
 
     def __init__(self, format: Format, shape: tuple[int, ...], tensors: dict[str, torch.Tensor], bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class _Coded(nn.Module):
             raise InputError("a layer that stays as it is has no codes; keep the module that it is")
         self.format, self.shape = format, tuple(shape)
         self.precision = "exact"
-        self.activation: InputRounding | None = None
-        self._matrix: tuple[torch.Tensor, CodedMatrix] | None = None
+        self.activation: ActivationQuantizer | None = None
+        self._matrix: tuple[torch.Tensor, QuantizedMatrix] | None = None
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
@@ -57,11 +57,11 @@ class _Coded(nn.Module):
         """The stored tensors, by name."""
         return dict(self.named_buffers(recurse=False))
 
-    def matrix(self) -> CodedMatrix:
+    def matrix(self) -> QuantizedMatrix:
         """Unpacked codes and expanded codebooks, made at first use and again after a move or a load."""
         codes = self.get_buffer("codes")
         if self._matrix is None or self._matrix[0] is not codes:
-            self._matrix = (codes, replace(coded_matrix(self.format, self.shape, self.stored), law=self.law))
+            self._matrix = (codes, replace(quantized_matrix(self.format, self.shape, self.stored), cost_model=self.cost_model))
         return self._matrix[1]
 
     def prepare(self) -> None:
@@ -75,7 +75,7 @@ class _Coded(nn.Module):
         super()._load_from_state_dict(*args)
         self._matrix = None
 
-    def _apply(self, fn: Any, recurse: bool = True) -> _Coded:
+    def _apply(self, fn: Any, recurse: bool = True) -> _Quantized:
         """Moves take the stored tensors along; casts (`.half()`, `.to(torch.bfloat16)`) leave what is stored as it is."""
         before = self.stored
         super()._apply(fn, recurse)
@@ -96,7 +96,7 @@ class _Coded(nn.Module):
         return f"shape={self.shape}, format={self.format}, bias={self.bias is not None}"
 
 
-class AQLinear(_Coded):
+class AQLinear(_Quantized):
     """nn.Linear over codes: x (..., in) → (..., out).
 
     >>> from sedaq.aq.encoder.encoder import encode
@@ -116,8 +116,8 @@ class AQLinear(_Coded):
         return product(x, self.matrix(), self.bias, None, precision)
 
 
-class _AQConv(_Coded):
-    """A convolution over codes: the coded product of its patches, which are gathered as they are needed."""
+class _AQConv(_Quantized):
+    """A convolution over codes: the quantized product of its patches, which are gathered as they are needed."""
 
     kind: str
 
@@ -138,7 +138,7 @@ class _AQConv(_Coded):
         self.padding = padding if isinstance(padding, (tuple, str)) else (padding,) * n
         self.groups, self.padding_mode = groups, padding_mode
         self.out_channels, self.in_channels, self.kernel_size = self.shape[0], self.shape[1] * groups, self.shape[2:]
-        self._groups: tuple[CodedMatrix, list[CodedMatrix]] | None = None
+        self._groups: tuple[QuantizedMatrix, list[QuantizedMatrix]] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x, precision = self.multiplied(x)
@@ -160,7 +160,7 @@ class _AQConv(_Coded):
         parts = [product(*of_group, geometry, precision) for of_group in zip(inputs, self._group_matrices(), biases, strict=True)]
         return torch.cat(parts, -1).movedim(-1, 1)
 
-    def _group_matrices(self) -> list[CodedMatrix]:
+    def _group_matrices(self) -> list[QuantizedMatrix]:
         matrix = self.matrix()
         if not self._groups or self._groups[0] is not matrix:
             rows = zip(matrix.codes.chunk(self.groups), matrix.scales.chunk(self.groups), strict=True)
@@ -191,8 +191,8 @@ _DENSE = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
-def coded_module(module: nn.Module, kind: str, encoding: Encoding) -> _Coded:
-    """The coded twin of a Linear or Conv module, its bias and geometry kept."""
+def quantized_module(module: nn.Module, kind: str, encoding: Encoding) -> _Quantized:
+    """The quantized counterpart of a Linear or Conv module, its bias and geometry kept."""
     bias: Any = module.bias
     if kind == "linear":
         return AQLinear(encoding, bias)
@@ -206,29 +206,29 @@ def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), name, module)
 
 
-def coded_modules(root: nn.Module) -> dict[str, _Coded]:
+def quantized_modules(root: nn.Module) -> dict[str, _Quantized]:
     """The layers that hold codes, by path."""
-    return {path: module for path, module in root.named_modules() if isinstance(module, _Coded)}
+    return {path: module for path, module in root.named_modules() if isinstance(module, _Quantized)}
 
 
 def densify(root: nn.Module) -> None:
-    """Put plain Linear and Conv modules with de-quantized weights in the place of coded ones: for measuring, where speed of torch counts.
+    """Put plain Linear and Conv modules with de-quantized weights in the place of quantized ones: for measuring, where speed of torch counts.
 
-    Their inputs are rounded as those of the coded ones are.
+    Their inputs are rounded as those of the quantized ones are.
     """
-    for path, module in coded_modules(root).items():
+    for path, module in quantized_modules(root).items():
         weight = dequantize(module.matrix()).reshape(module.shape)
         with torch.device("meta"):
             dense = _dense_twin(module)
         dense.weight = nn.Parameter(weight, requires_grad=False)
         dense.bias = module.bias
         if module.activation is not None:
-            add_hooks(dense, before={"": rounding_hook(module.activation)})
+            add_hooks(dense, before={"": quantizer_hook(module.activation)})
         set_module(root, path, dense)
     root.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _dense_twin(module: _Coded) -> Any:
+def _dense_twin(module: _Quantized) -> Any:
     if isinstance(module, AQLinear):
         return nn.Linear(module.in_features, module.out_features, module.bias is not None)
     assert isinstance(module, _AQConv)

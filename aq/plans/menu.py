@@ -59,7 +59,7 @@ _INT8_BOOK_LOSS = 0.005
 class Entry:
     """One format on a layer's menu. Bytes of codebooks that are shared are not in it but in `book_bytes`, for they count once."""
 
-    rate: float  # its place in the order of the menu: 1.5, 2, …, 4; 8 for int8; the stored bits of a weight left as it is
+    rate: float  # its position in the order of the menu: 1.5, 2, …, 4; 8 for int8; the stored bits of a weight left as it is
     format: Format
     size_bytes: int  # of the weight as stored, which bits_per_weight counts
     file_bytes: int  # what it adds to the safetensors file at most: size_bytes, and entries in the header

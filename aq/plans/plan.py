@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import InputError
 from ...models.subject import Subject
 from ...storage import SAFETENSORS_DTYPES, fingerprint, read_json, write_json
-from ..activations.rounding import ACTIVATION, Activation
+from ..activations.quantizer import ACTIVATION, Activation
 from ..formats import AS_IS, BOOK_TENSORS, Format
 from .menu import TensorSpec
 

@@ -20,11 +20,11 @@ from ...models.loading import load
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
-from ..modules.layers import coded_modules
+from ..modules.layers import quantized_modules
 from .operations import Operations, described, modules_of, of_module, tokens_counted
 from .step_times import timed
 
-# What a denoiser computes in. Of coded layers: their class "exact", "bf16" or "a8"; other layers stay in float32 under "a8".
+# What a denoiser computes in. Of quantized layers: their class "exact", "bf16" or "a8"; other layers stay in float32 under "a8".
 ARITHMETICS = ("float32", "bfloat16", "a8")
 STEPS = 4
 
@@ -46,7 +46,7 @@ def model_steps(
         raise InputError(f"arithmetic {sorted(unknown)[0]!r} is unknown; choose among {', '.join(ARITHMETICS)}")
     cases = [(name, arithmetic) for name in names for arithmetic in arithmetics]
     subjects = {case: _prepared(*case) for case in cases}
-    subjects = {case: subject for case, subject in subjects.items() if case[1] != "a8" or coded_modules(subject.denoiser)}
+    subjects = {case: subject for case, subject in subjects.items() if case[1] != "a8" or quantized_modules(subject.denoiser)}
     if not subjects:
         raise InputError(f"arithmetic a8 is for models with codes, and none of {', '.join(names)} has any; apply a plan first")
     counted = {case: _counted(subject, n_images) for case, subject in subjects.items()}  # warms up, too
@@ -66,7 +66,7 @@ def model_steps(
 
 def _prepared(name: str, arithmetic: str) -> Subject:
     subject = load(name, quantized=True)
-    for module in coded_modules(subject.denoiser).values():
+    for module in quantized_modules(subject.denoiser).values():
         module.precision = {"float32": "exact", "bfloat16": "bf16", "a8": "a8"}[arithmetic]
     if arithmetic == "bfloat16":
         in_bfloat16(subject.denoiser)

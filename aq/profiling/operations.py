@@ -16,7 +16,7 @@ from ...models.layers import KINDS
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ..formats import AS_IS, Format
-from ..modules.layers import coded_modules
+from ..modules.layers import quantized_modules
 
 DENSE_BYTES = {"32/32": 4, "16/16": 2, "8/8": 1}  # of a weight, by the bits of weights and activations
 
@@ -63,7 +63,7 @@ def modules_of(denoiser: nn.Module) -> dict[str, nn.Module]:
     """Linear and Conv layers, those that hold codes among them, by path."""
     kinds = tuple(KINDS)
     found = {name: module for name, module in denoiser.named_modules() if isinstance(module, kinds)}
-    return found | coded_modules(denoiser)
+    return found | quantized_modules(denoiser)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a sampling step takes with a plan, before the plan is applied: coded layers by the kernels' law of costs, all else as it was measured."""
+"""What a sampling step takes with a plan, before the plan is applied: quantized layers by the kernels' cost model, all else as it was measured."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from ...errors import InputError
-from ...kernels import costs, dispatch
-from ...kernels.coded import CodedMatrix
+from ...kernels import cost_model, dispatch
+from ...kernels.quantized_matrix import QuantizedMatrix
 from ...models.hooks import After, hooking, input_of
 from ...models.layers import Layer
 from ...models.sampling import SamplingConfig
@@ -26,21 +26,21 @@ from ...progress import track
 from ...storage import read_json, write_json
 from ..encoding import Encoding
 from ..formats import Format
-from ..modules.layers import LEAST_ROWS, coded_module
+from ..modules.layers import LEAST_ROWS, quantized_module
 
 _ROUNDS, _STEPS = 5, 2
 _INT8_ENTRIES = 256
-_TRIAL = Format.parse("2x8g8")  # what a layer takes beyond the law of products, patches and calls, is that of any format
+_TRIAL = Format.parse("2x8g8")  # what a layer takes beyond the cost model of products, patches and calls, is that of any format
 
 
 @dataclass(frozen=True)
 class StepTimes:
     """Nanoseconds of one step for `n_images` images at once, in float32 on this machine.
 
-    A layer with codes takes what the law says of its products, and what one trial format was measured to take beyond that.
+    A layer with codes takes what the cost model says of its products, and what one trial format was measured to take beyond that.
 
-    tokens: places of each layer's output, one number a call. dense: of each layer as it is. beyond: of each with codes, beside the law. rest:
-    of the step without the layers. law: of the kernels, as costs.to_store gives it.
+    tokens: positions of each layer's output, one number a call. dense: of each layer as it is. beyond: of each with codes, beside the cost model. rest:
+    of the step without the layers. kernel_costs: their cost model, as cost_model.to_store gives it.
     """
 
     subject: Subject
@@ -49,17 +49,17 @@ class StepTimes:
     dense: Mapping[str, int]
     beyond: Mapping[str, int]
     rest: int
-    law: Mapping[str, Any]
+    kernel_costs: Mapping[str, Any]
     _known: dict[tuple[str, Format], int] = field(default_factory=dict, compare=False)
 
     @classmethod
     def measure(cls, subject: Subject, n_images: int, sampling: SamplingConfig | None = None) -> StepTimes:
-        """Time the full-precision model's layers on their way, and one coded twin of each, medians over rounds.
+        """Time the full-precision model's layers on their way, and one proxy layer with codes for each, medians over rounds.
 
-        Raises InputError on a GPU, where products have no law of costs.
+        Raises InputError on a GPU, where products have no cost model.
         """
         if next(subject.denoiser.parameters()).device.type != "cpu":
-            raise InputError("milliseconds a step are foretold on CPUs only; leave `ms_per_step` out, or take `device` cpu")
+            raise InputError("milliseconds a step are predicted on CPUs only; leave `ms_per_step` out, or take `device` cpu")
         modules = {layer.name: subject.denoiser.get_submodule(layer.name) for layer in subject.layers}
 
         def step(steps: int) -> None:
@@ -75,57 +75,65 @@ class StepTimes:
             rests.append(1e3 * (time.perf_counter() - start) - sum(ms.values()))
             of_layers.append(ms)
         dense = {name: round(1e6 * median(ms[name] for ms in of_layers) / _STEPS) for name in modules}
-        tokens = {name: [places for _, places in of_layer] for name, of_layer in calls.items()}
-        by_law = cls(subject, n_images, tokens, dense, dict.fromkeys(modules, 0), round(1e6 * median(rests) / _STEPS), costs.to_store())
+        tokens = {name: [positions for _, positions in of_layer] for name, of_layer in calls.items()}
+        by_cost_model = cls(
+            subject, n_images, tokens, dense, dict.fromkeys(modules, 0), round(1e6 * median(rests) / _STEPS), cost_model.to_store()
+        )
         known: dict[Any, int] = {}
         beyond = {}
         for layer in track(subject.layers, "milliseconds of layers"):
-            twins = [(repr(modules[layer.name]), size) for size, _ in calls[layer.name]]
-            for twin in twins:
-                if twin not in known:
-                    known[twin] = _nanoseconds(_random_twin(modules[layer.name], layer), torch.randn(twin[1]))
-            beyond[layer.name] = sum(known[twin] for twin in twins) - by_law.of(layer.name, _TRIAL)
-        return replace(by_law, beyond=beyond, _known={})
+            proxies = [(repr(modules[layer.name]), size) for size, _ in calls[layer.name]]
+            for proxy in proxies:
+                if proxy not in known:
+                    known[proxy] = _nanoseconds(_random_proxy(modules[layer.name], layer), torch.randn(proxy[1]))
+            beyond[layer.name] = sum(known[proxy] for proxy in proxies) - by_cost_model.of(layer.name, _TRIAL)
+        return replace(by_cost_model, beyond=beyond, _known={})
 
     @classmethod
     def of_run(cls, folder: Path, subject: Subject, n_images: int, sampling: SamplingConfig | None = None) -> StepTimes:
         """Measured once for each machine, number of threads and of images, and kept in `folder`: searches repeat."""
-        path = folder / "step-times" / f"{costs.machine()}-{torch.get_num_threads()}-{n_images}.json"
-        names = ("tokens", "dense", "beyond", "rest", "law")
+        path = folder / "step-times" / f"{cost_model.machine()}-{torch.get_num_threads()}-{n_images}.json"
+        fields = {
+            "tokens": "tokens",
+            "dense": "dense",
+            "beyond": "beyond",
+            "rest": "rest",
+            "law": "kernel_costs",
+        }  # by their names in the file
         if path.exists():
             stored = read_json(path, "step times")
-            return cls(subject, n_images, *(stored[name] for name in names))
+            return cls(subject, n_images, *(stored[name] for name in fields))
         times = cls.measure(subject, n_images, sampling)
-        write_json(path, "step times", {name: getattr(times, name) for name in names})
+        write_json(path, "step times", {name: getattr(times, field) for name, field in fields.items()})
         return times
 
     @cached_property
-    def _law(self) -> str:
-        return costs.adopt(self.law)
+    def _cost_model(self) -> str:
+        return cost_model.adopt(self.kernel_costs)
 
     def of(self, name: str, format: Format) -> int:
         """Nanoseconds of one layer with a format."""
         if (name, format) not in self._known:
-            self._known[name, format] = self.dense[name] if format.kind == "asis" else max(0, self._coded(name, format))
+            self._known[name, format] = self.dense[name] if format.kind == "asis" else max(0, self._quantized(name, format))
         return self._known[name, format]
 
     def of_plan(self, formats: Mapping[str, Format]) -> int:
         return self.rest + sum(self.of(name, format) for name, format in formats.items())
 
-    def _coded(self, name: str, format: Format) -> int:
+    def _quantized(self, name: str, format: Format) -> int:
         layer = self.subject.layer(name)
         rows = layer.shape[0] // layer.groups
         if layer.groups > 1 and rows < LEAST_ROWS:  # these write their weights out and convolve as dense layers do
             return self.dense[name] + self.beyond[name]
-        matrix = _shapes_only(format, (rows, *layer.shape[1:]), self._law)
+        matrix = _shapes_only(format, (rows, *layer.shape[1:]), self._cost_model)
         kernels = [(dispatch.choose(torch.empty(0), tokens, matrix), tokens) for tokens in self.tokens[name]]
-        seconds = sum(costs.seconds(kernel, tokens, matrix) for kernel, tokens in kernels)
+        seconds = sum(cost_model.seconds(kernel, tokens, matrix) for kernel, tokens in kernels)
         return layer.groups * round(1e9 * seconds) + self.beyond[name]
 
 
 @contextmanager
 def _calls(denoiser: nn.Module, modules: Mapping[str, Any]) -> Iterator[dict[str, list[tuple[tuple[int, ...], int]]]]:
-    """Of every module the shape of each input while the block runs, and the places of the output."""
+    """Of every module the shape of each input while the block runs, and the positions of the output."""
     found: dict[str, list[tuple[tuple[int, ...], int]]] = {name: [] for name in modules}
 
     def hook(name: str) -> After:
@@ -140,7 +148,7 @@ def _calls(denoiser: nn.Module, modules: Mapping[str, Any]) -> Iterator[dict[str
         yield found
 
 
-def _random_twin(module: nn.Module, layer: Layer) -> nn.Module:
+def _random_proxy(module: nn.Module, layer: Layer) -> nn.Module:
     """A layer of the same geometry with codes at random."""
     generator = torch.Generator().manual_seed(0)
     tensors = {
@@ -149,7 +157,7 @@ def _random_twin(module: nn.Module, layer: Layer) -> nn.Module:
         else torch.randn(size, generator=generator).to(dtype)
         for name, (dtype, size) in _TRIAL.tensor_specs(layer.shape).items()
     }
-    return coded_module(module, layer.kind, Encoding(_TRIAL, layer.shape, tensors, 0.0))
+    return quantized_module(module, layer.kind, Encoding(_TRIAL, layer.shape, tensors, 0.0))
 
 
 @torch.inference_mode()
@@ -163,7 +171,7 @@ def _nanoseconds(module: nn.Module, x: torch.Tensor) -> int:
     return round(1e9 * median(seconds[1:]))
 
 
-def _shapes_only(format: Format, shape: tuple[int, ...], law: str) -> CodedMatrix:
+def _shapes_only(format: Format, shape: tuple[int, ...], cost_model: str) -> QuantizedMatrix:
     """A matrix of such codes without memory."""
     n_out, n_in = shape[0], math.prod(shape[1:])
     of_codes, of_books = (n_out, n_in, 1), (1, _INT8_ENTRIES, 1)
@@ -171,7 +179,7 @@ def _shapes_only(format: Format, shape: tuple[int, ...], law: str) -> CodedMatri
         of_codes = (n_out, format.n_groups(shape), format.n_codebooks)
         of_books = (format.n_codebooks, format.n_entries, format.group_size)
     codes, books, scales = (torch.empty(size, device="meta") for size in (of_codes, of_books, (n_out,)))
-    return CodedMatrix(codes, books, scales, n_in, structure=format.structure, law=law)
+    return QuantizedMatrix(codes, books, scales, n_in, structure=format.structure, cost_model=cost_model)
 
 
 @contextmanager

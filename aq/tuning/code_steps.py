@@ -1,6 +1,6 @@
 """How codes move: the V step and its rivals.
 
-A layer's wish tells where its groups would like to go; codes can only go where sums of codewords are.
+A layer's straight-through buffer u sums the steps that gradients ask for; codes can only go where sums of codewords are.
 """
 
 from __future__ import annotations
@@ -58,34 +58,34 @@ def _nearer(
 def pv(layer: TunableLayer, settings: TuneConfig) -> Flips:
     """PV-Tuning's V step in a subspace (Malinovskii et al. 2024, §3.2): the groups that want to move most are encoded anew by beam search.
 
-    Of the share of groups with the largest wish ‖u‖ those move, strongest wish first, until their changes use the trust ratio up,
-    ‖Δw‖ ≤ ratio · ‖w‖; a group that moved has no wish left.
+    Of the share of groups with the largest ‖u‖ those move, largest first, until their changes use the trust ratio up,
+    ‖Δw‖ ≤ ratio · ‖w‖; a moved group's u is zero again.
     """
-    assert layer.wish is not None
-    weight, wish = layer.grouped(layer.weight()), layer.wish.change.float()
-    strength = (wish.square().sum(2) * layer.unpadded).reshape(-1)
+    assert layer.straight_through is not None
+    weight, wanted = layer.grouped(layer.weight()), layer.straight_through.change.float()
+    strength = (wanted.square().sum(2) * layer.unpadded).reshape(-1)
     chosen = strength.topk(max(1, int(settings.code_share * strength.numel()))).indices
     row, group = chosen // weight.shape[1], chosen % weight.shape[1]
-    codes, moved, change = _nearer(layer, row, group, (weight + wish)[row, group], weight[row, group])
+    codes, moved, change = _nearer(layer, row, group, (weight + wanted)[row, group], weight[row, group])
     limit = settings.trust_ratio**2 * weight.square().sum()
     moved &= change <= limit  # one that is too large by itself stands in nobody's way
     moved &= (change * moved).cumsum(0) <= limit
     row, group = row[moved], group[moved]
-    layer.wish.change[row, group] = 0
+    layer.straight_through.change[row, group] = 0
     return _flip(layer, row, group, codes[moved])
 
 
 @torch.no_grad()
 def straight_through(layer: TunableLayer, settings: TuneConfig) -> Flips:
     """The baseline that PV-Tuning is held against: latent dense weights take the gradient of the quantized ones, and all groups are encoded anew
-    from them. The latent weight is the weight plus its wish."""
-    assert layer.wish is not None
+    from them. The latent weight is the weight plus its buffer."""
+    assert layer.straight_through is not None
     weight = layer.grouped(layer.weight())
-    latent = weight + layer.wish.change.float()
+    latent = weight + layer.straight_through.change.float()
     row, group = layer.unpadded.nonzero(as_tuple=True)
     codes, moved, _ = _nearer(layer, row, group, latent[row, group], weight[row, group])
     flips = _flip(layer, row[moved], group[moved], codes[moved])
-    layer.wish.change = (latent - layer.grouped(layer.weight())).to(layer.wish.change)
+    layer.straight_through.change = (latent - layer.grouped(layer.weight())).to(layer.straight_through.change)
     return flips
 
 

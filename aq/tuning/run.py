@@ -17,13 +17,13 @@ from ...models.trace import Call, first_tensor
 from ...progress import track
 from .adam import Adam
 from .code_steps import CODE_STEPS
-from .forgetting import FORGETTINGS
+from .optimizer_reset import OPTIMIZER_RESETS
 from .orders import ORDERS, jumps
 from .settings import TuneConfig
 from .stages import STAGES, WHOLE, unit_loss
+from .straight_through import StraightThroughBuffer, stride
 from .student import Student
 from .trajectories import Trajectories
-from .wish import Wish, stride
 
 DIVERGED = 10.0  # times the first loss
 MIN_TIMED = 6  # steps, to know how many there is time for
@@ -38,7 +38,7 @@ class TuningRun:
         if settings.gradient_checkpointing:
             _enable_checkpointing(student.denoiser)
         self.optimizer = Adam(student.parameters(), student.units())
-        self.forgetting = FORGETTINGS[settings.forgetting]()
+        self.optimizer_reset = OPTIMIZER_RESETS[settings.optimizer_reset]()
         self.rng = torch.Generator().manual_seed(settings.seed)
         self.means = {name: p.detach().clone() for name, p in student.parameters().items()} if settings.ema_decay else {}
         self.step, self.n_steps, self.looks_without_gain = 0, settings.steps, 0
@@ -106,7 +106,7 @@ class TuningRun:
         self.optimizer.zero_grad()
         loss.backward()
         if jumps(buffers.tuning, settings.order, step):
-            self.forgetting.after_jump(self.optimizer)
+            self.optimizer_reset.after_jump(self.optimizer)
         # Down to zero by a cosine: the last steps settle.
         self.optimizer.step(settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress)))
         for name, mean in self.means.items():
@@ -115,7 +115,7 @@ class TuningRun:
             self._move_codes(step, progress, weights)
 
     def _move_codes(self, step: int, progress: float, weights: Mapping[str, torch.Tensor]) -> None:
-        """Wishes gather at every step, and are granted at some."""
+        """Straight-through buffers grow at every step; codes move at some."""
         settings, layers = self.settings, self.student.layers
         length = stride(settings.code_reach, progress, self.n_steps)
         for path, weight in weights.items():
@@ -123,8 +123,8 @@ class TuningRun:
                 layers[path].want(weight, weight.grad, length, settings.buffer_decay)
         if step % settings.code_every == 0:
             move = CODE_STEPS[settings.code_step]
-            flips = {path: move(layer, settings) for path, layer in layers.items() if layer.wish is not None}
-            self.forgetting.after_flips(self.optimizer, self.student, flips)
+            flips = {path: move(layer, settings) for path, layer in layers.items() if layer.straight_through is not None}
+            self.optimizer_reset.after_flips(self.optimizer, self.student, flips)
 
     def loss(self, stage: str, call: Call, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         if stage == WHOLE:
@@ -183,7 +183,10 @@ class TuningRun:
             "adam": self.optimizer.tensors(),
             "mean": self.means,
             "wish": {
-                f"{path}/{key}": t for path, layer in self.student.layers.items() if layer.wish for key, t in vars(layer.wish).items()
+                f"{path}/{key}": t
+                for path, layer in self.student.layers.items()
+                if layer.straight_through
+                for key, t in vars(layer.straight_through).items()
             },
             "rng": {"state": self.rng.get_state()},
         }
@@ -199,9 +202,11 @@ class TuningRun:
         self.optimizer.restore(parts["adam"])
         self.best, self.means = parts["best"], parts["mean"]
         for path, layer in self.student.layers.items():
-            names = {field.name: f"{path}/{field.name}" for field in fields(Wish)}
-            wished = all(name in parts["wish"] for name in names.values())
-            layer.wish = Wish(**{field: parts["wish"][name] for field, name in names.items()}) if wished else None
+            names = {field.name: f"{path}/{field.name}" for field in fields(StraightThroughBuffer)}
+            kept = all(name in parts["wish"] for name in names.values())
+            layer.straight_through = (
+                StraightThroughBuffer(**{field: parts["wish"][name] for field, name in names.items()}) if kept else None
+            )
         self.rng.set_state(parts["rng"]["state"])
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...errors import InputError
 from ...models.trace import N_PARTS
 from .code_steps import CODE_STEPS
-from .forgetting import FORGETTINGS
+from .optimizer_reset import OPTIMIZER_RESETS
 from .orders import ORDERS
 from .stages import STAGES, WHOLE
 from .weighting import WEIGHTINGS
@@ -36,11 +36,11 @@ class TuneConfig:
     code_step: str = "pv"  # a name in CODE_STEPS
     code_every: int = 2  # P steps between V steps
     code_until: float = 0.8  # the share of all steps in which codes move; then the rest settles
-    code_reach: float = 0.15  # how far noise alone takes the wishes of codes in all steps, relative to the weights' root mean square
+    code_reach: float = 0.15  # how far noise alone takes straight-through buffers in all steps, relative to the weights' root mean square
     code_share: float = 0.2  # groups that a V step may encode anew
     trust_ratio: float = 0.02  # largest relative change of a layer's weights in one V step
-    buffer_decay: float = 1.0  # of wishes, from step to step
-    forgetting: str = "semi"  # what becomes of the moments of entries that a flip made stale, a name in FORGETTINGS
+    buffer_decay: float = 1.0  # of straight-through buffers, from step to step
+    optimizer_reset: str = "semi"  # what becomes of the moments of entries that a flip made stale, a name in OPTIMIZER_RESETS
 
     ema_decay: float = 0.0  # of the running mean of all continuous parameters; 0: none is kept
     check_every: int = 50  # steps between looks at the held-out loss, and between checkpoints
@@ -55,7 +55,12 @@ class TuneConfig:
             raise InputError(f"tuning takes more than 0 minutes; got {self.minutes}")
         if self.n_images < N_PARTS or self.n_images % N_PARTS:
             raise InputError(f"tuning takes trajectories of a multiple of {N_PARTS} images; got {self.n_images}")
-        tables: dict[str, Collection[str]] = {"order": ORDERS, "weighting": WEIGHTINGS, "code_step": CODE_STEPS, "forgetting": FORGETTINGS}
+        tables: dict[str, Collection[str]] = {
+            "order": ORDERS,
+            "weighting": WEIGHTINGS,
+            "code_step": CODE_STEPS,
+            "optimizer_reset": OPTIMIZER_RESETS,
+        }
         chosen = [(field, getattr(self, field)) for field in tables] + [("stages", stage) for stage, _ in self.stages]
         for field, name in chosen:
             table = tables.get(field, STAGES)

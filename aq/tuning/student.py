@@ -14,7 +14,7 @@ from ...errors import InputError
 from ...models.layers import KINDS
 from ...models.subject import Subject
 from ...models.trace import Call, first_tensor
-from ..activations.rounding import ACTIVATION, RANGES, RoundedInputs, attach
+from ..activations.quantizer import ACTIVATION, RANGES, ActivationQuantizers, attach
 from ..encoding import Encoding
 from ..plans.plan import book_holders
 from .adam import distinct
@@ -33,7 +33,7 @@ class Student:
         InputError: encodings that do not fit the denoiser's layers.
     """
 
-    def __init__(self, subject: Subject, encodings: Mapping[str, Encoding], inputs: RoundedInputs | None = None) -> None:
+    def __init__(self, subject: Subject, encodings: Mapping[str, Encoding], inputs: ActivationQuantizers | None = None) -> None:
         _check_fit(subject, encodings)
         self.device = next(subject.denoiser.parameters()).device
         self.layers = {name: TunableLayer(e, self.device) for name, e in encodings.items() if e.format.kind == "additive"}
@@ -48,7 +48,7 @@ class Student:
                 del module.weight
             else:
                 module.weight.data = encoding.dequantize().to(module.weight)  # type: ignore[union-attr, operator, arg-type]
-        self._inputs = inputs or RoundedInputs({})
+        self._inputs = inputs or ActivationQuantizers({})
         self.roundings, clock = self._inputs.modules(self.denoiser, self.device)
         attach(self.denoiser, self.roundings, clock)
         # Embeddings look rows up: few of them are met in a short tuning, so they stay.
@@ -81,7 +81,7 @@ class Student:
         relative = {name: p for name, p in self.parameters().items() if not name.endswith(("/log_scales", f"/{RANGES}"))}
         return {name: max(LEAST_UNIT, p.detach().square().mean().sqrt().item()) for name, p in relative.items()}
 
-    def inputs(self) -> RoundedInputs:
+    def inputs(self) -> ActivationQuantizers:
         """How inputs are rounded, with ranges as they are now."""
         tensors = {path: {name: p.detach().clone() for name, p in one.learnable().items()} for path, one in self.roundings.items()}
         return replace(self._inputs, tensors={path: of for path, of in tensors.items() if of})

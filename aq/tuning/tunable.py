@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...kernels.coded import CodedMatrix
+from ...kernels.quantized_matrix import QuantizedMatrix
 from ...kernels.reference import dequantize
 from ..encoder.beam import best_codes
-from ..encoding import Encoding, coded_matrix, stored_codebooks
-from .wish import Wish
+from ..encoding import Encoding, quantized_matrix, stored_codebooks
+from .straight_through import StraightThroughBuffer
 
 CHUNK = 1 << 16  # groups that are encoded at a time
 
@@ -26,7 +26,7 @@ class TunableLayer(nn.Module):
     def __init__(self, encoding: Encoding, device: torch.device | str = "cpu") -> None:
         super().__init__()
         tensors = {name: tensor.to(device) for name, tensor in encoding.tensors.items()}
-        matrix = coded_matrix(encoding.format, encoding.shape, tensors)
+        matrix = quantized_matrix(encoding.format, encoding.shape, tensors)
         self.encoding, self.format = encoding, encoding.format
         self.codes = matrix.codes.int()  # (out, G, M)
         self.order = None if matrix.order is None else matrix.order.to(device)
@@ -39,7 +39,7 @@ class TunableLayer(nn.Module):
         self.expansion = self.format.expansion.to(device)  # (K, stored entries)
         # Groups that end in padding keep their codes: codewords there are not bound by the weight.
         self.unpadded = self.grouped(torch.ones(encoding.shape, device=device)).amin(2)
-        self.wish: Wish | None = None
+        self.straight_through: StraightThroughBuffer | None = None
 
     def scales(self) -> torch.Tensor:
         return torch.where(self.signs != 0, self.signs * self.log_scales.exp(), 0.0)
@@ -51,7 +51,7 @@ class TunableLayer(nn.Module):
     def weight(self) -> torch.Tensor:
         """Dense, of the encoding's shape, differentiable in codebooks and log scales."""
         n_in = math.prod(self.encoding.shape[1:])
-        return dequantize(CodedMatrix(self.codes, self.books(), self.scales(), n_in, self.order)).reshape(self.encoding.shape)
+        return dequantize(QuantizedMatrix(self.codes, self.books(), self.scales(), n_in, self.order)).reshape(self.encoding.shape)
 
     def grouped(self, dense: torch.Tensor) -> torch.Tensor:
         """(out, in, *taps) → (out, G, g) in coded column order, padded."""
@@ -63,11 +63,11 @@ class TunableLayer(nn.Module):
 
     @torch.no_grad()
     def want(self, weight: torch.Tensor, gradient: torch.Tensor, stride: float, decay: float) -> None:
-        """Add to the wish what a gradient of the dense weight says. stride: relative to the weight's root mean square."""
+        """Add to the straight-through buffer what a gradient of the dense weight says. stride: relative to the weight's root mean square."""
         gradient = self.grouped(gradient)
-        if self.wish is None:
-            self.wish = Wish.none_yet(gradient)
-        self.wish.add(gradient, stride * weight.detach().square().mean().sqrt().item(), decay)
+        if self.straight_through is None:
+            self.straight_through = StraightThroughBuffer.zeros_like(gradient)
+        self.straight_through.add(gradient, stride * weight.detach().square().mean().sqrt().item(), decay)
 
     @torch.no_grad()
     def nearest(self, row: torch.Tensor, group: torch.Tensor, target: torch.Tensor, beam: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from torch import nn
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...storage import fingerprint, tensor_fingerprint
-from ..activations.rounding import RoundedInputs, attached
+from ..activations.quantizer import ActivationQuantizers, attached
 from ..encoding import Encoding
 from .checkpoint import Checkpoint
 from .run import TuningRun
@@ -36,7 +36,7 @@ class Tuned:
     encodings: dict[str, Encoding]
     others: dict[str, torch.Tensor]  # biases, norms and whatever else was tuned, by name in the state dict
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out mean squared error, weighted as tuning was)
-    inputs: RoundedInputs | None = None
+    inputs: ActivationQuantizers | None = None
     ending: str = ""  # what there is to say beside that all steps were done
     lost: float = math.nan  # loss of what is handed out, of a student's that answers zeros
 
@@ -57,7 +57,7 @@ class Tuned:
         """Run the block with `subject` made of this as its files have it: de-quantized weights, tuned tensors, rounded inputs."""
         parameters = dict(subject.denoiser.named_parameters())
         originals = {name: parameters[name].data for name in self.others}
-        inputs = self.inputs or RoundedInputs({})
+        inputs = self.inputs or ActivationQuantizers({})
         weights = {name: encoding.dequantize() for name, encoding in self.encodings.items()}
         with subject.weights_replaced(weights), attached(subject.denoiser, *inputs.modules(subject.denoiser)):
             try:
@@ -74,7 +74,7 @@ def tune(
     encodings: Mapping[str, Encoding],
     settings: TuneConfig | None = None,
     *,
-    inputs: RoundedInputs | None = None,
+    inputs: ActivationQuantizers | None = None,
     images: torch.Tensor | None = None,
     folder: Path | None = None,
     buffer_folder: Path | None = None,

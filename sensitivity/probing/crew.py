@@ -10,7 +10,7 @@ from types import TracebackType
 
 import torch
 
-from ...aq.activations.rounding import RoundedInputs
+from ...aq.activations.quantizer import ActivationQuantizers
 from ...aq.formats import Format
 from ...errors import InputError
 from ..run import Run
@@ -90,7 +90,7 @@ class Crew:
 _worker: Prober | None = None
 
 
-def _start_worker(folder: str, split: str, inputs: RoundedInputs | None, device: str, threads: int) -> None:
+def _start_worker(folder: str, split: str, inputs: ActivationQuantizers | None, device: str, threads: int) -> None:
     global _worker
     torch.set_num_threads(threads)
     _worker = Prober(Run.open(folder, device=device), split=split, inputs=inputs)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ...aq.activations.rounding import RoundedInputs, attached
+from ...aq.activations.quantizer import ActivationQuantizers, attached
 from ...aq.formats import AS_IS, Format
 from ...aq.plans.plan import weight_bits
 from ...errors import InputError
@@ -54,7 +54,7 @@ class Prober:
         inputs: how the inputs of layers are rounded, of those that a plan does not leave as they are.
     """
 
-    def __init__(self, run: Run, *, split: str = "train", inputs: RoundedInputs | None = None) -> None:
+    def __init__(self, run: Run, *, split: str = "train", inputs: ActivationQuantizers | None = None) -> None:
         self.run, self.split, self.inputs = run, split, inputs
         name = run.settings.extractor or run.subject.extractor
         if name is None:
@@ -120,8 +120,8 @@ class Prober:
             ]
         )
 
-    def _rounded(self, formats: Mapping[str, Format]) -> RoundedInputs:
-        return (self.inputs or RoundedInputs({})).of({name for name, format in formats.items() if format != AS_IS})
+    def _rounded(self, formats: Mapping[str, Format]) -> ActivationQuantizers:
+        return (self.inputs or ActivationQuantizers({})).of({name for name, format in formats.items() if format != AS_IS})
 
     def measure(
         self, formats: Mapping[str, Format], *, purpose: str = "probe", n_images: int | None = None, steps: int | None = None

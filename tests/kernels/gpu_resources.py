@@ -26,8 +26,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from sedaq.kernels import gpu, gpu_tiles
-from sedaq.kernels.coded import Geometry
-from sedaq.kernels.costs import random_matrix
+from sedaq.kernels.cost_model import random_matrix
+from sedaq.kernels.quantized_matrix import Geometry
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TOKENS = {"few": 16, "some": 64, "more": 256, "many": 4096}  # each takes other tiles

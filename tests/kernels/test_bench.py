@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from sedaq.kernels import bench, costs, native
+from sedaq.kernels import bench, cost_model, native
 from sedaq.kernels.dispatch import IN_TORCH, KERNELS, PRECISIONS
 
 HERE = (*IN_TORCH, *native.available())
 
 
 @pytest.fixture(autouse=True)
-def law(monkeypatch):
+def costs(monkeypatch):
     monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
-    names = (costs.ROUNDING, *reversed(HERE[1:]))
-    factors = {name: {key: [float(place), 0, 0, 0, 0, 0] for key in costs.SIZES} for place, name in enumerate(names)}
-    monkeypatch.setattr(costs, "law", lambda: factors)
+    names = (cost_model.ROUNDING, *reversed(HERE[1:]))
+    factors = {name: {key: [float(place), 0, 0, 0, 0, 0] for key in cost_model.SIZES} for place, name in enumerate(names)}
+    monkeypatch.setattr(cost_model, "factors", lambda: factors)
 
 
 def classes_of(name):
@@ -48,7 +48,22 @@ def test_a_convolution_has_no_8_bit_peer():
 
 def test_choices_are_compared_with_the_fastest_of_the_class():
     def row(precision, kernel, ms, chosen=False, tokens=1):
-        return {"layer": "l", "tokens": tokens, "format": "f", "precision": precision, "threads": 1, "kernel": kernel, "ms": ms, "chosen": chosen}
+        return {
+            "layer": "l",
+            "tokens": tokens,
+            "format": "f",
+            "precision": precision,
+            "threads": 1,
+            "kernel": kernel,
+            "ms": ms,
+            "chosen": chosen,
+        }
 
-    rows = [row("exact", "a", 1.0, True), row("exact", "b", 2.0), row("a8", "a", 3.0, True), row("a8", "c", 2.0), row("exact", "a", 5.0, True, 2)]
+    rows = [
+        row("exact", "a", 1.0, True),
+        row("exact", "b", 2.0),
+        row("a8", "a", 3.0, True),
+        row("a8", "c", 2.0),
+        row("exact", "a", 5.0, True, 2),
+    ]
     assert bench.choices(rows) == {"cases": 3, "within_1.1": 2 / 3, "worst": 1.5}

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sedaq.errors import InputError
-from sedaq.kernels import costs, dispatch, native
-from sedaq.kernels.coded import Geometry
-from sedaq.kernels.costs import random_matrix
+from sedaq.kernels import cost_model, dispatch, native
+from sedaq.kernels.cost_model import random_matrix
 from sedaq.kernels.dispatch import IN_TORCH, KERNELS, PRECISIONS, choose, product, product_by, rounded, usable
+from sedaq.kernels.quantized_matrix import Geometry
 from sedaq.kernels.reference import dequantize
 
 HERE = (*IN_TORCH, *native.available())
@@ -23,11 +23,11 @@ def no_kernel_forced(monkeypatch):
 
 
 @pytest.fixture
-def law(monkeypatch):
+def costs(monkeypatch):
     """A kernel's cost is its place in the list, unless a test says otherwise."""
-    names = ("dequantize", *native.available(), costs.ROUNDING)
-    factors = {name: {key: [float(place), 0, 0, 0, 0, 0] for key in costs.SIZES} for place, name in enumerate(names)}
-    monkeypatch.setattr(costs, "law", lambda: factors)
+    names = ("dequantize", *native.available(), cost_model.ROUNDING)
+    factors = {name: {key: [float(place), 0, 0, 0, 0, 0] for key in cost_model.SIZES} for place, name in enumerate(names)}
+    monkeypatch.setattr(cost_model, "factors", lambda: factors)
     return factors
 
 
@@ -41,7 +41,7 @@ def test_the_variable_forces_a_kernel(name, monkeypatch):
     assert torch.equal(product(x, matrix, precision=precision), KERNELS[name].product(x, matrix, None, None))
 
 
-def test_a_forced_kernel_of_another_class_leaves_the_choice(monkeypatch, law):
+def test_a_forced_kernel_of_another_class_leaves_the_choice(monkeypatch, costs):
     matrix, x = random_matrix(12, 10, 2, 4, 4), torch.randn(2, 10)
     for name in set(native.available()):
         monkeypatch.setenv("SEDAQ_KERNEL", name)
@@ -52,7 +52,7 @@ def test_a_forced_kernel_of_another_class_leaves_the_choice(monkeypatch, law):
 
 
 @pytest.mark.parametrize("name", [name for name in native.available() if name.startswith("shuffle8")])
-def test_byte_shuffles_are_chosen_for_formats_that_they_serve(name, monkeypatch, law):
+def test_byte_shuffles_are_chosen_for_formats_that_they_serve(name, monkeypatch, costs):
     x = torch.randn(50, 10)
     monkeypatch.setenv("SEDAQ_KERNEL", name)
     for k, structure, served in [
@@ -90,43 +90,43 @@ def test_kernels_serve_their_class_and_coarser_ones():
     assert usable(x.double(), "bf16") == list(IN_TORCH) == usable(x.double(), "a8")
 
 
-def test_the_cheapest_is_chosen_and_lookup_in_torch_never_is(law):
+def test_the_cheapest_is_chosen_and_lookup_in_torch_never_is(costs):
     matrix, x = random_matrix(8, 8, 1, 16, 8), torch.randn(3, 8)
     assert choose(x, 3, matrix) == "dequantize"
-    law["dequantize"] = {key: [0, 0, 0, 0, 1.0, 0] for key in costs.SIZES}
+    costs["dequantize"] = {key: [0, 0, 0, 0, 1.0, 0] for key in cost_model.SIZES}
     dispatch._choices.clear()
     if native.available():
         assert choose(x, 3, matrix) == native.available()[0]
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 9, 500])
-def test_8_bits_are_multiplied_exactly_where_that_and_rounding_take_less(law, tokens):
+def test_8_bits_are_multiplied_exactly_where_that_and_rounding_take_less(costs, tokens):
     matrix, rng = random_matrix(8, 12, 1, 16, 4), torch.Generator().manual_seed(0)
     coarse = [name for name in native.available() if native.KERNELS[name] == "a8" and native.serves(name, matrix)]
-    for name in law:
-        law[name] = {key: [1.0 if name in coarse else 10.0, 0, 0, 0, 0, 0] for key in costs.SIZES}
-    law["dequantize"] = {key: [0.3, 0, 0, 0, 0, 0] for key in costs.SIZES}
+    for name in costs:
+        costs[name] = {key: [1.0 if name in coarse else 10.0, 0, 0, 0, 0, 0] for key in cost_model.SIZES}
+    costs["dequantize"] = {key: [0.3, 0, 0, 0, 0, 0] for key in cost_model.SIZES}
     x = torch.randn(tokens, 12, generator=rng)
-    law[costs.ROUNDING] = {key: [0.8, 0, 0, 0, 0, 0] for key in costs.SIZES}
+    costs[cost_model.ROUNDING] = {key: [0.8, 0, 0, 0, 0, 0] for key in cost_model.SIZES}
     assert choose(x, tokens, matrix, "a8") in (coarse or ["dequantize"])
-    law[costs.ROUNDING] = {key: [0.6, 0, 0, 0, 0, 0] for key in costs.SIZES}
+    costs[cost_model.ROUNDING] = {key: [0.6, 0, 0, 0, 0, 0] for key in cost_model.SIZES}
     dispatch._choices.clear()
     assert choose(x, tokens, matrix, "a8") == "dequantize" == choose(x, tokens, matrix)
     torch.testing.assert_close(product(x, matrix, precision="a8"), rounded(x) @ dequantize(matrix).T)
 
 
-def test_rows_whose_8_bit_sums_would_not_fit(monkeypatch, law):
+def test_rows_whose_8_bit_sums_would_not_fit(monkeypatch, costs):
     """Every product the greatest there is; kernels of 8-bit integers the cheapest."""
     n_in = native.MOST_INPUTS_8_BITS + 8
     matrix = dataclasses.replace(random_matrix(3, n_in, 1, 4, 8), codebooks=torch.ones(1, 4, 8))
-    for name in law:
-        law[name] = {key: [float(not name.startswith("int8")), 0, 0, 0, 0, 0] for key in costs.SIZES}
+    for name in costs:
+        costs[name] = {key: [float(not name.startswith("int8")), 0, 0, 0, 0, 0] for key in cost_model.SIZES}
     x = torch.ones(20, n_in)
     assert not choose(x, 20, matrix, "a8").startswith("int8")
     torch.testing.assert_close(product(x, matrix, precision="a8"), torch.full((20, 3), float(n_in)), rtol=3e-2, atol=0)
 
 
-def test_without_compiled_kernels_torch_serves(monkeypatch, law):
+def test_without_compiled_kernels_torch_serves(monkeypatch, costs):
     monkeypatch.setattr(native, "available", lambda: ())
     matrix, x = random_matrix(8, 12, 1, 16, 4), torch.randn(3, 12)
     assert {choose(x, 3, matrix, precision) for precision in PRECISIONS} == {"dequantize"}

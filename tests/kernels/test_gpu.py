@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 from triton.runtime import interpreter
 
-from sedaq.aq.encoding import coded_matrix
+from sedaq.aq.encoding import quantized_matrix
 from sedaq.aq.formats import Format
 from sedaq.aq.plans.menu import _kinds
 from sedaq.kernels import gpu, gpu_kernels
-from sedaq.kernels.coded import CodedMatrix, Geometry
 from sedaq.kernels.dispatch import PRECISIONS
 from sedaq.kernels.gpu_tiles import Tiles
+from sedaq.kernels.quantized_matrix import Geometry, QuantizedMatrix
 from sedaq.kernels.reference import dequantize, product_by_dequantizing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -34,20 +34,20 @@ DTYPES = {"f32-gpu": torch.float32, "bf16-gpu": torch.bfloat16}
 THREE_BY_THREE = Geometry((3, 3), (1, 1), (1, 1), (1, 1))
 
 
-def coded(n_out: int, n_in: int, m: int, k: int, g: int, *, taps: int = 1, ordered: bool = False, seed: int = 0) -> CodedMatrix:
+def coded(n_out: int, n_in: int, m: int, k: int, g: int, *, taps: int = 1, ordered: bool = False, seed: int = 0) -> QuantizedMatrix:
     rng = torch.Generator().manual_seed(seed)
     codes = torch.randint(k, (n_out, -(-n_in // g), m), generator=rng).to(torch.uint8 if k <= 256 else torch.int16)
     scales = torch.rand(n_out, generator=rng) + 0.5
     order = torch.randperm(n_in, generator=rng) if ordered else None
-    return CodedMatrix(codes, torch.randn(m, k, g, generator=rng), scales, n_in, order, taps)
+    return QuantizedMatrix(codes, torch.randn(m, k, g, generator=rng), scales, n_in, order, taps)
 
 
-def exact(x: torch.Tensor, matrix: CodedMatrix, geometry: Geometry | None = None) -> torch.Tensor:
+def exact(x: torch.Tensor, matrix: QuantizedMatrix, geometry: Geometry | None = None) -> torch.Tensor:
     double = dataclasses.replace(matrix, codebooks=matrix.codebooks.double())
     return product_by_dequantizing(x.double(), double, None, geometry)
 
 
-def check(kernel: str, x: torch.Tensor, matrix: CodedMatrix, geometry: Geometry | None = None, tile: Tiles | None = None) -> None:
+def check(kernel: str, x: torch.Tensor, matrix: QuantizedMatrix, geometry: Geometry | None = None, tile: Tiles | None = None) -> None:
     """In the kernel's own dtype: the error is within the class beside the result, or what the result would be if no terms cancelled."""
     x = x.to(DTYPES[kernel])
     expected, found = exact(x, matrix, geometry), gpu.product(kernel, x, matrix, None, geometry, tile)
@@ -66,13 +66,13 @@ def menu_formats() -> list[Format]:
     return [dataclasses.replace(kind, group_size=g) for kind, g in zip(kinds, sizes, strict=True)] + [Format.parse("int8")]
 
 
-def of_format(format: Format, shape: tuple[int, ...]) -> CodedMatrix:
+def of_format(format: Format, shape: tuple[int, ...]) -> QuantizedMatrix:
     rng = torch.Generator().manual_seed(0)
     tensors = {}
     for name, (dtype, size) in format.tensor_specs(shape).items():
         whole = torch.randint(0 if dtype == torch.uint8 else -127, 256 if dtype == torch.uint8 else 128, size, generator=rng)
         tensors[name] = (torch.rand(size, generator=rng) + 0.1).to(dtype) if dtype.is_floating_point else whole.to(dtype)
-    return coded_matrix(format, shape, tensors)
+    return quantized_matrix(format, shape, tensors)
 
 
 def test_the_menus_formats_are_all_there():

@@ -16,10 +16,10 @@ pytest.importorskip("triton")
 
 from sedaq.errors import InputError
 from sedaq.kernels import dispatch, gpu, gpu_kernels, gpu_tiles
-from sedaq.kernels.coded import Geometry
-from sedaq.kernels.costs import random_matrix
+from sedaq.kernels.cost_model import random_matrix
 from sedaq.kernels.dispatch import PRECISIONS
 from sedaq.kernels.gpu_tiles import Tiles
+from sedaq.kernels.quantized_matrix import Geometry
 from sedaq.kernels.reference import product_by_dequantizing
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from sedaq.errors import InputError
 from sedaq.kernels import dispatch, native
-from sedaq.kernels.coded import CodedMatrix, Geometry
 from sedaq.kernels.dispatch import PRECISIONS
+from sedaq.kernels.quantized_matrix import Geometry, QuantizedMatrix
 from sedaq.kernels.reference import dequantize
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the C++ kernels were not built")
@@ -24,7 +24,7 @@ CONVOLUTIONS = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn
 
 def coded(
     n_out: int, n_in: int, m: int, k: int, g: int, *, structure: str = "", taps: int = 1, ordered: bool = False, seed: int = 0
-) -> CodedMatrix:
+) -> QuantizedMatrix:
     rng = torch.Generator().manual_seed(seed)
     codes = torch.randint(k, (n_out, -(-n_in // g), m), generator=rng).to(torch.uint8 if k <= 256 else torch.int16)
     scales = torch.rand(n_out, generator=rng) + 0.5
@@ -35,7 +35,7 @@ def coded(
     elif structure == "h":
         n = math.isqrt(k)
         books = (books[:, :n].unsqueeze(2) + books[:, -n:].unsqueeze(1) / 2).flatten(1, 2)
-    return CodedMatrix(codes, books, scales, n_in, order, structure, taps)
+    return QuantizedMatrix(codes, books, scales, n_in, order, structure, taps)
 
 
 def structure_for(kernel: str, k: int) -> str:
@@ -49,11 +49,11 @@ def check(found: torch.Tensor, expected: torch.Tensor, kernel: str) -> None:
     assert (found.double() - expected).norm() <= PRECISIONS[native.KERNELS[kernel]] * expected.norm()
 
 
-def exact(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
+def exact(x: torch.Tensor, matrix: QuantizedMatrix) -> torch.Tensor:
     return x.double() @ dequantize(matrix).double().T
 
 
-def size(x: torch.Tensor, matrix: CodedMatrix) -> torch.Tensor:
+def size(x: torch.Tensor, matrix: QuantizedMatrix) -> torch.Tensor:
     """Norm of products with other codes, for few outputs that happen to be small."""
     return x.norm() * matrix.scales.norm() * (matrix.codebooks.shape[0] * matrix.codebooks.square().mean()).sqrt()
 

@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from sedaq.kernels import native
-from sedaq.kernels.coded import CodedMatrix, Geometry
 from sedaq.kernels.dispatch import PRECISIONS
 from sedaq.kernels.ops import _numbers, product
+from sedaq.kernels.quantized_matrix import Geometry, QuantizedMatrix
 from sedaq.kernels.reference import product_by_dequantizing
 
 CONVOLUTION = Geometry((3, 2), (2, 1), (1, 0), (1, 2))
 
 
-def coded(dtype: torch.dtype, geometry: Geometry | None) -> CodedMatrix:
+def coded(dtype: torch.dtype, geometry: Geometry | None) -> QuantizedMatrix:
     rng = torch.Generator().manual_seed(0)
     taps = 1 if geometry is None else 6
     n_in = 4 * taps
     codes = torch.randint(4, (5, -(-n_in // 3), 2), generator=rng).to(torch.uint8)
     books, scales = torch.randn(2, 4, 3, generator=rng, dtype=dtype), torch.randn(5, generator=rng, dtype=dtype)
-    return CodedMatrix(codes, books, scales, n_in, torch.randperm(n_in, generator=rng), taps=taps)
+    return QuantizedMatrix(codes, books, scales, n_in, torch.randperm(n_in, generator=rng), taps=taps)
 
 
 def inputs(dtype: torch.dtype, geometry: Geometry | None) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sedaq.kernels.coded import CodedMatrix
+from sedaq.kernels.quantized_matrix import QuantizedMatrix
 from sedaq.kernels.reference import dequantize, product_by_dequantizing, product_by_lookup
 
 PRODUCTS = (product_by_lookup, product_by_dequantizing)
@@ -17,16 +17,16 @@ PRODUCTS = (product_by_lookup, product_by_dequantizing)
 
 def coded(
     n_out: int, n_in: int, m: int, k: int, g: int, *, ordered: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> CodedMatrix:
+) -> QuantizedMatrix:
     rng = torch.Generator().manual_seed(seed)
     codes = torch.randint(k, (n_out, -(-n_in // g), m), generator=rng)
     books = torch.randn(m, k, g, generator=rng, dtype=dtype)
     scales = torch.randn(n_out, generator=rng, dtype=dtype)
-    return CodedMatrix(codes, books, scales, n_in, torch.randperm(n_in, generator=rng) if ordered else None)
+    return QuantizedMatrix(codes, books, scales, n_in, torch.randperm(n_in, generator=rng) if ordered else None)
 
 
-def by_loops(matrix: CodedMatrix) -> torch.Tensor:
-    """Entry by entry, as the definition of CodedMatrix says it."""
+def by_loops(matrix: QuantizedMatrix) -> torch.Tensor:
+    """Entry by entry, as the definition of QuantizedMatrix says it."""
     n_out, _, m = matrix.codes.shape
     g = matrix.codebooks.shape[2]
     dense = torch.zeros(n_out, matrix.n_in, dtype=matrix.codebooks.dtype)

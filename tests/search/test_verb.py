@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sedaq.aq.activations.rounding import SCHEMES, Activation
+from sedaq.aq.activations.quantizer import SCHEMES, Activation
 from sedaq.aq.export.apply import pipeline_bytes
 from sedaq.aq.formats import AS_IS
 from sedaq.aq.plans.menu import ruled_menus

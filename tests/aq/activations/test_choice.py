@@ -10,7 +10,7 @@ import torch
 from sedaq.aq.activations import choice as choosing
 from sedaq.aq.activations.calibration import RATIOS, calibrated, collected, fitted, own_calls, timestep_edges
 from sedaq.aq.activations.choice import REAL_IS_WORTH, best_scheme, candidates, choose, chosen, measured
-from sedaq.aq.activations.rounding import N_BUCKETS, SCHEMES, Activation, on_grid
+from sedaq.aq.activations.quantizer import N_BUCKETS, SCHEMES, Activation, fake_quantize
 from sedaq.errors import InputError
 from sedaq.models.sampling import SamplingConfig
 from sedaq.models.trace import ReplayBuffer
@@ -46,9 +46,9 @@ def test_ranges_have_the_least_error_of_those_tried(scheme):
         low, high = (min(0, x.min()), max(0, x.max())) if choice.is_affine else (0.0, x.abs().max())
         for ratio in RATIOS:
             width = ratio * (high - low)
-            errors.append((on_grid(x, choice, width / choice.largest, ratio * low / width) - x).square().mean())
+            errors.append((fake_quantize(x, choice, width / choice.largest, ratio * low / width) - x).square().mean())
         shift = found["ranges"][1, bucket] if choice.is_affine else None
-        ours = (on_grid(x, choice, found["ranges"][0, bucket].exp(), shift) - x).square().mean()
+        ours = (fake_quantize(x, choice, found["ranges"][0, bucket].exp(), shift) - x).square().mean()
         torch.testing.assert_close(ours, torch.stack(errors).min(), rtol=1e-3, atol=1e-6)
     # Buckets that nothing fell into have their neighbours' ranges.
     of = [1, 1, 1, 1, 6, 6, 6, 6]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sedaq.aq.encoder.encoder import encode
-from sedaq.aq.encoding import Encoding, coded_matrix
+from sedaq.aq.encoding import Encoding, quantized_matrix
 from sedaq.aq.formats import Format
 from sedaq.aq.packing import pack, unpack
 
@@ -100,7 +100,7 @@ def test_grouped_convolutions(format, groups, per_group, channels, taps, seed):
 @given(format=formats(), shape=shapes, seed=st.integers(0, 99))
 def test_codes_are_within_their_codebooks_and_padding_is_cut_off(format, shape, seed):
     encoding = encode(gaussian(*shape, seed=seed), format)
-    matrix = coded_matrix(format, shape, encoding.tensors)
+    matrix = quantized_matrix(format, shape, encoding.tensors)
     assert matrix.codes.shape == (shape[0], format.n_groups(shape), format.n_codebooks)
     assert matrix.codes.min() >= 0 and matrix.codes.max() < format.n_entries
     assert torch.equal(pack(matrix.codes, format.code_bits), encoding.tensors["codes"])

@@ -54,7 +54,7 @@ def from_pretrained(folder: Path, **settings):
     return DiTTransformer2DModel.from_pretrained(folder, **settings)
 
 
-def assert_coded_as(model: nn.Module, encodings: dict[str, Encoding]) -> None:
+def assert_quantized_as(model: nn.Module, encodings: dict[str, Encoding]) -> None:
     for name, encoding in encodings.items():
         assert same(model.get_submodule(name).stored, encoding.tensors), name
 
@@ -79,7 +79,7 @@ CASTS = {
 def test_casts_and_moves_keep_books_and_their_one_place_in_the_state(cast, blocks, shared_plan, books, shared_folder, tmp_path):
     encodings = assemble(blocks, shared_plan, books)
     model = CASTS[cast](from_pretrained(shared_folder))
-    assert_coded_as(model, encodings)
+    assert_quantized_as(model, encodings)
     stored = safetensors.torch.load_file(shared_folder / WEIGHTS_FILE)
     assert model.state_dict().keys() == stored.keys()
     model.save_pretrained(tmp_path / "again")
@@ -87,7 +87,7 @@ def test_casts_and_moves_keep_books_and_their_one_place_in_the_state(cast, block
     coded = [name for name in stored if name.endswith((".codes", ".codebooks", ".scales", ".codebook_scales"))]
     assert again.keys() == stored.keys() and same({name: again[name] for name in coded}, {name: stored[name] for name in coded})
     second = from_pretrained(tmp_path / "again")
-    assert_coded_as(second, encodings)
+    assert_quantized_as(second, encodings)
     if cast in ("none", "device", "copy", "new tensors"):
         assert torch.equal(answer(second), answer(model))
         torch.testing.assert_close(answer(model), dense_answer(blocks, shared_plan, books), atol=1e-5, rtol=1e-5)
@@ -95,7 +95,7 @@ def test_casts_and_moves_keep_books_and_their_one_place_in_the_state(cast, block
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_dtype_asked_for_leaves_books(dtype, blocks, shared_plan, books, shared_folder):
-    assert_coded_as(from_pretrained(shared_folder, torch_dtype=dtype), assemble(blocks, shared_plan, books))
+    assert_quantized_as(from_pretrained(shared_folder, torch_dtype=dtype), assemble(blocks, shared_plan, books))
 
 
 def test_loading_a_state_reaches_all_that_share(shared_folder):
@@ -174,4 +174,4 @@ def test_a_tuned_folder_loads(blocks, shared_plan, books, tmp_path):
     settings = TuneConfig(steps=4, batch_size=16, n_images=8, sampling_steps=3, check_every=2)
     tuned = apply(blocks, shared_plan, books, tmp_path / "tuned", tune=settings)
     assert (tmp_path / "tuned" / WEIGHTS_FILE).stat().st_size == shared_plan.size_bytes
-    assert_coded_as(from_pretrained(tmp_path / "tuned"), tuned.encodings)
+    assert_quantized_as(from_pretrained(tmp_path / "tuned"), tuned.encodings)

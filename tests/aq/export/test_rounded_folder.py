@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 
 from sedaq.aq.activations.calibration import ranged
-from sedaq.aq.activations.rounding import SCHEMES, Activation, attached
+from sedaq.aq.activations.quantizer import SCHEMES, Activation, attached
 from sedaq.aq.export.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble
 from sedaq.aq.formats import AS_IS
-from sedaq.aq.modules.layers import coded_modules, densify
+from sedaq.aq.modules.layers import densify, quantized_modules
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.tune import tune
@@ -82,10 +82,10 @@ def test_real_arithmetic_where_the_scheme_is_the_kernels(subject, mixed_plan, st
     plan = mixed_plan.with_activations(subject, {layer.name: Activation(8) for layer in subject.layers})
     apply(subject, plan, store, tmp_path / "q")
     model = load(tmp_path / "q")
-    layer = next(iter(coded_modules(model).values()))
+    layer = next(iter(quantized_modules(model).values()))
     assert layer.multiplied(torch.ones(1))[1] == "a8"
     simulated = answer(model)
-    for module in coded_modules(model).values():
+    for module in quantized_modules(model).values():
         module.activation = None
         module.precision = "a8"
     assert torch.equal(answer(model), simulated), "the class of 8-bit kernels, whichever way it is asked for"

@@ -12,40 +12,43 @@ import torch
 
 from sedaq.aq.export.apply import PLAN_FILE, WEIGHTS_FILE
 from sedaq.aq.formats import AS_IS
-from sedaq.aq.modules.layers import coded_modules
+from sedaq.aq.modules.layers import quantized_modules
 from sedaq.aq.plans.plan import Plan
 from sedaq.errors import InputError
-from sedaq.kernels import costs, dispatch, native
+from sedaq.kernels import cost_model, dispatch, native
 from sedaq.kernels.dispatch import KERNELS
 
 
-@pytest.mark.parametrize("law", ["this machine's", "the folder's", "of other kernels"])
-def test_kernels_are_chosen_by_the_costs_in_the_folder(law, quantized, tmp_path, monkeypatch):
+@pytest.mark.parametrize("costs", ["this machine's", "the folder's", "of other kernels"])
+def test_kernels_are_chosen_by_the_costs_in_the_folder(costs, quantized, tmp_path, monkeypatch):
     """Laws by which one kernel or the other is free."""
     from diffusers import DiTTransformer2DModel
 
     def of(cheap: str) -> dict:
-        return {name: {size: [float(name != cheap)] * 6 for size in costs.SIZES} for name in (*costs.candidates(), costs.ROUNDING)}
+        return {
+            name: {size: [float(name != cheap)] * 6 for size in cost_model.SIZES}
+            for name in (*cost_model.candidates(), cost_model.ROUNDING)
+        }
 
     expected = "dequantize"
     monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
-    monkeypatch.setattr(costs, "law", lambda: of(expected))
+    monkeypatch.setattr(cost_model, "factors", lambda: of(expected))
     folder = tmp_path / "changed"
     shutil.copytree(quantized, folder)
     config = json.loads((folder / "config.json").read_text())
     stored = config["quantization_config"].pop("kernel_costs")
-    assert set(stored) == {"threads", "law"} and set(stored["law"]) == {*costs.candidates(), costs.ROUNDING}
-    if law == "the folder's":
-        expected = costs.candidates()[-1]
-    if law != "this machine's":
-        stored["law"] = of(expected) | ({"another": {size: [0.0] * 6 for size in costs.SIZES}} if law == "of other kernels" else {})
+    assert set(stored) == {"threads", "law"} and set(stored["law"]) == {*cost_model.candidates(), cost_model.ROUNDING}
+    if costs == "the folder's":
+        expected = cost_model.candidates()[-1]
+    if costs != "this machine's":
+        stored["law"] = of(expected) | ({"another": {size: [0.0] * 6 for size in cost_model.SIZES}} if costs == "of other kernels" else {})
         config["quantization_config"]["kernel_costs"] = stored
     (folder / "config.json").write_text(json.dumps(config))
     model = DiTTransformer2DModel.from_pretrained(folder)
     name = next(iter(config["quantization_config"]["layers"]))
     matrix = model.get_submodule(name).matrix()
     assert dispatch.choose(torch.ones(1), 64, matrix, KERNELS[expected].precision) == expected
-    if law == "the folder's":
+    if costs == "the folder's":
         model.save_pretrained(tmp_path / "again")
         again = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
         assert again["kernel_costs"] == stored
@@ -57,10 +60,10 @@ def test_what_products_read_is_made_at_loading(quantized, monkeypatch):
 
     monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
     model = DiTTransformer2DModel.from_pretrained(quantized)
-    made = [native._prepared[layer.matrix().codes] for layer in coded_modules(model).values()]
+    made = [native._prepared[layer.matrix().codes] for layer in quantized_modules(model).values()]
     model(torch.randn(3, 1, 8, 8), torch.tensor([5, 50, 95]), class_labels=torch.tensor([0, 1, 3]))
     assert made and all(
-        native._prepared[layer.matrix().codes] is known for layer, known in zip(coded_modules(model).values(), made, strict=True)
+        native._prepared[layer.matrix().codes] is known for layer, known in zip(quantized_modules(model).values(), made, strict=True)
     )
 
 
@@ -97,7 +100,7 @@ def test_a_folder_that_was_written_before_still_loads():
     folder = Path(__file__).parents[3] / "benchmarks" / "results" / "cifar" / "searched_tuned"
     model = UNet2DModel.from_pretrained(folder)
     plan = Plan.load(folder / PLAN_FILE)
-    assert set(coded_modules(model)) == {name for name, format in plan.formats.items() if format != AS_IS}
+    assert set(quantized_modules(model)) == {name for name, format in plan.formats.items() if format != AS_IS}
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     answer = model(x, 999, class_labels=torch.tensor([3])).sample
     assert answer.flatten()[:4].tolist() == pytest.approx([0.0345, 0.0318, 0.0592, 0.0394], abs=2e-4)

@@ -11,7 +11,7 @@ from torch import nn
 from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
-from sedaq.aq.modules.layers import AQConv1d, AQConv2d, AQConv3d, AQLinear, coded_module, densify
+from sedaq.aq.modules.layers import AQConv1d, AQConv2d, AQConv3d, AQLinear, densify, quantized_module
 from sedaq.errors import InputError
 
 KERNELS = ("reference", "dequantize")
@@ -32,7 +32,7 @@ def twins(dense: nn.Module, kind: str, text: str) -> tuple[nn.Module, nn.Module]
     encoding = encode(dense.weight, Format.parse(text), groups=getattr(dense, "groups", 1))
     with torch.no_grad():
         dense.weight.copy_(encoding.dequantize())
-    return dense.requires_grad_(False), coded_module(dense, kind, encoding)
+    return dense.requires_grad_(False), quantized_module(dense, kind, encoding)
 
 
 @pytest.mark.parametrize("text", ["1x4g4", "2x3g5mq", "1x4g4h", "int8"])
@@ -120,9 +120,9 @@ def test_eight_bit_activations_have_a_scale_a_token(monkeypatch):
     assert torch.equal(rough[3], torch.zeros(8))
     # Each row is a whole number of its own steps.
     steps = x[:3] / (x[:3].abs().amax(1, keepdim=True) / 127)
-    on_grid = steps.round() * (x[:3].abs().amax(1, keepdim=True) / 127)
+    fake_quantize = steps.round() * (x[:3].abs().amax(1, keepdim=True) / 127)
     coded.precision = "exact"
-    torch.testing.assert_close(coded(on_grid), rough[:3], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(coded(fake_quantize), rough[:3], rtol=1e-4, atol=1e-4)
 
 
 def test_an_unknown_precision_is_refused():

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sedaq.aq.activations.rounding import Activation
+from sedaq.aq.activations.quantizer import Activation
 from sedaq.aq.formats import AS_IS, INT8, Format
 from sedaq.aq.plans.menu import RATES, candidates, cheapest, entry, layer_menu, promise, ruled_menus
 from sedaq.aq.plans.plan import SAFETENSORS_METADATA, Plan, file_bytes, tensor_specs, weight_bits

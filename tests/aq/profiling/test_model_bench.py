@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sedaq.aq.modules.layers import coded_modules
+from sedaq.aq.modules.layers import quantized_modules
 from sedaq.aq.profiling import model_bench
 from sedaq.aq.profiling.model_bench import in_bfloat16, model_steps
 from sedaq.errors import InputError
@@ -39,11 +39,11 @@ def test_memory_is_that_of_a_process_of_its_own(dit_folder):
 def test_a_model_in_bfloat16_computes_what_it_did(quantized):
     subject = load(quantized, quantized=True)
     before = subject.sample(SamplingConfig(steps=2), seed=0, n_images=2)
-    codes = {name: module.codes.clone() for name, module in coded_modules(subject.denoiser).items()}
+    codes = {name: module.codes.clone() for name, module in quantized_modules(subject.denoiser).items()}
     in_bfloat16(subject.denoiser)
     after = subject.sample(SamplingConfig(steps=2), seed=0, n_images=2)
     assert after.dtype == torch.float32 and 0 < (after - before).abs().max() < 0.1
-    assert all(torch.equal(module.codes, codes[name]) for name, module in coded_modules(subject.denoiser).items())
+    assert all(torch.equal(module.codes, codes[name]) for name, module in quantized_modules(subject.denoiser).items())
 
 
 def test_wrong_arithmetic(dit_folder):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sedaq.aq.activations.rounding import Activation
+from sedaq.aq.activations.quantizer import Activation
 from sedaq.aq.export.inspection import inspect
 from sedaq.aq.formats import AS_IS, Format
 from sedaq.aq.plans.menu import ruled_menus

@@ -12,11 +12,11 @@ from sedaq.aq.formats import AS_IS, Format
 from sedaq.aq.profiling.operations import tokens_of
 from sedaq.aq.profiling.step_times import StepTimes, timed
 from sedaq.errors import InputError
-from sedaq.kernels import costs
-from sedaq.kernels.costs import random_matrix
+from sedaq.kernels import cost_model
+from sedaq.kernels.cost_model import random_matrix
 from sedaq.models.subject import Subject
 
-LAW = {"dequantize": {size: [1e-6, 0.0, 1e-9, 0.0, 0.0, 0.0] for size in costs.SIZES}}  # a call, and every code
+COSTS = {"dequantize": {size: [1e-6, 0.0, 1e-9, 0.0, 0.0, 0.0] for size in cost_model.SIZES}}  # a call, and every code
 
 
 class Convolutions(nn.Module):
@@ -41,8 +41,8 @@ def sampled(denoiser: nn.Module, *shape: int) -> Subject:
 
 
 @pytest.fixture(autouse=True)
-def law(monkeypatch):
-    monkeypatch.setattr(costs, "law", lambda: LAW)
+def costs(monkeypatch):
+    monkeypatch.setattr(cost_model, "factors", lambda: COSTS)
 
 
 def test_the_sum_over_layers_and_what_each_takes(subject, mixed_plan):
@@ -54,10 +54,10 @@ def test_the_sum_over_layers_and_what_each_takes(subject, mixed_plan):
     assert times.of_plan(whole) == times.rest + sum(times.dense.values()) and min(times.dense.values()) > 0
     assert times.of_plan(mixed_plan.formats) == times.rest + sum(times.of(*pair) for pair in mixed_plan.formats.items())
     layer = subject.layers[2]
-    # Formats differ by the law alone: of 4 codebooks, as many codes again as of 2.
+    # Formats differ by the cost model alone: of 4 codebooks, as many codes again as of 2.
     by_law = [
         sum(
-            1e9 * costs.seconds("dequantize", tokens, random_matrix(*layer.shape, n_codebooks, 16, 4))
+            1e9 * cost_model.seconds("dequantize", tokens, random_matrix(*layer.shape, n_codebooks, 16, 4))
             for tokens in times.tokens[layer.name]
         )
         for n_codebooks in (2, 4)

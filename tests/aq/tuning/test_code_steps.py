@@ -87,7 +87,7 @@ def test_a_v_step_keeps_within_its_bounds(text, shape, share, trust, tunable):
         assert changed[flips.row, flips.group].all()
         assert torch.equal(flips.before, codes[flips.row, flips.group])
         assert torch.equal(flips.after, layer.codes[flips.row, flips.group])
-        assert (layer.wish.change[flips.row, flips.group] == 0).all()
+        assert (layer.straight_through.change[flips.row, flips.group] == 0).all()
         assert (layer.weight() - weight).norm() <= trust * weight.norm() * (1 + 1e-5)
 
 
@@ -125,7 +125,7 @@ def test_codes_that_move_come_nearer_to_what_they_want(step, tunable):
     dense = layer.weight().detach()
     layer.want(dense, gradient, 0.5, 1.0)
     weight = layer.grouped(dense)
-    wanted = weight + layer.wish.change.float()
+    wanted = weight + layer.straight_through.change.float()
     flips = step(layer, TuneConfig(code_share=1.0, trust_ratio=FAR))
     now = layer.grouped(layer.weight().detach())
     before, after = ((x - wanted).square().sum(2)[flips.row, flips.group] for x in (weight, now))
@@ -137,33 +137,33 @@ def test_a_flip_that_is_too_large_stands_in_nobodys_way(tunable):
     gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
     weight = layer.weight().detach()
     layer.want(weight, gradient, 1.0, 1.0)
-    layer.wish.change[0, 0] = -4 * layer.grouped(weight)[0, 0]  # the strongest wish: over to the other side
+    layer.straight_through.change[0, 0] = -4 * layer.grouped(weight)[0, 0]  # the largest buffer: over to the other side
     single = 0.5 * layer.grouped(weight).square().sum(2).mean() / weight.square().sum()
     flips = pv(layer, TuneConfig(code_share=1.0, trust_ratio=single.sqrt().item()))
     assert len(flips) > 0 and not ((flips.row == 0) & (flips.group == 0)).any()
 
 
-def test_a_wish_stays_until_it_is_granted(tunable):
+def test_a_buffer_stays_until_its_group_moves(tunable):
     layer = tunable("1x4g4")
     weight = layer.weight().detach()
     for _ in range(8):
         layer.want(weight, torch.randn(32, 24, generator=torch.Generator().manual_seed(1)), 0.1, 1.0)
-        before = layer.wish.change.clone()
+        before = layer.straight_through.change.clone()
         assert len(pv(layer, TuneConfig(trust_ratio=1e-9))) == 0
-        assert torch.equal(layer.wish.change, before)
+        assert torch.equal(layer.straight_through.change, before)
 
 
 def test_straight_through_keeps_what_rounding_lost(tunable):
-    """The latent weight, quantized weight plus wish, stays the same whatever codes do."""
+    """The latent weight, quantized weight plus buffer, stays the same whatever codes do."""
     layer = tunable("1x4g4")
     gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
     n_flips = 0
     for _ in range(4):
         weight = layer.weight().detach()
         layer.want(weight, gradient, 0.3, 1.0)
-        latent = layer.grouped(weight) + layer.wish.change.float()
+        latent = layer.grouped(weight) + layer.straight_through.change.float()
         n_flips += len(straight_through(layer, TuneConfig()))
-        now = layer.grouped(layer.weight().detach()) + layer.wish.change.float()
+        now = layer.grouped(layer.weight().detach()) + layer.straight_through.change.float()
         torch.testing.assert_close(now, latent, atol=0.02, rtol=0.02)
         # Every code is the nearest to its latent weight, but for what rounding moved that by.
         row, group = torch.ones(32, 6).nonzero(as_tuple=True)

@@ -32,7 +32,9 @@ def test_every_part_is_as_large_as_its_tensors(changes, blocks, shared_plan, boo
     assert stated["gradients"] == size(held)
     # Products with row scales keep their other factor for the gradient.
     assert stated["weights"] == 2 * size(held)
-    assert stated["wishes"] == size(t for layer in layers if layer.wish for t in (layer.wish.change, layer.wish.square))
+    assert stated["buffers"] == size(
+        t for layer in layers if layer.straight_through for t in (layer.straight_through.change, layer.straight_through.square)
+    )
     best_codes = [tensor for name, tensor in run.best.items() if name.endswith("/codes")]
     indices = [layer.codes.long() for layer in layers]  # that looking codewords up keeps for its gradient
     assert stated["codes"] == size(layer.codes for layer in layers) + size(best_codes) + size(indices)

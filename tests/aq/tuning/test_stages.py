@@ -105,7 +105,7 @@ def test_the_stage_at_a_part_of_the_way():
         ({"order": "sideways"}, "order 'sideways' is unknown; choose among replay, consecutive"),
         ({"weighting": "x"}, "weighting 'x' is unknown; choose among uniform, sensitivity, min-snr"),
         ({"code_step": "x"}, "code_step 'x' is unknown; choose among pv, straight-through, none"),
-        ({"forgetting": "x"}, "forgetting 'x' is unknown; choose among semi, none, full"),
+        ({"optimizer_reset": "x"}, "optimizer_reset 'x' is unknown; choose among semi, none, full"),
         ({"stages": (("half", 1.0),)}, "stages 'half' is unknown; choose among layers, blocks, whole"),
         ({"stages": ()}, "shares above 0"),
         ({"code_every": 0}, "code_every and check_every are 1 or more"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sedaq.aq.activations.rounding import Activation, RoundedInputs, attached
+from sedaq.aq.activations.quantizer import Activation, ActivationQuantizers, attached
 from sedaq.aq.formats import AS_IS
 from sedaq.sensitivity.probing.assembly import Assembly
 from sedaq.sensitivity.probing.crew import Crew, Job
@@ -93,7 +93,7 @@ def test_inputs_are_rounded_while_a_plan_is_measured_and_only_of_layers_with_cod
     names = [layer.name for layer in run.subject.layers]
     low = {name: run.menus[name][0].format for name in names}
     kept = {**low, names[0]: AS_IS}
-    inputs = RoundedInputs({name: Activation(4) for name in names})
+    inputs = ActivationQuantizers({name: Activation(4) for name in names})
     jobs = [Job(plan, 16, "verify") for plan in (low, kept, {name: AS_IS for name in names})]
     with Crew(Prober(run), workers) as crew:
         plain = list(crew.measure(jobs))

@@ -9,7 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sedaq.aq.activations.rounding import N_BUCKETS, SCHEMES, Activation, Clock, InputRounding, RoundedInputs, attached, on_grid
+from sedaq.aq.activations.quantizer import (
+    N_BUCKETS,
+    SCHEMES,
+    Activation,
+    ActivationQuantizer,
+    ActivationQuantizers,
+    Clock,
+    attached,
+    fake_quantize,
+)
 from sedaq.errors import InputError, SedaqError
 from sedaq.kernels import dispatch
 
@@ -29,11 +38,11 @@ class _Stepped(nn.Module):
         return self.layer(x)
 
 
-def static(bits: int, scheme: str, scales: list[float], shift: float = 0.0) -> tuple[InputRounding, Clock]:
+def static(bits: int, scheme: str, scales: list[float], shift: float = 0.0) -> tuple[ActivationQuantizer, Clock]:
     choice = Activation(bits, scheme)
     ranges = torch.stack([torch.tensor(scales).log(), *([torch.full((N_BUCKETS,), shift)] if choice.is_affine else [])])
     clock = Clock(_Stepped(), tuple(range(10, 80, 10)))
-    return InputRounding(choice, (), 1, {"ranges": ranges}, clock), clock
+    return ActivationQuantizer(choice, (), 1, {"ranges": ranges}, clock), clock
 
 
 # -- grids -------------------------------------------------------------------------------------------------------------------------------
@@ -45,7 +54,7 @@ def test_values_land_on_the_nearest_point_of_the_grid(choice):
     lowest = choice.largest * shift if choice.is_affine else -choice.largest
     grid = scale * (torch.arange(2**choice.bits - (0 if choice.is_affine else 1)) + lowest)
     nearest = grid[(x.unsqueeze(1) - grid).abs().argmin(1)]
-    torch.testing.assert_close(on_grid(x, choice, scale, shift), nearest, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fake_quantize(x, choice, scale, shift), nearest, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scheme", ["step", "step-affine"])
@@ -54,7 +63,7 @@ def test_gradients_are_those_of_learned_step_sizes(scheme):
     choice = Activation(4, scheme)
     x = noise(200).mul(2).requires_grad_()
     scale, shift = torch.tensor(0.2, requires_grad=True), torch.tensor(-0.4, requires_grad=True)
-    y = on_grid(x, choice, scale, shift)
+    y = fake_quantize(x, choice, scale, shift)
     y.sum().backward()
     places = (x / scale - choice.largest * shift if choice.is_affine else x / scale).detach()
     low = 0 if choice.is_affine else -choice.largest
@@ -89,7 +98,7 @@ def test_what_kernels_compute_with_and_what_is_stored():
 @pytest.mark.parametrize("bits", [4, 8])
 def test_each_token_has_the_range_of_its_own_values(bits, scheme):
     x = noise(2, 5, 16) * noise(2, 5, 1, seed=1).exp() + noise(2, 5, 1, seed=2)
-    y = InputRounding(Activation(bits, scheme))(x)
+    y = ActivationQuantizer(Activation(bits, scheme))(x)
     for token, rounded in zip(x.reshape(-1, 16), y.reshape(-1, 16), strict=True):
         if scheme == "token":
             step = token.abs().max() / (2 ** (bits - 1) - 1)
@@ -101,13 +110,13 @@ def test_each_token_has_the_range_of_its_own_values(bits, scheme):
             assert rounded.max().item() == pytest.approx(token.max().item(), abs=1e-4)
         assert ((rounded - expected).abs() < 1e-4).float().mean() > 0.98, "ties apart"
         assert (rounded - token).abs().max() <= step / 2 * 1.001
-    assert torch.equal(InputRounding(Activation(bits, scheme))(torch.zeros(1, 4)), torch.zeros(1, 4))
+    assert torch.equal(ActivationQuantizer(Activation(bits, scheme))(torch.zeros(1, 4)), torch.zeros(1, 4))
 
 
 @pytest.mark.parametrize(("window", "size"), [((3, 3), (6, 5)), ((1, 1), (4, 4)), ((2, 3), (5, 5)), ((3,), (7,)), ((3, 1, 2), (4, 4, 4))])
 def test_of_a_convolution_each_place_has_the_range_of_its_window(window, size):
     x = noise(2, 3, *size)
-    rounding = InputRounding(Activation(4, "token"), window)
+    rounding = ActivationQuantizer(Activation(4, "token"), window)
     greatest = x.abs().amax(1)
     for place in torch.cartesian_prod(*(torch.arange(n) for n in size)).reshape(-1, len(size)).tolist():
         around = [slice(max(0, p - k // 2), p + (k - 1) // 2 + 1) for p, k in zip(place, window, strict=True)]
@@ -118,7 +127,7 @@ def test_of_a_convolution_each_place_has_the_range_of_its_window(window, size):
 
 def test_gradients_pass_through_dynamic_rounding():
     x = noise(3, 8).requires_grad_()
-    InputRounding(Activation(6, "token"))(x).sum().backward()
+    ActivationQuantizer(Activation(6, "token"))(x).sum().backward()
     torch.testing.assert_close(x.grad, torch.ones(3, 8))
 
 
@@ -133,11 +142,13 @@ def test_static_ranges_are_those_of_the_bucket_of_each_row(scheme):
     assert clock.buckets.tolist() == [0, 7, 2]
     x = noise(3, 2, 4)
     for row, bucket in enumerate((0, 7, 2)):
-        expected = on_grid(x[row], rounding.activation, torch.tensor(scales[bucket]), torch.tensor(-0.5))
+        expected = fake_quantize(x[row], rounding.activation, torch.tensor(scales[bucket]), torch.tensor(-0.5))
         torch.testing.assert_close(rounding(x)[row], expected)
     # A layer that sees several rows for each of the call's has them side by side.
     six = noise(6, 4)
-    torch.testing.assert_close(rounding(six)[2:4], on_grid(six[2:4], rounding.activation, torch.tensor(scales[7]), torch.tensor(-0.5)))
+    torch.testing.assert_close(
+        rounding(six)[2:4], fake_quantize(six[2:4], rounding.activation, torch.tensor(scales[7]), torch.tensor(-0.5))
+    )
 
 
 def test_a_clock_reads_the_timestep_wherever_it_stands():
@@ -166,7 +177,7 @@ def test_ranges_become_parameters_once():
 
 def test_attached_roundings_act_and_go(subject):
     names = {layer.name for layer in subject.layers[:3]}
-    inputs = RoundedInputs({layer.name: Activation(4) for layer in subject.layers}).of(names)
+    inputs = ActivationQuantizers({layer.name: Activation(4) for layer in subject.layers}).of(names)
     assert set(inputs.choices) == names
     x, t, c = noise(2, *subject.image_shape), torch.tensor([3, 50]), torch.tensor([0, 1])
     with torch.no_grad():
@@ -181,7 +192,7 @@ def test_attached_roundings_act_and_go(subject):
 
 def test_windows_come_from_the_modules():
     model = nn.Sequential(nn.Conv2d(2, 2, (3, 1)), nn.Linear(3, 3))
-    made, clock = RoundedInputs({"0": Activation(8), "1": Activation(8)}).modules(model)
+    made, clock = ActivationQuantizers({"0": Activation(8), "1": Activation(8)}).modules(model)
     assert made["0"].window == (3, 1) and made["1"].window == () and clock is None
     x = noise(1, 2, 5, 4)
     wide = F.max_pool2d(F.pad(x.abs().amax(1, keepdim=True), (0, 0, 1, 1)), (3, 1), 1) / 127
@@ -190,7 +201,7 @@ def test_windows_come_from_the_modules():
 
 def test_the_fingerprint_is_of_all_that_rounding_depends_on():
     tensors = {"a": {"ranges": torch.zeros(1, N_BUCKETS)}}
-    base = RoundedInputs({"a": Activation(8, "step")}, (1.0, 2.0), tensors)
+    base = ActivationQuantizers({"a": Activation(8, "step")}, (1.0, 2.0), tensors)
     others = [
         dataclasses.replace(base, choices={"a": Activation(6, "step")}),
         dataclasses.replace(base, edges=(1.0, 3.0)),
@@ -202,19 +213,19 @@ def test_the_fingerprint_is_of_all_that_rounding_depends_on():
 
 def test_of_a_grouped_convolution_each_group_has_ranges_of_its_own():
     x = noise(2, 6, 5, 5) * torch.tensor([1.0, 1, 100, 100, 0.01, 0.01]).reshape(6, 1, 1)
-    whole = InputRounding(Activation(8), (3, 3), 3)(x)
+    whole = ActivationQuantizer(Activation(8), (3, 3), 3)(x)
     for group in x.split(2, 1), whole.split(2, 1):
         assert len(group) == 3
     for part, rounded in zip(x.split(2, 1), whole.split(2, 1), strict=True):
-        torch.testing.assert_close(rounded, InputRounding(Activation(8), (3, 3))(part))
-    made, _ = RoundedInputs({"0": Activation(8)}).modules(nn.Sequential(nn.Conv2d(6, 6, 3, groups=3)))
+        torch.testing.assert_close(rounded, ActivationQuantizer(Activation(8), (3, 3))(part))
+    made, _ = ActivationQuantizers({"0": Activation(8)}).modules(nn.Sequential(nn.Conv2d(6, 6, 3, groups=3)))
     assert made["0"].groups == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_half_precision_stays_half_and_is_rounded_in_single(scheme, dtype):
-    rounding = static(8, scheme, [0.02] * N_BUCKETS, -0.5)[0] if SCHEMES[scheme].static else InputRounding(Activation(8, scheme))
+    rounding = static(8, scheme, [0.02] * N_BUCKETS, -0.5)[0] if SCHEMES[scheme].static else ActivationQuantizer(Activation(8, scheme))
     x = noise(3, 16).to(dtype)
     x[1] = 0
     y = rounding(x)
@@ -229,4 +240,4 @@ def test_ranges_keep_their_dtype_in_a_cast():
 
 def test_what_is_simulated_at_8_bits_by_token_is_what_kernels_round():
     x = noise(4, 7, 24)
-    torch.testing.assert_close(InputRounding(Activation(8))(x), dispatch.rounded(x), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ActivationQuantizer(Activation(8))(x), dispatch.rounded(x), atol=1e-6, rtol=1e-5)

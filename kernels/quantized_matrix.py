@@ -1,4 +1,4 @@
-"""The forms in which kernels see a quantized weight, and the places of a convolution."""
+"""The forms in which kernels see a quantized weight, and the positions of a convolution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class CodedMatrix:
+class QuantizedMatrix:
     """A matrix (out, in) as scaled sums of codewords: row r, group j is scales[r] · Σ_m codebooks[m, codes[r, j, m]].
 
     A convolution is the matrix (out, in·kh·kw) of its flattened weight.
@@ -22,7 +22,7 @@ class CodedMatrix:
     order: torch.Tensor | None = None  # (in,) int64: coded column i is matrix column order[i]; None where it is i
     structure: str = ""  # of every codebook: free, "m" c[k + K/2] = −c[k], or "h" c[h √K + l] = c[h √K] + c[l] − c[0]
     taps: int = 1  # of a convolution: the matrix columns of one input channel lie side by side
-    law: str = ""  # of kernels' costs, where one came with a model: a name that costs.adopt gave
+    cost_model: str = ""  # of kernels, where one came with a diffusion model: a name that cost_model.adopt gave
 
     @property
     def n_out(self) -> int:

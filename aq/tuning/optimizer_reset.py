@@ -56,7 +56,7 @@ def stale_rows(layer: TunableLayer, flips: Flips) -> torch.Tensor:
     return torch.bincount(flips.row, minlength=layer.codes.shape[0]) / layer.codes.shape[1]
 
 
-class Forgetting:
+class OptimizerReset:
     """Keep everything."""
 
     def after_flips(self, optimizer: Adam, student: Student, flips: Mapping[str, Flips]) -> None:
@@ -66,7 +66,7 @@ class Forgetting:
         """With the first gradients of another trajectory at hand, before they are used."""
 
 
-class SelectiveForgetting(Forgetting):
+class SelectiveReset(OptimizerReset):
     """SeMI: the stale share of each entry."""
 
     def after_flips(self, optimizer: Adam, student: Student, flips: Mapping[str, Flips]) -> None:
@@ -84,7 +84,7 @@ class SelectiveForgetting(Forgetting):
                 optimizer.forget(name, (optimizer.direction(name) * parameter.grad < 0).float(), only_direction=True)
 
 
-class FullForgetting(Forgetting):
+class FullReset(OptimizerReset):
     """Everything, whenever anything changed."""
 
     def after_flips(self, optimizer: Adam, student: Student, flips: Mapping[str, Flips]) -> None:
@@ -96,4 +96,4 @@ class FullForgetting(Forgetting):
             optimizer.forget(name, 1.0)
 
 
-FORGETTINGS: dict[str, Callable[[], Forgetting]] = {"semi": SelectiveForgetting, "none": Forgetting, "full": FullForgetting}
+OPTIMIZER_RESETS: dict[str, Callable[[], OptimizerReset]] = {"semi": SelectiveReset, "none": OptimizerReset, "full": FullReset}

@@ -4,7 +4,7 @@ Dynamic schemes take the range from every token as it comes; static ones have a 
 ranges move with the timestep). Only 8 bits, symmetric, by token is what the kernels of class "a8" compute with; everything else is simulated:
 inputs are put on the grid and multiplied as the numbers that they are.
 
-Of a convolution a token is what one place of the output sees. Here each place of the input is put on the grid of the window around it,
+Of a convolution a token is what one position of the output sees. Here each position of the input is put on the grid of the window around it,
 which for strided and dilated convolutions is not exactly the window that the kernel rounds.
 """
 
@@ -27,7 +27,7 @@ from ..plans.menu import TensorSpec
 
 BITS = range(2, 9)
 N_BUCKETS = 8  # of timesteps
-ACTIVATION, RANGES = "activation", "ranges"  # names of the module inside of a coded layer and of its tensor, and so in files
+ACTIVATION, RANGES = "activation", "ranges"  # names of the module inside of a quantized layer and of its tensor, and so in files
 _POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -86,7 +86,7 @@ class Activation:
         return {RANGES: (torch.float32, (1 + self.is_affine, N_BUCKETS))} if self.is_static else {}
 
 
-def on_grid(x: torch.Tensor, activation: Activation, scale: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
+def fake_quantize(x: torch.Tensor, activation: Activation, scale: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
     """x rounded to the grid: scale · {−L … L}, or scale · ({0 … L} + L · shift) where affine.
 
     Gradients pass through the rounding; by x they are zero where it ends up outside of the grid, by scale and shift as in LSQ and LSQ+ (Esser
@@ -138,7 +138,7 @@ def timestep_place(denoiser: nn.Module) -> int:
     return names.index("timestep")
 
 
-class InputRounding(nn.Module):
+class ActivationQuantizer(nn.Module):
     """Rounds what a layer gets.
 
     Args:
@@ -161,9 +161,9 @@ class InputRounding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()  # grids of 8 bits are finer than 16-bit numbers
-        return on_grid(wide, self.activation, *(self._static(wide) if self.activation.is_static else self._dynamic(wide))).to(x.dtype)
+        return fake_quantize(wide, self.activation, *(self._static(wide) if self.activation.is_static else self._dynamic(wide))).to(x.dtype)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> InputRounding:
+    def _apply(self, fn: Any, recurse: bool = True) -> ActivationQuantizer:
         """Moves take the ranges along; casts leave them as they are stored."""
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)
@@ -193,7 +193,7 @@ class InputRounding(nn.Module):
         return width / self.activation.largest, low / width
 
     def _greatest(self, x: torch.Tensor) -> torch.Tensor:
-        """Of each token, of a convolution of each place's window and of its channels' group: shaped to be broadcast to x."""
+        """Of each token, of a convolution of each position's window and of its channels' group: shaped to be broadcast to x."""
         if not self.window:
             return x.amax(-1, keepdim=True)
         values = x.unflatten(1, (self.groups, -1)).amax(2)
@@ -207,7 +207,7 @@ class InputRounding(nn.Module):
 
 
 @dataclass(frozen=True)
-class RoundedInputs:
+class ActivationQuantizers:
     """How the inputs of a model's layers are rounded. edges: between buckets of timesteps, none where no layer is static. tensors: of static layers."""
 
     choices: dict[str, Activation]
@@ -221,49 +221,49 @@ class RoundedInputs:
         )
         return fingerprint([{name: vars(choice) for name, choice in self.choices.items()}, self.edges, stored])
 
-    def of(self, names: set[str]) -> RoundedInputs:
+    def of(self, names: set[str]) -> ActivationQuantizers:
         """Of some layers alone."""
         kept = {name: tensors for name, tensors in (self.tensors or {}).items() if name in names}
-        return RoundedInputs({name: choice for name, choice in self.choices.items() if name in names}, self.edges, kept)
+        return ActivationQuantizers({name: choice for name, choice in self.choices.items() if name in names}, self.edges, kept)
 
-    def modules(self, denoiser: nn.Module, device: torch.device | None = None) -> tuple[dict[str, InputRounding], Clock | None]:
-        """One InputRounding a layer, and the clock that they read; to be attached to `denoiser` or a copy. device: the denoiser's own if None."""
+    def modules(self, denoiser: nn.Module, device: torch.device | None = None) -> tuple[dict[str, ActivationQuantizer], Clock | None]:
+        """One ActivationQuantizer a layer, and the clock that they read; to be attached to `denoiser` or a copy. device: the denoiser's own if None."""
         if not self.choices:
             return {}, None
         device = device or next(denoiser.parameters()).device
         static = any(choice.is_static for choice in self.choices.values())
         clock = Clock(denoiser, self.edges) if static else None
         made = {
-            name: rounding_of(denoiser.get_submodule(name), choice, (self.tensors or {}).get(name), clock).to(device)
+            name: activation_quantizer(denoiser.get_submodule(name), choice, (self.tensors or {}).get(name), clock).to(device)
             for name, choice in self.choices.items()
         }
         return made, clock
 
 
-def rounding_of(
+def activation_quantizer(
     module: Any, choice: Activation, tensors: Mapping[str, torch.Tensor] | None = None, clock: Clock | None = None
-) -> InputRounding:
+) -> ActivationQuantizer:
     """For a Linear or Conv module."""
-    return InputRounding(choice, tuple(getattr(module, "kernel_size", ())), getattr(module, "groups", 1), tensors, clock)
+    return ActivationQuantizer(choice, tuple(getattr(module, "kernel_size", ())), getattr(module, "groups", 1), tensors, clock)
 
 
-def rounding_hook(rounding: InputRounding) -> Before:
+def quantizer_hook(rounding: ActivationQuantizer) -> Before:
     """A hook that rounds a module's input before the module sees it."""
     return lambda module, args, kwargs: ((rounding(input_of(args, kwargs)), *args[1:]), {k: v for k, v in kwargs.items() if k != "input"})
 
 
 @contextmanager
-def attached(denoiser: nn.Module, roundings: Mapping[str, InputRounding], clock: Clock | None) -> Iterator[None]:
+def attached(denoiser: nn.Module, roundings: Mapping[str, ActivationQuantizer], clock: Clock | None) -> Iterator[None]:
     """Round the inputs of the modules named while the block runs."""
     with hooking(denoiser, before=_hooks(roundings, clock)):
         yield
 
 
-def attach(denoiser: nn.Module, roundings: Mapping[str, InputRounding], clock: Clock | None) -> None:
+def attach(denoiser: nn.Module, roundings: Mapping[str, ActivationQuantizer], clock: Clock | None) -> None:
     """Round the inputs of the modules named from now on."""
     add_hooks(denoiser, before=_hooks(roundings, clock))
 
 
-def _hooks(roundings: Mapping[str, InputRounding], clock: Clock | None) -> dict[str, Before]:
+def _hooks(roundings: Mapping[str, ActivationQuantizer], clock: Clock | None) -> dict[str, Before]:
     clocks: dict[str, Before] = {"": clock} if clock else {}
-    return clocks | {name: rounding_hook(rounding) for name, rounding in roundings.items()}
+    return clocks | {name: quantizer_hook(rounding) for name, rounding in roundings.items()}

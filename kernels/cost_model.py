@@ -1,4 +1,4 @@
-"""What a product costs with each kernel: a law fitted to a few seconds of measurement, once for each machine and number of threads.
+"""What a product costs with each kernel: a model fitted to a few seconds of measurement, once for each machine and number of threads.
 
 Of kernels that decode,
 
@@ -34,12 +34,12 @@ from scipy.optimize import nnls
 from ..errors import InputError
 from ..storage import cache_folder, read_json, write_json
 from . import native
-from .coded import CodedMatrix
+from .quantized_matrix import QuantizedMatrix
 from .reference import product_by_dequantizing, rounded
 
 log = logging.getLogger("sedaq")
 
-Law = Mapping[str, Mapping[str, Sequence[float]]]  # by kernel and a name of SIZES: six factors
+Factors = Mapping[str, Mapping[str, Sequence[float]]]  # by kernel and a name of SIZES: six factors
 FEW = 8  # as csrc/few_tokens.h has it, where one or two tokens go a way of their own
 SIZES = {"one": 2, "few": FEW, "many": math.inf}  # up to so many tokens
 _SHAPES = ((48, 64), (256, 256), (512, 2048), (4608, 1152))
@@ -47,10 +47,10 @@ _FORMATS = ((1, 256, 8, ""), (2, 256, 8, "h"), (1, 64, 3, ""), (1, 16, 2, ""), (
 _TOKENS = (1, 2, 3, 8, 16, 96, 384)
 _ROUNDS = 3
 SHORT = 0.6  # of a lookup in tables that lie in the first-level cache, against one in the second (measured with AVX2)
-ROUNDING = "rounding"  # of activations to 8 bits: in the law like a kernel
+ROUNDING = "rounding"  # of activations to 8 bits: in the model like a kernel
 
 
-def terms(kernel: str, tokens: int, matrix: CodedMatrix) -> np.ndarray:
+def terms(kernel: str, tokens: int, matrix: QuantizedMatrix) -> np.ndarray:
     """What the factors multiply."""
     n_out, n_groups, n_codebooks = matrix.codes.shape
     n_entries = matrix.codebooks.shape[1]
@@ -83,41 +83,41 @@ def _measured() -> tuple[str, ...]:
     return (*candidates(), ROUNDING)
 
 
-def cheapest(names: Sequence[str], tokens: int, matrix: CodedMatrix, precision: str = "exact") -> str:
-    """The name among those that are candidates of the law that the matrix carries, or of this machine's."""
+def cheapest(names: Sequence[str], tokens: int, matrix: QuantizedMatrix, precision: str = "exact") -> str:
+    """The name among those that are candidates of the cost model that the matrix carries, or of this machine's."""
     if len(names) == 1:
         return names[0]
-    known = _law_of(matrix)
+    known = _factors_for(matrix)
     return min((name for name in names if name in known), key=lambda name: seconds(name, tokens, matrix, precision))
 
 
-def seconds(name: str, tokens: int, matrix: CodedMatrix, precision: str = "exact") -> float:
-    """What the law says of one product. Only shapes of the matrix are read, so that it may lie on the device "meta".
+def seconds(name: str, tokens: int, matrix: QuantizedMatrix, precision: str = "exact") -> float:
+    """What the model says of one product. Only shapes of the matrix are read, so that it may lie on the device "meta".
 
-    In class "a8" activations are rounded for a kernel that does not do so itself. Raises InputError for a kernel that is not in the law.
+    In class "a8" activations are rounded for a kernel that does not do so itself. Raises InputError for a kernel that is not in the model.
     """
-    known = _law_of(matrix)
+    known = _factors_for(matrix)
     if name not in known:
         raise InputError(f"what kernel {name!r} costs is not known; choose among {', '.join(known)}, or unset SEDAQ_KERNEL")
     steps = (name, ROUNDING) if precision == "a8" and native.KERNELS.get(name) != "a8" else (name,)
     return sum(float(terms(step, tokens, matrix) @ np.asarray(known[step][_size(tokens)])) for step in steps)
 
 
-def _law_of(matrix: CodedMatrix) -> Law:
-    return _adopted[matrix.law] if matrix.law else law()
+def _factors_for(matrix: QuantizedMatrix) -> Factors:
+    return _adopted[matrix.cost_model] if matrix.cost_model else factors()
 
 
 def _size(tokens: int) -> str:
     return next(size for size, most in SIZES.items() if tokens <= most)
 
 
-def law() -> Law:
+def factors() -> Factors:
     """The factors of this machine at torch's present number of threads; measured if that was never done."""
-    return _law(torch.get_num_threads())
+    return _factors(torch.get_num_threads())
 
 
 @functools.cache
-def _law(threads: int) -> Law:
+def _factors(threads: int) -> Factors:
     path = cache_folder() / f"kernels-{machine()}-{threads}.json"
     if path.exists():
         try:
@@ -136,25 +136,25 @@ def _law(threads: int) -> Law:
     return found
 
 
-_adopted: dict[str, Law] = {}  # by digest
+_adopted: dict[str, Factors] = {}  # by digest
 
 
 def to_store() -> dict[str, Any]:
-    """This machine's law as it lies in a saved model, so that the same kernels are chosen again."""
-    return {"threads": torch.get_num_threads(), "law": law()}
+    """This machine's cost model as it lies in a saved model, so that the same kernels are chosen again."""
+    return {"threads": torch.get_num_threads(), "law": factors()}
 
 
-def _checked(stored: Mapping[str, Any]) -> Law:
+def _checked(stored: Mapping[str, Any]) -> Factors:
     try:
-        return {name: {size: [float(f) for f in factors[size]] for size in SIZES} for name, factors in stored["law"].items()}
+        return {name: {size: [float(f) for f in of_kernel[size]] for size in SIZES} for name, of_kernel in stored["law"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError("is damaged, or of another version") from error
 
 
 def adopt(stored: Mapping[str, Any]) -> str:
-    """The name by which a stored law is known to CodedMatrix.law; empty, which means this machine's, where other kernels are to be had.
+    """The name by which a stored cost model is known to QuantizedMatrix.cost_model; empty, which means this machine's, where other kernels are to be had.
 
-    Raises InputError where it is no law.
+    Raises InputError where it is no cost model.
     """
     try:
         found = _checked(stored)
@@ -169,7 +169,7 @@ def adopt(stored: Mapping[str, Any]) -> str:
 
 
 def machine() -> str:
-    """What the law depends on besides the number of threads: processor, torch, and the kernels themselves."""
+    """What the cost model depends on besides the number of threads: processor, torch, and the kernels themselves."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line for line in lines if line.startswith("model name")), "")
@@ -181,7 +181,7 @@ def machine() -> str:
 
 def random_matrix(
     n_out: int, n_in: int, n_codebooks: int, n_entries: int, group_size: int, structure: str = "", seed: int = 0
-) -> CodedMatrix:
+) -> QuantizedMatrix:
     """Codes at random and codewords that make products of unit size."""
     rng = torch.Generator().manual_seed(seed)
     n_groups = -(-n_in // group_size)
@@ -192,12 +192,12 @@ def random_matrix(
     elif structure == "h":
         n = math.isqrt(n_entries)
         books = (0.9 * books[:, :n].unsqueeze(2) + 0.4 * books[:, n : 2 * n].unsqueeze(1)).flatten(1, 2)
-    return CodedMatrix(codes, books / (n_codebooks * n_in) ** 0.5, torch.ones(n_out), n_in, structure=structure)
+    return QuantizedMatrix(codes, books / (n_codebooks * n_in) ** 0.5, torch.ones(n_out), n_in, structure=structure)
 
 
 @torch.inference_mode()
 def measure() -> dict[str, dict[str, list[float]]]:
-    """Fit the law of every kernel that is here to the shortest of a few rounds over shapes, formats and numbers of tokens."""
+    """Fit the cost model of every kernel that is here to the shortest of a few rounds over shapes, formats and numbers of tokens."""
     names = _measured()
     cases = [(name, size) for name in names for size in SIZES]
     rows: dict[tuple[str, str], list[np.ndarray]] = {case: [] for case in cases}

@@ -7,7 +7,7 @@ import torch
 
 from sedaq.aq.tuning.adam import Adam
 from sedaq.aq.tuning.code_steps import Flips
-from sedaq.aq.tuning.forgetting import Forgetting, FullForgetting, SelectiveForgetting, stale_codewords, stale_rows
+from sedaq.aq.tuning.optimizer_reset import FullReset, OptimizerReset, SelectiveReset, stale_codewords, stale_rows
 from sedaq.aq.tuning.student import Student
 
 
@@ -106,7 +106,7 @@ def past(optimizer) -> dict[str, torch.Tensor]:
 def test_semi_forgets_by_the_stale_share_and_nothing_else(moved):
     optimizer, student, path, flips = moved
     before = past(optimizer)
-    SelectiveForgetting().after_flips(optimizer, student, flips)
+    SelectiveReset().after_flips(optimizer, student, flips)
     layer = student.layers[path]
     shares = {f"{path}/stored": stale_codewords({layer: flips[path]}), f"{path}/log_scales": stale_rows(layer, flips[path])}
     assert all(0 < share.max() <= 1 for share in shares.values())
@@ -120,7 +120,7 @@ def test_semi_after_a_jump_forgets_directions_that_point_the_other_way(moved):
     for parameter in optimizer.parameters.values():
         parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9))
     before = past(optimizer)
-    SelectiveForgetting().after_jump(optimizer)
+    SelectiveReset().after_jump(optimizer)
     for name, parameter in optimizer.parameters.items():
         against = before[f"{name}/m"] * parameter.grad < 0
         assert 0.2 < against.float().mean() < 0.8 or against.numel() < 20
@@ -133,9 +133,9 @@ def test_full_forgets_everything_where_anything_flipped(moved):
     optimizer, student, path, flips = moved
     nothing = Flips(*(torch.empty(0, dtype=torch.long),) * 2, *(torch.empty(0, 1, dtype=torch.long),) * 2)
     before = past(optimizer)
-    FullForgetting().after_flips(optimizer, student, {path: nothing})
-    Forgetting().after_flips(optimizer, student, flips)
-    Forgetting().after_jump(optimizer)
+    FullReset().after_flips(optimizer, student, {path: nothing})
+    OptimizerReset().after_flips(optimizer, student, flips)
+    OptimizerReset().after_jump(optimizer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in optimizer.tensors().items())
-    FullForgetting().after_flips(optimizer, student, flips)
+    FullReset().after_flips(optimizer, student, flips)
     assert all((tensor == 0).all() for tensor in optimizer.tensors().values())

@@ -1,4 +1,4 @@
-"""What the codes of a layer would like its weight to be, gathered from the gradients of the dense weight."""
+"""Straight-through buffers: the steps that the gradients of a dense weight ask for, summed until codes can take them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ KEPT = torch.bfloat16
 
 
 @dataclass
-class Wish:
-    """The wish and the mean square of gradients, (out, G, g) in 16 bits; `weight`: what the weights of that mean's past add up to."""
+class StraightThroughBuffer:
+    """The summed step and the mean square of gradients, (out, G, g) in 16 bits; `weight`: what the weights of that mean's past add up to."""
 
     change: torch.Tensor
     square: torch.Tensor
     weight: torch.Tensor
 
     @classmethod
-    def none_yet(cls, like: torch.Tensor) -> Wish:
+    def zeros_like(cls, like: torch.Tensor) -> StraightThroughBuffer:
         return cls(torch.zeros_like(like, dtype=KEPT), torch.zeros_like(like, dtype=KEPT), torch.zeros((), device=like.device))
 
     def add(self, gradient: torch.Tensor, stride: float, decay: float) -> None:
         """v ← β₂ v + (1 − β₂) g², u ← decay · u − stride · g / √v: Adam's step without momentum, of which the sum over steps is one.
 
-        Divided entry by entry: gradients of dense weights have heavy tails, and a few entries would make all the wishes.
+        Divided entry by entry: gradients of dense weights have heavy tails, and a few entries would make all the steps.
         """
         square = self.square.float().lerp_(gradient.square(), 1 - BETAS[1])
         self.weight = self.weight.lerp(torch.ones_like(self.weight), 1 - BETAS[1])
@@ -39,6 +39,6 @@ class Wish:
 def stride(reach: float, progress: float, n_steps: int) -> float:
     """Length of a step relative to the weights, falling to zero by a cosine.
 
-    Where gradients are noise alone, wishes wander `reach` over n steps: the sum of squares of (1 + cos) / 2 is 3 n / 8.
+    Where gradients are noise alone, buffers wander `reach` over n steps: the sum of squares of (1 + cos) / 2 is 3 n / 8.
     """
     return reach / math.sqrt(3 * n_steps / 8) * 0.5 * (1 + math.cos(math.pi * progress))
