@@ -1,15 +1,14 @@
-"""A buffer of what the full-precision denoiser was asked and what it answered, on its own trajectories: no data is needed.
+"""Recording what a denoiser is asked while its model is sampled, and asking it again: no data is needed.
 
-Drawing from it at random removes the jumps between timesteps that tuning step by step suffers from (EfficientDM, He et al. 2024).
+Drawing from a buffer of calls at random removes the jumps between timesteps that tuning step by step suffers from (EfficientDM, He et al. 2024).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +17,14 @@ from torch.utils import _pytree as pytree
 
 from ..errors import InputError
 from ..storage import load_tensors, save_tensors
+from .calls import FLOAT, OUTPUT, Call, Template, answer_of, arguments_of, named_leaves
 from .hooks import hooking
 from .noise import purpose_seed
 from .sampling import SamplingConfig, sample_in_chunks
 from .subject import Subject
 
-Call = dict[str, Any]  # argument name → value; tensors have one row an image
-FLOAT = torch.float16  # of the buffer
 TIMESTEP = "timestep"  # the denoiser's argument
 N_PARTS = 4  # that the buffer is recorded in, and refreshed by
-
-
-def first_tensor(output: Any) -> torch.Tensor:
-    """The denoiser's answer, whether it came as a tensor, a tuple or a diffusers output."""
-    return output if isinstance(output, torch.Tensor) else output[0]
-
-
-def with_first_tensor(output: Any, answer: torch.Tensor) -> Any:
-    """The same kind of output with another answer."""
-    if isinstance(output, torch.Tensor):
-        return answer
-    if isinstance(output, tuple):
-        return (answer, *output[1:])
-    return dataclasses.replace(output, **{next(iter(output)): answer})
-
-
-def _flat(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Arguments by name, those inside a dict (SDXL's added_cond_kwargs) by "name/key"."""
-    for name, value in arguments.items():
-        if isinstance(value, dict):
-            yield from ((f"{name}/{key}", inner) for key, inner in value.items())
-        else:
-            yield name, value
-
-
-def _nested(flat: Call) -> Call:
-    """The inverse of _flat."""
-    call: Call = {}
-    for name, value in flat.items():
-        outer, slash, key = name.partition("/")
-        if slash:
-            call.setdefault(outer, {})[key] = value
-        else:
-            call[name] = value
-    return call
 
 
 @dataclass(frozen=True)
@@ -80,18 +43,35 @@ class Recording:
         return own | {"steps": self.sampling.steps, "settings": self.sampling.identity}
 
 
-class ReplayBuffer:
-    """Calls (x_t, t, condition) with the teacher's outputs, one row an image and call, in the order in which they were made."""
+def require_float32(subject: Subject, purpose: str) -> None:
+    """Raise InputError for a denoiser whose weights have 16 bits; `purpose` completes "load it in float32 to …"."""
+    if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in subject.denoiser.parameters()):
+        raise InputError(f"subject {subject.name}: its denoiser is in 16 bits; load it in float32 to {purpose}")
 
-    def __init__(self, tensors: dict[str, torch.Tensor], fixed: Call, call_lengths: list[int]) -> None:
-        self.tensors, self.fixed, self.call_lengths = tensors, fixed, call_lengths
+
+class ReplayBuffer:
+    """Calls (x_t, t, condition) with the teacher's answers, in the order in which they were made.
+
+    A tensor has a batch axis if the length of its axis 0 is the number of rows of the call, with different numbers of images: before recording,
+    one image is sampled in one step to compare with. Such tensors are kept in rows, one an image and call, so that rows of several calls can be
+    mixed; a single number stands for all rows of its call. Tensors without a batch axis and numbers must be equal in all calls; other objects are
+    passed through as they came first. Rows of float32 and float64 are kept in float16, those of 16 bits as they are; a call gets each in the dtype
+    that it had.
+
+    Attributes:
+        tensors: rows by path, such as "encoder_hidden_states" or "added_cond_kwargs/time_ids"; the answers are "output".
+        template: what all calls have in common.
+        call_lengths: rows of each call.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], template: Template, call_lengths: list[int]) -> None:
+        self.tensors, self.template, self.call_lengths = tensors, template, call_lengths
 
     @classmethod
     def record(cls, subject: Subject, recording: Recording, *, n_parts: int = N_PARTS) -> ReplayBuffer:
-        """Sample, in full precision, and keep what the denoiser saw and said. Raises InputError for a denoiser whose calls cannot be kept."""
-        if any(p.dtype in (torch.float16, torch.bfloat16) for p in subject.denoiser.parameters()):
-            raise InputError(f"subject {subject.name}: its denoiser is in 16 bits; load it in float32 to tune it or to round its inputs")
-        recorder = _Recorder(subject)
+        """Sample, and keep what the denoiser saw and said. Raises InputError for a denoiser whose calls cannot be kept."""
+        chunk = recording.n_images // n_parts
+        recorder = _Recorder(subject, _sizes_of_few(subject, recording, chunk))
         with hooking(subject.denoiser, after={"": recorder}):
             sample_in_chunks(
                 subject.sample,
@@ -100,12 +80,12 @@ class ReplayBuffer:
                 seed=purpose_seed(recording.seed, recording.purpose),
                 n_images=recording.n_images,
                 start=recording.start,
-                chunk=recording.n_images // n_parts,
+                chunk=chunk,
             )
         if not recorder.rows:
-            raise InputError(f"subject {subject.name}: sampling did not call the denoiser's forward, so it cannot be tuned")
-        lengths = [len(answer) for answer in recorder.rows["output"]]
-        return cls({name: torch.cat(rows) for name, rows in recorder.rows.items()}, recorder.fixed, lengths)
+            raise InputError(f"subject {subject.name}: sampling did not call the denoiser's forward, so its calls cannot be replayed")
+        lengths = [len(answer) for answer in recorder.rows[OUTPUT]]
+        return cls({path: torch.cat(rows) for path, rows in recorder.rows.items()}, recorder.template(), lengths)
 
     @classmethod
     def opened(cls, path: Path, subject: Subject, recording: Recording) -> ReplayBuffer:
@@ -117,7 +97,8 @@ class ReplayBuffer:
         content = {"subject": {"name": subject.name, "fingerprint": subject.fingerprint}, "recording": recording.to_dict()}
         if not path.exists():
             buffer = cls.record(subject, recording)
-            save_tensors(path, "replay", buffer.tensors, {**content, "fixed": buffer.fixed, "call_lengths": buffer.call_lengths})
+            fixed, common = buffer.template.to_file()
+            save_tensors(path, "replay", buffer.tensors | fixed, {**content, **common, "call_lengths": buffer.call_lengths})
             return buffer
         tensors, metadata = load_tensors(path, "replay")
         owner = metadata["subject"]
@@ -133,10 +114,11 @@ class ReplayBuffer:
                     f"replay buffer {path}: was recorded with {name} {metadata['recording'][name]} where {value} is asked for; "
                     "pass another folder, or delete it"
                 )
-        return cls(tensors, metadata["fixed"], metadata["call_lengths"])
+        template = Template.from_file(tensors, metadata)
+        return cls({path: tensors[path] for path in (*template.dtypes, OUTPUT)}, template, metadata["call_lengths"])
 
     def __len__(self) -> int:
-        return len(self.tensors["output"])
+        return len(self.tensors[OUTPUT])
 
     @property
     def n_calls(self) -> int:
@@ -158,54 +140,108 @@ class ReplayBuffer:
         """Without the oldest calls, of which as many go as come."""
         gone = sum(self.call_lengths[: newer.n_calls])
         tensors = {name: torch.cat([tensor[gone:], newer.tensors[name]]) for name, tensor in self.tensors.items()}
-        return ReplayBuffer(tensors, self.fixed, self.call_lengths[newer.n_calls :] + newer.call_lengths)
+        return ReplayBuffer(tensors, self.template, self.call_lengths[newer.n_calls :] + newer.call_lengths)
 
     def batch(self, rows: torch.Tensor, device: torch.device) -> tuple[Call, torch.Tensor]:
-        """The calls of some rows and the teacher's outputs, in float32."""
-        tensors = {name: tensor[rows].to(device) for name, tensor in self.tensors.items()}
-        call = {name: tensor.float() if tensor.dtype == FLOAT else tensor for name, tensor in tensors.items()}
-        target = call.pop("output")
-        return _nested({**self.fixed, **call}), target
+        """The calls of some rows (n,) as one call, and the teacher's answers (n, …), in float32."""
+        chosen = {path: tensor[rows] for path, tensor in self.tensors.items()}
+        return self.template.fill(chosen, device), chosen[OUTPUT].to(device).float()
+
+
+def _sizes_of_few(subject: Subject, recording: Recording, chunk: int) -> dict[str, tuple[int, int]]:
+    """For every tensor among the denoiser's arguments, by path: (length of axis 0, rows of the call), of a sampling of one image in one step.
+
+    Two images where the recording itself samples one at a time.
+    """
+    signature = inspect.signature(subject.denoiser.forward)
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        n_rows = len(answer_of(output))
+        for path, leaf in named_leaves(arguments_of(signature, args, kwargs))[0].items():
+            if isinstance(leaf, torch.Tensor) and leaf.ndim:
+                sizes.setdefault(path, (len(leaf), n_rows))
+
+    batch_size = recording.sampling.batch_size
+    n_images = 2 if 1 in (chunk, batch_size) else 1
+    sampling = replace(recording.sampling, steps=1, batch_size=batch_size and n_images)
+    with hooking(subject.denoiser, after={"": note}):
+        subject.sample(sampling, seed=purpose_seed(recording.seed, recording.purpose), n_images=n_images)
+    return sizes
 
 
 class _Recorder:
-    """A forward hook that keeps arguments and answers, large floating tensors in 16 bits."""
+    """A hook that keeps the arguments and answers of a denoiser's calls.
 
-    def __init__(self, subject: Subject) -> None:
+    Args:
+        sizes: of every tensor among the arguments, (length of axis 0, rows of the call) for another number of images.
+    """
+
+    def __init__(self, subject: Subject, sizes: Mapping[str, tuple[int, int]]) -> None:
         self._signature = inspect.signature(subject.denoiser.forward)
+        self._sizes = sizes
+        self._spec: pytree.TreeSpec | None = None
+        self._paths: list[str] = []
+        self._fixed: dict[str, Any] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         self.rows: dict[str, list[torch.Tensor]] = {}
-        self.fixed: Call = {}
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        answer = first_tensor(output).detach()
-        batch = len(answer)
-        for name, value in _flat(self._arguments(args, kwargs)):
-            if not isinstance(value, torch.Tensor):
-                if any(isinstance(part, torch.Tensor) for part in pytree.tree_leaves(value)):
-                    raise InputError(f"the denoiser's argument {name!r} is a collection of tensors; such a denoiser cannot be tuned")
-                if isinstance(value, (int, float)) and self.fixed.get(name, value) != value:
-                    raise InputError(
-                        f"the denoiser's argument {name!r} is a number that differs between calls ({self.fixed[name]}, {value}); "
-                        "pass it as a tensor, or such a denoiser cannot be tuned"
-                    )
-                self.fixed[name] = value
-                continue
-            rows = value.detach().expand(batch) if value.ndim == 0 else value.detach()
-            if len(rows) != batch:
-                raise InputError(
-                    f"the denoiser's argument {name!r} has {len(rows)} rows for {batch} images; such a denoiser cannot be tuned"
-                )
-            self.rows.setdefault(name, []).append(self._small(rows))
-        self.rows.setdefault("output", []).append(self._small(answer))
+        answer = answer_of(output).detach()
+        leaves, spec = named_leaves(arguments_of(self._signature, args, kwargs))
+        if self._spec is None:
+            self._spec, self._paths = spec, list(leaves)
+        elif spec != self._spec or list(leaves) != self._paths:
+            raise InputError("the denoiser's calls differ in which arguments they have; such a denoiser cannot be replayed")
+        for path, leaf in leaves.items():
+            rows = self._rows(path, leaf, len(answer))
+            if rows is None:
+                self._keep_fixed(path, leaf)
+            else:
+                self._dtypes[path] = rows.dtype
+                self.rows.setdefault(path, []).append(_shrunk(rows))
+        self.rows.setdefault(OUTPUT, []).append(_shrunk(answer))
 
-    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """By name, those of a **kwargs among them."""
-        found = dict(self._signature.bind(*args, **kwargs).arguments)
-        for name, parameter in self._signature.parameters.items():
-            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                found |= found.pop(name, {})
-        return found
+    def _rows(self, path: str, leaf: Any, n_rows: int) -> torch.Tensor | None:
+        """A tensor's rows; None for what has no batch axis. A single number stands for all rows."""
+        if not isinstance(leaf, torch.Tensor):
+            return None
+        length = len(leaf) if leaf.ndim else 1
+        other_length, other_rows = self._sizes.get(path, (n_rows, n_rows))
+        if length == n_rows and leaf.ndim and other_length == other_rows:
+            return leaf.detach()
+        if leaf.ndim <= 1 and leaf.numel() == 1:
+            return leaf.detach().expand(n_rows)
+        if length != other_length and n_rows != other_rows and path in self._sizes:
+            raise InputError(f"the denoiser's argument {path!r} has {length} rows for {n_rows} images; such a denoiser cannot be replayed")
+        return None
 
-    @staticmethod
-    def _small(rows: torch.Tensor) -> torch.Tensor:
-        return rows.cpu().to(FLOAT) if rows.is_floating_point() and rows.ndim > 1 else rows.cpu().clone()
+    def _keep_fixed(self, path: str, leaf: Any) -> None:
+        first = self._fixed.setdefault(path, leaf)
+        if path in self._dtypes or not _same(first, leaf):
+            kind = "a tensor without a batch axis" if isinstance(leaf, torch.Tensor) else f"a {type(leaf).__name__}"
+            values = "" if isinstance(leaf, torch.Tensor) else f" ({first}, {leaf})"
+            raise InputError(
+                f"the denoiser's argument {path!r} is {kind} that differs between calls{values}; "
+                "pass it as a tensor with a row an image, or such a denoiser cannot be replayed"
+            )
+
+    def template(self) -> Template:
+        """What the calls had in common."""
+        assert self._spec is not None
+        # Copies, for what was made in inference mode cannot take part in backward passes.
+        fixed = {path: leaf.cpu().clone() if isinstance(leaf, torch.Tensor) else leaf for path, leaf in self._fixed.items()}
+        return Template(self._spec, self._paths, fixed, self._dtypes)
+
+
+def _same(first: Any, leaf: Any) -> bool:
+    """Whether two values of a leaf are equal, as far as that can be known: objects are passed through as they came first."""
+    if isinstance(first, torch.Tensor) and isinstance(leaf, torch.Tensor):
+        return torch.equal(first, leaf)
+    plain = (bool, int, float, str, type(None), torch.Tensor)
+    return not (isinstance(first, plain) or isinstance(leaf, plain)) or (type(first) is type(leaf) and first == leaf)
+
+
+def _shrunk(rows: torch.Tensor) -> torch.Tensor:
+    """A copy in the host's memory, of more than single numbers in at most 16 bits."""
+    return rows.cpu().to(FLOAT) if rows.dtype in (torch.float32, torch.float64) and rows.ndim > 1 else rows.cpu().clone()

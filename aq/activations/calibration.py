@@ -12,7 +12,7 @@ import torch
 from ...models.hooks import Before, hooking, input_of
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
-from ...models.trace import Recording, ReplayBuffer
+from ...models.trace import Recording, ReplayBuffer, require_float32
 from .quantizer import N_BUCKETS, RANGES, Activation, ActivationQuantizers, fake_quantize
 
 N_IMAGES = 16  # whose trajectories are recorded
@@ -20,9 +20,10 @@ N_ROWS, BATCH, N_VALUES = 256, 32, 4096  # calls looked at, how many at a time, 
 RATIOS = torch.linspace(0.3, 1.0, 15)  # of the greatest value, at which a range may be cut
 
 
-def own_calls(seed: int, sampling: SamplingConfig) -> Recording:
-    """What ranges are taken from."""
-    return Recording("activations", N_IMAGES, seed=seed, sampling=sampling)
+def record_calls(subject: Subject, seed: int, sampling: SamplingConfig) -> ReplayBuffer:
+    """What ranges are taken from. Raises InputError for a denoiser in 16 bits."""
+    require_float32(subject, "round its inputs")
+    return ReplayBuffer.record(subject, Recording("activations", N_IMAGES, seed=seed, sampling=sampling))
 
 
 def timestep_edges(timesteps: torch.Tensor) -> tuple[float, ...]:
@@ -56,7 +57,7 @@ def ranged(
     """`calibrated` on calls of its own, sampled in the subject's own number of steps; None where no layer's inputs are rounded."""
     if not any(choice.is_static for choice in choices.values()):
         return ActivationQuantizers(dict(choices)) if choices else None
-    return calibrated(subject, choices, ReplayBuffer.record(subject, own_calls(seed, replace(sampling or SamplingConfig(), steps=None))))
+    return calibrated(subject, choices, record_calls(subject, seed, replace(sampling or SamplingConfig(), steps=None)))
 
 
 def collected(subject: Subject, names: set[str], edges: tuple[float, ...], buffer: ReplayBuffer) -> dict[str, dict[int, torch.Tensor]]:

@@ -12,13 +12,13 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ...errors import InputError
+from ...models.calls import answer_of
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
-from ...models.trace import ReplayBuffer, first_tensor
 from ...progress import track
 from ...storage import fingerprint, read_json, write_json
 from ..profiling.operations import tokens_of
-from .calibration import BATCH, calibrated, own_calls
+from .calibration import BATCH, calibrated, record_calls
 from .quantizer import SCHEMES, Activation, attached
 
 N_ROWS = 64  # calls that each choice is measured on
@@ -34,7 +34,7 @@ def measured(subject: Subject, choices: Sequence[Activation], *, sampling: Sampl
 
     Takes one forward pass of N_ROWS calls a layer and choice.
     """
-    buffer = ReplayBuffer.record(subject, own_calls(seed, sampling or SamplingConfig()))
+    buffer = record_calls(subject, seed, sampling or SamplingConfig())
     names = [layer.name for layer in subject.layers]
     ready = [calibrated(subject, dict.fromkeys(names, choice), buffer) for choice in choices]
     rows = torch.randperm(len(buffer), generator=torch.Generator().manual_seed(seed))[:N_ROWS]
@@ -43,7 +43,7 @@ def measured(subject: Subject, choices: Sequence[Activation], *, sampling: Sampl
 
     def answer() -> torch.Tensor:
         with torch.no_grad():
-            return torch.cat([first_tensor(subject.denoiser(**call)).double() for call in calls])
+            return torch.cat([answer_of(subject.denoiser(**call)).double() for call in calls])
 
     exact = answer()
     found: Damages = {name: {} for name in names}

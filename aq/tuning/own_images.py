@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from ...errors import InputError
+from ...models.calls import FLOAT, answer_of
 from ...models.noise import purpose_seed
 from ...models.subject import Subject
-from ...models.trace import FLOAT, ReplayBuffer, first_tensor
+from ...models.trace import ReplayBuffer
 
 BATCH = 64
 
@@ -46,15 +47,15 @@ def with_images(buffer: ReplayBuffer, subject: Subject, images: torch.Tensor, se
     alphas = scheduler.alphas_cumprod.float().cpu()[buffer.timesteps.long()].reshape(-1, *[1] * (chosen.ndim - 1))
     tensors[name] = (alphas.sqrt() * chosen + (1 - alphas).sqrt() * noise).to(FLOAT)
     device = next(subject.denoiser.parameters()).device
-    noised = ReplayBuffer(tensors, buffer.fixed, buffer.call_lengths)
+    noised = ReplayBuffer(tensors, buffer.template, buffer.call_lengths)
     answers = []
     with torch.inference_mode():
         for rows in torch.arange(len(buffer)).split(BATCH):
             call, _ = noised.batch(rows, device)
-            answers.append(first_tensor(subject.denoiser(**call)).cpu().to(FLOAT))
+            answers.append(answer_of(subject.denoiser(**call)).cpu().to(FLOAT))
     tensors["output"] = torch.cat(answers)
     both = {key: torch.cat([buffer.tensors[key], tensor]) for key, tensor in tensors.items()}
-    return ReplayBuffer(both, buffer.fixed, buffer.call_lengths * 2)
+    return ReplayBuffer(both, buffer.template, buffer.call_lengths * 2)
 
 
 def _latent_argument(subject: Subject, buffer: ReplayBuffer) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ...errors import InputError
+from ...models.calls import Call, answer_of
 from ...models.subject import Subject
-from ...models.trace import Call, first_tensor
 from ...progress import track
 from .adam import Adam
 from .code_steps import CODE_STEPS
@@ -129,7 +129,7 @@ class TuningRun:
     def loss(self, stage: str, call: Call, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         if stage == WHOLE:
             return _row_errors(self.student.answer(call), target) @ weights / len(weights)
-        return unit_loss(self.student.denoiser, self.teacher, self.units[stage], lambda denoiser: first_tensor(denoiser(**call)))
+        return unit_loss(self.student.denoiser, self.teacher, self.units[stage], lambda denoiser: answer_of(denoiser(**call)))
 
     def held_out_loss(self) -> float:
         return self.held_out_loss_of(self.student)

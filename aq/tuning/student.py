@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ...errors import InputError
+from ...models.calls import Call, answer_of
 from ...models.layers import KINDS
 from ...models.subject import Subject
-from ...models.trace import Call, first_tensor
 from ..activations.quantizer import ACTIVATION, RANGES, ActivationQuantizers, attach
 from ..encoding import Encoding
 from ..plans.plan import book_holders
@@ -104,7 +104,7 @@ class Student:
 
     def answer(self, call: Call) -> torch.Tensor:
         """With the weights that were assembled last."""
-        return first_tensor(self.denoiser(**call))
+        return answer_of(self.denoiser(**call))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Codes and continuous parameters by name, as they are and not as copies."""

@@ -10,7 +10,7 @@ import torch
 from ...errors import InputError
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
-from ...models.trace import N_PARTS, Recording, ReplayBuffer
+from ...models.trace import N_PARTS, Recording, ReplayBuffer, require_float32
 from .own_images import with_images
 from .settings import TuneConfig
 from .weighting import Context, TimestepWeights
@@ -29,6 +29,7 @@ class Trajectories:
         sampling: SamplingConfig | None = None,
         images: torch.Tensor | None = None,
     ) -> None:
+        require_float32(subject, "tune it")
         self.subject, self.n_images = subject, settings.n_images
         self.recording = Recording(
             "tune", settings.n_images, seed=settings.seed, sampling=replace(sampling or SamplingConfig(), steps=settings.sampling_steps)

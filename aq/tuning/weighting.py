@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from ...errors import InputError
+from ...models.calls import answer_of, with_answer
 from ...models.hooks import hooking
 from ...models.noise import purpose_seed
 from ...models.subject import Subject
-from ...models.trace import TIMESTEP, Recording, ReplayBuffer, first_tensor, with_first_tensor
+from ...models.trace import TIMESTEP, Recording, ReplayBuffer
 from ...progress import track
 
 GAMMA = 5.0  # of min-SNR
@@ -80,10 +81,10 @@ class _Disturbance:
         given = torch.as_tensor(self._signature.bind(*args, **kwargs).arguments[TIMESTEP])
         if given.float().flatten()[0] != self.timestep:
             return None
-        answer = first_tensor(output)
+        answer = answer_of(output)
         noise = torch.randn(answer.shape, generator=self._rng).to(answer) * SIZE * answer.square().mean().sqrt()
         self.energy = noise.square().mean().item()
-        return with_first_tensor(output, answer + noise)
+        return with_answer(output, answer + noise)
 
 
 def _sampled(context: Context, hook: _Disturbance | None = None) -> torch.Tensor:

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...models.calls import answer_of
 from ...models.hessian import Hessian
 from ...models.hooks import After, hooking
 from ...models.layers import Layer
 from ...models.noise import purpose_seed
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
-from ...models.trace import Recording, ReplayBuffer, first_tensor
+from ...models.trace import Recording, ReplayBuffer
 
 N_IMAGES, N_CALLS, BATCH = 16, 128, 16
 
@@ -40,7 +41,7 @@ def output_gradients(subject: Subject, sampling: SamplingConfig, *, seed: int) -
     for chosen in rows.split(BATCH):
         call, target = buffer.batch(chosen, device)
         with torch.enable_grad(), _outputs(subject) as outputs:
-            answer = first_tensor(subject.denoiser(**call))
+            answer = answer_of(subject.denoiser(**call))
             projection = torch.randn(answer.shape, generator=rng).to(device)
             layers = [layer for layer in subject.layers if layer.name in outputs]
             tensors = [y for layer in layers for y in outputs[layer.name]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sedaq.aq.activations import choice as choosing
-from sedaq.aq.activations.calibration import RATIOS, calibrated, collected, fitted, own_calls, timestep_edges
+from sedaq.aq.activations.calibration import RATIOS, calibrated, collected, fitted, record_calls, timestep_edges
 from sedaq.aq.activations.choice import REAL_IS_WORTH, best_scheme, candidates, choose, chosen, measured
 from sedaq.aq.activations.quantizer import N_BUCKETS, SCHEMES, Activation, fake_quantize
 from sedaq.errors import InputError
@@ -18,7 +18,7 @@ from sedaq.models.trace import ReplayBuffer
 
 @pytest.fixture
 def buffer(subject) -> ReplayBuffer:
-    return ReplayBuffer.record(subject, own_calls(0, SamplingConfig(steps=4)))
+    return record_calls(subject, 0, SamplingConfig(steps=4))
 
 
 # -- ranges ------------------------------------------------------------------------------------------------------------------------------
