@@ -251,3 +251,9 @@ def test_the_library_names_no_flag() -> None:
         if flag.search(line) and "hf download" not in line
     ]
     assert lines == []
+
+
+def test_the_diagram_shows_every_folder() -> None:
+    drawn = set(re.findall(r">([\w ]+)</text>", (ROOT / "docs/floors.svg").read_text(encoding="utf-8")))
+    folders = {path.name for floor in ALLOWED for path in [ROOT / floor, *(ROOT / floor).iterdir()] if (path / "__init__.py").exists()}
+    assert folders - drawn == set(), "draw these folders in docs/floors.svg"
