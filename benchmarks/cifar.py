@@ -18,7 +18,6 @@ import argparse
 import copy
 import io
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +38,7 @@ from sedaq.aq.export.apply import apply
 from sedaq.aq.formats import AS_IS
 from sedaq.aq.plans.plan import Plan, file_bytes, weight_bits
 from sedaq.aq.tuning.settings import TuneConfig
+from sedaq.kernels.timing import clock
 from sedaq.models.loading import SUBJECT_FILE, load
 from sedaq.models.sampling import SamplingConfig, sample_in_chunks
 from sedaq.models.shipped.recipes import N_CLASSES, NULL_CLASS, build_scheduler
@@ -136,8 +136,8 @@ class Training:
 
     def run(self, loss_of: Callable[[Any, int], torch.Tensor], minutes: float) -> float:
         """As many steps as there is time for; the rate warms up, and falls to a tenth in the last quarter of the time. Returns the last mean loss."""
-        began, loss = time.perf_counter(), torch.zeros((), device=self.device)
-        while (passed := (time.perf_counter() - began) / (60 * minutes)) < 1:
+        began, loss = clock(), torch.zeros((), device=self.device)
+        while (passed := (clock() - began) / (60 * minutes)) < 1:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * min(1.0, (self.step + 1) / 500) * (1.0 if passed < 0.75 else 1 - 3.6 * (passed - 0.75))
             with torch.autocast(torch.device(self.device).type, torch.bfloat16):

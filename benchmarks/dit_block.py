@@ -16,11 +16,12 @@ import torch
 from results import keep
 
 from sedaq.aq.formats import Format
-from sedaq.kernels.bench import interleaved_medians, torch_int8
+from sedaq.kernels.bench import torch_int8
 from sedaq.kernels.cost_model import random_matrix
 from sedaq.kernels.dispatch import product
 from sedaq.kernels.quantized_matrix import QuantizedMatrix
 from sedaq.kernels.reference import dequantize
+from sedaq.kernels.timing import interleaved_medians
 
 LAYERS = [(1152, 1152)] * 4 + [(4608, 1152), (1152, 4608)]  # out, in; of every token
 MODULATION = (6912, 1152)  # of one

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from sedaq.aq.plans.menu import RATES
 from sedaq.aq.plans.menu_choice import measured_menus
 from sedaq.aq.plans.store import EncodingStore
 from sedaq.aq.profiling import bench
+from sedaq.kernels.timing import clock
 from sedaq.models.hessian import Hessian
 
 NEAR_TWO_BITS = ("4x8g17q", "5x7g18mq")  # below 2.0 total bits at 2048², beside E8P's .089
@@ -56,13 +56,13 @@ def source() -> list[dict[str, Any]]:
     rows = []
     for text, fitted, chosen in (("4x8g17", 16, 16), ("6x8g25", 16, 16), ("6x8g25", 32, 128), ("8x8g33", 32, 128)):
         format = Format.parse(f"{text}@gaussian")
-        times = [time.perf_counter()]
+        times = [clock()]
         with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], rounds=10, vectors_per_entry=600, several=Beam(fitted, 1))}):
             book = fit_book([Objective.of(matrix) for matrix in matrices[:7]], format)
-        times.append(time.perf_counter())
+        times.append(clock())
         with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], several=Beam(chosen, 1))}):
             made = [encode(matrix, format, identity, book=book) for matrix in matrices]
-        times.append(time.perf_counter())
+        times.append(clock())
         codebooks = sum(tensor.numel() * tensor.element_size() for tensor in book.values())
         n_bytes = sum(encoding.size_bytes - codebooks for encoding in made) + codebooks
         n_weights = sum(matrix.numel() for matrix in matrices)
@@ -90,9 +90,9 @@ def speed() -> list[dict[str, Any]]:
         errors = {}
         for kind, library in [("compiled", native.library), ("compiled", native.library), ("torch", lambda: None)] * 2:
             with mock.patch.object(native, "library", library):
-                start = time.perf_counter()
+                start = clock()
                 errors[kind] = encode(weight, Format.parse(text), Hessian.of(hessian)).error
-                seconds[kind].append(1e6 * (time.perf_counter() - start) / weight.numel())
+                seconds[kind].append(1e6 * (clock() - start) / weight.numel())
         medians = {kind: statistics.median(values) for kind, values in seconds.items()}
         rows.append(
             {"shape": [size, size], "format": text, "threads": torch.get_num_threads(), "seconds_a_million": medians, "error": errors}
@@ -124,14 +124,14 @@ def menus() -> list[dict[str, Any]]:
         subject = sedaq.load(name)
         with tempfile.TemporaryDirectory() as folder:
             store = EncodingStore(subject, Path(folder), calibration={"seed": 0, "n_images": 64, "steps": 10})
-            times = [time.perf_counter()]
+            times = [clock()]
             store.calibrate()
-            times.append(time.perf_counter())
+            times.append(clock())
             found = measured_menus(store, RATES)
-            times.append(time.perf_counter())
+            times.append(clock())
             wanted = [(layer, entry.format) for layer in subject.layers for entry in found[layer.name]]
             store.fill(wanted)
-            times.append(time.perf_counter())
+            times.append(clock())
             seconds = dict(zip(("calibration", "menus", "encoding"), (b - a for a, b in zip(times, times[1:], strict=False)), strict=True))
             coded = sum(layer.n_weights for layer, format in wanted if format.kind == "additive")
             errors = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,6 +22,7 @@ from sedaq.aq.encoder.beam import Beam
 from sedaq.aq.encoder.part import Part
 from sedaq.aq.formats import Format
 from sedaq.aq.profiling.bench import fixed_layer
+from sedaq.kernels.timing import clock
 from sedaq.models.calibration import calibrate
 from sedaq.models.hessian import BlockDiagonal, Hessian
 from sedaq.models.layers import Layer
@@ -103,9 +103,9 @@ def cases() -> list[Case]:
 
 def measure(case: Case, format: Format) -> dict[str, float]:
     _, weight, hessian, groups = case
-    start = time.perf_counter()
+    start = clock()
     made = encoder.encode(weight, format, hessian, groups=groups)
-    return {"error": made.error, "seconds": time.perf_counter() - start}
+    return {"error": made.error, "seconds": clock() - start}
 
 
 def parts(formats: list[str]) -> list[dict[str, Any]]:

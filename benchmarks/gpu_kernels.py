@@ -14,7 +14,6 @@ import math
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,6 +29,7 @@ from sedaq.kernels.dispatch import PRECISIONS
 from sedaq.kernels.gpu_tiles import Tiles
 from sedaq.kernels.quantized_matrix import Geometry, QuantizedMatrix
 from sedaq.kernels.reference import dequantize, product_by_dequantizing
+from sedaq.kernels.timing import clock, interleaved_medians
 
 FLUSHED = 1 << 29  # bytes written between timings: ten times the second-level cache, and time enough to launch what comes next
 TUNED_FORMAT = "2x8g8"
@@ -102,7 +102,7 @@ class Case:
 def medians(functions: dict[Any, Callable[[], Any]], repeats: int, device: torch.device) -> dict[Any, float]:
     """Milliseconds of each function on the device: A B C A B C …, one warm-up round, median."""
     if device.type == "cpu":
-        return bench.interleaved_medians(functions, repeats)
+        return interleaved_medians(functions, repeats)
     flush = torch.empty(FLUSHED, dtype=torch.uint8, device=device)
     rounds: list[dict[Any, tuple[torch.cuda.Event, torch.cuda.Event]]] = []
     for _ in range(repeats + 1):
@@ -120,10 +120,10 @@ def medians(functions: dict[Any, Callable[[], Any]], repeats: int, device: torch
 
 def host_microseconds(function: Callable[[], Any], device: torch.device, calls: int = 50) -> float:
     """Of the processor for one launch, the device not waited for."""
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls if device.type == "cuda" else 1):
         function()
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return 1e6 * seconds / (calls if device.type == "cuda" else 1)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from matplotlib.figure import Figure
 from results import RESULTS, keep
 
 from sedaq.kernels.bench import torch_int8
+from sedaq.kernels.timing import interleaved_medians
 from sedaq.reports import style
 
 LAYER, THREADS, SIZE = "1152->4608", 1, 2048
@@ -27,12 +26,7 @@ CLASSES = {"exact": "float32", "bf16": "bfloat16", "a8": "8 bits"}
 
 
 def seconds(function: Callable[[], Any], repeats: int = 7) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return interleaved_medians({"": function}, repeats)[""] / 1e3
 
 
 @torch.inference_mode()

@@ -32,9 +32,9 @@ def rows(repeats: int, formats: tuple[str, ...]) -> list[dict[str, Any]]:
 
     from sedaq.aq.formats import Format
     from sedaq.kernels import dispatch, native
-    from sedaq.kernels.bench import interleaved_medians
     from sedaq.kernels.cost_model import random_matrix
     from sedaq.kernels.reference import dequantize
+    from sedaq.kernels.timing import interleaved_medians
 
     torch.set_num_threads(1)
     found = []

@@ -10,12 +10,12 @@ import argparse
 import shutil
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from results import keep
 
+from sedaq.kernels.timing import clock
 from sedaq.sensitivity.probing.crew import Crew, Job
 from sedaq.sensitivity.probing.designs import design_plans
 from sedaq.sensitivity.probing.prober import Prober
@@ -36,9 +36,9 @@ def alone(run: Run) -> dict[str, float]:
     sample = prober._sample
 
     def timed(*key: Any) -> Any:
-        start = time.perf_counter()
+        start = clock()
         images = sample(*key)
-        spent.append(time.perf_counter() - start)
+        spent.append(clock() - start)
         return images
 
     prober._sample = timed  # type: ignore[method-assign]
@@ -46,10 +46,10 @@ def alone(run: Run) -> dict[str, float]:
     with Crew(prober) as crew:
         measured = crew.measure(jobs_of(run, "throughput"))
         next(measured)
-        for start in iter(time.perf_counter, None):
+        for start in iter(clock, None):
             if next(measured, None) is None:
                 break
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
             shares.append(1 - spent[-1] / seconds[-1])
     return {"seconds": statistics.median(seconds), "beside_sampling": statistics.median(shares)}
 
@@ -60,9 +60,9 @@ def together(run: Run, workers: int) -> float:
         measured = crew.measure(jobs_of(run, f"throughput{workers}"))
         for _ in range(workers):
             next(measured)
-        start = time.perf_counter()
+        start = clock()
         rest = len(list(measured))
-    return (time.perf_counter() - start) / rest
+    return (clock() - start) / rest
 
 
 def main() -> None:

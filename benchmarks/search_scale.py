@@ -7,7 +7,6 @@ its gap, of the whole front with Optuna, of one more budget after it; and what e
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from sedaq.aq.plans.menu import Entry, ruled_menus
+from sedaq.kernels.timing import clock
 from sedaq.models.subject import Subject
 from sedaq.progress import shown
 from sedaq.search.engine import Search
@@ -50,8 +50,8 @@ def model(names: list[str]) -> Subject:
 
 
 def timed(what: str, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    start = time.perf_counter()
-    return work(), {"what": what, "seconds": time.perf_counter() - start}
+    start = clock()
+    return work(), {"what": what, "seconds": clock() - start}
 
 
 def rows_of(search: Search) -> list[dict[str, Any]]:

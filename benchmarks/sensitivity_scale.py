@@ -7,7 +7,6 @@ cross-validation and of the explanation, and how well the known order of layers 
 from __future__ import annotations
 
 import resource
-import time
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from sedaq.aq.formats import Format
 from sedaq.aq.plans.menu import Entry
+from sedaq.kernels.timing import clock
 from sedaq.sensitivity.explanation.explanation import Explanation, fitted_laws, group_rows, interaction_rows, stability
 from sedaq.sensitivity.explanation.findings import findings
 from sedaq.sensitivity.predictor.additive import Additive, Labels, LayerPriors
@@ -70,18 +70,18 @@ def main() -> None:
     probes, menus, errors, law = synthetic()
     rows: list[dict[str, Any]] = []
     with threadpool_limits(1):
-        start = time.perf_counter()
+        start = clock()
         predicted = cross_validate(probes, SEED)
         scores = judge(predicted, probes.values, SEED)
         predictor = Predictor.fit("fid", probes, error_of=lambda *_: 0.0, seed=SEED)
-        fitted = time.perf_counter()
+        fitted = clock()
         laws = fitted_laws(probes, predictor.ridge, SEED)
         explanation = Explanation(probes, menus, errors, laws[0], laws[1:])
         tables = [group_rows(explanation), interaction_rows(explanation, predictor)]
         contributions, rest = predictor.contributions(probes.errors, probes.rates)
         steady = stability(probes, errors[:, 0], predictor.ridge, SEED)
         said = findings(explanation, "Fréchet distance", (0.9, 1.0))
-        explained = time.perf_counter()
+        explained = clock()
     off = np.abs(contributions.sum(1) + rest - predictor.predict_members(probes.errors, probes.rates).mean(0)).max()
     rows.append(
         {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from results import keep
 
 import sedaq
+from sedaq.kernels.timing import clock
 from sedaq.models.loading import SHIPPED, SHIPPED_FOLDER
 from sedaq.models.sampling import SamplingConfig
 from sedaq.models.shipped.classifier import DigitClassifier
@@ -46,9 +46,9 @@ def training_distance(data: Path) -> dict[str, float]:
 def probe_seconds(subject: sedaq.Subject, repeats: int = 3) -> float:
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         subject.sample(SamplingConfig(steps=10), seed=1, n_images=512)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times)
 
 

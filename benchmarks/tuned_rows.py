@@ -5,7 +5,6 @@ A row stands in benchmarks/results as soon as it is measured and is read back fr
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -22,6 +21,7 @@ from sedaq.aq.encoding import Encoding
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.tune import Tuned, tune
+from sedaq.kernels.timing import clock
 from sedaq.models.noise import purpose_seed
 from sedaq.models.sampling import conditions_of, sample_in_chunks
 from sedaq.search.building import build_problem
@@ -100,11 +100,11 @@ class Rows:
         """
         if name in self.rows:
             return
-        began = time.perf_counter()
+        began = clock()
         state, details = make()
-        made = time.perf_counter()
+        made = clock()
         measured = [self._measured(name, seed, state) for seed in self.seeds]
-        seconds = {"seconds_made": round(made - began, 1), "seconds_measured": round(time.perf_counter() - made, 1)}
+        seconds = {"seconds_made": round(made - began, 1), "seconds_measured": round(clock() - made, 1)}
         shared = set.intersection(*(set(metrics) for metrics, _ in measured))
         means = {key: float(np.mean([metrics[key].value for metrics, _ in measured])) for key in sorted(shared)}
         self.rows[name] = {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,24 +17,13 @@ from .cost_model import random_matrix
 from .dispatch import IN_TORCH, KERNELS, PRECISIONS, product_by, usable
 from .quantized_matrix import Geometry, QuantizedMatrix
 from .reference import dequantize
+from .timing import interleaved_medians
 
 # (out, in) or (out, in, kernel): DiT-XL/2's layers, a feed-forward of SDXL and one of its convolutions, on images of 32×32
 SHAPES: tuple[tuple[int, ...], ...] = ((1152, 1152), (4608, 1152), (1152, 4608), (10240, 1280), (320, 320, 3))
 SIDE = 32
 TOKENS = (1, 16, 256, 1024, 4096)
 REFERENCE_TOKENS = 16  # the reference's loops over groups take too long above
-
-
-def interleaved_medians(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Milliseconds of each function: A B C A B C …, one warm-up round, median."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for round_ in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if round_ > 0:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 @torch.no_grad()

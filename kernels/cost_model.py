@@ -22,7 +22,6 @@ import json
 import logging
 import math
 import platform
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from ..storage import cache_folder, read_json, write_json
 from . import native
 from .quantized_matrix import QuantizedMatrix
 from .reference import product_by_dequantizing, rounded
+from .timing import clock
 
 log = logging.getLogger("sedaq")
 
@@ -211,14 +211,14 @@ def measure() -> dict[str, dict[str, list[float]]]:
                 best = dict.fromkeys(served, float("inf"))
                 for _ in range(_ROUNDS):
                     for name in served:
-                        start = time.perf_counter()
+                        start = clock()
                         if name == "dequantize":
                             product_by_dequantizing(x, matrix)
                         elif name == ROUNDING:
                             rounded(x)
                         else:
                             native.product(name, x, matrix)
-                        best[name] = min(best[name], time.perf_counter() - start)
+                        best[name] = min(best[name], clock() - start)
                 for name in served:
                     rows[name, _size(tokens)].append(terms(name, tokens, matrix))
                     taken[name, _size(tokens)].append(best[name])

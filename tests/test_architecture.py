@@ -257,3 +257,10 @@ def test_the_diagram_shows_every_folder() -> None:
     drawn = set(re.findall(r">([\w ]+)</text>", (ROOT / "docs/floors.svg").read_text(encoding="utf-8")))
     folders = {path.name for floor in ALLOWED for path in [ROOT / floor, *(ROOT / floor).iterdir()] if (path / "__init__.py").exists()}
     assert folders - drawn == set(), "draw these folders in docs/floors.svg"
+
+
+def test_times_are_read_from_one_clock() -> None:
+    """It waits for the device; tests may use another."""
+    paths = [*SOURCES, *(ROOT / "benchmarks").glob("*.py")]
+    found = {named(path) for path in paths if "perf_counter" in path.read_text(encoding="utf-8")}
+    assert found <= {"kernels/timing.py", "aq/encoder/encoder.py"}

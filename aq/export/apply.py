@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from ...errors import InputError
 from ...kernels import cost_model
+from ...kernels.timing import clock
 from ...models.images import all_images
 from ...models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ...models.sampling import SamplingConfig
@@ -81,14 +81,14 @@ def apply(
         tuned = Tuned(encodings, {}, inputs=inputs)
         save_folder(subject, plan, tuned, out)
         return tuned
-    began, folder = time.perf_counter(), out.with_name(f".{out.name}.tuning")
+    began, folder = clock(), out.with_name(f".{out.name}.tuning")
     images = None if tune_images is None else all_images(tune_images, subject.image_shape)
     tuned = tune_encodings(
         subject, encodings, tune, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, sampling=sampling
     )
     save_folder(subject, plan, tuned, out)
     shutil.rmtree(folder, ignore_errors=True)  # a tuning that ended at once has made none
-    append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, tune, time.perf_counter() - began))
+    append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, tune, clock() - began))
     return tuned
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ...kernels.timing import clock
 from ...models.hessian import Hessian
 from ...progress import track
 from ..encoder.encoder import encode
@@ -33,9 +33,9 @@ def distortion(
     rows = []
     for text in track(formats, "distortion"):
         format = Format.parse(text)
-        start = time.perf_counter()
+        start = clock()
         encoding = encode(weight, format, identity, effort=effort, seed=seed)
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         rate = format.n_codebooks * format.code_bits / format.group_size
         rows.append(
             {
@@ -90,7 +90,7 @@ def encoding(
     for (shape, what), effort in track([(case, effort) for case in cases for effort in efforts], "encoding"):
         weight, hessian = fixed_layer(*shape, seed=seed)
         format = Format.parse(what) if isinstance(what, str) else best_format(Objective.of(weight, hessian), what, seed=seed)
-        start = time.perf_counter()
+        start = clock()
         made = encode(weight, format, hessian, effort=effort, seed=seed)
         row = {
             "shape": list(shape),
@@ -98,7 +98,7 @@ def encoding(
             "effort": effort,
             "bits_per_weight": format.bits_per_weight(shape),
             "rel_err_out": made.error,
-            "seconds": round(time.perf_counter() - start, 2),
+            "seconds": round(clock() - start, 2),
         }
         if (*shape, what) in AQLM:
             row["aqlm_error"], row["aqlm_seconds"] = AQLM[*shape, str(what)]

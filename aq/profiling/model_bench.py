@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from ...errors import InputError
+from ...kernels.timing import clock
 from ...models.hooks import add_hooks
 from ...models.loading import load
 from ...models.sampling import SamplingConfig
@@ -52,9 +52,10 @@ def model_steps(
     counted = {case: _counted(subject, n_images) for case, subject in subjects.items()}  # warms up, too
     seconds: dict[tuple[str, str], list[float]] = {case: [] for case in subjects}
     for case in track([case for _ in range(repeats) for case in subjects], "sampling steps"):
-        start = time.perf_counter()
+        device = next(subjects[case].denoiser.parameters()).device
+        start = clock(device)
         _step(subjects[case], n_images, STEPS)
-        seconds[case].append((time.perf_counter() - start) / STEPS)
+        seconds[case].append((clock(device) - start) / STEPS)
     rows = []
     for case in subjects:
         rows.append(

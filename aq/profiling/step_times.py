@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from torch import nn
 from ...errors import InputError
 from ...kernels import cost_model, dispatch
 from ...kernels.quantized_matrix import QuantizedMatrix
+from ...kernels.timing import clock, interleaved_medians
 from ...models.hooks import After, hooking, input_of
 from ...models.layers import Layer
 from ...models.sampling import SamplingConfig
@@ -69,10 +69,10 @@ class StepTimes:
             step(1)
         rests, of_layers = [], []
         for _ in range(_ROUNDS):
-            start = time.perf_counter()
+            start = clock()
             with timed(subject.denoiser, modules) as ms:
                 step(_STEPS)
-            rests.append(1e3 * (time.perf_counter() - start) - sum(ms.values()))
+            rests.append(1e3 * (clock() - start) - sum(ms.values()))
             of_layers.append(ms)
         dense = {name: round(1e6 * median(ms[name] for ms in of_layers) / _STEPS) for name in modules}
         tokens = {name: [positions for _, positions in of_layer] for name, of_layer in calls.items()}
@@ -163,12 +163,7 @@ def _random_proxy(module: nn.Module, layer: Layer) -> nn.Module:
 @torch.inference_mode()
 def _nanoseconds(module: nn.Module, x: torch.Tensor) -> int:
     """Median over rounds, after one that warms up."""
-    seconds = []
-    for _ in range(_ROUNDS + 1):
-        start = time.perf_counter()
-        module(x)
-        seconds.append(time.perf_counter() - start)
-    return round(1e9 * median(seconds[1:]))
+    return round(1e6 * interleaved_medians({"": lambda: module(x)}, _ROUNDS)[""])
 
 
 def _shapes_only(format: Format, shape: tuple[int, ...], cost_model: str) -> QuantizedMatrix:
@@ -188,10 +183,10 @@ def timed(denoiser: nn.Module, names: Collection[str]) -> Iterator[dict[str, flo
     spent, started = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
 
     def start(name: str) -> Any:
-        return lambda *_: started.__setitem__(name, time.perf_counter())
+        return lambda *_: started.__setitem__(name, clock())
 
     def stop(name: str) -> Any:
-        return lambda *_: spent.__setitem__(name, spent[name] + 1e3 * (time.perf_counter() - started[name]))
+        return lambda *_: spent.__setitem__(name, spent[name] + 1e3 * (clock() - started[name]))
 
     with hooking(denoiser, before={name: start(name) for name in names}, after={name: stop(name) for name in names}):
         yield spent

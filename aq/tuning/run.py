@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import InputError
+from ...kernels.timing import clock
 from ...models.calls import Call, answer_of
 from ...models.subject import Subject
 from ...progress import track
@@ -59,12 +59,12 @@ class TuningRun:
         self.n_steps = 2 * n_timed
         times = []
         for step in range(n_timed + 1):  # the first one makes what later ones find
-            began = time.perf_counter()
+            began = clock(self.student.device)
             self.tune_step(step)
-            times.append(time.perf_counter() - began)
-        began = time.perf_counter()
+            times.append(clock(self.student.device) - began)
+        began = clock(self.student.device)
         self.held_out_loss()
-        look = time.perf_counter() - began
+        look = clock(self.student.device) - began
         self.restore(start)
         return max(1, int(seconds / (sum(times[1:]) / len(times[1:]) + look / self.settings.check_every)))
 

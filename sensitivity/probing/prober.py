@@ -5,7 +5,6 @@ All measurements of one purpose share noise and conditions, so that differences 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from ...aq.activations.quantizer import ActivationQuantizers, attached
 from ...aq.formats import AS_IS, Format
 from ...aq.plans.plan import weight_bits
 from ...errors import InputError
+from ...kernels.timing import clock
 from ...models.noise import purpose_seed
 from ...models.sampling import conditions_of
 from ...progress import track
@@ -174,7 +174,7 @@ class Prober:
 
         A plan under which the model overflows is no error of a probe: its metrics are NaN, null in the file.
         """
-        start = time.perf_counter()
+        start = clock()
         subject = self.run.subject
         full_precision = self.full_precision(purpose, n_images, steps)
         self._assembly.set(formats)
@@ -194,7 +194,7 @@ class Prober:
             "extractor": f"{self.extractor.name}:{self.extractor.fingerprint}",
             "reference": f"{self.reference.description}:{self.reference.fingerprint}",
             "metrics": {name: metric.to_json() for name, metric in metrics.items()},
-            "seconds": round(time.perf_counter() - start, 3),
+            "seconds": round(clock() - start, 3),
         }
         return Measurement(record, evidence)
 
