@@ -62,7 +62,7 @@ def evaluate(
     name = extractor or measured.extractor
     if name is None:
         raise InputError(
-            f"subject {measured.name} has no extractor of its own; choose an `extractor` (inception[:FILE] or transformers:FOLDER)"
+            f"subject {measured.name} has no extractor of its own; choose one with `extractor` (inception[:FILE] or transformers:FOLDER)"
         )
     extract = load_extractor(name, image_shape=measured.image_shape, device=device)
 

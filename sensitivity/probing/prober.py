@@ -59,7 +59,7 @@ class Prober:
         name = run.settings.extractor or run.subject.extractor
         if name is None:
             raise InputError(
-                f"subject {run.subject.name} has no extractor of its own; choose an `extractor` (inception[:FILE] or transformers:FOLDER)"
+                f"subject {run.subject.name} has no extractor of its own; choose one with `extractor` (inception[:FILE] or transformers:FOLDER)"
             )
         self.extractor = load_extractor(name, image_shape=run.subject.image_shape, device=run.device)
         self.reference = self._reference()
