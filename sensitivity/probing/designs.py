@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
+from scipy.stats.qmc import Halton
 
 from ...aq.formats import Format
 from ...aq.plans.menu import Entry
@@ -56,24 +57,16 @@ def stratified(layers: Sequence[Layer], menus: Menus, n_plans: int, seed: int) -
     """
     for rate in _rates(menus):
         yield {name: at_rate(menu, rate) for name, menu in menus.items()}
-    for index in range(DRAWS_PER_PLAN * n_plans):
+    n_draws = DRAWS_PER_PLAN * n_plans
+    _, *low_shares = Halton(1, scramble=False).random(1 + n_draws)[:, 0]  # in base 2; the first is 0
+    for index, low_share in enumerate(low_shares):
         rng = np.random.default_rng([seed, index])
-        low_share = _van_der_corput(index + 1)
         plan = {}
         for name, menu in menus.items():
             half = max(1, len(menu) // 2)
             options = menu[:half] if rng.random() < low_share else menu[half:] or menu
             plan[name] = options[int(rng.integers(len(options)))].format
         yield plan
-
-
-def _van_der_corput(index: int) -> float:
-    value, step = 0.0, 0.5
-    while index:
-        value += step * (index & 1)
-        index >>= 1
-        step /= 2
-    return value
 
 
 def _one_at_a_time(key: Callable[[Layer], Hashable]) -> Design:
