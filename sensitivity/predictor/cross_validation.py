@@ -13,6 +13,7 @@ from scipy.stats import kendalltau, rankdata
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.metrics import ndcg_score
+from sklearn.model_selection import RepeatedKFold
 
 from ...progress import track
 from ..probing.probes import Probes
@@ -142,17 +143,15 @@ _WITH_LAW = (OURS, "additive part alone")  # share one fit
 
 def cross_validate(probes: Probes, seed: int) -> dict[str, Array]:
     """Out-of-fold predictions of every predictor, (repeats, probes), on the same folds."""
-    n = len(probes)
-    predicted = {name: np.empty((REPEATS, n)) for name in PREDICTORS}
-    jobs = [(repeat, fold) for repeat in range(REPEATS) for fold in range(FOLDS)]
+    predicted = {name: np.empty((REPEATS, len(probes))) for name in PREDICTORS}
+    folds = list(RepeatedKFold(n_splits=FOLDS, n_repeats=REPEATS, random_state=seed).split(probes.bits))
     with ThreadPoolExecutor(1) as simpler:  # forests release the interpreter's lock, so that they grow while ours is fitted here
-        for repeat, fold in track(jobs, "cross-validation"):
-            folds = np.random.default_rng([seed, repeat]).permutation(n) % FOLDS
-            train, test = probes[folds != fold], probes[folds == fold]
+        for index, (learnt, held_out) in enumerate(track(folds, "cross-validation")):
+            train, test = probes[learnt], probes[held_out]
             others = {name: simpler.submit(predict, train, test, seed) for name, predict in PREDICTORS.items() if name not in _WITH_LAW}
             for name in PREDICTORS:
                 found = PREDICTORS[name](train, test, seed) if name in _WITH_LAW else others[name].result()
-                predicted[name][repeat, folds == fold] = found
+                predicted[name][index // FOLDS, held_out] = found
     return predicted
 
 
