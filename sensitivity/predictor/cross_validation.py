@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import xgboost
-from scipy.stats import kendalltau, rankdata
+from scipy.stats import bootstrap, kendalltau, rankdata
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.metrics import ndcg_score
@@ -69,8 +69,10 @@ def noise_ceiling(halves: Array) -> float:
 
 def interval(statistic: Callable[[Any], Any], n: int, seed: int) -> Any:
     """95 % percentile interval over bootstrap samples of n probes: [low, high], or a list of such where the statistic is an array."""
-    rng = np.random.default_rng(seed)
-    return np.percentile([statistic(rng.integers(n, size=n)) for _ in range(BOOTSTRAPS)], [2.5, 97.5], axis=0).T.tolist()
+    drawn = bootstrap(
+        (np.arange(n),), statistic, n_resamples=BOOTSTRAPS, vectorized=False, method="percentile", rng=np.random.default_rng(seed)
+    )
+    return np.stack(drawn.confidence_interval, axis=-1).tolist()
 
 
 # -- predictors --------------------------------------------------------------------------------------------------------------------------
