@@ -88,6 +88,7 @@ class Encoding:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes of the stored tensors, without a file's header."""
         return sum(tensor.element_size() * tensor.numel() for tensor in self.tensors.values())
 
     def dequantize(self) -> torch.Tensor:
@@ -97,6 +98,7 @@ class Encoding:
         return dequantize(quantized_matrix(self.format, self.shape, self.tensors)).reshape(self.shape)
 
     def save(self, path: Path) -> None:
+        """Write a safetensors file. Raises InputError where `path` cannot be written."""
         metadata = {"format": str(self.format), "shape": list(self.shape), "error": self.error, "provenance": self.provenance}
         save_tensors(path, "encoding", self.tensors, metadata)
 

@@ -29,6 +29,8 @@ PRECISIONS = {"exact": 1e-5, "bf16": 1e-2, "a8": 3e-2}
 
 @dataclass(frozen=True)
 class Kernel:
+    """A way to multiply, (x, matrix, bias, geometry) → y, and its class of arithmetic, a name in PRECISIONS."""
+
     product: Callable[[torch.Tensor, QuantizedMatrix, torch.Tensor | None, Geometry | None], torch.Tensor]
     precision: str
 

@@ -48,6 +48,7 @@ def tiles(bits: int, tokens: int, together: int, device: torch.device) -> Tiles:
 
 
 def for_dequantizing(device: torch.device) -> Tiles:
+    """For writing a dense matrix: as measured on this device, else the default."""
     return _measured(str(device)).get("dequantize", DEQUANTIZE)
 
 

@@ -26,6 +26,7 @@ class QuantizedMatrix:
 
     @property
     def n_out(self) -> int:
+        """Rows."""
         return self.codes.shape[0]
 
 
@@ -39,6 +40,7 @@ class Geometry:
     dilation: tuple[int, ...]
 
     def out_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The output's size by axis for an input of `size`."""
         return tuple(
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, k, s, p, d in zip(size, self.kernel, self.step, self.padding, self.dilation, strict=True)

@@ -65,10 +65,12 @@ class Activation:
 
     @property
     def is_static(self) -> bool:
+        """Whether ranges are fixed beforehand, by bucket of timesteps, and stored."""
         return SCHEMES[self.scheme].static
 
     @property
     def is_affine(self) -> bool:
+        """Whether the grid has a zero point of its own."""
         return SCHEMES[self.scheme].affine
 
     @property
@@ -160,6 +162,7 @@ class ActivationQuantizer(nn.Module):
             self.register_buffer(name, (tensors or {})[name].clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x with every value at the nearest point of its token's grid; same shape and dtype."""
         wide = x.float()  # grids of 8 bits are finer than 16-bit numbers
         return fake_quantize(wide, self.activation, *(self._static(wide) if self.activation.is_static else self._dynamic(wide))).to(x.dtype)
 
@@ -203,6 +206,7 @@ class ActivationQuantizer(nn.Module):
         return values if self.groups == 1 else values.repeat_interleave(x.shape[1] // self.groups, 1)
 
     def extra_repr(self) -> str:
+        """The scheme, for repr()."""
         return f"{self.activation.bits} bits, {self.activation.scheme}"
 
 
@@ -216,6 +220,7 @@ class ActivationQuantizers:
 
     @property
     def fingerprint(self) -> str:
+        """16 hex digits over the schemes, the edges of buckets and the ranges."""
         stored = tensor_fingerprint(
             (f"{path}/{name}", t) for path, of in sorted((self.tensors or {}).items()) for name, t in sorted(of.items())
         )

@@ -118,6 +118,7 @@ def check_writable(out: Path) -> None:
 
 
 def check_is_diffusers(subject: Subject) -> None:
+    """Raise InputError unless the subject's denoiser is a diffusers model."""
     if not hasattr(subject.denoiser, "save_config"):
         raise InputError(
             f"subject {subject.name}: its denoiser is no diffusers model, so no diffusers folder can hold it; use sedaq.tune and Encoding.save"

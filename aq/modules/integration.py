@@ -57,6 +57,7 @@ class SedaqConfig(QuantizationConfigMixin):
         self.timestep_edges = tuple(timestep_edges)
 
     def to_dict(self) -> dict[str, Any]:
+        """What config.json holds as quantization_config."""
         return {
             "quant_method": self.quant_method.value,
             "schema": self.schema,
@@ -137,28 +138,33 @@ class SedaqQuantizer(DiffusersQuantizer):
         return model
 
     def check_if_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any) -> bool:
+        """Whether a tensor of the file belongs to a quantized layer; diffusers loads all others itself."""
         path = param_name.rpartition(".")[0].removesuffix(f".{ACTIVATION}")
         return path in self.quantization_config.layers and not param_name.endswith(".bias")
 
     def create_quantized_param(
         self, model: nn.Module, param_value: Any, param_name: str, target_device: Any, state_dict: Any, *_: Any, **__: Any
     ) -> None:  # type: ignore[override]
+        """Put a tensor of the file into its layer."""
         # diffusers has already cast param_value to torch_dtype; the stored tensor is what counts.
         path, _dot, name = param_name.rpartition(".")
         module = model.get_submodule(path)
         module.register_buffer(name, state_dict[param_name].to(target_device))
 
     def check_quantized_param_shape(self, param_name: str, current: torch.Tensor, loaded: torch.Tensor) -> bool:  # type: ignore[override]
+        """Called where shapes differ, which none may: raises InputError."""
         raise InputError(
             f"tensor {param_name!r} has shape {tuple(loaded.shape)}, its format takes {tuple(current.shape)}; the folder is damaged"
         )
 
     @property
     def is_serializable(self) -> bool:
+        """True: save_pretrained writes codes."""
         return True
 
     @property
     def is_trainable(self) -> bool:
+        """False: diffusers' training does not move codes."""
         return False
 
 

@@ -112,6 +112,7 @@ class AQLinear(_Quantized):
         self.out_features, self.in_features = self.shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, in) → (…, out), in x's dtype."""
         x, precision = self.multiplied(x)
         return product(x, self.matrix(), self.bias, None, precision)
 
@@ -202,6 +203,7 @@ def quantized_module(module: nn.Module, kind: str, encoding: Encoding) -> _Quant
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at `path` below `root`."""
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)
 

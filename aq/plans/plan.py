@@ -68,6 +68,7 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """What a plan file holds, apart from its seal."""
         return {
             "subject": {"name": self.subject_name, "fingerprint": self.subject_fingerprint},
             "budget": self.budget,
@@ -84,6 +85,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str = "plan") -> Plan:
+        """The plan that to_json wrote. Raises InputError for a field that is missing or of the wrong type; `where` names the source."""
         try:
             layers = content["layers"]
             return cls(
@@ -107,6 +109,7 @@ class Plan:
             raise InputError(f"{where}: field {error} is missing or of the wrong type; make the plan again with `sedaq search`") from error
 
     def save(self, path: str | Path) -> None:
+        """Write a plan file. Raises InputError where `path` cannot be written."""
         write_json(Path(path), "plan", self.to_json())
 
     @classmethod

@@ -118,6 +118,7 @@ class StepTimes:
         return self._known[name, format]
 
     def of_plan(self, formats: Mapping[str, Format]) -> int:
+        """Nanoseconds of a whole step with these formats."""
         return self.rest + sum(self.of(name, format) for name, format in formats.items())
 
     def _quantized(self, name: str, format: Format) -> int:

@@ -61,6 +61,7 @@ class Adam:
         return self._state[name][0]
 
     def zero_grad(self) -> None:
+        """Drop all gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
@@ -69,6 +70,7 @@ class Adam:
         return {f"{name}/{key}": t for name, state in self._state.items() for key, t in zip("mavb", state, strict=True)}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what tensors() gave."""
         for name, state in self._state.items():
             for key, tensor in zip("mavb", state, strict=True):
                 tensor.copy_(tensors[f"{name}/{key}"])

@@ -17,6 +17,7 @@ class Checkpoint:
         self.path = folder / f"state-{identity}.safetensors"
 
     def save(self, run: TuningRun) -> None:
+        """Write the state of `run`; an earlier one is replaced only by a whole file."""
         numbers = {name: getattr(run, name) for name in NUMBERS}
         details = {"losses": run.losses, "n_refreshes": run.buffers.n_refreshes}
         save_tensors(self.path, "tuning", run.tensors(), {**details, **numbers})

@@ -70,6 +70,7 @@ class SelectiveReset(OptimizerReset):
     """SeMI: the stale share of each entry."""
 
     def after_flips(self, optimizer: Adam, student: Student, flips: Mapping[str, Flips]) -> None:
+        """Reset the moments of codewords and scales by the shares of their groups that flipped."""
         for name in optimizer.parameters:
             layers = {student.layers[path]: flips[path] for path in student.users_of_book(name) if path in flips}
             if any(len(one) for one in layers.values()):
@@ -79,6 +80,7 @@ class SelectiveReset(OptimizerReset):
                 optimizer.forget(f"{path}/log_scales", stale_rows(student.layers[path], one))
 
     def after_jump(self, optimizer: Adam) -> None:
+        """Reset first moments that point against the new trajectory's gradient."""
         for name, parameter in optimizer.parameters.items():
             if parameter.grad is not None:
                 optimizer.forget(name, (optimizer.direction(name) * parameter.grad < 0).float(), only_direction=True)
@@ -88,10 +90,12 @@ class FullReset(OptimizerReset):
     """Everything, whenever anything changed."""
 
     def after_flips(self, optimizer: Adam, student: Student, flips: Mapping[str, Flips]) -> None:
+        """Reset everything if any code changed."""
         if any(len(one) for one in flips.values()):
             self.after_jump(optimizer)
 
     def after_jump(self, optimizer: Adam) -> None:
+        """Reset everything."""
         for name in optimizer.parameters:
             optimizer.forget(name, 1.0)
 

@@ -93,6 +93,7 @@ class TuningRun:
         return f"no better after {self.looks_without_gain} looks at the held-out loss; ended at step {self.step}"
 
     def tune_step(self, step: int) -> None:
+        """One P step, and a V step where one is due; `step` counts from 1."""
         settings, buffers, student = self.settings, self.buffers, self.student
         progress = (step - 1) / self.n_steps
         rows = ORDERS[settings.order](buffers.tuning, step, settings.batch_size, self.rng)
@@ -127,11 +128,13 @@ class TuningRun:
             self.optimizer_reset.after_flips(self.optimizer, self.student, flips)
 
     def loss(self, stage: str, call: Call, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The loss of one batch at a stage: rows weighted for the whole denoiser, units compared one by one else. weights: (rows,)."""
         if stage == WHOLE:
             return _row_errors(self.student.answer(call), target) @ weights / len(weights)
         return unit_loss(self.student.denoiser, self.teacher, self.units[stage], lambda denoiser: answer_of(denoiser(**call)))
 
     def held_out_loss(self) -> float:
+        """held_out_loss_of the student as it is."""
         return self.held_out_loss_of(self.student)
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ class StraightThroughBuffer:
 
     @classmethod
     def zeros_like(cls, like: torch.Tensor) -> StraightThroughBuffer:
+        """An empty buffer for gradients of the shape of `like`."""
         return cls(torch.zeros_like(like, dtype=KEPT), torch.zeros_like(like, dtype=KEPT), torch.zeros((), device=like.device))
 
     def add(self, gradient: torch.Tensor, stride: float, decay: float) -> None:

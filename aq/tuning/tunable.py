@@ -42,6 +42,7 @@ class TunableLayer(nn.Module):
         self.straight_through: StraightThroughBuffer | None = None
 
     def scales(self) -> torch.Tensor:
+        """(out,); zero where the stored scale is zero."""
         return torch.where(self.signs != 0, self.signs * self.log_scales.exp(), 0.0)
 
     def books(self) -> torch.Tensor:
