@@ -10,6 +10,7 @@ from torch import nn
 from sedaq import Subject
 from sedaq.errors import InputError
 from sedaq.models.calibration import calibrate
+from sedaq.models.hooks import add_hooks, hooking
 from sedaq.models.noise import image_noise
 from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.probing import gradients, layer_statistics
@@ -49,9 +50,8 @@ def small_subject(**changes: object) -> Subject:
 def calls_of(subject: Subject, steps: int, n_images: int) -> torch.Tensor:
     """Inputs of the denoiser while sampling other images than those that gradients are taken on."""
     inputs: list[torch.Tensor] = []
-    handle = subject.denoiser.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
-    subject.sample(SamplingConfig(steps=steps), seed=77, n_images=n_images)
-    handle.remove()
+    with hooking(subject.denoiser, before={"": lambda module, args, kwargs: inputs.append(args[0].detach())}):
+        subject.sample(SamplingConfig(steps=steps), seed=77, n_images=n_images)
     return torch.cat(inputs)
 
 
@@ -94,6 +94,15 @@ def test_layers_that_the_output_does_not_see_score_nothing() -> None:
     assert found["unused"].sum() == 0 and all(found[name].sum() > 0 for name in ("first", "grouped", "last"))
     again = output_gradients(subject, SamplingConfig(steps=2), seed=0)
     assert all(torch.equal(found[name], again[name]) for name in found)
+
+
+def test_a_denoiser_in_bfloat16_has_gradients_too() -> None:
+    exact, subject = output_gradients(small_subject(), SamplingConfig(steps=2), seed=0), small_subject()
+    subject.denoiser.bfloat16()
+    add_hooks(subject.denoiser, before={"": lambda module, args, kwargs: (tuple(x.bfloat16() for x in args), kwargs)})
+    found = output_gradients(subject, SamplingConfig(steps=2), seed=0)
+    for name in ("first", "grouped", "last"):
+        torch.testing.assert_close(found[name], exact[name], rtol=0.1, atol=0)
 
 
 def test_row_errors_are_those_of_the_outputs() -> None:
