@@ -15,18 +15,19 @@ from typing import Any
 
 from results import keep
 
+from sedaq.cli.options import executor
 from sedaq.kernels.timing import clock
-from sedaq.sensitivity.probing.crew import Crew, Job
 from sedaq.sensitivity.probing.designs import design_plans
+from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.run import Run
 
 N_PLANS, FIRST = 9, 400  # of a design that is long enough
 
 
-def jobs_of(run: Run, purpose: str) -> list[Job]:
+def tasks_of(run: Run, purpose: str) -> list[PlanTask]:
     plans = design_plans("stratified", run.subject.layers, run.menus, n_plans=FIRST + N_PLANS, seed=run.settings.seed)[FIRST:]
-    return [Job(plan, run.settings.n_images, purpose) for plan in plans]
+    return [PlanTask(plan, run.settings.n_images, purpose) for plan in plans]
 
 
 def alone(run: Run) -> dict[str, float]:
@@ -43,8 +44,8 @@ def alone(run: Run) -> dict[str, float]:
 
     prober._sample = timed  # type: ignore[method-assign]
     seconds, shares = [], []
-    with Crew(prober) as crew:
-        measured = crew.measure(jobs_of(run, "throughput"))
+    with Measurer(prober) as measurer:
+        measured = measurer.measure(tasks_of(run, "throughput"))
         next(measured)
         for start in iter(clock, None):
             if next(measured, None) is None:
@@ -56,8 +57,8 @@ def alone(run: Run) -> dict[str, float]:
 
 def together(run: Run, workers: int) -> float:
     """Seconds a probe of several workers."""
-    with Crew(Prober(run), workers) as crew:
-        measured = crew.measure(jobs_of(run, f"throughput{workers}"))
+    with Measurer(Prober(run), executor(workers)) as measurer:
+        measured = measurer.measure(tasks_of(run, f"throughput{workers}"))
         for _ in range(workers):
             next(measured)
         start = clock()

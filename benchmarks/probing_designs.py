@@ -15,6 +15,7 @@ import numpy as np
 from results import keep
 from threadpoolctl import threadpool_limits
 
+from sedaq.cli.options import executor
 from sedaq.progress import shown, track
 from sedaq.search.building import build_problem
 from sedaq.search.exact import solve_exact
@@ -22,9 +23,9 @@ from sedaq.sensitivity.predictor.cross_validation import spearman
 from sedaq.sensitivity.predictor.fitting import error_of
 from sedaq.sensitivity.predictor.predictor import Predictor
 from sedaq.sensitivity.probing.adaptive import FEW
-from sedaq.sensitivity.probing.crew import Crew, Job
 from sedaq.sensitivity.probing.designs import design_plans
 from sedaq.sensitivity.probing.layer_statistics import Traits
+from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.probing.probes import Probes, read_probes
@@ -52,13 +53,13 @@ def images_of(folder: Path) -> int:
 def designs(run: Run, workers: int) -> dict[str, tuple[Probes, int]]:
     """Probes of each design and how many images they took."""
     auto = beside(run.folder, "auto")
-    probe(str(run.subject_argument), auto, n_configs=LIMIT, design="auto", workers=workers)
+    probe(str(run.subject_argument), auto, n_configs=LIMIT, design="auto", executor=executor(workers))
     spent = images_of(auto)
     few = Run.open(beside(run.folder, "few"))
     size = run.settings.n_images // FEW
     plans = design_plans("stratified", run.subject.layers, run.menus, n_plans=spent // size, seed=run.settings.seed)
-    with Crew(Prober(few), workers) as crew:
-        for _ in track(crew.measure([Job(plan, size) for plan in plans]), "stratified, a quarter of the images", len(plans)):
+    with Measurer(Prober(few), executor(workers)) as measurer:
+        for _ in track(measurer.measure([PlanTask(plan, size) for plan in plans]), "stratified, a quarter of the images", len(plans)):
             pass
     whole = read_probes(run)
     n = -(-spent // run.settings.n_images)
@@ -79,7 +80,7 @@ def main() -> None:
         for folder in arguments.runs:
             run = Run.open(folder)
             traits, unseen = Traits(run), read_probes(run, purpose="unseen")
-            judged, jobs = {}, []
+            judged, tasks = {}, []
             for name, (probes, n_images) in designs(run, arguments.workers).items():
                 with threadpool_limits(1):
                     predictor = Predictor.fit("fid", probes, error_of=error_of(traits))
@@ -87,15 +88,15 @@ def main() -> None:
                 off = np.median(np.abs(np.log(said / unseen.values)))
                 problem = build_problem(run.subject, run.menus, predictor.additive_cost)
                 plans = [problem.formats(solve_exact(problem.bounded(bits=bits))[0]) for bits in BITS]
-                jobs += [Job(plan, CHECK_IMAGES, "designs") for plan in plans]
+                tasks += [PlanTask(plan, CHECK_IMAGES, "designs") for plan in plans]
                 judged[name] = {
                     "probes": len(probes),
                     "images": n_images,
                     "spearman": spearman(said, unseen.values),
                     "median_log_error": float(off),
                 }
-            with Crew(Prober(run), arguments.workers) as crew:
-                measured = list(track(crew.measure(jobs), "plans of each design", len(jobs)))
+            with Measurer(Prober(run), executor(arguments.workers)) as measurer:
+                measured = list(track(measurer.in_order(tasks), "plans of each design", len(tasks)))
             for index, (name, scores) in enumerate(judged.items()):
                 found = [one.metrics["fid_excess"] for one in measured[index * len(BITS) : (index + 1) * len(BITS)]]
                 excess = {f"{bits:g}": [metric.value, metric.se] for bits, metric in zip(BITS, found, strict=True)}

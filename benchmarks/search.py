@@ -12,6 +12,7 @@ from pathlib import Path
 
 from results import keep
 
+from sedaq.cli.options import executor
 from sedaq.progress import shown
 from sedaq.search.baselines import UNIFORM
 from sedaq.search.bench import bench_search
@@ -30,8 +31,8 @@ def main() -> None:
     for folder in arguments.runs:
         run = Run.open(folder)
         with shown():
-            rows = bench_search(run, bits=LOW, n_random=arguments.random, workers=arguments.workers)
-            rows += bench_search(run, bits=HIGH, methods=[UNIFORM], workers=arguments.workers)
+            rows = bench_search(run, bits=LOW, n_random=arguments.random, executor=executor(arguments.workers))
+            rows += bench_search(run, bits=HIGH, methods=[UNIFORM], executor=executor(arguments.workers))
         keep(f"search_{run.subject.name}", f"python benchmarks/search.py build/sensitivity/{run.subject.name}", rows)
 
 

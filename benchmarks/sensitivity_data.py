@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sedaq.cli.options import executor
 from sedaq.progress import shown, track
-from sedaq.sensitivity.probing.crew import Crew, Job
 from sedaq.sensitivity.probing.designs import design_plans
+from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.run import Run
@@ -21,14 +22,14 @@ N_PROBES, N_UNSEEN = 200, 100
 ALL = 10**6  # more than the one-layer design has
 
 
-def unseen_jobs(run: Run) -> list[Job]:
+def unseen_tasks(run: Run) -> list[PlanTask]:
     plans = design_plans("stratified", run.subject.layers, run.menus, n_plans=N_PROBES + N_UNSEEN, seed=run.settings.seed)
-    return [Job(plan, run.settings.n_images, "unseen") for plan in plans[N_PROBES:]]
+    return [PlanTask(plan, run.settings.n_images, "unseen") for plan in plans[N_PROBES:]]
 
 
-def truth_jobs(run: Run, n_images: int) -> list[Job]:
+def truth_tasks(run: Run, n_images: int) -> list[PlanTask]:
     plans = design_plans("layer", run.subject.layers, run.menus, n_plans=ALL, seed=run.settings.seed)
-    return [Job(plan, n_images, "truth") for plan in plans]
+    return [PlanTask(plan, n_images, "truth") for plan in plans]
 
 
 def main() -> None:
@@ -40,10 +41,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     with shown():
-        run = probe(arguments.subject, arguments.folder / arguments.subject, n_configs=N_PROBES, workers=arguments.workers)
-        jobs = truth_jobs(run, arguments.truth_images) if arguments.truth else unseen_jobs(run)
-        with Crew(Prober(run), arguments.workers) as crew:
-            for _ in track(crew.measure(jobs), "truth" if arguments.truth else "unseen probes", len(jobs)):
+        run = probe(arguments.subject, arguments.folder / arguments.subject, n_configs=N_PROBES, executor=executor(arguments.workers))
+        tasks = truth_tasks(run, arguments.truth_images) if arguments.truth else unseen_tasks(run)
+        with Measurer(Prober(run), executor(arguments.workers)) as measurer:
+            for _ in track(measurer.measure(tasks), "truth" if arguments.truth else "unseen probes", len(tasks)):
                 pass
 
 

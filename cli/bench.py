@@ -220,6 +220,6 @@ def search(
         "steps": steps,
         "verify": verify,
         "n_random": random,
-        "workers": workers,
+        "executor": options.executor(workers),
     }
     _print(lambda: bench_search(run, bits=rates, **settings), as_json)

@@ -33,6 +33,11 @@ extractor = click.option(
 reference = click.option("--reference", type=click.Path(), default=None, help="Folder of images, .npz, or statistics file to compare with.")
 
 
+def executor(workers: int) -> str:
+    """Where the work of so many processes runs."""
+    return "serial" if workers == 1 else f"processes:{workers}"
+
+
 def activations(function: F) -> F:
     """--activations and what belongs to it."""
     return together(

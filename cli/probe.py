@@ -80,7 +80,7 @@ def command(
             design=design,
             metric=metric,
             settings=settings,
-            workers=workers,
+            executor=options.executor(workers),
             device=device,
             memory_bytes=memory_bytes,
         )

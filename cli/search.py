@@ -93,7 +93,7 @@ def command(
         "storage": storage,
         "verify": verify,
         "n_images": images,
-        "workers": workers,
+        "executor": options.executor(workers),
         "activations": activations,
         "activation_schemes": options.schemes(activations, activation_schemes),
         "seed": seed,

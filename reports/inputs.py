@@ -17,6 +17,7 @@ import torch
 from ..aq.plans.plan import Plan
 from ..errors import InputError
 from ..sensitivity.metrics.registry import DEFAULT, Metric, metric_of
+from ..sensitivity.run import probe_journal
 from ..storage import load_tensors, read_json, read_records, save_tensors
 from .numbers import as_float
 
@@ -104,7 +105,7 @@ def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None) -> R
     latest = {record.get("name", "unnamed"): record for record in read_records(folder / "evaluations.jsonl", "evaluation")}
     return RunData(
         run=run,
-        probes=read_records(folder / "probes.jsonl", "probe"),
+        probes=probe_journal(folder).read(),
         fit=_read_fit(folder / "predictor" / "fit.json"),
         sensitivity=read_sensitivity(folder / "predictor" / "sensitivity.csv"),
         front=front,

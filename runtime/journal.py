@@ -49,11 +49,11 @@ class Journal:
         return [path for path in (self.path, *sorted(others, key=lambda path: int(path.suffixes[-2][1:]))) if path.exists()]
 
     def read(self) -> list[Record]:
-        """All records, shard after shard. Of records with the same key the first is kept. Raises InputError for a damaged line."""
+        """All records, shard after shard, each key once: the last record of the first shard that has it. Raises DamagedError for a damaged line."""
         found: dict[str, Record] = {}
         for shard in self.shards():
-            for record in read_records(shard, self.kind):
-                found.setdefault(record["key"], record)
+            records = {record["key"]: record for record in read_records(shard, self.kind)}
+            found |= {key: record for key, record in records.items() if key not in found}
         return list(found.values())
 
     @contextmanager

@@ -17,12 +17,12 @@ from ..errors import InputError
 from ..progress import track
 from ..sensitivity.metrics.registry import DEFAULT, metric_of
 from ..sensitivity.predictor.fitting import load_predictor
-from ..sensitivity.probing.crew import Crew, Job
 from ..sensitivity.probing.layer_statistics import Traits
+from ..sensitivity.probing.measurer import Measurer, PlanTask
 from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import Probes, excess, read_probes
-from ..sensitivity.run import Run
-from ..storage import read_json, read_records, write_json
+from ..sensitivity.run import Run, probe_journal
+from ..storage import read_json, write_json
 from .baselines import BASELINES, UNIFORM, Cost, Rivals, mean_contributions, random_choice
 from .engine import Search
 from .problem import Choice, Problem
@@ -51,7 +51,7 @@ def bench_search(
     steps: int = 20,
     verify: int = 8,
     n_random: int = 0,
-    workers: int = 1,
+    executor: str = "serial",
 ) -> list[dict[str, Any]]:
     """One row a budget and method; the run keeps them in contest.json.
 
@@ -60,7 +60,7 @@ def bench_search(
         n_images, steps: of each of the SEEDS final samplings; references are the test set's for shipped subjects.
         verify: samplings that the searched plan may take, on other noise. n_random: random plans measured on that noise, the best of which is a
             method of its own; 0: none.
-        workers: processes that share the measuring.
+        executor: "serial", or "processes:N" for N processes that share the measuring.
 
     Returns:
         {bits, method, bits_per_weight, size_bytes, METRIC, excess: {value, ci}, over_uniform: {value, ci}, over_searched: {value, ci}, solver}, where
@@ -75,20 +75,19 @@ def bench_search(
         raise InputError(f"method {unknown[0]!r} is unknown; choose among {', '.join(BASELINES)}")
     predictor = load_predictor(run)
     metric, rivals = predictor.metric, rivals_of(run, predictor.metric)
-    with Crew(Prober(run), workers) as crew, verification(run, predictor, verify, workers=workers) as verifying:
+    with Measurer(Prober(run), executor) as measurer, verification(run, predictor, verify, executor=executor) as verifying:
         options = {"verification": verifying, "encoding": run.store.identity, "seed": run.settings.seed}
         search = Search.of(run.subject, run.menus, predictor, options)
-        contests = [contest(run, search, rivals, rate, methods, n_random, crew) for rate in track(list(bits), "plans of each method")]
+        contests = [contest(run, search, rivals, rate, methods, n_random, measurer) for rate in track(list(bits), "plans of each method")]
     full = {layer.name: AS_IS for layer in run.subject.layers}
     wanted = [full, *(plan for contest in contests for plan in contest.plans.values())]
     purposes = [f"bench {seed}" for seed in range(1, SEEDS + 1)]
     prober = Prober(run, split="test")
     distinct = {_named(plan): plan for plan in wanted}
-    jobs = [Job(plan, n_images, purpose, steps) for purpose in purposes for plan in distinct.values()]
-    with Crew(prober, workers) as crew:
-        found = dict(
-            zip(((job.purpose, _named(job.formats)) for job in jobs), track(crew.measure(jobs), "measuring", len(jobs)), strict=True)
-        )
+    tasks = [PlanTask(plan, n_images, purpose, steps) for purpose in purposes for plan in distinct.values()]
+    with Measurer(prober, executor) as measurer:
+        measured_tasks = track(measurer.measure(tasks), "measuring", len(tasks))
+        found = {(tasks[index].purpose, _named(tasks[index].formats)): measurement for index, measurement in measured_tasks}
     rows: list[dict[str, Any]] = []
     for one in contests:
         for method, plan in one.plans.items():
@@ -136,7 +135,7 @@ def mean_worsening(prober: Prober, a: Sequence[Measurement], b: Sequence[Measure
     return {"value": float(mean), "ci": [float(mean - low), float(mean + high)]}
 
 
-def contest(run: Run, search: Search, rivals: Rivals, bits: float, methods: Sequence[str], n_random: int, crew: Crew) -> Contest:
+def contest(run: Run, search: Search, rivals: Rivals, bits: float, methods: Sequence[str], n_random: int, measurer: Measurer) -> Contest:
     """Every method's plan within the bytes that uniform really uses."""
     problem = search.problem.bounded(bits=bits)
     uniform = uniform_choice(problem, seed=rivals.seed)
@@ -148,16 +147,16 @@ def contest(run: Run, search: Search, rivals: Rivals, bits: float, methods: Sequ
         if choice is not None:
             plans[name] = tight.formats(choice)
     if n_random:
-        plans[RANDOM] = tight.formats(best_of_random(run, tight, rivals.seed, n_random, crew, search.predictor.metric))
+        plans[RANDOM] = tight.formats(best_of_random(run, tight, rivals.seed, n_random, measurer, search.predictor.metric))
     found, _ = search.find({"bits_per_weight": bits}, n_trials=search.n_trials)
     return Contest(bits, {SEARCHED: found.plan.formats, **plans}, found.solver)
 
 
-def best_of_random(run: Run, problem: Problem, seed: int, n: int, crew: Crew, metric: str) -> Choice:
+def best_of_random(run: Run, problem: Problem, seed: int, n: int, measurer: Measurer, metric: str) -> Choice:
     known = metric_of(metric)
     choices = [random_choice(problem, seed, index) for index in range(n)]
-    jobs = [Job(problem.formats(choice), run.settings.n_images, "random") for choice in choices]
-    values = [known.sign * measured.metrics[metric].value for measured in crew.measure(jobs)]
+    tasks = [PlanTask(problem.formats(choice), run.settings.n_images, "random") for choice in choices]
+    values = [known.sign * measured.metrics[metric].value for measured in measurer.in_order(tasks)]
     return choices[int(np.nanargmin(values))]
 
 
@@ -188,7 +187,7 @@ def learnt_scores(probes: Probes, seed: int) -> Cost:
 def measured_alone(run: Run, metric: str = DEFAULT) -> Cost | None:
     """Excess of each layer alone at each entry, from the plans that lower one layer (the design `layer`); None unless all are there."""
     alone: dict[tuple[str, str], tuple[int, float]] = {}
-    records = read_records(run.folder / "probes.jsonl", "probe")
+    records = probe_journal(run.folder).read()
     for record in records:
         lowered = [(name, format) for name, format in record["layers"].items() if format != str(AS_IS)]
         if len(lowered) != 1 or record["n_images"] <= alone.get(lowered[0], (0, 0.0))[0]:

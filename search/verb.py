@@ -17,7 +17,7 @@ from ..aq.profiling.step_times import StepTimes
 from ..errors import InputError
 from ..sensitivity.predictor.fitting import load_predictor
 from ..sensitivity.predictor.predictor import Predictor
-from ..sensitivity.probing.crew import Crew, Job
+from ..sensitivity.probing.measurer import Measurer, PlanTask
 from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import read_probes
 from ..sensitivity.run import Run
@@ -75,7 +75,7 @@ def search_run(
     step_images: int = STEP_IMAGES,
     verify: int = 0,
     n_images: int | None = None,
-    workers: int = 1,
+    executor: str = "serial",
     activations: int | None = None,
     activation_schemes: Sequence[str] | None = None,
     out: Path | None = None,
@@ -86,7 +86,8 @@ def search_run(
     Args:
         bits: total bits per weight; size, pipeline_size: text such as "2MB", "2MiB" or a number of bytes.
         ms_per_step: milliseconds of a sampling step of `step_images` images at once, on this machine with its present number of threads.
-        verify, n_images: samplings at most, and images in each (the run's own number by default). workers: processes that share them.
+        verify, n_images: samplings at most, and images in each (the run's own number by default). executor: "serial", or "processes:N" for N processes that share
+            them.
         activations: bits that the inputs of layers are rounded to, but for those that measure most sensitive; activation_schemes: names in SCHEMES
             that they choose from, all if None. What is predicted is of weights alone; verification measures both.
         options: passed to find_plan.
@@ -98,7 +99,7 @@ def search_run(
         times = StepTimes.of_run(run.folder, run.subject, step_images, run.settings.sampling)
 
     def find(file_bytes: int | None, verified: bool = True) -> FoundPlan:
-        with verification(run, predictor, verify if verified else 0, n_images, workers, choices) as verifying:
+        with verification(run, predictor, verify if verified else 0, n_images, executor, choices) as verifying:
             return find_plan(
                 run.subject,
                 run.menus,
@@ -125,7 +126,7 @@ def search_front(
     bits: Sequence[float] = FRONT_BITS,
     verify: int = 0,
     n_images: int | None = None,
-    workers: int = 1,
+    executor: str = "serial",
     activations: int | None = None,
     activation_schemes: Sequence[str] | None = None,
     **options: Any,
@@ -133,7 +134,7 @@ def search_front(
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
     predictor, choices = load_predictor(run), rounded_layers(run, activations, activation_schemes)
     options |= {"encoding": run.store.identity, "activations": choices}
-    with verification(run, predictor, verify, n_images, workers, choices) as verifying:
+    with verification(run, predictor, verify, n_images, executor, choices) as verifying:
         found = find_front(run.subject, run.menus, predictor, bits=bits, verification=verifying, **options)
     write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_json() for plan in found]})
     return found
@@ -156,15 +157,15 @@ def rounded_layers(run: Run, bits: int | None, schemes: Sequence[str] | None) ->
 
 @dataclass(frozen=True)
 class _Verifying:
-    """A crew that measures plans on the noise of verification."""
+    """Measures plans on the noise of verification."""
 
-    crew: Crew
+    measurer: Measurer
 
     def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> Iterator[Measurement]:
-        return self.crew.measure([Job(plan, n_images, "verify", steps) for plan in plans])
+        return self.measurer.in_order([PlanTask(plan, n_images, "verify", steps) for plan in plans])
 
     def worsening(self, a: Measurement, b: Measurement, metric: str) -> tuple[float, float, float]:
-        return self.crew.prober.worsening(a, b, metric)
+        return self.measurer.prober.worsening(a, b, metric)
 
 
 @contextmanager
@@ -173,7 +174,7 @@ def verification(
     predictor: Predictor,
     n: int,
     n_images: int | None = None,
-    workers: int = 1,
+    executor: str = "serial",
     activations: Mapping[str, Activation] | None = None,
 ) -> Iterator[Verification | None]:
     """Measurements on the run's own number of images, unless told otherwise; the predictor learns from them beside the run's probes."""
@@ -187,6 +188,6 @@ def verification(
         )
 
     inputs = ranged(run.subject, activations or {}, run.settings.seed, run.settings.sampling)
-    with Crew(Prober(run, inputs=inputs), workers) as crew:
+    with Measurer(Prober(run, inputs=inputs), executor) as measurer:
         # The predictor knows nothing of rounded inputs, so that it cannot learn from models that have them.
-        yield Verification(n, _Verifying(crew), None if activations else refit, n_images or run.settings.n_images, run.settings.steps)
+        yield Verification(n, _Verifying(measurer), None if activations else refit, n_images or run.settings.n_images, run.settings.steps)

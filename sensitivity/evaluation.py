@@ -19,6 +19,7 @@ from ..models.loading import load
 from ..models.noise import purpose_seed
 from ..models.sampling import SamplingConfig, conditions_of, sample_in_chunks
 from ..models.subject import Subject
+from ..runtime.tasks import locked
 from ..storage import append_record, fingerprint, read_records
 from .metrics.extractors import load_extractor
 from .metrics.reference import load_reference, shipped_reference
@@ -125,5 +126,6 @@ def evaluate_plan(
     size = plan.size_bytes if plan else file_bytes(run.subject.tensor_specs)
     bits = plan.bits_per_weight if plan else weight_bits(run.subject, as_is)
     record = {"key": key, "name": name, "size_bytes": size, "bits_per_weight": bits, "tune_steps": tune_steps, **result}
-    append_record(path, "evaluation", record)
+    with locked(path):  # another process may evaluate, too
+        append_record(path, "evaluation", record)
     return record

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..models.loading import SHIPPED, load
 from ..models.sampling import SamplingConfig
 from ..models.subject import Subject
+from ..runtime.journal import Journal
 from ..storage import read_json, write_json
 
 TEN_STEPS = SamplingConfig(steps=10)
@@ -83,6 +84,11 @@ class Settings:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def probe_journal(folder: Path) -> Journal:
+    """All measurements of the run in a folder: its probes, and plans measured for other purposes."""
+    return Journal(folder / "probes.jsonl", "probe")
 
 
 class Run:

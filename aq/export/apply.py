@@ -20,6 +20,7 @@ from ...models.images import all_images
 from ...models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
+from ...runtime.tasks import locked
 from ...storage import SCHEMA, append_record, json_bytes
 from ..activations.calibration import ranged
 from ..activations.quantizer import ACTIVATION, N_BUCKETS
@@ -88,7 +89,8 @@ def apply(
     )
     save_folder(subject, plan, tuned, out)
     shutil.rmtree(folder, ignore_errors=True)  # a tuning that ended at once has made none
-    append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, tune, clock() - began))
+    with locked(store.folder / TUNINGS_FILE):  # another process may tune, too
+        append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, tune, clock() - began))
     return tuned
 
 

@@ -23,9 +23,9 @@ from ..metrics.registry import DEFAULT, metric_of
 from ..predictor.additive import RIDGES, Additive, Array, Labels, fit_samples
 from ..predictor.cross_validation import spearman
 from ..run import Run
-from .crew import Crew, Job
 from .designs import Plan, design_plans
 from .layer_statistics import Traits
+from .measurer import Measurer, PlanTask
 from .prober import Measurement
 from .probes import excess, layer_table
 
@@ -61,13 +61,13 @@ class _Seen:
 
 @dataclass
 class Adaptive:
-    """Measures at most `limit` plans of a run with a crew, and goes by one metric.
+    """Measures at most `limit` plans of a run and goes by one metric.
 
     Iterating over `measure` does the work and yields, after each measurement, how many plans are new by it; `outcome` tells how it went.
     """
 
     run: Run
-    crew: Crew
+    measurer: Measurer
     limit: int
     metric: str = DEFAULT
     rankings: list[float] = field(default_factory=list)
@@ -118,8 +118,8 @@ class Adaptive:
     # -- measuring -------------------------------------------------------------------------------------------------------------------
 
     def _measured(self, plans: Sequence[Plan], n_images: int) -> Iterator[int]:
-        jobs = [Job(plan, n_images) for plan in plans]
-        for plan, measurement in zip(plans, self.crew.measure(jobs), strict=True):
+        tasks = [PlanTask(plan, n_images) for plan in plans]
+        for plan, measurement in zip(plans, self.measurer.in_order(tasks), strict=True):
             picks = self._picks(plan)
             new = picks not in self.seen
             self.seen[picks] = _Seen(plan, measurement, picks)

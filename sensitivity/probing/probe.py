@@ -8,6 +8,7 @@ errors beside the distance.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from ...storage import write_json
 from ..metrics.registry import DEFAULT, metric_of
 from ..run import Run, Settings
 from .adaptive import Adaptive
-from .crew import Crew, Job
 from .designs import AUTO, check_design, design_plans
+from .measurer import Measurer, PlanTask
 from .prober import Prober
 
 
@@ -30,7 +31,7 @@ def probe(
     design: str = "stratified",
     metric: str = DEFAULT,
     settings: Settings | None = None,
-    workers: int = 1,
+    executor: str = "serial",
     device: str = "cpu",
     memory_bytes: int | None = None,
 ) -> Run:
@@ -42,7 +43,7 @@ def probe(
         n_configs: at most; a design of few plans may have less.
         design: "auto" (adaptive.py, which may stop earlier and says so in probing.json) or a name in designs.DESIGNS; a run may be probed by several, one after the other.
         metric: what the "auto" design goes by; all metrics are recorded.
-        workers: processes that share the work; each gets an equal part of the processor's cores.
+        executor: "serial", or "processes:N" for N processes that share the measuring, each with an equal part of the processor's cores.
         memory_bytes: bound on a calibration pass; half of what is free when None.
     """
     if n_configs < 1:
@@ -50,25 +51,26 @@ def probe(
     check_design(design)
     metric_of(metric)
     opened = Run.begin(subject, run, settings or Settings(), device=device)
-    crew = Crew(Prober(opened), workers)
+    measurer = Measurer(Prober(opened), executor)
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
         opened.subject.sample(replace(opened.settings.sampling, steps=1), seed=opened.settings.seed, n_images=1)
     opened.write()
     opened.fill_store(memory_bytes)
-    with crew:
+    with measurer:
         if design == AUTO:
-            _adapt(opened, crew, n_configs, metric)
+            _adapt(opened, measurer, n_configs, metric)
         else:
             plans = design_plans(design, opened.subject.layers, opened.menus, n_plans=n_configs, seed=opened.settings.seed)
-            jobs = [Job(plan, opened.settings.n_images) for plan in plans]
-            missing = [job for job in jobs if not crew.is_stored(job)]
-            for _ in track(crew.measure(missing), "probing", len(jobs), done=len(jobs) - len(missing)):
+            tasks = [PlanTask(plan, opened.settings.n_images) for plan in plans]
+            n_stored = sum(measurer.is_stored(task) for task in tasks)
+            new = islice(measurer.measure(tasks), n_stored, None)  # those that are stored come first
+            for _ in track(new, "probing", len(tasks), done=n_stored):
                 pass
     return opened
 
 
-def _adapt(run: Run, crew: Crew, n_configs: int, metric: str) -> None:
-    adaptive = Adaptive(run, crew, n_configs, metric)
+def _adapt(run: Run, measurer: Measurer, n_configs: int, metric: str) -> None:
+    adaptive = Adaptive(run, measurer, n_configs, metric)
     for _ in track(adaptive.measure(), "probing", n_configs, cost=float):
         pass
     write_json(run.folder / "probing.json", "probing", asdict(adaptive.outcome))

@@ -5,6 +5,7 @@ All measurements of one purpose share noise and conditions, so that differences 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,21 +17,22 @@ import torch
 from ...aq.activations.quantizer import ActivationQuantizers, attached
 from ...aq.formats import AS_IS, Format
 from ...aq.plans.plan import weight_bits
-from ...errors import InputError
+from ...errors import DamagedError, InputError
 from ...kernels.timing import clock
 from ...models.noise import purpose_seed
 from ...models.sampling import conditions_of
 from ...progress import track
-from ...storage import append_record, fingerprint, load_tensors, read_records, save_tensors
+from ...storage import fingerprint, load_tensors, save_tensors
 from ..metrics.bootstrap import Estimate
 from ..metrics.extractors import load_extractor
 from ..metrics.frechet import NotFiniteError
 from ..metrics.reference import build_reference, load_reference, save_reference, shipped_reference
 from ..metrics.registry import METRICS, evidence_of, measure, metric_of
 from ..metrics.sample import Reference, Sample
-from ..run import Run
+from ..run import Run, probe_journal
 from .assembly import Assembly
 
+log = logging.getLogger("sedaq")
 REFERENCE_IMAGES = 2000  # full-precision images where no reference is given
 
 
@@ -65,11 +67,12 @@ class Prober:
         self.reference = self._reference()
         self._full_precision: dict[tuple[str, int, int | None], Sample] = {}
         self._assembly = Assembly(run.subject, run.store)
-        self._records: dict[str, dict[str, Any]] = {r["key"]: r for r in read_records(self._path, "probe")}
+        self.journal = probe_journal(run.folder)
+        self._records: dict[str, dict[str, Any]] = {record["key"]: record for record in self.journal.read()}
 
-    @property
-    def _path(self) -> Path:
-        return self.run.folder / "probes.jsonl"
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by what it is opened from, for workers in other processes."""
+        return _open_prober, (str(self.run.folder), self.split, self.inputs, self.run.device)
 
     def _reference(self) -> Reference:
         def default() -> Reference:
@@ -145,14 +148,34 @@ class Prober:
         if purpose == "probe":
             return Measurement(self._records[key])
         path = self._features_path(key)
-        return Measurement(self._records[key], load_tensors(path, "features")[0]) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return Measurement(self._records[key], load_tensors(path, "features")[0])
+        except DamagedError:
+            log.warning("%s: damaged; the plan is measured again", path)
+            return None
+
+    def record(self, key: str) -> dict[str, Any] | None:
+        """The stored record of a key."""
+        return self._records.get(key)
+
+    def learn(self, record: dict[str, Any]) -> None:
+        """Know a record that a worker measured."""
+        self._records[record["key"]] = record
 
     def keep(self, measurement: Measurement) -> None:
-        record = measurement.record
+        """Store a measurement in the run."""
+        self.keep_features(measurement)
+        with self.journal.writing() as write:
+            write(measurement.record)
+        self.learn(measurement.record)
+
+    def keep_features(self, measurement: Measurement) -> None:
+        """Store the features of a measurement that has any."""
         if measurement.evidence is not None:
-            save_tensors(self._features_path(record["key"]), "features", measurement.evidence, {"key": record["key"]})
-        append_record(self._path, "probe", record)
-        self._records[record["key"]] = record
+            key = measurement.record["key"]
+            save_tensors(self._features_path(key), "features", measurement.evidence, {"key": key})
 
     def _features_path(self, key: str) -> Path:
         return self.run.folder / "features" / f"{key}.safetensors"
@@ -240,3 +263,7 @@ class Prober:
                 "remove the file, so that the plan is measured again, or fit another metric"
             )
         return measurement.evidence[name]
+
+
+def _open_prober(folder: str, split: str, inputs: ActivationQuantizers | None, device: str) -> Prober:
+    return Prober(Run.open(folder, device=device), split=split, inputs=inputs)

@@ -10,11 +10,11 @@ import numpy as np
 
 from ...aq.formats import Format
 from ...errors import InputError
-from ...storage import ends_cut_short, fingerprint, read_records
+from ...storage import ends_cut_short, fingerprint
 from ..metrics.registry import DEFAULT, metric_of
 from ..predictor.additive import Array, Labels, LayerPriors
 from ..predictor.features import TreeFeatures
-from ..run import Run
+from ..run import Run, probe_journal
 from .layer_statistics import Traits
 
 LEAST_PROBES = 12
@@ -92,9 +92,9 @@ def read_probes(
     Raises:
         InputError: for probes of another model, extractor or reference than the rest, for too few, and for labels that are all equal.
     """
-    path = run.folder / "probes.jsonl"
-    found = [r for r in read_records(path, "probe") if r["purpose"] == purpose and r["steps"] == run.settings.steps]
-    notes = ["the last line of probes.jsonl was cut short and is left out"] if ends_cut_short(path) else []
+    journal = probe_journal(run.folder)
+    found = [r for r in journal.read() if r["purpose"] == purpose and r["steps"] == run.settings.steps]
+    notes = [f"the last line of {path.name} was cut short and is left out" for path in journal.shards() if ends_cut_short(path)]
     found += others
     _check(run, found, metric)
     finite = [record for record in found if excess(record, metric, found) is not None]

@@ -185,6 +185,7 @@ def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None =
     if "probes" in wanted:
         for name, format, value in (("a", "asis", 2.7), ("b", "1x5g4", 14.0)):
             record = {
+                "key": name,
                 "plan_hash": name,
                 "layers": dict.fromkeys(names, format),
                 "seed": 7,

@@ -87,7 +87,14 @@ def test_a_shard_whose_writer_was_killed_is_read_and_taken_over(journal: Journal
     assert keys(journal) == ["a", "b"] and journal.shards() == [journal.path]
 
 
-def test_of_equal_keys_the_first_is_kept_and_merged_shards_go(journal: Journal) -> None:
+def test_a_key_written_twice_counts_once_as_it_was_written_last(journal: Journal) -> None:
+    with journal.writing() as append:
+        for key, value in (("a", 1), ("b", 2), ("a", 3)):
+            append({"key": key, "value": value})
+    assert journal.read() == [{"key": "a", "value": 3}, {"key": "b", "value": 2}]
+
+
+def test_of_equal_keys_the_first_shards_is_kept_and_merged_shards_go(journal: Journal) -> None:
     for shard, names in ((0, "ab"), (1, "bc"), (10, "a"), (2, "ad")):
         for key in names:
             append_record(journal.shard(shard), "probe", {"key": key, "shard": shard})

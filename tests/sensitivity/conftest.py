@@ -16,6 +16,7 @@ from sedaq.sensitivity.run import Run, Settings
 
 SETTINGS = Settings(n_images=16, sampling=SamplingConfig(steps=2), calibration_images=8)
 SUBJECT = """
+import os, signal
 import torch
 from sedaq import InputError, Subject
 from sedaq.models.noise import image_noise
@@ -39,6 +40,13 @@ def make():
     def sample(*, seed, start, n_images, steps=None, **settings):
         if "guidance" in settings:
             raise InputError("guidance: tiny has no null class")
+        fatal = os.environ.get("SAMPLING_IS_FATAL_ONCE")
+        if fatal and n_images > 1:
+            try:
+                os.unlink(fatal)
+                os.kill(os.getpid(), signal.SIGKILL)
+            except FileNotFoundError:  # it was fatal before
+                pass
         x = image_noise(seed, start, n_images, (1, 28, 28))
         for _ in range(steps or 2):
             x = x + 3 * denoiser(x)

@@ -108,7 +108,7 @@ def test_other_settings_on_the_same_run_are_refused_by_name(run: Run, subject: s
 
 def test_two_workers_write_what_one_does(probed: Path, subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["probe"])  # what a spawned interpreter would otherwise run again
-    probe(subject, tmp_path / "run", n_configs=6, settings=SETTINGS, workers=2)
+    probe(subject, tmp_path / "run", n_configs=6, settings=SETTINGS, executor="processes:2")
     for ours, theirs in zip(records_of(tmp_path / "run"), records_of(probed)[:6], strict=True):
         assert ours["layers"] == theirs["layers"] and ours["key"] == theirs["key"]
         for name, metric in theirs["metrics"].items():
@@ -116,8 +116,8 @@ def test_two_workers_write_what_one_does(probed: Path, subject: str, tmp_path: P
 
 
 def test_workers_need_a_subject_that_they_can_load(subject: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="`workers` above 1 needs a subject that each worker can load by itself"):
-        probe(sedaq.load(subject), tmp_path / "run", n_configs=3, settings=SETTINGS, workers=2)
+    with pytest.raises(InputError, match="`executor` 'processes:2' needs a subject that each worker can load by itself"):
+        probe(sedaq.load(subject), tmp_path / "run", n_configs=3, settings=SETTINGS, executor="processes:2")
 
 
 def test_settings_that_the_sampler_refuses_leave_no_run_behind(subject: str, tmp_path: Path) -> None:

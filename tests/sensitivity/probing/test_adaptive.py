@@ -11,7 +11,7 @@ import pytest
 from sedaq.errors import InputError
 from sedaq.sensitivity.probing import adaptive
 from sedaq.sensitivity.probing.adaptive import Adaptive
-from sedaq.sensitivity.probing.crew import Crew
+from sedaq.sensitivity.probing.measurer import Measurer
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.run import Run
@@ -55,8 +55,8 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(fresh: Run, subjec
     probe(subject, fresh.folder, n_configs=18, design="auto", settings=SETTINGS)
     whole = plans_of(fresh.folder)
     other = Run.open(tmp_path / "other")
-    with Crew(Prober(other)) as crew:
-        for count, _ in enumerate(Adaptive(other, crew, 18).measure()):
+    with Measurer(Prober(other)) as measurer:
+        for count, _ in enumerate(Adaptive(other, measurer, 18).measure()):
             if count == 11:
                 break
     assert plans_of(other.folder) == whole[:12]
@@ -68,8 +68,8 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(fresh: Run, subjec
 def test_it_stops_when_the_ranking_is_stable_and_not_before(fresh: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     agreements = iter([0.99, 0.5, 0.96, 0.97, 0.99])
     monkeypatch.setattr(Adaptive, "_agreement", lambda self, laws: next(agreements))
-    with Crew(Prober(fresh)) as crew:
-        design = Adaptive(fresh, crew, 60)
+    with Measurer(Prober(fresh)) as measurer:
+        design = Adaptive(fresh, measurer, 60)
         assert sum(design.measure()) == design.outcome.n_plans
     outcome = design.outcome
     assert outcome.stable and outcome.rankings == [0.99, 0.5, 0.96, 0.97]
@@ -79,8 +79,8 @@ def test_it_stops_when_the_ranking_is_stable_and_not_before(fresh: Run, monkeypa
 @pytest.mark.usefixtures("small_rounds")
 def test_proposals_are_on_the_front_of_their_law(fresh: Run) -> None:
     """No plan of the same bytes or fewer has a smaller sum of priced terms: checked against all plans of three layers."""
-    with Crew(Prober(fresh)) as crew:
-        design = Adaptive(fresh, crew, 20)
+    with Measurer(Prober(fresh)) as measurer:
+        design = Adaptive(fresh, measurer, 20)
         list(design._measured(design._next_stratified(9), 8))
         law = design._laws()[0]
         monkey = np.random.default_rng(0)
