@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from ...models.loading import load
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
+from ...runtime.executors import Processes
 from ..modules.layers import quantized_modules
 from .operations import Operations, described, modules_of, of_module, tokens_counted
 from .step_times import timed
@@ -115,13 +114,15 @@ def _counted(subject: Subject, n_images: int) -> dict[str, Any]:
 
 
 def _in_own_process(name: str, arithmetic: str, n_images: int) -> int:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_bytes, name, arithmetic, n_images, torch.get_num_threads()).result()
+    """The memory that `_peak_bytes` finds, in a process that has held nothing else."""
+    with Processes(1).workers(_peak_bytes, name=lambda case: f"memory of {case[0]} in {case[1]}") as run:
+        ((_, peak),) = run([(name, arithmetic, n_images)])
+    return peak
 
 
-def _peak_bytes(name: str, arithmetic: str, n_images: int, threads: int) -> int:
-    """The most memory of this process beyond what it has now."""
-    torch.set_num_threads(threads)
+def _peak_bytes(case: tuple[str, str, int]) -> int:
+    """The most memory of this process beyond what it has now. `case`: the model, the arithmetic, and images at once."""
+    name, arithmetic, n_images = case
     before = psutil.Process().memory_info().rss
     _step(_prepared(name, arithmetic), n_images, 1)
     return _most_memory() - before
