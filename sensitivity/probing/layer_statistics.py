@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from ...aq.formats import Format
 from ...aq.plans.menu import Entry
@@ -14,7 +15,8 @@ from ...errors import InputError
 from ...models.hessian import Hessian
 from ...models.layers import Layer
 from ...progress import track
-from ...storage import fingerprint, load_tensors, read_json, save_tensors, write_json
+from ...runtime.tasks import Task, json_task
+from ...storage import fingerprint, load_tensors, save_tensors
 from ..run import Run
 from .gradients import output_gradients, row_errors
 
@@ -42,11 +44,10 @@ class Traits:
         self._identity = fingerprint([run.subject.fingerprint, run.store.identity])
         self._gradients: dict[str, np.ndarray] | None = None
         self.why_no_gradients: str | None = None
-        self._known = self._read() or self._compute()
-
-    @property
-    def _path(self) -> Path:
-        return self.run.folder / "calibration" / f"traits.{self._identity}.json"
+        path = run.folder / "calibration" / f"traits.{self._identity}.json"
+        content = json_task("statistics of the menus", path, "traits", self._compute).result()
+        self.why_no_gradients = content["why_no_gradients"]
+        self._known = {(name, text): Trait(*values) for name, entries in content["layers"].items() for text, values in entries.items()}
 
     def __call__(self, name: str, format: Format) -> Trait:
         if format.kind == "asis":
@@ -59,14 +60,7 @@ class Traits:
     def of_entry(self, name: str, entry: Entry) -> Trait:
         return self(name, entry.format)
 
-    def _read(self) -> dict[tuple[str, str], Trait] | None:
-        if not self._path.exists():
-            return None
-        content = read_json(self._path, "traits")
-        self.why_no_gradients = content["why_no_gradients"]
-        return {(name, text): Trait(*values) for name, entries in content["layers"].items() for text, values in entries.items()}
-
-    def _compute(self) -> dict[tuple[str, str], Trait]:
+    def _compute(self) -> dict[str, Any]:
         layers = self.run.subject.layers
         known = {}
         for layer in track(layers, "traits of the menus", sum(layer.n_weights for layer in layers), cost=lambda layer: layer.n_weights):
@@ -80,8 +74,7 @@ class Traits:
             }
             for layer in layers
         }
-        write_json(self._path, "traits", {"identity": self._identity, "why_no_gradients": self.why_no_gradients, "layers": content})
-        return known
+        return {"identity": self._identity, "why_no_gradients": self.why_no_gradients, "layers": content}
 
     def _trait(self, layer: Layer, format: Format, hessian: Hessian) -> Trait:
         weight, encoding = self.run.subject.weight(layer.name).cpu(), self.run.store.get(layer, format)
@@ -100,16 +93,23 @@ class Traits:
 
     def _output_gradients(self) -> dict[str, np.ndarray]:
         if self._gradients is None:
-            path = self.run.folder / "calibration" / f"gradients.{self._identity}.safetensors"
-            settings = self.run.settings
-            if not path.exists():
-                try:
-                    found = output_gradients(self.run.subject, settings.sampling, seed=settings.seed)
-                except InputError as error:
-                    self.why_no_gradients = str(error)
-                    found = {}
-                save_tensors(path, "gradients", found, {"identity": self._identity, "why_not": self.why_no_gradients})
-            tensors, metadata = load_tensors(path, "gradients")
+            task = Task(
+                "gradients of the denoiser's output",
+                self.run.folder / "calibration" / f"gradients.{self._identity}.safetensors",
+                self._differentiate,
+                write=lambda path, made: save_tensors(path, "gradients", *made),
+                read=lambda path: load_tensors(path, "gradients"),
+            )
+            tensors, metadata = task.result()
             self.why_no_gradients = metadata["why_not"]
             self._gradients = {name: tensor.numpy() for name, tensor in tensors.items()}
         return self._gradients
+
+    def _differentiate(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Gradients by layer, and why there are none."""
+        found, why_not = {}, None
+        try:
+            found = output_gradients(self.run.subject, self.run.settings.sampling, seed=self.run.settings.seed)
+        except InputError as error:
+            why_not = str(error)
+        return found, {"identity": self._identity, "why_not": why_not}

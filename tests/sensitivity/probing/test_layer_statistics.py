@@ -150,3 +150,14 @@ def test_a_denoiser_that_cannot_be_differentiated_says_so(run: Run, monkeypatch:
         name, menu = run.subject.layers[0].name, run.menus[run.subject.layers[0].name]
         trait = found.of_entry(name, menu[0])
         assert isinstance(trait, Trait) and trait.score == trait.error
+
+
+def test_damaged_statistics_are_made_again(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    first = Traits(run)
+    paths = [path for kind in ("traits", "gradients") for path in (run.folder / "calibration").glob(f"{kind}.*")]
+    whole = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-9])
+    again = Traits(run)
+    assert again._known == first._known and [path.read_bytes() for path in paths] == whole and len(paths) == 2
+    assert all(f"{path}: damaged; the " in caplog.text for path in paths)
