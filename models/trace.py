@@ -16,6 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import InputError
+from ..runtime.tasks import Task
 from ..storage import load_tensors, save_tensors
 from .calls import FLOAT, OUTPUT, Call, Template, answer_of, arguments_of, named_leaves
 from .hooks import hooking
@@ -89,33 +90,36 @@ class ReplayBuffer:
 
     @classmethod
     def opened(cls, path: Path, subject: Subject, recording: Recording) -> ReplayBuffer:
-        """The buffer that was kept at `path`; recorded and kept there if there is none.
+        """The buffer that was kept at `path`; recorded and kept there if there is none, or if it is damaged.
 
         Raises:
             InputError: a file of another model or of other trajectories.
         """
         content = {"subject": {"name": subject.name, "fingerprint": subject.fingerprint}, "recording": recording.to_dict()}
-        if not path.exists():
-            buffer = cls.record(subject, recording)
+
+        def write(path: Path, buffer: ReplayBuffer) -> None:
             fixed, common = buffer.template.to_file()
             save_tensors(path, "replay", buffer.tensors | fixed, {**content, **common, "call_lengths": buffer.call_lengths})
-            return buffer
-        tensors, metadata = load_tensors(path, "replay")
-        owner = metadata["subject"]
-        if owner["fingerprint"] != subject.fingerprint:
-            raise InputError(
-                f"replay buffer {path}: was recorded from {owner['name']} ({owner['fingerprint']}), not from {subject.name} ({subject.fingerprint}); "
-                "pass another folder, or delete it"
-            )
-        metadata["recording"]["settings"].pop("batch_size", None)  # version 0.1.0 noted it
-        for name, value in recording.to_dict().items():
-            if metadata["recording"][name] != value:
+
+        def read(path: Path) -> ReplayBuffer:
+            tensors, metadata = load_tensors(path, "replay")
+            owner = metadata["subject"]
+            if owner["fingerprint"] != subject.fingerprint:
                 raise InputError(
-                    f"replay buffer {path}: was recorded with {name} {metadata['recording'][name]} where {value} is asked for; "
+                    f"replay buffer {path}: was recorded from {owner['name']} ({owner['fingerprint']}), not from {subject.name} ({subject.fingerprint}); "
                     "pass another folder, or delete it"
                 )
-        template = Template.from_file(tensors, metadata)
-        return cls({path: tensors[path] for path in (*template.dtypes, OUTPUT)}, template, metadata["call_lengths"])
+            metadata["recording"]["settings"].pop("batch_size", None)  # version 0.1.0 noted it
+            for name, value in recording.to_dict().items():
+                if metadata["recording"][name] != value:
+                    raise InputError(
+                        f"replay buffer {path}: was recorded with {name} {metadata['recording'][name]} where {value} is asked for; "
+                        "pass another folder, or delete it"
+                    )
+            template = Template.from_file(tensors, metadata)
+            return cls({path: tensors[path] for path in (*template.dtypes, OUTPUT)}, template, metadata["call_lengths"])
+
+        return Task("replay buffer", path, lambda: cls.record(subject, recording), write, read).result()
 
     def __len__(self) -> int:
         return len(self.tensors[OUTPUT])

@@ -22,6 +22,7 @@ from ...kernels.timing import clock
 from ...models.noise import purpose_seed
 from ...models.sampling import conditions_of
 from ...progress import track
+from ...runtime.tasks import Task
 from ...storage import fingerprint, load_tensors, save_tensors
 from ..metrics.bootstrap import Estimate
 from ..metrics.extractors import load_extractor
@@ -78,32 +79,37 @@ class Prober:
         def default() -> Reference:
             if self.run.subject.extractor == "embedded" and self.extractor.name == "embedded":
                 return shipped_reference(self.split, self.extractor)  # type: ignore[arg-type]
-            stored = self.run.folder / "reference.safetensors"
-            if stored.exists():
-                return load_reference(stored, self.extractor, image_shape=self.run.subject.image_shape)
-            settings = self.run.settings
-            noise = purpose_seed(settings.seed, "reference")
-            chunks = range(0, REFERENCE_IMAGES, 100)
-            batches = (
-                self.run.subject.sample(settings.sampling, seed=noise, start=i, n_images=100)
-                for i in track(chunks, "reference: full-precision images with other noise")
-            )
-            identity = fingerprint(
-                [
-                    self.run.subject.fingerprint,
-                    self.extractor.fingerprint,
-                    noise,
-                    settings.steps,
-                    settings.sampling.identity,
-                    REFERENCE_IMAGES,
-                ]
-            )
-            description = f"{REFERENCE_IMAGES} full-precision images made with other noise"
-            made = build_reference(batches, self.extractor, description=description, fingerprint=identity)
-            save_reference(stored, made, self.extractor)
-            return made
+            return Task(
+                "reference",
+                self.run.folder / "reference.safetensors",
+                self._sampled_reference,
+                write=lambda path, made: save_reference(path, made, self.extractor),
+                read=lambda path: load_reference(path, self.extractor, image_shape=self.run.subject.image_shape),
+            ).result()
 
         return load_reference(self.run.settings.reference, self.extractor, image_shape=self.run.subject.image_shape, default=default)
+
+    def _sampled_reference(self) -> Reference:
+        """Full-precision images on noise that no measurement has."""
+        settings = self.run.settings
+        noise = purpose_seed(settings.seed, "reference")
+        chunks = range(0, REFERENCE_IMAGES, 100)
+        batches = (
+            self.run.subject.sample(settings.sampling, seed=noise, start=i, n_images=100)
+            for i in track(chunks, "reference: full-precision images with other noise")
+        )
+        identity = fingerprint(
+            [
+                self.run.subject.fingerprint,
+                self.extractor.fingerprint,
+                noise,
+                settings.steps,
+                settings.sampling.identity,
+                REFERENCE_IMAGES,
+            ]
+        )
+        description = f"{REFERENCE_IMAGES} full-precision images made with other noise"
+        return build_reference(batches, self.extractor, description=description, fingerprint=identity)
 
     def key(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> str:
         """Under which a measurement is stored: all that its numbers depend on."""

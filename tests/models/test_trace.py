@@ -72,9 +72,15 @@ def test_a_buffer_of_another_model_or_other_trajectories_is_refused(subject, mak
         ReplayBuffer.opened(path, other, EIGHT)
     with pytest.raises(InputError, match=r"recorded with steps 3 where 4 is asked for"):
         ReplayBuffer.opened(path, subject, dataclasses.replace(EIGHT, sampling=SamplingConfig(steps=4)))
+
+
+def test_a_damaged_buffer_is_recorded_again(subject, tmp_path):
+    path = tmp_path / "b.safetensors"
+    first = ReplayBuffer.opened(path, subject, EIGHT)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="delete it"):
-        ReplayBuffer.opened(path, subject, EIGHT)
+    for again in (ReplayBuffer.opened(path, subject, EIGHT), ReplayBuffer.opened(path, subject, EIGHT)):
+        assert again.tensors.keys() == first.tensors.keys()
+        assert all(torch.equal(again.tensors[name], tensor) for name, tensor in first.tensors.items())
 
 
 def test_a_buffer_that_version_0_1_0_kept_is_read(subject: Subject, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from sedaq.aq.activations.quantizer import Activation, ActivationQuantizers, attached
 from sedaq.aq.formats import AS_IS
 from sedaq.errors import WorkerError
+from sedaq.sensitivity.probing import prober as prober_module
 from sedaq.sensitivity.probing.assembly import Assembly
 from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.prober import Measurement, Prober
@@ -117,6 +118,18 @@ def test_inputs_are_rounded_while_a_plan_is_measured_and_only_of_layers_with_cod
     with run.subject.weights_replaced(weights), attached(run.subject.denoiser, *some.modules(run.subject.denoiser)):
         features = prober.extractor(prober._sample("verify", 16, run.settings.steps))
     torch.testing.assert_close(features.pooled, rounded[1].evidence["pooled"], atol=1e-4, rtol=1e-4)
+
+
+def test_a_sampled_reference_is_kept_and_made_again_when_damaged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prober_module, "REFERENCE_IMAGES", 200)
+    prober = Prober(run)
+    prober.run.subject.extractor = None  # so that what is shipped does not belong to it
+    first, path = prober._reference(), run.folder / "reference.safetensors"
+    assert first.description == "200 full-precision images made with other noise"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8])
+    assert prober._reference().fingerprint == first.fingerprint == prober._reference().fingerprint
+    assert path.read_bytes() == whole
 
 
 # -- executors ---------------------------------------------------------------------------------------------------------------------------
