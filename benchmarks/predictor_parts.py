@@ -1,4 +1,4 @@
-"""What each part of the predictor's law is worth:  python benchmarks/predictor_parts.py build/sensitivity/mnist-dit build/sensitivity/mnist-unet
+"""What each part of the predictor's additive model is worth:  python benchmarks/predictor_parts.py build/sensitivity/mnist-dit build/sensitivity/mnist-unet
 
 Out-of-fold rank correlation and error of a run's probes, by how many were learnt from, with one part left out at a time; and where the run has every layer
 alone (sensitivity_data.py --truth), predicted over measured of what is clear of noise. Ridge 0.3, no trees.
@@ -48,17 +48,17 @@ def without_scores(probes: Probes) -> Probes:
 
 def without_floor(probes: Probes) -> Probes:
     """The logarithm of the distance itself instead of that of its excess."""
-    return replace(probes, labels=replace(probes.labels, floor=probes.whole))
+    return replace(probes, labels=replace(probes.labels, floor=probes.full_precision))
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
     "the law": ({}, lambda probes: probes),
     "errors in place of gradient scores": ({}, without_scores),
-    "no bends": ({"BEND_RIDGE": FIXED}, lambda probes: probes),
+    "no bends": ({"OFFSET_RIDGE": FIXED}, lambda probes: probes),
     "terms add up (r = 1)": ({"CERTAINTY": np.array([0.0, 0.0, FIXED, 0.1, 0.25])}, lambda probes: probes),
-    "a power everywhere (no knee)": ({"CERTAINTY": np.array([0.0, 0.0, 0.1, 0.1, FIXED]), "PRIOR_KNEE": 1e-6}, lambda probes: probes),
+    "a power everywhere (no knee)": ({"CERTAINTY": np.array([0.0, 0.0, 0.1, 0.1, FIXED]), "PRIOR_SATURATION": 1e-6}, lambda probes: probes),
     "log of the distance, not of its excess": ({}, without_floor),
-    "labels weigh alike": ({"MISFIT": FIXED}, lambda probes: probes),
+    "labels weigh alike": ({"RESIDUAL": FIXED}, lambda probes: probes),
 }
 
 
@@ -77,21 +77,21 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for folder in parser.parse_args().runs:
         run = Run.open(folder)
-        whole, single = read_probes(run), alone(run)
+        all_probes, single = read_probes(run), alone(run)
         for label, (values, change) in VARIANTS.items():
-            probes = change(whole)
+            probes = change(all_probes)
             for size in SIZES:
                 found, ratios = [], []
                 with constants(**values), threadpool_limits(1):
                     for repeat in range(REPEATS):
                         order = np.random.default_rng([size, repeat]).permutation(len(probes))
                         train, test = probes[order[:size]], probes[order[size:]]
-                        law = fit_additive(train.errors, train.labels, train.table.priors, RIDGE)
-                        predicted = law.excess(test.errors)
-                        off = np.median(np.abs(np.log((predicted + test.whole) / test.values)))
+                        surrogate = fit_additive(train.errors, train.labels, train.table.priors, RIDGE)
+                        predicted = surrogate.excess(test.errors)
+                        off = np.median(np.abs(np.log((predicted + test.full_precision) / test.values)))
                         found.append((spearman(predicted, test.values), off))
                         if single is not None:
-                            ratios.append(np.median(law.excess(single.errors) / single.labels.excess))
+                            ratios.append(np.median(surrogate.excess(single.errors) / single.labels.excess))
                 correlation, off = np.mean(found, axis=0)
                 rows.append(
                     {

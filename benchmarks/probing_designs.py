@@ -24,7 +24,7 @@ from sedaq.sensitivity.predictor.fitting import error_of
 from sedaq.sensitivity.predictor.predictor import Predictor
 from sedaq.sensitivity.probing.adaptive import FEW
 from sedaq.sensitivity.probing.designs import design_plans
-from sedaq.sensitivity.probing.layer_statistics import Traits
+from sedaq.sensitivity.probing.layer_statistics import LayerStatistics
 from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.probing.prober import Prober
@@ -61,11 +61,11 @@ def designs(run: Run, workers: int) -> dict[str, tuple[Probes, int]]:
     with Measurer(Prober(few), executor(workers)) as measurer:
         for _ in track(measurer.measure([PlanTask(plan, size) for plan in plans]), "stratified, a quarter of the images", len(plans)):
             pass
-    whole = read_probes(run)
+    every_image = read_probes(run)
     n = -(-spent // run.settings.n_images)
     return {
         "auto": (read_probes(Run.open(auto)), spent),
-        "stratified": (whole[np.arange(n)], n * run.settings.n_images),
+        "stratified": (every_image[np.arange(n)], n * run.settings.n_images),
         "stratified, a quarter of the images": (read_probes(few), images_of(few.folder)),
     }
 
@@ -79,11 +79,11 @@ def main() -> None:
     with shown():
         for folder in arguments.runs:
             run = Run.open(folder)
-            traits, unseen = Traits(run), read_probes(run, purpose="unseen")
+            statistics, unseen = LayerStatistics(run), read_probes(run, purpose="unseen")
             judged, tasks = {}, []
             for name, (probes, n_images) in designs(run, arguments.workers).items():
                 with threadpool_limits(1):
-                    predictor = Predictor.fit("fid", probes, error_of=error_of(traits))
+                    predictor = Predictor.fit("fid", probes, error_of=error_of(statistics))
                 said = predictor.predict_arrays(unseen.errors, unseen.rates)[0]
                 off = np.median(np.abs(np.log(said / unseen.values)))
                 problem = build_problem(run.subject, run.menus, predictor.additive_cost)

@@ -1,7 +1,7 @@
 """Predictors judged on probes never seen, and on layers measured alone:  python benchmarks/sensitivity.py build/sensitivity/mnist-dit …
 
 Reads runs that benchmarks/sensitivity_data.py made. Every predictor learns from the first 50 and from all 200 stratified probes and is judged on 100
-plans with other noise; where the run holds layers measured alone, their ranking by the law is compared with that truth.
+plans with other noise; where the run holds layers measured alone, their ranking by the additive model is compared with that truth.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from sedaq.errors import InputError
 from sedaq.sensitivity.predictor.additive import choose_ridge, fit_additive
 from sedaq.sensitivity.predictor.cross_validation import OURS, PREDICTORS, interval, judge, noise_ceiling, spearman
-from sedaq.sensitivity.probing.layer_statistics import Traits
+from sedaq.sensitivity.probing.layer_statistics import LayerStatistics
 from sedaq.sensitivity.probing.probes import Probes, read_probes
 from sedaq.sensitivity.run import Run
 
@@ -54,7 +54,7 @@ def on_unseen(name: str, probes: Probes, unseen: Probes) -> list[dict[str, Any]]
 
 
 def on_layers(name: str, run: Run, probes: Probes, truth: Probes) -> list[dict[str, Any]]:
-    """Rank correlation of layers' costs, by the law fitted to mixed plans, with what each layer alone measured, one row a rate and one over all."""
+    """Rank correlation of layers' costs, by the additive model fitted to mixed plans, with what each layer alone measured, one row a rate and one over all."""
     single = (truth.errors > 0).sum(1) == 1
     plans = truth[single]
     layer = plans.errors.argmax(1)
@@ -91,12 +91,12 @@ def main() -> None:
     truth_rows: list[dict[str, Any]] = []
     for folder in parser.parse_args().runs:
         run = Run.open(folder)
-        traits = Traits(run)
+        statistics = LayerStatistics(run)
         with threadpool_limits(1):
-            probes = read_probes(run, traits=traits)
-            unseen_rows += on_unseen(folder.name, probes, read_probes(run, purpose="unseen", traits=traits))
+            probes = read_probes(run, statistics=statistics)
+            unseen_rows += on_unseen(folder.name, probes, read_probes(run, purpose="unseen", statistics=statistics))
             try:
-                truth = read_probes(run, purpose="truth", traits=traits)
+                truth = read_probes(run, purpose="truth", statistics=statistics)
             except InputError:
                 print(f"{folder}: no layers measured alone")
                 continue

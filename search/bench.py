@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..progress import track
 from ..sensitivity.metrics.registry import DEFAULT, metric_of
 from ..sensitivity.predictor.fitting import load_predictor
-from ..sensitivity.probing.layer_statistics import Traits
+from ..sensitivity.probing.layer_statistics import LayerStatistics
 from ..sensitivity.probing.measurer import Measurer, PlanTask
 from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import Probes, excess, read_probes
@@ -93,13 +93,13 @@ def bench_search(
         for method, plan in one.plans.items():
             measured = {name: [found[purpose, _named(other)] for purpose in purposes] for name, other in _against(plan, full, one)}
             own = measured.pop("own")
-            whole = Plan.of(run.subject, plan, encoding=run.store.identity)
+            sized = Plan.of(run.subject, plan, encoding=run.store.identity)
             rows.append(
                 {
                     "bits": one.bits,
                     "method": method,
-                    "bits_per_weight": whole.bits_per_weight,
-                    "size_bytes": whole.size_bytes,
+                    "bits_per_weight": sized.bits_per_weight,
+                    "size_bytes": sized.size_bytes,
                     metric: float(np.mean([m.metrics[metric].value for m in own])),
                     **{name: mean_worsening(prober, own, others, metric) for name, others in measured.items()},
                     "solver": one.solver if method == SEARCHED else None,
@@ -165,11 +165,11 @@ def best_of_random(run: Run, problem: Problem, seed: int, n: int, measurer: Meas
 
 def rivals_of(run: Run, metric: str = DEFAULT) -> Rivals:
     """What the baselines know from the run's layers and probes, by a metric."""
-    traits = Traits(run)
-    probes = read_probes(run, metric, traits=traits)
+    statistics = LayerStatistics(run)
+    probes = read_probes(run, metric, statistics=statistics)
     return Rivals(
-        weight_error=lambda name, entry: traits.of_entry(name, entry).weight_error,
-        hessian_error=lambda name, entry: traits.of_entry(name, entry).error,
+        weight_error=lambda name, entry: statistics.of_entry(name, entry).weight_error,
+        hessian_error=lambda name, entry: statistics.of_entry(name, entry).error,
         learnt=learnt_scores(probes, run.settings.seed),
         alone=measured_alone(run, metric),
         seed=run.settings.seed,

@@ -30,7 +30,7 @@ from .uniform import uniform_choices
 from .verify import Verification
 
 INT8_RATE = 8.0  # by name: int8 with its scales takes a little more
-ROUND = 4  # plans that are measured before the predictor is taught by them
+ROUND = 4  # plans that are measured before the predictor is refitted to them
 Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes, ms_per_step; None: no such bound
 
 
@@ -227,9 +227,9 @@ class Search:
         measured: dict[Candidate, Any] = dict(zip(wanted, found, strict=True))
         while len(measured) < most:
             if verification.refit is not None:
-                taught = replace(self, predictor=verification.refit([reference, *measured.values()]))
-                again = taught.problem.within(problem.budgets)
-                rivals = taught._rivals(again, uniform, taught._solve(again, uniform, 0, _choices(measured)))
+                refitted = replace(self, predictor=verification.refit([reference, *measured.values()]))
+                again = refitted.problem.within(problem.budgets)
+                rivals = refitted._rivals(again, uniform, refitted._solve(again, uniform, 0, _choices(measured)))
             known = {rival.choice for rival in measured}
             wanted = [rival for rival in rivals if rival.choice not in known][: min(most - len(measured), ROUND)]
             if not wanted:

@@ -183,7 +183,7 @@ def verification(
         return
 
     def refit(measured: Sequence[Measurement]) -> Predictor:
-        return predictor.taught(
+        return predictor.refit(
             read_probes(run, predictor.metric, others=[measurement.record for measurement in measured]), run.settings.seed
         )
 

@@ -31,7 +31,7 @@ class Prober(Protocol):
         """How much worse a is than b, with a 95 % interval; below zero, a is better."""
 
 
-Refit = Callable[[Sequence[Any]], Predictor]  # measurements of a verification → the predictor taught by them
+Refit = Callable[[Sequence[Any]], Predictor]  # measurements of a verification → the predictor refitted to them
 
 
 @dataclass(frozen=True)

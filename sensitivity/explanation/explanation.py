@@ -1,4 +1,4 @@
-"""What the fitted law says of layers, roles and blocks, with intervals from a bootstrap over probes."""
+"""What the fitted additive model says of layers, roles and blocks, with intervals from a bootstrap over probes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..predictor.additive import Additive, Array, fit_additive, fit_samples
 from ..predictor.cross_validation import spearman
 from ..predictor.predictor import Predictor
 from ..probing.designs import at_rate
-from ..probing.layer_statistics import Traits
+from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import Probes
 from ..run import Run
 
@@ -28,7 +28,7 @@ MAX_PAIRS_OF = 12  # layers whose pairs are looked at
 
 @dataclass(frozen=True)
 class Explanation:
-    """The law fitted to all probes, and to bootstrap samples of them.
+    """The additive model fitted to all probes, and to bootstrap samples of them.
 
     entries: the menu of each layer; errors: (layers, K) of its entries, NaN beyond a menu's end.
     """
@@ -36,29 +36,29 @@ class Explanation:
     probes: Probes
     entries: Sequence[Sequence[Entry]]
     errors: Array
-    law: Additive
+    surrogate: Additive
     draws: Sequence[Additive]
 
     @classmethod
-    def of(cls, run: Run, traits: Traits, probes: Probes, ridge: float, seed: int) -> Explanation:
+    def of(cls, run: Run, statistics: LayerStatistics, probes: Probes, ridge: float, seed: int) -> Explanation:
         names = probes.table.names
         entries = [run.menus[name] for name in names]
         errors = np.full((len(names), max(map(len, entries))), np.nan)
         for row, (name, menu) in enumerate(zip(names, entries, strict=True)):
-            errors[row, : len(menu)] = [traits.of_entry(name, entry).error for entry in menu]
-        law, *draws = fitted_laws(probes, ridge, seed)
-        return cls(probes, entries, errors, law, draws)
+            errors[row, : len(menu)] = [statistics.of_entry(name, entry).error for entry in menu]
+        surrogate, *draws = fitted_surrogates(probes, ridge, seed)
+        return cls(probes, entries, errors, surrogate, draws)
 
     @cached_property
     def terms(self) -> Array:
-        """(1 + draws, layers, K) terms of every entry by the law and by each draw."""
-        laws = (self.law, *self.draws)
-        return np.stack([np.stack([law.terms(column) for column in self.errors.T], axis=1) for law in laws])
+        """(1 + draws, layers, K) terms of every entry by the additive model and by each draw."""
+        surrogates = (self.surrogate, *self.draws)
+        return np.stack([np.stack([surrogate.terms(column) for column in self.errors.T], axis=1) for surrogate in surrogates])
 
     def cost(self, picks: Sequence[tuple[int, int]]) -> Array:
         """(1 + draws,) excess when these (layer, entry) are chosen and all other layers are left as they are."""
         total = sum((self.terms[:, layer, entry] for layer, entry in picks), np.zeros(len(self.terms)))
-        return np.array([law.of_total(one) for law, one in zip((self.law, *self.draws), total, strict=True)])
+        return np.array([surrogate.of_total(one) for surrogate, one in zip((self.surrogate, *self.draws), total, strict=True)])
 
     @cached_property
     def together_over_apart(self) -> Array:
@@ -79,16 +79,16 @@ class Explanation:
         return sorted({entry.rate for menu in self.entries for entry in menu if entry.format.kind == "additive"})
 
 
-def fitted_laws(probes: Probes, ridge: float, seed: int) -> list[Additive]:
-    """The law of all probes, then those of N_DRAWS bootstrap samples."""
+def fitted_surrogates(probes: Probes, ridge: float, seed: int) -> list[Additive]:
+    """The additive model of all probes, then those of N_DRAWS bootstrap samples."""
     rng = np.random.default_rng([seed, 1])
     samples = [np.arange(len(probes)), *(rng.integers(len(probes), size=len(probes)) for _ in range(N_DRAWS))]
-    laws = fit_samples(probes.errors, probes.labels, probes.table.priors, ridge, samples)
-    return list(track(laws, "bootstrap of the explanation", len(samples)))
+    surrogates = fit_samples(probes.errors, probes.labels, probes.table.priors, ridge, samples)
+    return list(track(surrogates, "bootstrap of the explanation", len(samples)))
 
 
 def bounds(draws: Array) -> tuple[float, float, float]:
-    """Value of the law, and a 95 % interval of its draws."""
+    """Value of the additive model, and a 95 % interval of its draws."""
     low, high = np.percentile(draws[1:], [2.5, 97.5])
     return float(draws[0]), float(low), float(high)
 
@@ -96,7 +96,7 @@ def bounds(draws: Array) -> tuple[float, float, float]:
 # -- tables ------------------------------------------------------------------------------------------------------------------------------
 
 
-def layer_rows(run: Run, traits: Traits, explanation: Explanation, predictor: Predictor) -> pd.DataFrame:
+def layer_rows(run: Run, statistics: LayerStatistics, explanation: Explanation, predictor: Predictor) -> pd.DataFrame:
     """One row for each layer and menu entry: what the layer alone would cost, with a 95 % interval; and the mean size of the layer's contribution
     to log(excess + floor) over the probes."""
     probes = explanation.probes
@@ -106,7 +106,7 @@ def layer_rows(run: Run, traits: Traits, explanation: Explanation, predictor: Pr
     for index, layer in enumerate(run.subject.layers):
         for place, entry in enumerate(explanation.entries[index]):
             cost, low, high = bounds(explanation.cost([(index, place)]))
-            trait = traits.of_entry(layer.name, entry)
+            trait = statistics.of_entry(layer.name, entry)
             rows.append(
                 {
                     "layer": layer.name,
@@ -191,18 +191,18 @@ def interaction_rows(explanation: Explanation, predictor: Predictor) -> pd.DataF
 
 def additivity(explanation: Explanation, predicted: Array) -> dict[str, Any]:
     """Measured excess over the sum of what each layer would cost alone: median and quartiles over the probes; and the same for all layers at their
-    lowest entries by the law, with its interval.
+    lowest entries by the additive model, with its interval.
 
     Args:
         predicted: out-of-fold values of the probes; their own median error stands beside.
     """
     probes = explanation.probes
-    alone = explanation.law.of_total(explanation.law.terms(probes.errors)).sum(1)
+    alone = explanation.surrogate.of_total(explanation.surrogate.terms(probes.errors)).sum(1)
     clear = (probes.labels.excess > 3 * probes.labels.se) & (alone > 0)
     if not clear.any():
         return {}
     ratio = probes.labels.excess[clear] / alone[clear]
-    own = probes.labels.excess[clear] / np.maximum(predicted[clear] - probes.whole, probes.labels.floor / 3)
+    own = probes.labels.excess[clear] / np.maximum(predicted[clear] - probes.full_precision, probes.labels.floor / 3)
     low, median, high = np.percentile(ratio, [25, 50, 75])
     return {
         "measured_over_sum_alone": [float(median), float(low), float(high)],
@@ -213,7 +213,7 @@ def additivity(explanation: Explanation, predicted: Array) -> dict[str, Any]:
 
 
 def stability(probes: Probes, lowest_errors: Array, ridge: float, seed: int) -> dict[str, Any]:
-    """Rank correlation of the layers' costs at their lowest entries, (layers,) errors, between laws fitted to random halves of the probes."""
+    """Rank correlation of the layers' costs at their lowest entries, (layers,) errors, between additive models fitted to random halves of the probes."""
     found = []
     for split in range(N_SPLITS):
         order = np.random.default_rng([seed, split]).permutation(len(probes))

@@ -19,7 +19,7 @@ def findings(explanation: Explanation, metric: str, order: Sequence[float]) -> l
     """Every sentence with its 95 % interval; none where the interval says nothing.
 
     Args:
-        order: interval of the rank correlation on held-out probes. A law has a slope for every layer even where it orders nothing; then nothing
+        order: interval of the rank correlation on held-out probes. An additive model has a slope for every layer even where it orders nothing; then nothing
             is said.
     """
     if order[0] < LEAST_ORDER:
@@ -75,7 +75,7 @@ def _roles(explanation: Explanation) -> dict[str, list[int]]:
 def _to_keep(explanation: Explanation, metric: str) -> list[str]:
     """Roles that clearly cost too much at the lowest rate, the costliest first, with the least rate at which they surely do not."""
     probes, rates = explanation.probes, explanation.rates
-    bearable = max(CLEAR * probes.labels.floor, BEARABLE * abs(probes.whole))
+    bearable = max(CLEAR * probes.labels.floor, BEARABLE * abs(probes.full_precision))
     found = []
     for role, members in _roles(explanation).items():
         costs = {rate: bounds(explanation.cost([(i, explanation.at(i, rate)) for i in members])) for rate in rates}

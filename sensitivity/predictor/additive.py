@@ -26,12 +26,12 @@ from scipy.sparse import csr_array
 Array = NDArray[np.float64]
 
 RIDGES = (0.03, 0.3, 3.0)  # pull of θ_l to its prior, in units of squared residuals
-BEND_RIDGE = 1.0  # pull of β to zero
-PRIOR_EXPONENT, PRIOR_POWER, PRIOR_KNEE = 1.5, 1.0, 1.0  # the knee as a multiple of full precision's distance
+OFFSET_RIDGE = 1.0  # pull of β to zero
+PRIOR_EXPONENT, PRIOR_POWER, PRIOR_SATURATION = 1.5, 1.0, 1.0  # the saturation scale as a multiple of full precision's distance
 # Of the priors of b, q, log r, the common log p and log κ: one over their variance; and, steeper, beyond the WIDEST logarithms of r and p, where a second
 # minimum lies that means nothing. Bounds would do the same, but lead L-BFGS astray on its way.
 CERTAINTY, WIDEST, BARRIER = np.array([0.0, 0.0, 0.1, 0.1, 0.25]), np.array([np.inf, np.inf, 1.1, 0.8, np.inf]), 100.0
-MISFIT = 0.1  # of the law itself, in log(excess + floor): labels noisier than that weigh less
+RESIDUAL = 0.1  # of the additive model itself, in log(excess + floor): labels noisier than that weigh less
 FOLDS = 3
 STEPS_TO_CHOOSE = 300  # of L-BFGS while ridges are compared
 _TINY, _FAR = 1e-12, 1e30
@@ -59,19 +59,19 @@ def _mean_logs(values: Sequence[Array]) -> Array:
 class Labels:
     """What probes measured, (probes,) each.
 
-    whole: what full precision measures. floor: the excess below which noise hides differences; targets are log(excess + floor).
+    full_precision: what it measures. floor: the excess below which noise hides differences; targets are log(excess + floor).
     """
 
     excess: Array
     se: Array
-    whole: float
+    full_precision: float
     floor: float
 
     @classmethod
-    def of(cls, excess: Array, se: Array, whole: float) -> Labels:
+    def of(cls, excess: Array, se: Array, full_precision: float) -> Labels:
         """The floor is the median standard error of the third of the probes that lost least."""
         best = np.argsort(excess, kind="stable")[: max(1, len(excess) // 3)]
-        return cls(excess, se, whole, max(float(np.median(se[best])), 1e-3 * float(np.median(np.abs(excess))), _TINY))
+        return cls(excess, se, full_precision, max(float(np.median(se[best])), 1e-3 * float(np.median(np.abs(excess))), _TINY))
 
     @property
     def target(self) -> Array:
@@ -80,42 +80,45 @@ class Labels:
 
     @property
     def weights(self) -> Array:
-        """1 for a label without noise, less for one whose noise exceeds the law's own misfit."""
+        """1 for a label without noise, less for one whose noise exceeds the additive model's own residual."""
         noise = self.se / np.maximum(self.excess + self.floor, self.floor)
-        return 1 / (1 + (noise / MISFIT) ** 2)
+        return 1 / (1 + (noise / RESIDUAL) ** 2)
 
     def __getitem__(self, rows: Any) -> Labels:
-        return Labels(self.excess[rows], self.se[rows], self.whole, self.floor)
+        return Labels(self.excess[rows], self.se[rows], self.full_precision, self.floor)
 
 
 @dataclass(frozen=True)
 class Additive:
-    """A fitted law; parameters as in the formula above, log_errors is ē.
+    """A fitted additive model; parameters as in the formula above, log_errors is ē.
 
-    knots, bends: (layers, K) ascending log errors and the values of β there; rows of fewer knots end far away.
+    knots, offsets: (layers, K) ascending log errors and the values of β there; rows of fewer knots end far away.
     """
 
     log_slopes: Array  # θ
     exponents: Array  # p
     power: float  # r
-    knee: float  # κ
+    saturation: float  # κ
     log_errors: Array
     knots: Array
-    bends: Array
+    offsets: Array
 
     @classmethod
-    def straight(cls, log_slopes: Array, exponents: Array, power: float, knee: float, log_errors: Array) -> Additive:
-        """Without bends."""
-        return cls(log_slopes, exponents, power, knee, log_errors, *_padded([[]] * len(log_slopes), [[]] * len(log_slopes)))
+    def straight(cls, log_slopes: Array, exponents: Array, power: float, saturation: float, log_errors: Array) -> Additive:
+        """Without piecewise-linear offsets."""
+        return cls(log_slopes, exponents, power, saturation, log_errors, *_padded([[]] * len(log_slopes), [[]] * len(log_slopes)))
 
     @classmethod
-    def across(cls, laws: Sequence[Additive], layer: int) -> Additive:
-        """One layer by each of several laws, as if these were its layers; how terms add up is left out."""
+    def across(cls, surrogates: Sequence[Additive], layer: int) -> Additive:
+        """One layer by each of several additive models, as if these were its layers; how terms add up is left out."""
         slopes, exponents, logs = (
-            np.array([getattr(law, name)[layer] for law in laws]) for name in ("log_slopes", "exponents", "log_errors")
+            np.array([getattr(surrogate, name)[layer] for surrogate in surrogates]) for name in ("log_slopes", "exponents", "log_errors")
         )
-        known = [law.knots[layer] < _FAR for law in laws]
-        rows = ([getattr(law, name)[layer][there] for law, there in zip(laws, known, strict=True)] for name in ("knots", "bends"))
+        known = [surrogate.knots[layer] < _FAR for surrogate in surrogates]
+        rows = (
+            [getattr(surrogate, name)[layer][there] for surrogate, there in zip(surrogates, known, strict=True)]
+            for name in ("knots", "offsets")
+        )
         return cls(slopes, exponents, 1.0, 1.0, logs, *_padded(*rows))
 
     def terms(self, errors: Array) -> Array:
@@ -123,21 +126,21 @@ class Additive:
         present = errors > 0
         logs = np.log(np.where(present, errors, 1.0))
         line = self.log_slopes + self.exponents * (logs - self.log_errors)
-        return np.where(present, np.exp(np.clip(line + self._bend(logs), -60, 60)), 0.0)
+        return np.where(present, np.exp(np.clip(line + self._offset(logs), -60, 60)), 0.0)
 
-    def _bend(self, logs: Array) -> Array:
+    def _offset(self, logs: Array) -> Array:
         """β: linear between knots, constant beyond them."""
-        knots, bends = self.knots, self.bends
+        knots, offsets = self.knots, self.offsets
         rows, last = np.arange(len(knots)), knots.shape[1] - 1
         n_below = (logs[..., None] >= knots).sum(-1)
         left, right = np.clip(n_below - 1, 0, last), np.clip(n_below, 0, last)
         start, width = knots[rows, left], knots[rows, right] - knots[rows, left]
         share = np.where(width > 0, (logs - start) / np.where(width > 0, width, 1.0), 0.0)
-        return np.asarray(bends[rows, left] + share * (bends[rows, right] - bends[rows, left]))
+        return np.asarray(offsets[rows, left] + share * (offsets[rows, right] - offsets[rows, left]))
 
     def of_total(self, total: Array) -> Array:
         """The excess of a sum of terms."""
-        return np.asarray(total * (1 + total / self.knee) ** (self.power - 1))
+        return np.asarray(total * (1 + total / self.saturation) ** (self.power - 1))
 
     def excess(self, errors: Array) -> Array:
         """(…, layers) → (…,)"""
@@ -146,9 +149,9 @@ class Additive:
     def to_json(self) -> dict[str, Any]:
         lists = {name: getattr(self, name).tolist() for name in ("log_slopes", "exponents", "log_errors")}
         known = [row < _FAR for row in self.knots]
-        for name in ("knots", "bends"):
-            lists[name] = [row[there].tolist() for row, there in zip(getattr(self, name), known, strict=True)]
-        return {**lists, "power": self.power, "knee": self.knee}
+        for name, rows in (("knots", self.knots), ("bends", self.offsets)):
+            lists[name] = [row[there].tolist() for row, there in zip(rows, known, strict=True)]
+        return {**lists, "power": self.power, "knee": self.saturation}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Additive:
@@ -156,18 +159,18 @@ class Additive:
         return cls(slopes, exponents, float(content["power"]), float(content["knee"]), logs, *_padded(content["knots"], content["bends"]))
 
 
-def _padded(knots: Sequence[Sequence[float]], bends: Sequence[Sequence[float]]) -> tuple[Array, Array]:
+def _padded(knots: Sequence[Sequence[float]], offsets: Sequence[Sequence[float]]) -> tuple[Array, Array]:
     """Rows of unequal length as (layers, K): knots far away and no bend at their end."""
     width = max([1, *map(len, knots)])
     tables = np.full((len(knots), width), _FAR), np.zeros((len(knots), width))
-    for table, rows in zip(tables, (knots, bends), strict=True):
+    for table, rows in zip(tables, (knots, offsets), strict=True):
         for place, row in enumerate(rows):
             table[place, : len(row)] = row
     return tables
 
 
 @dataclass(frozen=True)
-class Near:
+class WarmStart:
     """Where a search for parameters begins: what another one found, with other probes or another ridge."""
 
     found: Array
@@ -197,51 +200,51 @@ class _Objective:
         self.labels, self.scores, self.ridge = labels, priors.log_scores - priors.log_scores.mean(), ridge
         self.target, self.weights = labels.target, labels.weights
         self.median = float(np.median(np.exp(self.target)))
-        self.knee = PRIOR_KNEE * max(abs(labels.whole), labels.floor)
+        self.saturation = PRIOR_SATURATION * max(abs(labels.full_precision), labels.floor)
         self.scale = n**0.5
 
-    def law(self, u: Array, log_errors: Array) -> Additive:
+    def surrogate(self, u: Array, log_errors: Array) -> Additive:
         """Bent so that no term falls as the error grows."""
-        theta, p, r, knee, bends = self.parameters(u)
+        theta, p, r, saturation, offsets = self.parameters(u)
         lines = theta[self.layer] + p[self.layer] * self.logs
-        knots, bent = [], []
+        knots, rising = [], []
         for index in range(self.n_layers):
             own = (self.layer == index) & self.present  # errors ascend within a layer
             knots.append(self.logs[own] + log_errors[index])
-            bent.append(np.maximum.accumulate(lines[own] + bends[own]) - lines[own])
-        return Additive(theta, p, r, knee, log_errors, *_padded(knots, bent))
+            rising.append(np.maximum.accumulate(lines[own] + offsets[own]) - lines[own])
+        return Additive(theta, p, r, saturation, log_errors, *_padded(knots, rising))
 
     def parameters(self, u: Array) -> tuple[Array, Array, float, float, Array]:
         """θ, p, r, κ and β of every distinct error from the numbers that are optimized: deviations from the priors in units of their penalties, and common ones of a scale with
         them. In θ and p themselves L-BFGS takes ten times as many steps.
         """
-        deviations, steepness, (b, q, log_r, log_p, log_knee), bends = self._deviations(u)
+        deviations, steepness, (b, q, log_r, log_p, log_saturation), offsets = self._deviations(u)
         theta = b + q * self.scores + deviations / self.ridge**0.5
-        power, knee = float(PRIOR_POWER * np.exp(log_r)), float(self.knee * np.exp(np.clip(log_knee, -30, 30)))
-        return theta, np.exp(np.log(PRIOR_EXPONENT) + log_p + steepness), power, knee, bends / BEND_RIDGE**0.5
+        power, saturation = float(PRIOR_POWER * np.exp(log_r)), float(self.saturation * np.exp(np.clip(log_saturation, -30, 30)))
+        return theta, np.exp(np.log(PRIOR_EXPONENT) + log_p + steepness), power, saturation, offsets / OFFSET_RIDGE**0.5
 
     def _deviations(self, u: Array) -> tuple[Array, Array, Array, Array]:
         """What the penalties are of: θ and log p from their priors, in units of their penalties; and b, q, log r, log of the common p and of κ over their priors; and β in units of its penalty."""
         n = self.n_layers
         return u[:n], u[n : 2 * n], u[2 * n : 2 * n + 5] / self.scale, u[2 * n + 5 :]
 
-    def start(self, near: Near | None = None) -> Array:
-        """Every layer in proportion to the root of its score, at the probes' median; or what was found near by, without its bends."""
-        if near is not None:
-            n, bends = self.n_layers, np.zeros(len(self.logs))
-            return np.concatenate([near.found[:n] * (self.ridge / near.ridge) ** 0.5, near.found[n : 2 * n + 5], bends])
+    def start(self, warm_start: WarmStart | None = None) -> Array:
+        """Every layer in proportion to the root of its score, at the probes' median; or a warm start, without its piecewise-linear offsets."""
+        if warm_start is not None:
+            n, offsets = self.n_layers, np.zeros(len(self.logs))
+            return np.concatenate([warm_start.found[:n] * (self.ridge / warm_start.ridge) ** 0.5, warm_start.found[n : 2 * n + 5], offsets])
         slopes = 0.5 * self.scores
         level = np.log(self.median) - np.log(np.exp(slopes).sum())
         return np.concatenate([np.zeros(2 * self.n_layers), np.array([level, 0.5, 0.0, 0.0, 0.0]) * self.scale, np.zeros(len(self.logs))])
 
     def __call__(self, u: Array) -> tuple[float, Array]:
         n, layer = self.n_layers, self.layer
-        theta, p, r, knee, bends = self.parameters(u)
-        deviations, steepness, common, bent = self._deviations(u)
-        terms = np.where(self.present, np.exp(np.clip(theta[layer] + p[layer] * self.logs + bends, -60, 60)), 0.0)
+        theta, p, r, saturation, offsets = self.parameters(u)
+        deviations, steepness, common, scaled_offsets = self._deviations(u)
+        terms = np.where(self.present, np.exp(np.clip(theta[layer] + p[layer] * self.logs + offsets, -60, 60)), 0.0)
         total = self.plans @ terms + _TINY
         with np.errstate(over="ignore"):
-            excess = np.minimum(total * (1 + total / knee) ** (r - 1), 1e30)
+            excess = np.minimum(total * (1 + total / saturation) ** (r - 1), 1e30)
         residual = np.log(excess + self.labels.floor) - self.target
         beyond = np.sign(common) * np.maximum(np.abs(common) - WIDEST, 0)
         prior = CERTAINTY * common + BARRIER * beyond
@@ -251,70 +254,75 @@ class _Objective:
             + steepness @ steepness
             + CERTAINTY @ common**2
             + BARRIER * beyond @ beyond
-            + bent @ bent
+            + scaled_offsets @ scaled_offsets
         )
         outer = self.weights * residual * excess / (excess + self.labels.floor)  # ∂loss/∂log excess
-        above = total / (knee + total)
+        above = total / (saturation + total)
         inner = terms * (self.by_value @ (outer * (1 + (r - 1) * above) / total))
         by_theta = np.bincount(layer, inner, n)
         by_log_p = np.bincount(layer, inner * self.logs, n) * p
-        by_log_r, by_log_knee = r * (outer @ np.log1p(total / knee)), (1 - r) * (outer @ above)
-        by_common = np.array([by_theta.sum(), by_theta @ self.scores, by_log_r, by_log_p.sum(), by_log_knee]) + prior
-        gradient = [by_theta / self.ridge**0.5 + deviations, by_log_p + steepness, by_common / self.scale, inner / BEND_RIDGE**0.5 + bent]
+        by_log_r, by_log_saturation = r * (outer @ np.log1p(total / saturation)), (1 - r) * (outer @ above)
+        by_common = np.array([by_theta.sum(), by_theta @ self.scores, by_log_r, by_log_p.sum(), by_log_saturation]) + prior
+        gradient = [
+            by_theta / self.ridge**0.5 + deviations,
+            by_log_p + steepness,
+            by_common / self.scale,
+            inner / OFFSET_RIDGE**0.5 + scaled_offsets,
+        ]
         return float(loss), np.concatenate(gradient)
 
 
-def fit_additive(errors: Array, labels: Labels, priors: LayerPriors, ridge: float, near: Near | None = None) -> Additive:
+def fit_additive(errors: Array, labels: Labels, priors: LayerPriors, ridge: float, warm_start: WarmStart | None = None) -> Additive:
     """Fit to probes: errors (probes, layers)."""
-    return _fitted(errors, labels, priors, ridge, near)[0]
+    return _fitted(errors, labels, priors, ridge, warm_start)[0]
 
 
 def fit_samples(
-    errors: Array, labels: Labels, priors: LayerPriors, ridge: float, samples: Iterable[Any], near: Near | None = None
+    errors: Array, labels: Labels, priors: LayerPriors, ridge: float, samples: Iterable[Any], warm_start: WarmStart | None = None
 ) -> Iterator[Additive]:
     """Fit to each of several samples of the probes (rows); all but the first start from what the first found."""
     for rows in samples:
-        law, found = _fitted(errors[rows], labels[rows], priors, ridge, near)
-        near = near or found
-        yield law
+        surrogate, found = _fitted(errors[rows], labels[rows], priors, ridge, warm_start)
+        warm_start = warm_start or found
+        yield surrogate
 
 
 def _fitted(
-    errors: Array, labels: Labels, priors: LayerPriors, ridge: float, near: Near | None, n_steps: int = 1000
-) -> tuple[Additive, Near]:
+    errors: Array, labels: Labels, priors: LayerPriors, ridge: float, warm_start: WarmStart | None, n_steps: int = 1000
+) -> tuple[Additive, WarmStart]:
     objective = _Objective(errors, labels, priors, ridge)
     options = {"maxiter": n_steps, "maxcor": 20, "ftol": 1e-7}
-    found = minimize(objective, objective.start(near), jac=True, method="L-BFGS-B", options=options).x
-    return objective.law(found, priors.log_errors), Near(found, ridge)
+    found = minimize(objective, objective.start(warm_start), jac=True, method="L-BFGS-B", options=options).x
+    return objective.surrogate(found, priors.log_errors), WarmStart(found, ridge)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The ridge that held-out probes chose, and the laws fitted with it without each fold.
+    """The ridge that held-out probes chose, and the additive models fitted with it without each fold.
 
-    fold: (probes,) of each probe; misfit: root of the weighted mean squared residual on the held-out folds; near: where other fits may begin.
+    fold: (probes,) of each probe; residual: root of the weighted mean squared residual on the held-out folds; warm_start: where other fits may begin.
     """
 
     ridge: float
     fold: NDArray[np.int64]
-    laws: Sequence[Additive]
-    misfit: float
-    near: Near
+    surrogates: Sequence[Additive]
+    residual: float
+    warm_start: WarmStart
 
 
 def choose_ridge(errors: Array, labels: Labels, priors: LayerPriors, seed: int) -> HeldOut:
     """The ridge of least weighted squared residual on held-out thirds. The strongest is fitted first; others start near what it found."""
     fold = np.random.default_rng(seed).permutation(len(errors)) % FOLDS
-    tried, near = [], None
+    tried, warm_start = [], None
     for ridge in sorted(RIDGES, reverse=True):
-        laws, residual = [], np.empty(len(errors))
+        surrogates, residuals = [], np.empty(len(errors))
         for k in range(FOLDS):
             rows = fold != k
-            law, found = _fitted(errors[rows], labels[rows], priors, ridge, near, STEPS_TO_CHOOSE)
-            near = near or found
-            laws.append(law)
-            residual[~rows] = np.log(law.excess(errors[~rows]) + labels.floor) - labels.target[~rows]
-        misfit = float((labels.weights @ residual**2) / labels.weights.sum()) ** 0.5
-        tried.append(HeldOut(ridge, fold, laws, misfit, found))
-        near = found
-    return min(tried, key=lambda held_out: held_out.misfit)
+            surrogate, found = _fitted(errors[rows], labels[rows], priors, ridge, warm_start, STEPS_TO_CHOOSE)
+            warm_start = warm_start or found
+            surrogates.append(surrogate)
+            residuals[~rows] = np.log(surrogate.excess(errors[~rows]) + labels.floor) - labels.target[~rows]
+        residual = float((labels.weights @ residuals**2) / labels.weights.sum()) ** 0.5
+        tried.append(HeldOut(ridge, fold, surrogates, residual, found))
+        warm_start = found
+    return min(tried, key=lambda held_out: held_out.residual)

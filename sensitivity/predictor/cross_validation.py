@@ -88,13 +88,13 @@ def _ours(train: Probes, test: Probes, seed: int) -> Array:
     return _fitted(train, seed).predict_arrays(test.errors, test.rates)[0]
 
 
-def _law_alone(train: Probes, test: Probes, seed: int) -> Array:
+def _additive_alone(train: Probes, test: Probes, seed: int) -> Array:
     return _fitted(train, seed).without_trees().predict_arrays(test.errors, test.rates)[0]
 
 
 def _values(target: Array, train: Probes) -> Array:
     """Metric values from log(excess + floor)."""
-    return train.whole + np.exp(np.minimum(target, 100.0)) - train.labels.floor
+    return train.full_precision + np.exp(np.minimum(target, 100.0)) - train.labels.floor
 
 
 def _one_number(number: Callable[[Probes], Array]) -> Judged:
@@ -127,7 +127,7 @@ def _log_sum(name: str) -> Callable[[Probes], Array]:
 
 PREDICTORS: dict[str, Judged] = {
     OURS: _ours,
-    "additive part alone": _law_alone,
+    "additive part alone": _additive_alone,
     "average bits": _one_number(lambda probes: -probes.bits),
     "summed weight error": _one_number(_log_sum("weight_errors")),
     "summed Hessian error": _one_number(_log_sum("errors")),
@@ -137,7 +137,7 @@ PREDICTORS: dict[str, Judged] = {
     "xgboost on bits": _regressor(lambda _, seed: xgboost.XGBRegressor(random_state=seed, n_jobs=1)),
 }
 
-_WITH_LAW = (OURS, "additive part alone")  # share one fit
+_WITH_ADDITIVE = (OURS, "additive part alone")  # share one fit
 
 
 # -- judging -----------------------------------------------------------------------------------------------------------------------------
@@ -150,9 +150,11 @@ def cross_validate(probes: Probes, seed: int) -> dict[str, Array]:
     with ThreadPoolExecutor(1) as simpler:  # forests release the interpreter's lock, so that they grow while ours is fitted here
         for index, (learnt, held_out) in enumerate(track(folds, "cross-validation")):
             train, test = probes[learnt], probes[held_out]
-            others = {name: simpler.submit(predict, train, test, seed) for name, predict in PREDICTORS.items() if name not in _WITH_LAW}
+            others = {
+                name: simpler.submit(predict, train, test, seed) for name, predict in PREDICTORS.items() if name not in _WITH_ADDITIVE
+            }
             for name in PREDICTORS:
-                found = PREDICTORS[name](train, test, seed) if name in _WITH_LAW else others[name].result()
+                found = PREDICTORS[name](train, test, seed) if name in _WITH_ADDITIVE else others[name].result()
                 predicted[name][index // FOLDS, held_out] = found
     return predicted
 

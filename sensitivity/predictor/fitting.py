@@ -16,7 +16,7 @@ from ...storage import fingerprint, read_json, write_atomically, write_json
 from ..explanation.explanation import Explanation, additivity, group_rows, interaction_rows, layer_rows, stability
 from ..explanation.findings import findings
 from ..metrics.registry import DEFAULT, metric_of
-from ..probing.layer_statistics import Traits
+from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import Probes, read_probes
 from ..run import Run
 from .additive import Array
@@ -30,8 +30,8 @@ class Fitted:
     summary: dict[str, Any]
 
 
-def error_of(traits: Traits) -> Callable[[str, Entry], float]:
-    return lambda name, entry: traits.of_entry(name, entry).error
+def error_of(statistics: LayerStatistics) -> Callable[[str, Entry], float]:
+    return lambda name, entry: statistics.of_entry(name, entry).error
 
 
 def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
@@ -43,32 +43,34 @@ def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
         InputError: for too few probes, labels that are all equal, and probes of mixed kinds or of another model.
     """
     seed = run.settings.seed if seed is None else seed
-    traits = Traits(run)
-    probes = read_probes(run, metric, traits=traits)
+    statistics = LayerStatistics(run)
+    probes = read_probes(run, metric, statistics=statistics)
     identity = {
         "subject": run.subject.fingerprint,
         "probes": fingerprint([sorted(probes.hashes), probes.labels.excess.tolist(), metric, seed]),
     }
-    found = _read_back(run.folder / "predictor", identity, traits)
+    found = _read_back(run.folder / "predictor", identity, statistics)
     if found is not None:
         return found
     with threadpool_limits(1):  # matrices are small: threads that wait for each other take ten times as long on a busy machine
-        predictor, tables, summary = _fit(run, traits, probes, metric, seed)
+        predictor, tables, summary = _fit(run, statistics, probes, metric, seed)
     summary = {"metric": metric, "probes": identity["probes"], **summary}
     _write(run.folder / "predictor", predictor, identity, tables, summary)
     return Fitted(predictor, summary)
 
 
-def _fit(run: Run, traits: Traits, probes: Probes, metric: str, seed: int) -> tuple[Predictor, dict[str, pd.DataFrame], dict[str, Any]]:
+def _fit(
+    run: Run, statistics: LayerStatistics, probes: Probes, metric: str, seed: int
+) -> tuple[Predictor, dict[str, pd.DataFrame], dict[str, Any]]:
     """The predictor, its tables by name, and what fit.json says of it."""
     predicted = cross_validate(probes, seed)
-    predictor = Predictor.fit(metric, probes, error_of=error_of(traits), seed=seed)
-    explanation = Explanation.of(run, traits, probes, predictor.ridge, seed)
+    predictor = Predictor.fit(metric, probes, error_of=error_of(statistics), seed=seed)
+    explanation = Explanation.of(run, statistics, probes, predictor.ridge, seed)
     judged = _judged(probes, predicted, seed, sign=metric_of(metric).sign)
     summary = {
         "n_probes": len(probes),
         "n_trees": predictor.n_trees,
-        "notes": [*probes.notes, *_why_not(traits)],
+        "notes": [*probes.notes, *_why_not(statistics)],
         **judged,
         "learning_curve": learning_curve(probes, seed),
         "stability": stability(probes, explanation.errors[:, 0], predictor.ridge, seed),
@@ -76,15 +78,15 @@ def _fit(run: Run, traits: Traits, probes: Probes, metric: str, seed: int) -> tu
         "findings": findings(explanation, metric_of(metric).heading, judged["spearman_ci"]),
     }
     tables = {
-        "sensitivity": layer_rows(run, traits, explanation, predictor),
+        "sensitivity": layer_rows(run, statistics, explanation, predictor),
         "groups": group_rows(explanation),
         "interactions": interaction_rows(explanation, predictor),
     }
     return predictor, tables, summary
 
 
-def _why_not(traits: Traits) -> list[str]:
-    why = traits.why_no_gradients
+def _why_not(statistics: LayerStatistics) -> list[str]:
+    why = statistics.why_no_gradients
     return [f"no gradient score, layers' own errors stand in for it: {why}"] if why else []
 
 
@@ -114,14 +116,14 @@ def _write(folder: Path, predictor: Predictor, identity: dict[str, Any], tables:
     write_json(folder / "fit.json", "fit", summary)
 
 
-def _read_back(folder: Path, identity: dict[str, Any], traits: Traits) -> Fitted | None:
+def _read_back(folder: Path, identity: dict[str, Any], statistics: LayerStatistics) -> Fitted | None:
     """An earlier fit of the same probes."""
     if not (folder / "fit.json").exists() or not (folder / "additive.json").exists():
         return None
     summary = read_json(folder / "fit.json", "fit")
     if summary["probes"] != identity["probes"] or "n_trees" not in summary:
         return None
-    predictor, found = Predictor.load(folder, error_of(traits))
+    predictor, found = Predictor.load(folder, error_of(statistics))
     return Fitted(predictor, summary) if all(found[name] == value for name, value in identity.items()) else None
 
 
@@ -130,7 +132,7 @@ def load_predictor(run: Run) -> Predictor:
     folder = run.folder / "predictor"
     if not (folder / "additive.json").exists():
         raise InputError(f"{run.folder}: has no predictor; run `sedaq fit` first")
-    predictor, identity = Predictor.load(folder, error_of(Traits(run)))
+    predictor, identity = Predictor.load(folder, error_of(LayerStatistics(run)))
     if identity["subject"] != run.subject.fingerprint:
         raise InputError(
             f"{folder / 'additive.json'}: field 'subject' is {identity['subject']}, the run's is {run.subject.fingerprint}; run `sedaq fit` again"

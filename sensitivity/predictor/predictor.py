@@ -2,7 +2,7 @@
 
     log(d − d₀ + floor) ≈ log(excess(errors) + floor) + trees(features)
 
-d is the metric (the Fréchet distance by default), d₀ that of full precision on the same noise; excess is the law of additive.py, which comes
+d is the metric (the Fréchet distance by default), d₀ that of full precision on the same noise; excess is the additive model of additive.py, which comes
 first and carries; xgboost starts from it (base_margin) and is monotone, with as many trees as held-out probes bear out, none included. Members
 of the ensemble see bootstrap samples of the probes; their spread and the error on held-out probes together are the uncertainty.
 Deviates from Qua²SeDiMo, whose predictor is a graph network over a hand-drawn graph.
@@ -22,19 +22,19 @@ from ...aq.plans.menu import Entry
 from ...errors import InputError
 from ...storage import file_sha256, read_json, write_json
 from ..probing.probes import LayerTable, Probes
-from .additive import Additive, Array, LayerPriors, Near, choose_ridge, fit_samples
+from .additive import Additive, Array, LayerPriors, WarmStart, choose_ridge, fit_samples
 from .features import TreeFeatures
 from .trees import choose_number, fit_trees, inputs
 
 ErrorOf = Callable[[str, Entry], float]  # layer name, entry → relative output error of the encoding
 Choice = Mapping[str, Entry]
 N_MEMBERS = 8
-SCALARS = ("whole", "floor", "misfit", "ridge")  # of a Predictor
+SCALARS = {"full_precision": "whole", "floor": "floor", "residual": "misfit", "ridge": "ridge"}  # of a Predictor, and their names in files
 
 
 @dataclass(frozen=True)
 class Member:
-    """One law and the trees that start from it; None: the law alone."""
+    """One additive model and the trees that start from it; None: the additive model alone."""
 
     additive: Additive
     trees: xgboost.XGBRegressor | None
@@ -50,10 +50,10 @@ class Predictor:
 
     Args:
         metric: whose values it predicts; lower is better.
-        whole: the metric of full precision.
+        full_precision: the metric of full precision.
         floor: of Labels.
-        misfit: root mean square of log(excess + floor) on held-out probes.
-        ridge: that the laws were fitted with.
+        residual: root mean square of log(excess + floor) on held-out probes.
+        ridge: that the additive models were fitted with.
         error_of: looks the error of an entry up.
     """
 
@@ -63,14 +63,14 @@ class Predictor:
         table: LayerTable,
         members: Sequence[Member],
         *,
-        whole: float,
+        full_precision: float,
         floor: float,
-        misfit: float,
+        residual: float,
         ridge: float,
         error_of: ErrorOf,
     ) -> None:
         self.metric, self.table, self.members = metric, table, list(members)
-        self.whole, self.floor, self.misfit, self.ridge, self.error_of = whole, floor, misfit, ridge, error_of
+        self.full_precision, self.floor, self.residual, self.ridge, self.error_of = full_precision, floor, residual, ridge, error_of
         self.layers = list(table.names)
         self._features = table.features
         self._index = {name: index for index, name in enumerate(self.layers)}
@@ -82,14 +82,16 @@ class Predictor:
     def fit(cls, metric: str, probes: Probes, *, error_of: ErrorOf, seed: int = 0, n_members: int = N_MEMBERS) -> Predictor:
         """Fit to probes whose values are of `metric`."""
         held_out = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
-        n_trees, misfit = choose_number(held_out, probes, seed)
-        return cls._of(metric, probes, held_out.ridge, n_trees, misfit, held_out.near, error_of=error_of, seed=seed, n_members=n_members)
+        n_trees, residual = choose_number(held_out, probes, seed)
+        return cls._of(
+            metric, probes, held_out.ridge, n_trees, residual, held_out.warm_start, error_of=error_of, seed=seed, n_members=n_members
+        )
 
-    def taught(self, probes: Probes, seed: int = 0) -> Predictor:
-        """Fitted to other probes, with the ridge, the number of trees and the misfit that this one has chosen."""
+    def refit(self, probes: Probes, seed: int = 0) -> Predictor:
+        """Fitted to other probes, with the ridge, the number of trees and the residual that this one has chosen."""
         n_members = len(self.members)
         return self._of(
-            self.metric, probes, self.ridge, self.n_trees, self.misfit, None, error_of=self.error_of, seed=seed, n_members=n_members
+            self.metric, probes, self.ridge, self.n_trees, self.residual, None, error_of=self.error_of, seed=seed, n_members=n_members
         )
 
     @classmethod
@@ -99,8 +101,8 @@ class Predictor:
         probes: Probes,
         ridge: float,
         n_trees: int,
-        misfit: float,
-        near: Near | None,
+        residual: float,
+        warm_start: WarmStart | None,
         *,
         error_of: ErrorOf,
         seed: int,
@@ -109,18 +111,27 @@ class Predictor:
         table, labels, n = probes.table, probes.labels, len(probes)
         # The first member sees every probe once, so that the ensemble of one is the plain fit.
         samples = [np.arange(n), *(np.random.default_rng([seed, member]).integers(n, size=n) for member in range(1, n_members))]
-        laws = fit_samples(probes.errors, labels, table.priors, ridge, samples, near)
+        surrogates = fit_samples(probes.errors, labels, table.priors, ridge, samples, warm_start)
         members = [
-            Member(law, fit_trees(law, probes[rows], n_trees, seed + member) if n_trees else None)
-            for member, (rows, law) in enumerate(zip(samples, laws, strict=True))
+            Member(surrogate, fit_trees(surrogate, probes[rows], n_trees, seed + member) if n_trees else None)
+            for member, (rows, surrogate) in enumerate(zip(samples, surrogates, strict=True))
         ]
-        return cls(metric, table, members, whole=probes.whole, floor=labels.floor, misfit=misfit, ridge=ridge, error_of=error_of)
+        return cls(
+            metric,
+            table,
+            members,
+            full_precision=probes.full_precision,
+            floor=labels.floor,
+            residual=residual,
+            ridge=ridge,
+            error_of=error_of,
+        )
 
     def without_trees(self) -> Predictor:
-        """The laws alone."""
-        laws = [Member(member.additive, None) for member in self.members]
+        """The additive models alone."""
+        surrogates = [Member(member.additive, None) for member in self.members]
         numbers = {name: getattr(self, name) for name in SCALARS}
-        return Predictor(self.metric, self.table, laws, error_of=self.error_of, **numbers)
+        return Predictor(self.metric, self.table, surrogates, error_of=self.error_of, **numbers)
 
     @property
     def n_trees(self) -> int:
@@ -147,18 +158,18 @@ class Predictor:
         return np.stack([member.log_excess(errors, rates, self._features, self.floor) for member in self.members])
 
     def predict_arrays(self, errors: Array, rates: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of the metric, (n,) each; at d₀ the deviation is that of the ensemble and of the law's misfit."""
+        """Mean and standard deviation of the metric, (n,) each; at d₀ the deviation is that of the ensemble and of the additive model's residual."""
         logs = self.predict_members(errors, rates)
         above = np.exp(logs.mean(0))
         spread = logs.var(0, ddof=1) if len(logs) > 1 else np.zeros(logs.shape[1])
-        return self.whole + above - self.floor, above * np.sqrt(spread + self.misfit**2)
+        return self.full_precision + above - self.floor, above * np.sqrt(spread + self.residual**2)
 
     def predict(self, choices: Sequence[Choice]) -> tuple[Array, Array]:
         """Mean and standard deviation of the metric for each choice of entries, (n,) each."""
         return self.predict_arrays(*self.arrays(choices))
 
     def additive_cost(self, name: str, entry: Entry) -> float:
-        """The term t_l of `entry` in the additive law, averaged over members: what the exact solver sums."""
+        """The term t_l of `entry` in the additive model, averaged over members: what the exact solver sums."""
         return float(self.member_costs(name, entry).mean())
 
     def member_costs(self, name: str, entry: Entry) -> Array:
@@ -174,7 +185,7 @@ class Predictor:
     def contributions(self, errors: Array, rates: Array) -> tuple[Array, Array]:
         """What each layer adds to log(excess + floor) in each plan, (n, layers), and the rest, (n,): together exactly the mean prediction.
 
-        The law depends on the sum of terms alone, so that its Aumann–Shapley values are the terms' shares of it; to these come xgboost's own SHAP
+        The additive model depends on the sum of terms alone, so that its Aumann–Shapley values are the terms' shares of it; to these come xgboost's own SHAP
         values (pred_contribs; Lundberg et al. 2018). Full precision is at log(floor).
         """
         layers, rest = np.zeros(errors.shape), np.full(len(errors), np.log(self.floor))
@@ -211,7 +222,7 @@ class Predictor:
             "log_errors": self.table.priors.log_errors.tolist(),
             "log_scores": self.table.priors.log_scores.tolist(),
         }
-        numbers = {name: getattr(self, name) for name in SCALARS}
+        numbers = {stored: getattr(self, name) for name, stored in SCALARS.items()}
         write_json(
             folder / "additive.json", "predictor", {**identity, "metric": self.metric, **numbers, "table": table, "members": members}
         )
@@ -236,5 +247,5 @@ class Predictor:
         table = content["table"]
         priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
         layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)
-        numbers = {name: content[name] for name in SCALARS}
+        numbers = {name: content[stored] for name, stored in SCALARS.items()}
         return cls(content["metric"], layers, members, error_of=error_of, **numbers), content

@@ -1,4 +1,4 @@
-"""Gradient-boosted trees on what the additive law leaves, as many as held-out probes bear out."""
+"""Gradient-boosted trees on what the additive model leaves, as many as held-out probes bear out."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ PARAMETERS = {
 NUMBERS = (10, 20, 40, 80)
 
 
-def inputs(law: Additive, errors: Array, rates: Array, features: TreeFeatures, floor: float) -> tuple[Array, Array]:
-    """What trees see, (n, features), and where they start: log(excess + floor) by the law, (n,)."""
-    terms = law.terms(errors)
-    return features(rates, errors, terms), np.log(law.of_total(terms.sum(1)) + floor)
+def inputs(surrogate: Additive, errors: Array, rates: Array, features: TreeFeatures, floor: float) -> tuple[Array, Array]:
+    """What trees see, (n, features), and where they start: log(excess + floor) by the additive model, (n,)."""
+    terms = surrogate.terms(errors)
+    return features(rates, errors, terms), np.log(surrogate.of_total(terms.sum(1)) + floor)
 
 
-def fit_trees(law: Additive, probes: Probes, n_trees: int, seed: int) -> xgboost.XGBRegressor:
-    """Trees that start from the law (base_margin), monotone in rates and errors."""
+def fit_trees(surrogate: Additive, probes: Probes, n_trees: int, seed: int) -> xgboost.XGBRegressor:
+    """Trees that start from the additive model (base_margin), monotone in rates and errors."""
     features, labels = probes.table.features, probes.labels
-    x, margin = inputs(law, probes.errors, probes.rates, features, labels.floor)
+    x, margin = inputs(surrogate, probes.errors, probes.rates, features, labels.floor)
     model = xgboost.XGBRegressor(
         **PARAMETERS,
         n_estimators=n_trees,
@@ -48,10 +48,10 @@ def choose_number(held_out: HeldOut, probes: Probes, seed: int) -> tuple[int, fl
     None unless the best number lowers the mean by more than one standard error of the difference over probes.
     """
     labels, squares = probes.labels, np.empty((1 + len(NUMBERS), len(probes)))
-    for k, law in enumerate(held_out.laws):
+    for k, surrogate in enumerate(held_out.surrogates):
         test = held_out.fold == k
-        trees = fit_trees(law, probes[~test], max(NUMBERS), seed).get_booster()
-        x, margin = inputs(law, probes.errors[test], probes.rates[test], probes.table.features, labels.floor)
+        trees = fit_trees(surrogate, probes[~test], max(NUMBERS), seed).get_booster()
+        x, margin = inputs(surrogate, probes.errors[test], probes.rates[test], probes.table.features, labels.floor)
         matrix = xgboost.DMatrix(x, base_margin=margin)
         predicted = [margin, *(trees.predict(matrix, iteration_range=(0, n)) for n in NUMBERS)]
         squares[:, test] = (np.array(predicted, np.float64) - labels.target[test]) ** 2

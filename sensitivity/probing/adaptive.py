@@ -1,11 +1,11 @@
 """The design that looks at what it has measured: it asks for the plans that teach most, and stops when the ranking of layers is stable.
 
 Plans are measured in rounds. A round is a quarter stratified plans, for breadth, and plans of the front as one bootstrap sample of the probes sees
-it (Thompson sampling), those first on which the samples' laws disagree most. Every plan is measured with a quarter of the images; plans that no
+it (Thompson sampling), those first on which the samples' additive models disagree most. Every plan is measured with a quarter of the images; plans that no
 other, or only one, beats in both bits and distance are measured again with all of them.
 
-Stopping rule: the layers' costs at their lowest entries are ranked by the law fitted to all probes and by each of N_LAWS laws fitted to bootstrap
-samples; when the mean rank correlation is at least STABLE in two successive rounds, and LEAST plans are measured, the ranking is stable.
+Stopping rule: the layers' costs at their lowest entries are ranked by the additive model fitted to all probes and by each of N_SURROGATES additive models fitted to bootstrap
+samples; when the mean rank correlation is at least STABLE in two successive rounds, and MIN_PLANS plans are measured, the ranking is stable.
 
 Proposals depend on the seed and on this design's own measurements alone, so that a run that was cut off goes on as if it had not been.
 """
@@ -24,17 +24,17 @@ from ..predictor.additive import RIDGES, Additive, Array, Labels, fit_samples
 from ..predictor.cross_validation import spearman
 from ..run import Run
 from .designs import Plan, design_plans
-from .layer_statistics import Traits
+from .layer_statistics import LayerStatistics
 from .measurer import Measurer, PlanTask
 from .prober import Measurement
 from .probes import excess, layer_table
 
 ROUND, STRATIFIED = 8, 2  # plans in a round, and how many of them are stratified
 START = 16  # stratified plans before the first proposal
-N_LAWS, N_POOL = 8, 64
-FEW, FEWEST = 4, 32  # a first measurement has one in FEW of the images, and at least FEWEST
+N_SURROGATES, N_POOL = 8, 64
+FEW, MIN_IMAGES = 4, 32  # a first measurement has one in FEW of the images, and at least MIN_IMAGES
 PROMOTED = 2  # plans a round that are measured again at most
-STABLE, LEAST = 0.95, 32
+STABLE, MIN_PLANS = 0.95, 32
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class Adaptive:
 
     def __post_init__(self) -> None:
         run, names = self.run, [layer.name for layer in self.run.subject.layers]
-        traits = Traits(run)
+        statistics = LayerStatistics(run)
         self.names, self.menus = names, [run.menus[name] for name in names]
-        self.priors = layer_table(run, traits).priors
+        self.priors = layer_table(run, statistics).priors
         width = max(map(len, self.menus))
         self.errors, self.sizes = np.zeros((len(names), width)), np.full((len(names), width), np.inf)
         for row, (name, menu) in enumerate(zip(names, self.menus, strict=True)):
-            self.errors[row, : len(menu)] = [traits.of_entry(name, entry).error for entry in menu]
+            self.errors[row, : len(menu)] = [statistics.of_entry(name, entry).error for entry in menu]
             self.sizes[row, : len(menu)] = [entry.size_bytes for entry in menu]
         self.seen: dict[tuple[int, ...], _Seen] = {}
         stratified = design_plans("stratified", run.subject.layers, run.menus, n_plans=self.limit, seed=run.settings.seed)
@@ -90,11 +90,11 @@ class Adaptive:
     @property
     def few(self) -> int:
         n_images = self.run.settings.n_images
-        return min(n_images, max(FEWEST, n_images // FEW))
+        return min(n_images, max(MIN_IMAGES, n_images // FEW))
 
     @property
     def stable(self) -> bool:
-        return len(self.seen) >= min(LEAST, self.limit) and len(self.rankings) > 1 and min(self.rankings[-2:]) >= STABLE
+        return len(self.seen) >= min(MIN_PLANS, self.limit) and len(self.rankings) > 1 and min(self.rankings[-2:]) >= STABLE
 
     @property
     def outcome(self) -> Outcome:
@@ -103,13 +103,13 @@ class Adaptive:
     def measure(self) -> Iterator[int]:
         yield from self._measured(self._next_stratified(min(START, self.limit)), self.few)
         while len(self.seen) < self.limit:
-            laws = self._laws()
-            self.rankings.append(self._agreement(laws))
+            surrogates = self._surrogates()
+            self.rankings.append(self._agreement(surrogates))
             if self.stable:
                 return
             size = min(ROUND, self.limit - len(self.seen))
             before = len(self.seen)
-            proposed = self._propose(laws, size - min(STRATIFIED, size))
+            proposed = self._propose(surrogates, size - min(STRATIFIED, size))
             yield from self._measured([*proposed, *self._next_stratified(size - len(proposed))], self.few)
             if len(self.seen) == before:  # the model has no more plans
                 return
@@ -160,39 +160,39 @@ class Adaptive:
         known = [(seen, excess(seen.measurement.record, self.metric, self.records)) for seen in self.seen.values()]
         return [seen for seen, label in known if label is not None], np.array([label[:2] for _, label in known if label is not None])
 
-    def _laws(self) -> list[Additive]:
-        """The law of all finite probes, then those of bootstrap samples."""
+    def _surrogates(self) -> list[Additive]:
+        """The additive model of all finite probes, then those of bootstrap samples."""
         finite, of_excess = self._finite()
         worse, se = of_excess.T
         values = metric_of(self.metric).sign * np.array([seen.measurement.metrics[self.metric].value for seen in finite])
         labels = Labels.of(worse, se, float(np.median(values - worse)))
         errors = self._errors_of([seen.picks for seen in finite])
         rng = np.random.default_rng([self.run.settings.seed, len(self.seen)])
-        samples = [np.arange(len(finite)), *(rng.integers(len(finite), size=len(finite)) for _ in range(N_LAWS))]
+        samples = [np.arange(len(finite)), *(rng.integers(len(finite), size=len(finite)) for _ in range(N_SURROGATES))]
         return list(fit_samples(errors, labels, self.priors, RIDGES[1], samples))
 
     def _errors_of(self, picks: Sequence[Sequence[int]]) -> Array:
         """(n, layers)"""
         return np.asarray(self.errors[np.arange(len(self.names)), np.array(picks)])
 
-    def _agreement(self, laws: Sequence[Additive]) -> float:
+    def _agreement(self, surrogates: Sequence[Additive]) -> float:
         lowest = self.errors[:, 0]
-        return float(np.mean([spearman(laws[0].terms(lowest), law.terms(lowest)) for law in laws[1:]]))
+        return float(np.mean([spearman(surrogates[0].terms(lowest), surrogate.terms(lowest)) for surrogate in surrogates[1:]]))
 
-    def _propose(self, laws: Sequence[Additive], n: int) -> list[Plan]:
-        """Unmeasured plans of the laws' fronts, those first on whose excess the laws disagree most."""
+    def _propose(self, surrogates: Sequence[Additive], n: int) -> list[Plan]:
+        """Unmeasured plans of the additive models' fronts, those first on whose excess the additive models disagree most."""
         rng = np.random.default_rng([self.run.settings.seed, len(self.seen), 1])
-        pool = {self._on_front(laws[1 + i % N_LAWS], rng): None for i in range(N_POOL)}
+        pool = {self._on_front(surrogates[1 + i % N_SURROGATES], rng): None for i in range(N_POOL)}
         new = [picks for picks in pool if picks not in self.seen]
         if not new:
             return []
-        logs = np.log(np.stack([law.excess(self._errors_of(new)) for law in laws[1:]]) + 1e-6)
+        logs = np.log(np.stack([surrogate.excess(self._errors_of(new)) for surrogate in surrogates[1:]]) + 1e-6)
         chosen = np.argsort(-logs.std(0), kind="stable")[:n]
         return [self._plan(new[i]) for i in chosen]
 
-    def _on_front(self, law: Additive, rng: np.random.Generator) -> tuple[int, ...]:
+    def _on_front(self, surrogate: Additive, rng: np.random.Generator) -> tuple[int, ...]:
         """The least sum of terms at a random price of bytes, a little different for every layer."""
-        terms = np.stack([law.terms(column) for column in self.errors.T], axis=1)
+        terms = np.stack([surrogate.terms(column) for column in self.errors.T], axis=1)
         real = np.isfinite(self.sizes)
         steps = np.where(real[:, 1:], (terms[:, :-1] - terms[:, 1:]) / np.maximum(np.diff(np.where(real, self.sizes, 0)), 1), np.nan)
         low, high = np.nanquantile(np.log(np.maximum(steps, 1e-30)), (0.1, 0.9))

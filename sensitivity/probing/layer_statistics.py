@@ -22,7 +22,7 @@ from .gradients import output_gradients, row_errors
 
 
 @dataclass(frozen=True)
-class Trait:
+class EntryStatistics:
     """Relative errors of one encoding; all zero for a weight that is left as it is."""
 
     weight_error: float  # ‖W − Ŵ‖² / ‖W‖²
@@ -30,11 +30,11 @@ class Trait:
     score: float  # of the denoiser's output to first order, by gradients
 
 
-NOTHING = Trait(0.0, 0.0, 0.0)
+NOTHING = EntryStatistics(0.0, 0.0, 0.0)
 
 
-class Traits:
-    """Looks traits up; those of the menus are computed once and kept in the run's folder.
+class LayerStatistics:
+    """Looks layer statistics up; those of the menus are computed once and kept in the run's folder.
 
     Where the denoiser cannot be differentiated outside of its sampler, `why_no_gradients` says so and scores are the layers' errors.
     """
@@ -47,27 +47,27 @@ class Traits:
         path = run.folder / "calibration" / f"traits.{self._identity}.json"
         content = json_task("statistics of the menus", path, "traits", self._compute).result()
         self.why_no_gradients = content["why_no_gradients"]
-        self._known = {(name, text): Trait(*values) for name, entries in content["layers"].items() for text, values in entries.items()}
+        self._known = {(name, text): EntryStatistics(*values) for name, entries in content["layers"].items() for text, values in entries.items()}
 
-    def __call__(self, name: str, format: Format) -> Trait:
+    def __call__(self, name: str, format: Format) -> EntryStatistics:
         if format.kind == "asis":
             return NOTHING
         key = (name, str(format))
         if key not in self._known:
-            self._known[key] = self._trait(self.run.subject.layer(name), format, self.run.store.hessian(self.run.subject.layer(name)))
+            self._known[key] = self._of_entry(self.run.subject.layer(name), format, self.run.store.hessian(self.run.subject.layer(name)))
         return self._known[key]
 
-    def of_entry(self, name: str, entry: Entry) -> Trait:
+    def of_entry(self, name: str, entry: Entry) -> EntryStatistics:
         return self(name, entry.format)
 
     def _compute(self) -> dict[str, Any]:
         layers = self.run.subject.layers
         known = {}
-        for layer in track(layers, "traits of the menus", sum(layer.n_weights for layer in layers), cost=lambda layer: layer.n_weights):
+        for layer in track(layers, "layer statistics", sum(layer.n_weights for layer in layers), cost=lambda layer: layer.n_weights):
             hessian = self.run.store.hessian(layer)
             for entry in self.run.menus[layer.name]:
                 if entry.format.kind != "asis":
-                    known[layer.name, str(entry.format)] = self._trait(layer, entry.format, hessian)
+                    known[layer.name, str(entry.format)] = self._of_entry(layer, entry.format, hessian)
         content = {
             layer.name: {
                 str(e.format): astuple(known[layer.name, str(e.format)]) for e in self.run.menus[layer.name] if e.format.kind != "asis"
@@ -76,7 +76,7 @@ class Traits:
         }
         return {"identity": self._identity, "why_no_gradients": self.why_no_gradients, "layers": content}
 
-    def _trait(self, layer: Layer, format: Format, hessian: Hessian) -> Trait:
+    def _of_entry(self, layer: Layer, format: Format, hessian: Hessian) -> EntryStatistics:
         weight, encoding = self.run.subject.weight(layer.name).cpu(), self.run.store.get(layer, format)
         difference = weight - encoding.dequantize()
         weight_error = difference.double().square().sum() / weight.double().square().sum().clamp(min=1e-30)
@@ -89,7 +89,7 @@ class Traits:
             raise InputError(
                 f"layer {layer.name}: its error in format {format} is not finite; calibrate again or leave it out with `exclude`"
             )
-        return Trait(float(weight_error), encoding.error, score)
+        return EntryStatistics(float(weight_error), encoding.error, score)
 
     def _output_gradients(self) -> dict[str, np.ndarray]:
         if self._gradients is None:

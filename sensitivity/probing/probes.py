@@ -15,9 +15,9 @@ from ..metrics.registry import DEFAULT, metric_of
 from ..predictor.additive import Array, Labels, LayerPriors
 from ..predictor.features import TreeFeatures
 from ..run import Run, probe_journal
-from .layer_statistics import Traits
+from .layer_statistics import LayerStatistics
 
-LEAST_PROBES = 12
+MIN_PROBES = 12
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LayerTable:
 class Probes:
     """Plans and what was measured; layers in the run's order.
 
-    whole: the metric at full precision, values: the metric, both at the run's number of images and with their sign turned where higher is better.
+    full_precision: the metric at full precision, values: the metric, both at the run's number of images and with their sign turned where higher is better.
     halves: the excess over full precision from disjoint halves of the images. notes: what a reader should know, one sentence each.
     """
 
@@ -57,21 +57,21 @@ class Probes:
         return len(self.hashes)
 
     @property
-    def whole(self) -> float:
-        return self.labels.whole
+    def full_precision(self) -> float:
+        return self.labels.full_precision
 
     @property
     def values(self) -> Array:
-        return self.whole + self.labels.excess
+        return self.full_precision + self.labels.excess
 
     def __getitem__(self, rows: Any) -> Probes:
         arrays = {name: getattr(self, name)[rows] for name in ("rates", "weight_errors", "errors", "scores", "bits", "labels", "halves")}
         return replace(self, hashes=[str(h) for h in np.array(self.hashes)[rows]], **arrays)
 
 
-def layer_table(run: Run, traits: Traits) -> LayerTable:
+def layer_table(run: Run, statistics: LayerStatistics) -> LayerTable:
     layers = run.subject.layers
-    of_menus = [[traits.of_entry(layer.name, entry) for entry in run.menus[layer.name]] for layer in layers]
+    of_menus = [[statistics.of_entry(layer.name, entry) for entry in run.menus[layer.name]] for layer in layers]
     errors, scores = ([np.array([getattr(t, name) for t in menu]) for menu in of_menus] for name in ("error", "score"))
     return LayerTable(
         [layer.name for layer in layers],
@@ -82,7 +82,12 @@ def layer_table(run: Run, traits: Traits) -> LayerTable:
 
 
 def read_probes(
-    run: Run, metric: str = DEFAULT, *, purpose: str = "probe", traits: Traits | None = None, others: Sequence[dict[str, Any]] = ()
+    run: Run,
+    metric: str = DEFAULT,
+    *,
+    purpose: str = "probe",
+    statistics: LayerStatistics | None = None,
+    others: Sequence[dict[str, Any]] = (),
 ) -> Probes:
     """The probes of a run, each plan once, by its measurement with most images.
 
@@ -100,20 +105,20 @@ def read_probes(
     finite = [record for record in found if excess(record, metric, found) is not None]
     if len(finite) < len(found):
         notes.append(f"{len(found) - len(finite)} of {len(found)} probes have no finite {metric} and are left out")
-    most: dict[str, dict[str, Any]] = {}
+    largest: dict[str, dict[str, Any]] = {}  # by plan, the measurement with most images
     for record in finite:
-        if record["n_images"] > most.get(record["plan_hash"], {"n_images": 0})["n_images"]:
-            most[record["plan_hash"]] = record
-    records = list(most.values())
-    if len(records) < LEAST_PROBES:
+        if record["n_images"] > largest.get(record["plan_hash"], {"n_images": 0})["n_images"]:
+            largest[record["plan_hash"]] = record
+    records = list(largest.values())
+    if len(records) < MIN_PROBES:
         raise InputError(
-            f"{run.folder}: holds {len(records)} probes with a finite {metric}, a fit needs at least {LEAST_PROBES}; "
+            f"{run.folder}: holds {len(records)} probes with a finite {metric}, a fit needs at least {MIN_PROBES}; "
             "run `sedaq probe` with more `configs`"
         )
-    traits = traits or Traits(run)
+    statistics = statistics or LayerStatistics(run)
     names = [layer.name for layer in run.subject.layers]
     formats = [{name: Format.parse(record["layers"][name]) for name in names} for record in records]
-    of_plans = [[traits(name, plan[name]) for name in names] for plan in formats]
+    of_plans = [[statistics(name, plan[name]) for name in names] for plan in formats]
     errors, weight_errors, scores = (
         np.array([[getattr(t, name) for t in plan] for plan in of_plans]) for name in ("error", "weight_error", "score")
     )
@@ -125,13 +130,13 @@ def read_probes(
         )
     return Probes(
         [record["plan_hash"] for record in records],
-        layer_table(run, traits),
+        layer_table(run, statistics),
         np.array([[run.entry(name, plan[name]).rate for name in names] for plan in formats]),
         weight_errors,
         errors,
         scores,
         np.array([record["bits_per_weight"] for record in records]),
-        Labels.of(measured[:, 0], measured[:, 1], _whole(finite, metric, run.settings.n_images)),
+        Labels.of(measured[:, 0], measured[:, 1], _baseline(finite, metric, run.settings.n_images)),
         measured[:, 2:],
         tuple(notes),
     )
@@ -160,12 +165,12 @@ def excess(record: dict[str, Any], metric: str, records: Sequence[dict[str, Any]
     if paired is not None:
         numbers = (paired["value"], paired["se"], *paired["halves"])
         return None if None in numbers else numbers
-    own, whole = record["metrics"].get(metric), _full_precision(records, metric, record)
-    if own is None or whole is None or None in (own["value"], own["se"], *own["halves"]):
+    own, full_precision = record["metrics"].get(metric), _full_precision(records, metric, record)
+    if own is None or full_precision is None or None in (own["value"], own["se"], *own["halves"]):
         return None
     sign = metric_of(metric).sign
-    halves = [sign * (a - b) for a, b in zip(own["halves"], whole["halves"], strict=True)]
-    return (sign * (own["value"] - whole["value"]), own["se"], halves[0], halves[1])
+    halves = [sign * (a - b) for a, b in zip(own["halves"], full_precision["halves"], strict=True)]
+    return (sign * (own["value"] - full_precision["value"]), own["se"], halves[0], halves[1])
 
 
 def _full_precision(records: Sequence[dict[str, Any]], metric: str, record: dict[str, Any]) -> dict[str, Any] | None:
@@ -174,13 +179,13 @@ def _full_precision(records: Sequence[dict[str, Any]], metric: str, record: dict
     return min(found, key=lambda r: r["purpose"] != record["purpose"])["metrics"][metric] if found else None
 
 
-def _whole(records: Sequence[dict[str, Any]], metric: str, n_images: int) -> float:
+def _baseline(records: Sequence[dict[str, Any]], metric: str, n_images: int) -> float:
     sign = metric_of(metric).sign
     for record in sorted(records, key=lambda r: r["n_images"] != n_images):  # the run's number of images if there are any
         paired = record["metrics"].get(metric_of(metric).excess_name)
-        whole = _full_precision(records, metric, record)
+        full_precision = _full_precision(records, metric, record)
         if paired is not None:
             return float(sign * record["metrics"][metric]["value"] - paired["value"])
-        if whole is not None:
-            return float(sign * whole["value"])
+        if full_precision is not None:
+            return float(sign * full_precision["value"])
     raise AssertionError("every record has an excess")

@@ -49,7 +49,7 @@ def test_a_metric_is_probed_fitted_searched_by_and_reported(subject: str, tmp_pa
 def test_the_adaptive_design_goes_by_a_metric_that_records_no_excess(subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sedaq.sensitivity.probing import adaptive
 
-    for name, value in (("START", 9), ("ROUND", 4), ("STRATIFIED", 1), ("LEAST", 12), ("FEW", 2), ("FEWEST", 8)):
+    for name, value in (("START", 9), ("ROUND", 4), ("STRATIFIED", 1), ("MIN_PLANS", 12), ("FEW", 2), ("MIN_IMAGES", 8)):
         monkeypatch.setattr(adaptive, name, value)
     run = probe(subject, tmp_path / "run", n_configs=16, design="auto", metric="psnr", settings=SETTINGS)
     outcome = read_json(run.folder / "probing.json", "probing")

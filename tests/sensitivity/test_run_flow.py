@@ -20,7 +20,7 @@ from sedaq.progress import Record, listening
 from sedaq.sensitivity.predictor.fitting import fit, load_predictor
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.probing.prober import Prober
-from sedaq.sensitivity.probing.probes import LEAST_PROBES, read_probes
+from sedaq.sensitivity.probing.probes import MIN_PROBES, read_probes
 from sedaq.sensitivity.run import Run, Settings, store_for_plan
 from sedaq.storage import append_record, read_records, write_json
 
@@ -246,7 +246,7 @@ def test_a_plan_counts_once_by_its_measurement_with_most_images(run: Run) -> Non
     formats = {name: menu[0].format for name, menu in run.menus.items()}
     more = prober.measure(formats, n_images=64)
     after = read_probes(run)
-    assert len(after) == len(before) and after.whole == before.whole, "on the scale of the run's number of images"
+    assert len(after) == len(before) and after.full_precision == before.full_precision, "on the scale of the run's number of images"
     index = after.hashes.index(more.record["plan_hash"])
     assert after.labels.excess[index] == more.metrics["fid_excess"].value != before.labels.excess[index]
     assert more.metrics["fid_excess"].se < before.labels.se[index]
@@ -254,13 +254,13 @@ def test_a_plan_counts_once_by_its_measurement_with_most_images(run: Run) -> Non
 
 def test_metrics_of_which_more_is_better_turn_their_sign(run: Run) -> None:
     probes = read_probes(run, "psnr")
-    assert probes.labels.excess.min() == 0 and (probes.labels.excess >= 0).all() and probes.whole == -100
+    assert probes.labels.excess.min() == 0 and (probes.labels.excess >= 0).all() and probes.full_precision == -100
 
 
 def test_too_few_probes(run: Run) -> None:
     path = run.folder / "probes.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[: LEAST_PROBES - 1]))
-    text = f"holds 11 probes with a finite fid, a fit needs at least {LEAST_PROBES}; run `sedaq probe` with more `configs`"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: MIN_PROBES - 1]))
+    text = f"holds 11 probes with a finite fid, a fit needs at least {MIN_PROBES}; run `sedaq probe` with more `configs`"
     with pytest.raises(InputError, match=text):
         fit(run)
     assert not (run.folder / "predictor").exists()

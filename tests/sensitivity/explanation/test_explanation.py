@@ -1,4 +1,4 @@
-"""What is said of layers, roles and blocks, on a law that is known."""
+"""What is said of layers, roles and blocks, on an additive model that is known."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ import numpy as np
 import pytest
 
 from sedaq.sensitivity.explanation import explanation as module
-from sedaq.sensitivity.explanation.explanation import Explanation, additivity, bounds, fitted_laws, group_rows, interaction_rows, stability
+from sedaq.sensitivity.explanation.explanation import (
+    Explanation,
+    additivity,
+    bounds,
+    fitted_surrogates,
+    group_rows,
+    interaction_rows,
+    stability,
+)
 from sedaq.sensitivity.explanation.findings import findings
 from sedaq.sensitivity.predictor.predictor import Predictor
 from sedaq.sensitivity.probing.probes import Probes
 
-from ..laws import ERRORS, MENU, N_LAYERS, NAMES, RATES, error_of, known_law, random_probes
+from ..surrogates import ERRORS, MENU, N_LAYERS, NAMES, RATES, error_of, known_surrogate, random_probes
 
 RIDGE = 0.3
 
 
 def explain(probes: Probes) -> Explanation:
     """Explanation.of for a subject without files."""
-    law, *draws = fitted_laws(probes, RIDGE, 0)
-    return Explanation(probes, [MENU] * N_LAYERS, np.tile([ERRORS[rate] for rate in RATES], (N_LAYERS, 1)), law, draws)
+    surrogate, *draws = fitted_surrogates(probes, RIDGE, 0)
+    return Explanation(probes, [MENU] * N_LAYERS, np.tile([ERRORS[rate] for rate in RATES], (N_LAYERS, 1)), surrogate, draws)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,7 @@ def test_costs_and_intervals_hold_the_truth(explained: Explanation) -> None:
             value, low, high = bounds(explained.cost([(layer, entry)]))
             errors = np.zeros(N_LAYERS)
             errors[layer] = ERRORS[RATES[entry]]
-            truth = known_law().excess(errors)
+            truth = known_surrogate().excess(errors)
             held.append(low * 0.9 <= truth <= high * 1.1)
             assert low <= high and value >= 0
     assert np.mean(held) > 0.7
@@ -65,9 +73,9 @@ def test_interactions_are_what_two_layers_cost_beyond_their_sum(explained: Expla
     np.testing.assert_allclose(table["interaction"], table["together"] - table["alone"] - table["other_alone"], rtol=1e-6, atol=1e-6)
     lowest = np.zeros(N_LAYERS)
     lowest[[1, 4]] = ERRORS[1.5]
-    law = known_law()
-    terms = law.terms(lowest)
-    assert first["interaction"] == pytest.approx(law.of_total(terms.sum()) - law.of_total(terms).sum(), rel=0.3)
+    surrogate = known_surrogate()
+    terms = surrogate.terms(lowest)
+    assert first["interaction"] == pytest.approx(surrogate.of_total(terms.sum()) - surrogate.of_total(terms).sum(), rel=0.3)
     assert first["low"] <= first["interaction"] <= first["high"]
 
 
@@ -77,9 +85,11 @@ def test_assuming_additivity_errs_where_errors_do_not_add(explained: Explanation
     middle, low, high = found["measured_over_sum_alone"]
     assert low <= middle <= high and middle > 1.2
     assert found["error_of_additivity"] > 0.2 and found["error_of_predictor"] == pytest.approx(0, abs=1e-9)
-    law, (ratio, least, greatest) = known_law(), found["together_over_apart"]
-    terms = law.terms(np.full(N_LAYERS, ERRORS[RATES[0]]))
-    assert least <= ratio <= greatest and ratio == pytest.approx(law.of_total(terms.sum()) / law.of_total(terms).sum(), rel=0.15)
+    surrogate, (ratio, least, greatest) = known_surrogate(), found["together_over_apart"]
+    terms = surrogate.terms(np.full(N_LAYERS, ERRORS[RATES[0]]))
+    assert least <= ratio <= greatest and ratio == pytest.approx(
+        surrogate.of_total(terms.sum()) / surrogate.of_total(terms).sum(), rel=0.15
+    )
     silent = replace(probes, labels=replace(probes.labels, se=probes.labels.excess + 1))
     assert additivity(replace(explained, probes=silent), probes.values) == {}
 
@@ -111,6 +121,7 @@ def test_nothing_is_said_where_intervals_say_nothing(explained: Explanation) -> 
     assert findings(explained, "Fréchet distance", (-0.2, 0.5)) == [], "held-out probes are not ordered"
     rng = np.random.default_rng(0)
     draws = [
-        replace(law, log_slopes=law.log_slopes + 3 * rng.normal(size=N_LAYERS), power=rng.uniform(0.5, 2.0)) for law in explained.draws
+        replace(surrogate, log_slopes=surrogate.log_slopes + 3 * rng.normal(size=N_LAYERS), power=rng.uniform(0.5, 2.0))
+        for surrogate in explained.draws
     ]
     assert findings(replace(explained, draws=draws), "Fréchet distance", (0.9, 1.0)) == [], "the draws disagree on everything"

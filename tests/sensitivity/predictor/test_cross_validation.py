@@ -22,7 +22,7 @@ from sedaq.sensitivity.predictor.cross_validation import (
     spearman,
 )
 
-from ..laws import random_probes
+from ..surrogates import random_probes
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3, 1.0, 2.0])

@@ -12,7 +12,7 @@ from sedaq.errors import InputError
 from sedaq.sensitivity.predictor.predictor import Predictor
 from sedaq.sensitivity.probing.probes import Probes
 
-from ..laws import MENU, N_LAYERS, NAMES, WHOLE, clashing_probes, error_of, known_law, random_probes
+from ..surrogates import FULL_PRECISION, MENU, N_LAYERS, NAMES, clashing_probes, error_of, known_surrogate, random_probes
 
 
 def fitted(probes: Probes, **options: int) -> tuple[Predictor, Probes]:
@@ -61,7 +61,7 @@ def test_more_bits_in_a_layer_never_predict_worse(either) -> None:
 def test_full_precision_is_predicted_as_itself(synthetic) -> None:
     predictor, probes = synthetic
     predicted, _ = predictor.predict([dict.fromkeys(NAMES, MENU[-1])])
-    assert predicted[0] == pytest.approx(WHOLE, abs=3 * probes.labels.floor)
+    assert predicted[0] == pytest.approx(FULL_PRECISION, abs=3 * probes.labels.floor)
 
 
 def test_additive_costs_are_the_terms(synthetic) -> None:
@@ -99,13 +99,13 @@ def test_trees_learn_what_the_law_cannot_say(clashing) -> None:
         np.abs(one.predict_members(test.errors, test.rates)[0] - test.labels.target).mean()
         for one in (predictor, predictor.without_trees())
     )
-    # The law came first and spread the harm over both layers; trees that are monotone cannot take that back from plans with one of them.
+    # The additive model came first and spread the harm over both layers; trees that are monotone cannot take that back from plans with one of them.
     assert predictor.n_trees > 0 and with_trees < 0.9 * without
 
 
 @pytest.fixture(scope="module")
 def noisy() -> Predictor:
-    """The law is the truth, and noise hides what a fit of it leaves."""
+    """The additive model is the truth, and noise hides what a fit of it leaves."""
     return fitted(random_probes(80, noise=0.15), n_members=3)[0]
 
 
@@ -147,4 +147,4 @@ def test_predictions_follow_the_known_law_in_order(synthetic) -> None:
     predictor, _ = synthetic
     choices = random_choices(60, 4)
     errors = np.array([[error_of(name, choice[name]) for name in NAMES] for choice in choices])
-    assert spearmanr(predictor.predict(choices)[0], known_law().excess(errors))[0] > 0.98
+    assert spearmanr(predictor.predict(choices)[0], known_surrogate().excess(errors))[0] > 0.98

@@ -22,7 +22,7 @@ from ..conftest import SETTINGS
 
 @pytest.fixture
 def small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"START": 9, "ROUND": 4, "STRATIFIED": 1, "LEAST": 14, "N_POOL": 24, "FEWEST": 8}.items():
+    for name, value in {"START": 9, "ROUND": 4, "STRATIFIED": 1, "MIN_PLANS": 14, "N_POOL": 24, "MIN_IMAGES": 8}.items():
         monkeypatch.setattr(adaptive, name, value)
 
 
@@ -67,7 +67,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(fresh: Run, subjec
 @pytest.mark.usefixtures("small_rounds")
 def test_it_stops_when_the_ranking_is_stable_and_not_before(fresh: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     agreements = iter([0.99, 0.5, 0.96, 0.97, 0.99])
-    monkeypatch.setattr(Adaptive, "_agreement", lambda self, laws: next(agreements))
+    monkeypatch.setattr(Adaptive, "_agreement", lambda self, surrogates: next(agreements))
     with Measurer(Prober(fresh)) as measurer:
         design = Adaptive(fresh, measurer, 60)
         assert sum(design.measure()) == design.outcome.n_plans
@@ -82,7 +82,7 @@ def test_proposals_are_on_the_front_of_their_law(fresh: Run) -> None:
     with Measurer(Prober(fresh)) as measurer:
         design = Adaptive(fresh, measurer, 20)
         list(design._measured(design._next_stratified(9), 8))
-        law = design._laws()[0]
+        surrogate = design._surrogates()[0]
         monkey = np.random.default_rng(0)
 
         class Even:
@@ -91,10 +91,10 @@ def test_proposals_are_on_the_front_of_their_law(fresh: Run) -> None:
             uniform = staticmethod(monkey.uniform)
             normal = staticmethod(lambda size: np.zeros(size))
 
-        picks = design._on_front(law, Even())  # type: ignore[arg-type]
+        picks = design._on_front(surrogate, Even())  # type: ignore[arg-type]
     grids = np.stack(np.meshgrid(*[range(len(menu)) for menu in design.menus], indexing="ij"), -1).reshape(-1, len(design.menus))
     rows = np.arange(len(design.menus))
-    harm, size = law.excess(design.errors[rows, grids]), design.sizes[rows, grids].sum(1)
+    harm, size = surrogate.excess(design.errors[rows, grids]), design.sizes[rows, grids].sum(1)
     own = int(np.flatnonzero((grids == picks).all(1))[0])
     assert not ((size <= size[own]) & (harm < harm[own] * (1 - 1e-9))).any()
 

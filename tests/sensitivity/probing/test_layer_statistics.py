@@ -1,4 +1,4 @@
-"""Gradient scores against finite changes of the model, and traits of entries."""
+"""Gradient scores against finite changes of the model, and layer statistics of entries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sedaq.models.noise import image_noise
 from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.probing import gradients, layer_statistics
 from sedaq.sensitivity.probing.gradients import output_gradients, row_errors
-from sedaq.sensitivity.probing.layer_statistics import NOTHING, Trait, Traits
+from sedaq.sensitivity.probing.layer_statistics import NOTHING, EntryStatistics, LayerStatistics
 from sedaq.sensitivity.run import Run
 
 
@@ -120,8 +120,8 @@ def test_row_errors_are_those_of_the_outputs() -> None:
     torch.testing.assert_close(row_errors(difference, hessian, layer), outputs.double().square().mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
 
 
-def test_traits_are_computed_once_and_read_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Traits(run)
+def test_layer_statistics_are_computed_once_and_read_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = LayerStatistics(run)
     name = run.subject.layers[0].name
     menu = [first.of_entry(name, entry) for entry in run.menus[name]]
     assert menu[-1] == NOTHING and all(trait.error > 0 and trait.weight_error > 0 and trait.score > 0 for trait in menu[:-1])
@@ -131,8 +131,8 @@ def test_traits_are_computed_once_and_read_back(run: Run, monkeypatch: pytest.Mo
         raise AssertionError("computed again")
 
     monkeypatch.setattr(layer_statistics, "output_gradients", refuse)
-    monkeypatch.setattr(Traits, "_trait", refuse)
-    again = Traits(run)
+    monkeypatch.setattr(LayerStatistics, "_of_entry", refuse)
+    again = LayerStatistics(run)
     assert [again.of_entry(name, entry) for entry in run.menus[name]] == menu
 
 
@@ -145,19 +145,19 @@ def test_a_denoiser_that_cannot_be_differentiated_says_so(run: Run, monkeypatch:
     for path in (run.folder / "calibration").glob("gradients*"):
         path.unlink()
     monkeypatch.setattr(layer_statistics, "output_gradients", refuse)
-    for found in (Traits(run), Traits(run)):
+    for found in (LayerStatistics(run), LayerStatistics(run)):
         assert found.why_no_gradients == "its argument 't' is a number"
         name, menu = run.subject.layers[0].name, run.menus[run.subject.layers[0].name]
         trait = found.of_entry(name, menu[0])
-        assert isinstance(trait, Trait) and trait.score == trait.error
+        assert isinstance(trait, EntryStatistics) and trait.score == trait.error
 
 
 def test_damaged_statistics_are_made_again(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    first = Traits(run)
+    first = LayerStatistics(run)
     paths = [path for kind in ("traits", "gradients") for path in (run.folder / "calibration").glob(f"{kind}.*")]
     whole = [path.read_bytes() for path in paths]
     for path in paths:
         path.write_bytes(path.read_bytes()[:-9])
-    again = Traits(run)
+    again = LayerStatistics(run)
     assert again._known == first._known and [path.read_bytes() for path in paths] == whole and len(paths) == 2
     assert all(f"{path}: damaged; the " in caplog.text for path in paths)
