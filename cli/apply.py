@@ -5,11 +5,16 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ..aq.tuning.settings import TuneConfig
 from ..errors import InputError
+from ..models.sampling import SamplingConfig
+from ..search.config import SearchConfig
 from . import options
+from .config import config_options
 
 
 @click.command(help=f"Write the quantized model of a saved plan as a diffusers folder.\n\n{options.SUBJECT_HELP}")
@@ -25,22 +30,7 @@ from . import options
     metavar="fast|full|SECONDS",
     help="Encode with another effort than the plan's; its measured quality is dropped.",
 )
-@click.option(
-    "--tune-steps", type=click.IntRange(0), default=0, show_default=True, help="Steps of PV-tuning against the full-precision model."
-)
-@click.option(
-    "--tune-minutes",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    help="As many steps as fit into this time, measured at the beginning; a killed tuning goes on when begun again.",
-)
-@click.option(
-    "--tune-trajectories",
-    type=int,
-    default=None,
-    metavar="IMAGES",
-    help="How many images the full-precision model samples to learn from; 1024 by default.",
-)
+@config_options(TuneConfig, "tune", prefix="tune_", only=("steps", "minutes", "n_images"), n_images="trajectories")
 @click.option(
     "--tune-buffer",
     type=click.Path(path_type=Path),
@@ -53,45 +43,39 @@ from . import options
     default=None,
     help="Folder or .npz of your own images to learn from beside the model's trajectories; none are needed.",
 )
-@options.activations
-@options.together(options.exclude, options.guidance, options.prompts, options.batch_size, options.device)
+@config_options(SearchConfig, "inputs", only=("activations", "activation_schemes"))
+@config_options(SamplingConfig, "sampling", only=("guidance", "prompts", "batch_size"))
+@options.together(options.exclude, options.device)
 def command(
     subject: str,
     plan: Path,
     out: Path,
     run_folder: Path | None,
     effort: str | None,
-    tune_steps: int,
-    tune_minutes: float | None,
-    tune_trajectories: int | None,
+    tune: dict[str, Any],
     tune_buffer: Path | None,
     tune_images: Path | None,
-    activations: int | None,
-    activation_schemes: str | None,
+    inputs: dict[str, Any],
+    sampling: dict[str, Any],
     exclude: tuple[str, ...],
-    guidance: float | None,
-    prompts: str | None,
-    batch_size: int | None,
     device: str,
 ) -> None:
     from ..aq.activations.choice import choose, described
     from ..aq.export.apply import apply, check_writable
     from ..aq.plans.plan import Plan
-    from ..aq.tuning.settings import TuneConfig
     from ..aq.tuning.tune import SPOILT
-    from ..models.sampling import SamplingConfig
     from ..progress import shown
     from ..sensitivity.run import store_for_plan
 
-    schemes = options.schemes(activations, activation_schemes)
-    if tune_steps and tune_minutes is not None:
+    if "steps" in tune and "minutes" in tune:
         raise InputError("--tune-steps and --tune-minutes: give one of them")
-    of_tuning = {"--tune-trajectories": tune_trajectories, "--tune-buffer": tune_buffer, "--tune-images": tune_images}
-    given_of_tuning = [option for option, value in of_tuning.items() if value is not None]
-    if not tune_steps and tune_minutes is None and given_of_tuning:
-        raise InputError(f"{' and '.join(given_of_tuning)}: for tuning alone; give --tune-steps or --tune-minutes, too")
-    n_trajectories = TuneConfig.n_images if tune_trajectories is None else tune_trajectories
-    tune = TuneConfig(steps=tune_steps, minutes=tune_minutes, n_images=n_trajectories)
+    tunes = tune.get("steps") or "minutes" in tune
+    given_of_tuning = {"--tune-trajectories": "n_images" in tune, "--tune-buffer": tune_buffer, "--tune-images": tune_images}
+    if not tunes and any(given_of_tuning.values()):
+        flags = " and ".join(flag for flag, given in given_of_tuning.items() if given)
+        raise InputError(f"{flags}: for tuning alone; give --tune-steps or --tune-minutes, too")
+    tuning, rounding = TuneConfig(**tune) if tunes else None, SearchConfig(**inputs)
+    given = SamplingConfig(**sampling)
     loaded_plan = Plan.load(plan)
     with tempfile.TemporaryDirectory() as scratch, shown():
         chosen, store = store_for_plan(
@@ -101,24 +85,24 @@ def command(
             Path(scratch),
             effort=effort,
             exclude=exclude,
-            sampling=SamplingConfig(prompts=prompts, batch_size=batch_size),
+            sampling=given,
             device=device,
         )
-        sampling = store.sampling if guidance is None else replace(store.sampling, guidance=guidance)
+        recorded = store.sampling if given.guidance is None else replace(store.sampling, guidance=given.guidance)
         check_writable(out)
-        if activations is not None:
-            kept = store.folder / "activations"
-            rounded = choose(store.subject, activations, schemes=schemes, keep_in=kept, sampling=sampling, seed=store.seed)
+        if rounding.activations is not None:
+            kept, schemes = store.folder / "activations", rounding.activation_schemes
+            rounded = choose(store.subject, rounding.activations, schemes=schemes, keep_in=kept, sampling=recorded, seed=store.seed)
             chosen = chosen.with_activations(store.subject, rounded)
         tuned = apply(
             store.subject,
             chosen,
             store,
             out,
-            tune=tune,
+            tune=tuning,
             tune_images=tune_images,
             buffer_folder=tune_buffer,
-            sampling=sampling,
+            sampling=recorded,
         )
     click.echo(f"{out}: {chosen.size_bytes:,} bytes, {chosen.bits_per_weight:.3f} bits a weight")
     if chosen.activations:

@@ -13,6 +13,7 @@ import click
 from diffusers.utils.logging import disable_progress_bar
 
 from ..errors import SedaqError
+from .config import add_config_file, parameters_of
 
 VERBS = {
     "inspect": "Layers, roles, shapes, menu of formats, exact bytes.",
@@ -38,7 +39,12 @@ class _Verbs(click.Group):
             return None
         command: click.Command = importlib.import_module(f".{name}", __package__).command
         command.name, command.short_help = name, VERBS[name]
+        add_config_file(command, name, self.parameters)
         return command
+
+    def parameters(self) -> dict[str, dict[str, str]]:
+        """Of every verb."""
+        return {name: parameters_of(importlib.import_module(f".{name}", __package__).command) for name in VERBS}
 
     def invoke(self, ctx: click.Context) -> object:
         try:

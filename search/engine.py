@@ -20,12 +20,13 @@ from ..sensitivity.metrics.registry import metric_of
 from . import optuna_solver
 from .budgets import Budgets
 from .building import build_problem
+from .config import N_TRIALS, RISK
 from .constraints import Constraints, apply_constraints
-from .evaluate import RISK, Candidate, Evaluator, Predictor
+from .evaluate import Candidate, Evaluator, Predictor
 from .margins import optima, undecided
 from .optuna_solver import Keep
 from .problem import Choice, Problem
-from .solvers import N_TRIALS, Effort, Solution, check_solver, solve
+from .solvers import Effort, Solution, check_solver, solve
 from .uniform import uniform_choices
 from .verify import Verification
 

@@ -9,9 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from ..aq.plans.menu import Entry
+from .config import RISK
 from .problem import Choice, Problem
-
-RISK = 1.0  # standard deviations that a plan's prediction is raised by before plans are compared
 
 
 class Predictor(Protocol):

@@ -8,13 +8,13 @@ from typing import Protocol
 
 from ..errors import InputError
 from . import optuna_solver, swaps
+from .config import N_TRIALS
 from .evaluate import Candidate, Evaluator
 from .exact import solve_exact
 from .optuna_solver import Keep
 from .problem import Choice
 from .uniform import uniform_choices
 
-N_TRIALS = 200
 _N_CANDIDATES = 32
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..aq.activations.calibration import ranged
 from ..aq.activations.choice import choose
@@ -22,36 +21,23 @@ from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import read_probes
 from ..sensitivity.run import Run
 from ..storage import write_json
-from .budgets import parse_size
+from .config import Budget, SearchConfig
 from .engine import FoundPlan
 from .find import FRONT_BITS, find_front, find_plan
 from .verify import Verification
 
-STEP_IMAGES = 64  # as `bench model` samples at once
 COST_MODEL_BYTES = 1024  # of a pipeline, by which the text of the kernels' cost model may be longer on another machine
 SPARE_BYTES = COST_MODEL_BYTES + 1024  # and by which a plan's text may be longer than that of the first plan
 
 
-def parse_pins(texts: Sequence[str]) -> dict[str, Format]:
-    """'GLOB=FORMAT' texts as a mapping."""
-    pins = {}
-    for text in texts:
-        glob, equals, format = text.rpartition("=")
-        if not equals or not glob:
-            raise InputError(f"`pin` {text!r}: use GLOB=FORMAT, such as '*.to_q=2x8g8'")
-        pins[glob] = Format.parse(format)
-    return pins
-
-
-def find_within_pipeline(run: Run, text: str, find: Callable[[int, bool], FoundPlan]) -> FoundPlan:
-    """The plan with which the pipeline's whole folder, its plan and config included, has at most the bytes that `text` names.
+def find_within_pipeline(run: Run, limit: int, find: Callable[[int, bool], FoundPlan]) -> FoundPlan:
+    """The plan with which the pipeline's whole folder, its plan and config included, has at most `limit` bytes.
 
     Args:
         find: the search for a bound on the denoiser's file; it verifies if told so.
     """
     if run.subject.folder is None or not run.subject.component:
         raise InputError(f"`pipeline_size`: {run.subject.name} is not a pipeline's folder; use `size` for the denoiser's file")
-    limit = parse_size(text)
     first = find(limit, False)
     room = limit - (pipeline_bytes(run.subject, first.plan) - first.plan.size_bytes) - SPARE_BYTES
     try:
@@ -62,80 +48,63 @@ def find_within_pipeline(run: Run, text: str, find: Callable[[int, bool], FoundP
                 return found
             room = found.plan.size_bytes - excess
     except InputError as error:
-        raise InputError(f"`pipeline_size` {text}: for the denoiser's file, {error}") from error
+        raise InputError(f"`pipeline_size` {limit}: for the denoiser's file, {error}") from error
 
 
 def search_run(
-    run: Run,
-    *,
-    bits: float | None = None,
-    size: str | None = None,
-    pipeline_size: str | None = None,
-    ms_per_step: float | None = None,
-    step_images: int = STEP_IMAGES,
-    verify: int = 0,
-    n_images: int | None = None,
-    executor: str = "serial",
-    activations: int | None = None,
-    activation_schemes: Sequence[str] | None = None,
-    out: Path | None = None,
-    **options: Any,
+    run: Run, budget: Budget, config: SearchConfig | None = None, *, executor: str = "serial", out: Path | None = None
 ) -> FoundPlan:
-    """Find a plan for the budgets given and save it to `out` (plans/BITS.json in the run by default).
+    """Find a plan within a budget and save it to `out` (plans/BITS.json in the run by default).
+
+    What is predicted is of weights alone; verification measures rounded inputs, too.
 
     Args:
-        bits: total bits per weight; size, pipeline_size: text such as "2MB", "2MiB" or a number of bytes.
-        ms_per_step: milliseconds of a sampling step of `step_images` images at once, on this machine with its present number of threads.
-        verify, n_images: samplings at most, and images in each (the run's own number by default). executor: "serial", or "processes:N" for N processes that share
-            them.
-        activations: bits that the inputs of layers are rounded to, but for those that measure most sensitive; activation_schemes: names in SCHEMES
-            that they choose from, all if None. What is predicted is of weights alone; verification measures both.
-        options: passed to find_plan.
+        executor: where plans are measured: "serial", or "processes:N".
     """
-    size_bytes = parse_size(size) if size else None
-    predictor, times = load_predictor(run), None
-    choices = rounded_layers(run, activations, activation_schemes)
-    if ms_per_step is not None:
-        times = StepTimes.of_run(run.folder, run.subject, step_images, run.settings.sampling)
+    config = config or SearchConfig()
+    predictor, times, choices = load_predictor(run), None, rounded_layers(run, config.activations, config.activation_schemes)
+    if budget.ms_per_step is not None:
+        times = StepTimes.of_run(run.folder, run.subject, budget.step_images, run.settings.sampling)
 
     def find(file_bytes: int | None, verified: bool = True) -> FoundPlan:
-        with verification(run, predictor, verify if verified else 0, n_images, executor, choices) as verifying:
+        with verification(run, predictor, config.verify if verified else 0, config.images, executor, choices) as verifying:
             return find_plan(
                 run.subject,
                 run.menus,
                 predictor,
-                bits=bits,
-                size_bytes=min((limit for limit in (size_bytes, file_bytes) if limit is not None), default=None),
-                ms_per_step=ms_per_step,
+                bits=budget.bits,
+                size_bytes=min((limit for limit in (budget.size_bytes, file_bytes) if limit is not None), default=None),
+                ms_per_step=budget.ms_per_step,
                 times=times,
                 verification=verifying,
                 encoding=run.store.identity,
                 activations=choices,
-                **options,
+                **config.options,
             )
 
-    found = find_within_pipeline(run, pipeline_size, find) if pipeline_size else find(None)
+    found = find(None) if budget.pipeline_bytes is None else find_within_pipeline(run, budget.pipeline_bytes, find)
     path = out or run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json"
     found.plan.save(path)
     return found
 
 
 def search_front(
-    run: Run,
-    *,
-    bits: Sequence[float] = FRONT_BITS,
-    verify: int = 0,
-    n_images: int | None = None,
-    executor: str = "serial",
-    activations: int | None = None,
-    activation_schemes: Sequence[str] | None = None,
-    **options: Any,
+    run: Run, config: SearchConfig | None = None, *, bits: Sequence[float] = FRONT_BITS, executor: str = "serial"
 ) -> list[FoundPlan]:
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
-    predictor, choices = load_predictor(run), rounded_layers(run, activations, activation_schemes)
-    options |= {"encoding": run.store.identity, "activations": choices}
-    with verification(run, predictor, verify, n_images, executor, choices) as verifying:
-        found = find_front(run.subject, run.menus, predictor, bits=bits, verification=verifying, **options)
+    config = config or SearchConfig()
+    predictor, choices = load_predictor(run), rounded_layers(run, config.activations, config.activation_schemes)
+    with verification(run, predictor, config.verify, config.images, executor, choices) as verifying:
+        found = find_front(
+            run.subject,
+            run.menus,
+            predictor,
+            bits=bits,
+            verification=verifying,
+            encoding=run.store.identity,
+            activations=choices,
+            **config.options,
+        )
     write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_json() for plan in found]})
     return found
 

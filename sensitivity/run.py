@@ -25,20 +25,35 @@ TEN_STEPS = SamplingConfig(steps=10)
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that changes a run's numbers. A run keeps the settings that it began with."""
+    """Everything that changes a run's numbers. A run keeps the settings that it began with.
+
+    Args:
+        seed: of every random choice.
+        n_images: images a probe.
+        sampling: of probes, and of all else that does not say another number of steps.
+        extractor: embedded, inception[:FILE] or transformers:FOLDER; the subject's own by default.
+        reference: folder of images, .npz, or statistics file to compare with; by default the shipped training statistics, else full-precision
+            images made with other noise.
+        exclude: leave layers alone whose path matches this glob.
+        rates: total bits per weight that menus have a format for.
+        effort: of the encoder: draft, fast, full or seconds a layer.
+        calibration_images: images whose activations make the calibration matrices.
+        weighting: of the calibration's timesteps: uniform, balanced, early, late.
+        old_batch_size: of a run begun by version 0.1.0, whose calibration has it in its fingerprint.
+    """
 
     seed: int = 0
-    n_images: int = 512  # a probe
-    sampling: SamplingConfig = TEN_STEPS  # of probes, and of all else that does not say another number of steps
-    extractor: str | None = None  # None: the subject's own
-    reference: str | None = None  # None: the shipped training statistics, else full-precision images made with other noise
+    n_images: int = 512
+    sampling: SamplingConfig = TEN_STEPS
+    extractor: str | None = None
+    reference: str | None = None
     exclude: tuple[str, ...] = ()
     rates: tuple[float, ...] = RATES
     effort: str = "fast"
     calibration_images: int = 64
-    weighting: str = "uniform"  # of the calibration's timesteps
+    weighting: str = "uniform"
 
-    old_batch_size: int | None = None  # of a run begun by version 0.1.0, whose calibration has it in its fingerprint
+    old_batch_size: int | None = None
 
     @property
     def steps(self) -> int | None:
@@ -148,8 +163,10 @@ class Run:
             write_json(self.folder / "run.json", "run", self.identity | ({"batch_size": batch_size} if batch_size else {}))
 
     @classmethod
-    def open(cls, folder: str | Path, *, subject: str | Subject | None = None, device: str = "cpu") -> Run:
-        """Open an existing run."""
+    def open(
+        cls, folder: str | Path, *, subject: str | Subject | None = None, device: str = "cpu", batch_size: int | None = None
+    ) -> Run:
+        """Open an existing run, to sample with another batch size if one is given."""
         folder = Path(folder)
         if not (folder / "run.json").exists():
             raise InputError(f"`run` {folder}: holds no run (no run.json); make one with `sedaq probe`")
@@ -157,7 +174,7 @@ class Run:
         argument = subject if subject is not None else content["subject"]["argument"]
         if argument is None:
             raise InputError(f"`run` {folder}: its subject was made in Python; pass the Subject again")
-        settings = Settings.from_dict(content["settings"], content.get("batch_size"))
+        settings = Settings.from_dict(content["settings"], batch_size or content.get("batch_size"))
         loaded = load(argument, prompts=settings.sampling.prompt_lines, exclude=settings.exclude, device=device)
         if loaded.fingerprint != content["subject"]["fingerprint"]:
             made_for = content["subject"]

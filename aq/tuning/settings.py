@@ -16,36 +16,65 @@ from .weighting import WEIGHTINGS
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Defaults were held against others on mnist-dit (benchmarks/tuning_choices.py; docs/experiments/tuning.md); `code_every` and
-    `code_until` come from the trials that stand after them there."""
+    """How to tune.
+
+    Defaults were held against others on mnist-dit (benchmarks/tuning_choices.py; docs/experiments/tuning.md); `code_every` and `code_until`
+    come from the trials that stand after them there.
+
+    Args:
+        steps: of PV-tuning against the full-precision model; 0 leaves the encodings as they are.
+        minutes: as many steps as fit into this time, measured at the beginning, instead of `steps`; a killed tuning goes on when begun again.
+        batch_size: images of a step.
+        n_images: how many images the full-precision model samples to learn from.
+        sampling_steps: of those images; the model's own by default.
+        order: in which recorded calls come, a name in ORDERS.
+        refresh_every: steps until a quarter of the recorded calls is recorded anew; 0: never.
+        weighting: of timesteps, a name in WEIGHTINGS.
+        stages: names in STAGES with their shares of the steps.
+        learning_rate: of codebooks, biases and norms relative to their root mean square, of log scales; falls to zero by a cosine.
+        code_step: how codes move, a name in CODE_STEPS.
+        code_every: P steps between V steps.
+        code_until: the share of all steps in which codes move; then the rest settles.
+        code_reach: how far noise alone takes the straight-through buffers of codes in all steps, relative to the weights' root mean square.
+        code_share: groups that a V step may encode anew.
+        trust_ratio: largest relative change of a layer's weights in one V step.
+        buffer_decay: of the straight-through buffers, from step to step.
+        optimizer_reset: what becomes of the moments of entries that a flip made stale, a name in OPTIMIZER_RESETS.
+        ema_decay: of the running mean of all continuous parameters; 0: none is kept.
+        check_every: steps between looks at the held-out loss, and between checkpoints.
+        patience: looks without a better loss after which tuning ends; 0: never.
+        gradient_checkpointing: less memory, a forward pass more.
+        seed: of every random choice.
+
+    Raises:
+        InputError: names the field and what it takes.
+    """
 
     steps: int = 300
-    minutes: float | None = None  # as many steps as fit, measured at the beginning, instead of `steps`
+    minutes: float | None = None
     batch_size: int = 64
 
-    n_images: int = 1024  # whose trajectories are in the replay buffer
-    sampling_steps: int | None = None  # of those; the subject's own when None
-    order: str = "replay"  # of the buffer's rows, a name in ORDERS
-    refresh_every: int = 0  # steps until a quarter of the buffer is recorded anew; 0: never
-    weighting: str = "uniform"  # of timesteps, a name in WEIGHTINGS
-    stages: tuple[tuple[str, float], ...] = (("whole", 1.0),)  # names in STAGES with their shares of the steps
+    n_images: int = 1024
+    sampling_steps: int | None = None
+    order: str = "replay"
+    refresh_every: int = 0
+    weighting: str = "uniform"
+    stages: tuple[tuple[str, float], ...] = (("whole", 1.0),)
 
-    learning_rate: float = (
-        1e-2  # of codebooks, biases and norms relative to their root mean square, of log scales; falls to zero by a cosine
-    )
-    code_step: str = "pv"  # a name in CODE_STEPS
-    code_every: int = 2  # P steps between V steps
-    code_until: float = 0.8  # the share of all steps in which codes move; then the rest settles
-    code_reach: float = 0.15  # how far noise alone takes straight-through buffers in all steps, relative to the weights' root mean square
-    code_share: float = 0.2  # groups that a V step may encode anew
-    trust_ratio: float = 0.02  # largest relative change of a layer's weights in one V step
-    buffer_decay: float = 1.0  # of straight-through buffers, from step to step
-    optimizer_reset: str = "semi"  # what becomes of the moments of entries that a flip made stale, a name in OPTIMIZER_RESETS
+    learning_rate: float = 1e-2
+    code_step: str = "pv"
+    code_every: int = 2
+    code_until: float = 0.8
+    code_reach: float = 0.15
+    code_share: float = 0.2
+    trust_ratio: float = 0.02
+    buffer_decay: float = 1.0
+    optimizer_reset: str = "semi"
 
-    ema_decay: float = 0.0  # of the running mean of all continuous parameters; 0: none is kept
-    check_every: int = 50  # steps between looks at the held-out loss, and between checkpoints
-    patience: int = 0  # looks without a better loss after which tuning ends; 0: never
-    gradient_checkpointing: bool = False  # less memory, a forward pass more
+    ema_decay: float = 0.0
+    check_every: int = 50
+    patience: int = 0
+    gradient_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -46,11 +46,25 @@ def probe(
         executor: "serial", or "processes:N" for N processes that share the measuring, each with an equal part of the processor's cores.
         memory_bytes: bound on a calibration pass; half of what is free when None.
     """
+    opened = Run.begin(subject, run, settings or Settings(), device=device)
+    probe_run(opened, n_configs=n_configs, design=design, metric=metric, executor=executor, memory_bytes=memory_bytes)
+    return opened
+
+
+def probe_run(
+    opened: Run,
+    *,
+    n_configs: int = 64,
+    design: str = "stratified",
+    metric: str = DEFAULT,
+    executor: str = "serial",
+    memory_bytes: int | None = None,
+) -> None:
+    """`probe` of a run that is open, on disk or not yet."""
     if n_configs < 1:
         raise InputError(f"`configs` must be at least 1, got {n_configs}")
     check_design(design)
     metric_of(metric)
-    opened = Run.begin(subject, run, settings or Settings(), device=device)
     measurer = Measurer(Prober(opened), executor)
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
         opened.subject.sample(replace(opened.settings.sampling, steps=1), seed=opened.settings.seed, n_images=1)
@@ -66,7 +80,6 @@ def probe(
             new = islice(measurer.measure(tasks), n_stored, None)  # those that are stored come first
             for _ in track(new, "probing", len(tasks), done=n_stored):
                 pass
-    return opened
 
 
 def _adapt(run: Run, measurer: Measurer, n_configs: int, metric: str) -> None:

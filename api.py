@@ -1,0 +1,308 @@
+"""The Python interface: a run folder and its verbs, and what needs no run.
+
+    run = sedaq.Run("runs/dit", model="mnist-dit")
+    run.probe(configs=36)
+    run.fit()
+    found = run.search(sedaq.Budget(bits=2.0), verify=8)
+    run.apply(found.plan, "small", tune=sedaq.TuneConfig(steps=240))
+
+Everything that the command line does can be done with these; a keyword carries its flag's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .aq.export import apply as export
+from .aq.export import inspection
+from .aq.plans.menu import ruled_menus
+from .aq.plans.plan import Plan
+from .aq.profiling.operations import tokens_of
+from .aq.tuning.settings import TuneConfig
+from .errors import InputError
+from .models.loading import load
+from .models.sampling import SamplingConfig
+from .models.subject import Subject
+from .search.config import Budget, SearchConfig
+from .search.engine import FoundPlan as SearchResult
+from .search.find import FRONT_BITS
+from .sensitivity import evaluation
+from .sensitivity import run as runs
+from .sensitivity.run import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Model = str | Path | Subject
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A predictor's fit: how well it predicts, and what it says of the model."""
+
+    metric: str
+    spearman: float  # rank correlation of predictions and measurements, each probe predicted without itself
+    spearman_ci: tuple[float, float]  # 95 %
+    findings: tuple[str, ...]  # in words
+    notes: tuple[str, ...]  # what a reader should know of the probes
+    summary: Mapping[str, Any]  # all of fit.json
+    folder: Path  # that holds the predictor and its tables
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer and menu entry: sensitivity, interval, error, predicted change. It is sensitivity.csv."""
+        import pandas as pd
+
+        return pd.read_csv(self.folder / "sensitivity.csv")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `sedaq fit --json` prints."""
+        return dict(self.summary)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The images of a model, measured."""
+
+    metrics: Mapping[str, Mapping[str, Any]]  # by name: value, se (standard error), halves
+    n_images: int
+    steps: int | None
+    seed: int
+    extractor: str
+    reference: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `sedaq evaluate --json` prints."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class Run:
+    """A folder that holds one model's probes, predictor and plans.
+
+    Args:
+        folder: is made by the first `probe`; one that holds a run opens it.
+        model: what `sedaq.load` takes. A run that was begun with a name or a path knows it.
+        sampling: how images are sampled; 10 steps unless it says others.
+        images: of each probe, 512 by default.
+        seed: of every random choice, 0 by default.
+        extractor: what the Fréchet distance looks at: embedded, inception[:FILE] or transformers:FOLDER; the model's own by default.
+        reference: real images or their statistics to compare with: a folder, a .npz or a statistics file.
+        exclude: globs of layers that are left alone.
+        effort: of the encoder: draft, fast (the default), full or seconds a layer.
+        weighting: of the calibration's timesteps: uniform (the default), balanced, early or late.
+        executor: where work runs: "serial", or "processes:4".
+        device: of torch.
+
+    Raises:
+        InputError: no model is named for a new run, or the run was begun with other settings, which the message names.
+
+    Example:
+        >>> run = Run("runs/dit", model="mnist-dit")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: Model | None = None,
+        *,
+        sampling: SamplingConfig | None = None,
+        images: int | None = None,
+        seed: int | None = None,
+        extractor: str | None = None,
+        reference: str | Path | None = None,
+        exclude: Sequence[str] | None = None,
+        effort: str | None = None,
+        weighting: str | None = None,
+        executor: str = "serial",
+        device: str = "cpu",
+    ) -> None:
+        self.folder, self.executor = Path(folder), executor
+        wanted: dict[str, Any] = {
+            "n_images": images,
+            "seed": seed,
+            "extractor": extractor,
+            "reference": None if reference is None else str(Path(reference).resolve()),
+            "exclude": None if exclude is None else tuple(exclude),
+            "effort": effort,
+            "weighting": weighting,
+        }
+        given = {name: value for name, value in wanted.items() if value is not None}
+        if (self.folder / "run.json").exists():
+            self._opened = runs.Run.open(self.folder, subject=_argument(model), device=device, batch_size=sampling and sampling.batch_size)
+            self._refuse_other(given, sampling)
+        elif model is None:
+            raise InputError(f"`run` {folder}: holds no run; name the `model` to begin one")
+        else:
+            sampling = sampling or SamplingConfig()
+            settings = Settings(**given, sampling=replace(sampling, steps=sampling.steps or runs.TEN_STEPS.steps))
+            self._opened = runs.Run.begin(_argument(model), self.folder, settings, device=device)
+
+    def _refuse_other(self, given: Mapping[str, Any], sampling: SamplingConfig | None) -> None:
+        settings = self._opened.settings
+        pairs = [(name, getattr(settings, name), value) for name, value in given.items()]
+        for field in fields(SamplingConfig) if sampling is not None else ():
+            value = getattr(sampling, field.name)
+            if value is not None and field.name != "batch_size":
+                pairs.append((field.name, getattr(settings.sampling, field.name), value))
+        for name, known, value in pairs:
+            if known != value:
+                raise InputError(
+                    f"{self.folder}: was begun with {name} = {known!r}, not {value!r}; use the same, or another folder for `run`"
+                )
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, model={self.subject.name!r})"
+
+    @property
+    def subject(self) -> Subject:
+        """The model with its sampler."""
+        return self._opened.subject
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How probes are sampled."""
+        return self._opened.settings.sampling
+
+    def probe(self, configs: int = 64, design: str = "stratified", *, memory: str | int | None = None) -> Run:
+        """Encode every layer's menu and measure random plans; goes on where an earlier call stopped. Returns the run.
+
+        Args:
+            configs: plans to measure at most.
+            design: which plans: stratified (random), layer, role or block (one at a time), or auto (asks for those that teach most).
+            memory: bound on one calibration pass, a number of bytes or text such as 4GB; half of what is free by default.
+        """
+        from .search.budgets import parse_size
+        from .sensitivity.probing.probe import probe_run
+
+        memory_bytes = None if memory is None else parse_size(str(memory))
+        probe_run(self._opened, n_configs=configs, design=design, executor=self.executor, memory_bytes=memory_bytes)
+        return self
+
+    def fit(self, metric: str = "fid", *, seed: int | None = None) -> FitResult:
+        """Fit the predictor to the probes, cross-validate it beside simpler ones, and explain it.
+
+        Args:
+            metric: what to predict, any metric that the probes have. Search, verification and report follow it.
+        """
+        from .sensitivity.predictor.fitting import fit
+
+        summary = fit(self._opened, metric=metric, seed=seed).summary
+        low, high = summary["spearman_ci"]
+        texts = (tuple(summary[name]) for name in ("findings", "notes"))
+        return FitResult(summary["metric"], summary["spearman"], (low, high), *texts, summary, self.folder / "predictor")
+
+    def search(self, budget: Budget, *, out: str | Path | None = None, **config: Any) -> SearchResult:
+        """The best plan within a budget, which is never exceeded.
+
+        Args:
+            out: plan file to write; plans/BITS.json in the run by default.
+            config: fields of SearchConfig, such as pin, keep, verify.
+
+        Example:
+            >>> run.search(Budget(bits=2.0), pin={"proj_out*": "int8"}, verify=8).plan.size_bytes  # doctest: +SKIP
+            398106
+        """
+        from .search.verb import search_run
+
+        return search_run(self._opened, budget, SearchConfig(**config), executor=self.executor, out=None if out is None else Path(out))
+
+    def front(self, bits: Sequence[float] = FRONT_BITS, **config: Any) -> list[SearchResult]:
+        """A plan for every number of bits, each at least as good as predicted for fewer. Keywords as in `search`."""
+        from .search.verb import search_front
+
+        return search_front(self._opened, SearchConfig(**config), bits=bits, executor=self.executor)
+
+    def apply(
+        self,
+        plan: Plan | str | Path,
+        out: str | Path,
+        *,
+        tune: TuneConfig | None = None,
+        tune_images: str | Path | None = None,
+        tune_buffer: str | Path | None = None,
+    ) -> nn.Module:
+        """Write the quantized model of a plan to a diffusers folder, and load it.
+
+        Args:
+            plan: a plan or its file.
+            tune: tune against the full-precision model; not at all by default.
+            tune_images: folder or .npz of your own images to learn from beside the model's; none are needed.
+            tune_buffer: folder that keeps what the full-precision model sampled for other tunings.
+        """
+        found = plan if isinstance(plan, Plan) else Plan.load(plan)
+        images, buffer = (None if path is None else Path(path) for path in (tune_images, tune_buffer))
+        export.apply(
+            self.subject, found, self._opened.store, out, tune=tune, tune_images=images, buffer_folder=buffer, sampling=self.sampling
+        )
+        return load(str(out), quantized=True, device=self._opened.device).denoiser
+
+    def bench(self, bits: Sequence[float] = (2.0,), **how: Any) -> list[dict[str, Any]]:
+        """The searched plan beside what others do, at equal bytes and on fresh noise. Keywords as in `search.bench.bench_search`."""
+        from .search.bench import bench_search
+
+        return bench_search(self._opened, bits=bits, executor=self.executor, **how)
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the report, report.html in the run by default. Returns its path."""
+        from .reports.run_report import write_run_report
+
+        return write_run_report(self._opened, None if out is None else Path(out))
+
+
+def _argument(model: Model | None) -> Any:
+    return str(model) if isinstance(model, Path) else model
+
+
+def evaluate(
+    model: Model,
+    against: Model | None = None,
+    *,
+    images: int = 2000,
+    sampling: SamplingConfig | None = None,
+    seed: int = 0,
+    extractor: str | None = None,
+    reference: str | Path | None = None,
+    device: str = "cpu",
+) -> EvaluationResult:
+    """Metrics of a model's images, on noise that no plan was chosen by.
+
+    Args:
+        model: whatever `load` takes, or a quantized folder.
+        against: the full-precision model, for paired measures on the same noise.
+        images: how many.
+        reference: real images or statistics; the test set's for shipped models by default.
+
+    Example:
+        >>> evaluate("small", against="mnist-dit").metrics["fid"]["value"]  # doctest: +SKIP
+        5.1
+    """
+    found = evaluation.evaluate(
+        _argument(model),
+        against=_argument(against),
+        n_images=images,
+        sampling=sampling,
+        seed=seed,
+        extractor=extractor,
+        reference=None if reference is None else str(reference),
+        device=device,
+    )
+    return EvaluationResult(**found)
+
+
+def inspect(model: Model, plan: Plan | str | Path | None = None, *, exclude: Sequence[str] = ()) -> dict[str, Any]:
+    """Layers, roles, shapes, exact bytes and the formats that a rule names for each rate; with a plan, what it makes of every layer.
+
+    Example:
+        >>> inspect("mnist-dit")["n_layers"]
+        52
+    """
+    subject = load(_argument(model), exclude=tuple(exclude))
+    planned = Plan.load(plan) if isinstance(plan, str | Path) else plan
+    if planned is not None:
+        planned.validate(subject)
+    return inspection.inspect(subject, ruled_menus(subject), planned, tokens_of(subject) if planned else None)
