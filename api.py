@@ -29,7 +29,7 @@ from .models.loading import load
 from .models.sampling import SamplingConfig
 from .models.subject import Subject
 from .search.config import Budget, SearchConfig
-from .search.engine import FoundPlan as SearchResult
+from .search.engine import SearchResult
 from .search.find import FRONT_BITS
 from .sensitivity import evaluation
 from .sensitivity import run as runs
@@ -133,7 +133,7 @@ class Run:
         }
         given = {name: value for name, value in wanted.items() if value is not None}
         if (self.folder / "run.json").exists():
-            self._opened = runs.Run.open(self.folder, subject=_argument(model), device=device, batch_size=sampling and sampling.batch_size)
+            self._opened = runs.Run.open(self.folder, subject=_argument(model), device=device, batch_size=None if sampling is None else sampling.batch_size)
             self._refuse_other(given, sampling)
         elif model is None:
             raise InputError(f"`run` {folder}: holds no run; name the `model` to begin one")
@@ -193,8 +193,15 @@ class Run:
 
         summary = fit(self._opened, metric=metric, seed=seed).summary
         low, high = summary["spearman_ci"]
-        texts = (tuple(summary[name]) for name in ("findings", "notes"))
-        return FitResult(summary["metric"], summary["spearman"], (low, high), *texts, summary, self.folder / "predictor")
+        return FitResult(
+            summary["metric"],
+            summary["spearman"],
+            (low, high),
+            tuple(summary["findings"]),
+            tuple(summary["notes"]),
+            summary,
+            self.folder / "predictor",
+        )
 
     def search(self, budget: Budget, *, out: str | Path | None = None, **config: Any) -> SearchResult:
         """The best plan within a budget, which is never exceeded.
@@ -240,6 +247,21 @@ class Run:
             self.subject, found, self._opened.store, out, tune=tune, tune_images=images, buffer_folder=buffer, sampling=self.sampling
         )
         return load(str(out), quantized=True, device=self._opened.device).denoiser
+
+    def evaluate(
+        self, name: str, plan: Plan | None, *, tune_steps: int = 0, images: int = 2000, steps: int | None = None
+    ) -> dict[str, Any]:
+        """Apply a plan to the folder models/NAME of the run and measure it against full precision; the report shows the row.
+
+        Args:
+            name: of the row, which is read back where it was measured before.
+            plan: None measures the model itself.
+            steps: of sampling; the model's own by default.
+
+        Returns:
+            {name, size_bytes, bits_per_weight, tune_steps, metrics, …}, as EvaluationResult has them
+        """
+        return evaluation.evaluate_plan(self._opened, name, plan, tune_steps=tune_steps, n_images=images, steps=steps)
 
     def bench(self, bits: Sequence[float] = (2.0,), **how: Any) -> list[dict[str, Any]]:
         """The searched plan beside what others do, at equal bytes and on fresh noise. Keywords as in `search.bench.bench_search`."""

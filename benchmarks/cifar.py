@@ -47,6 +47,7 @@ from sedaq.progress import shown
 from sedaq.reports.inputs import RunData
 from sedaq.reports.plan_figures import image_grids
 from sedaq.reports.style import save_png
+from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.verb import search_run
 from sedaq.sensitivity.metrics.extractors import load_extractor
 from sedaq.sensitivity.metrics.reference import build_reference, save_reference
@@ -268,7 +269,7 @@ def models(run: Run, sizes: Sizes) -> Iterator[tuple[str, Plan, int]]:
     yield "W2A16 uniform", uniform, 0
     probe(run.subject, run.folder, n_configs=sizes.n_configs, settings=run.settings, device=run.device)
     fit(run)
-    searched = search_run(run, bits=2.0, verify=4).plan
+    searched = search_run(run, Budget(bits=2.0), SearchConfig(verify=4)).plan
     yield "W2A16 searched", searched, 0
     yield "W2A16 searched tuned", searched, sizes.tune_steps
     yield "W2A16 uniform tuned", uniform, sizes.tune_steps

@@ -22,6 +22,7 @@ from sedaq.aq.formats import AS_IS
 from sedaq.aq.plans.plan import Plan, file_bytes, weight_bits
 from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.progress import shown
+from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.verb import rounded_layers, search_run
 from sedaq.sensitivity.run import Run
 
@@ -38,9 +39,8 @@ def named(plan: str, bits: float, activation_bits: int, *, tuned: bool) -> str:
 def plan_of(run: Run, kind: str, bits: float, activation_bits: int) -> Plan:
     """The uniform or the searched plan; searched ones as `bench search` measures them, verified by eight samplings."""
     if kind == "searched":
-        found = search_run(
-            run, bits=bits, verify=8, out=run.folder / "plans" / f"W{bits:g}A{activation_bits}.json", **_activations(activation_bits)
-        )
+        config = SearchConfig(verify=8, activations=_activations(activation_bits).get("activations"))
+        found = search_run(run, Budget(bits=bits), config, out=run.folder / "plans" / f"W{bits:g}A{activation_bits}.json")
         return found.plan
     choices = rounded_layers(run, _activations(activation_bits).get("activations"), None)
     return uniform_plan(run, bits).with_activations(run.subject, choices)

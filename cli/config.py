@@ -25,13 +25,14 @@ _MISSING = dataclasses.MISSING
 
 
 def config_options(
-    config: type, argument: str, *, prefix: str = "", only: Collection[str] | None = None, without: Collection[str] = (), **names: str
+    config: type, argument: str, *, prefix: str = "", defaults: bool = True, only: Collection[str] | None = None, without: Collection[str] = (), **names: str
 ) -> Callable[[F], F]:
     """Options for the fields of a dataclass. The command receives them as one argument: a mapping of the fields that differ from None.
 
     Args:
         argument: what the command's argument is called.
         prefix: of all flags.
+        defaults: whether the help shows them.
         only, without: names of fields.
         names: flag by field, where it is another than the field's own.
     """
@@ -47,7 +48,7 @@ def config_options(
         hints, helps = get_type_hints(config), described_fields(config)
         made: Any = command
         for field in reversed(fields):
-            made = _option(flags[field.name], hints[field.name], field, helps[field.name])(made)
+            made = _option(flags[field.name], hints[field.name], field.default if defaults else None, helps[field.name])(made)
         return made  # type: ignore[no-any-return]
 
     return decorate
@@ -69,9 +70,8 @@ def described_fields(config: type) -> dict[str, str]:
     return {name: help[0].upper() + help[1:] for name, help in found.items()}
 
 
-def _option(flag: str, hint: Any, field: Any, help: str) -> Callable[[F], F]:
+def _option(flag: str, hint: Any, default: Any, help: str) -> Callable[[F], F]:
     kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
-    default = field.default if field.default is not _MISSING else None
     settings: dict[str, Any] = {"help": help, "default": None}
     if any(_origin(kind) is Mapping for kind in kinds):
         settings |= {"multiple": True, "metavar": "GLOB=FORMAT", "callback": _pairs}
@@ -82,7 +82,7 @@ def _option(flag: str, hint: Any, field: Any, help: str) -> Callable[[F], F]:
         settings["help"] += " May be repeated."
     else:
         settings |= {"type": next((kind for kind in (float, int) if kind in kinds and str not in kinds), str)}
-    if not (default is None or default is False or settings.get("multiple")):
+    if not (default in (None, _MISSING) or default is False or settings.get("multiple")):
         settings["help"] = f"{help} [default: {default}]"
     return click.option(f"--{flag.replace('_', '-')}", flag, **settings)
 

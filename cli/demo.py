@@ -19,32 +19,28 @@ FRONT_BITS = (1.5, 2.0, 2.5, 3.0, 4.0)
 @click.option("--fresh", is_flag=True, help="Start over.")
 @options.device
 def command(out: Path, fresh: bool, device: str) -> None:
+    from ..api import Budget, Run
     from ..errors import InputError
     from ..progress import shown
-    from ..reports.run_report import write_run_report
     from ..reports.summaries import show
     from ..reports.tables import evaluation_table
-    from ..search.verb import search_front, search_run
-    from ..sensitivity.evaluation import evaluate_plan
-    from ..sensitivity.predictor.fitting import fit
-    from ..sensitivity.probing.probe import probe
 
     if fresh and out.exists():
         if not (out / "run.json").exists() and any(out.iterdir()):
             raise InputError(f"--fresh --out {out}: is not a demo's folder, so it is not deleted; choose another")
         shutil.rmtree(out)
     with shown():
-        run = probe(SUBJECT, out, n_configs=N_CONFIGS, device=device)
-        fit(run)
-        search_front(run, bits=FRONT_BITS, verify=2)
-        found = search_run(run, bits=BITS, verify=8, out=out / "plans" / "plan.json")
+        run = Run(out, SUBJECT, device=device).probe(N_CONFIGS)
+        run.fit()
+        run.front(FRONT_BITS, verify=2)
+        found = run.search(Budget(bits=BITS), verify=8, out=out / "plans" / "plan.json")
         found.uniform.save(out / "plans" / "uniform.json")
         rows = [
-            evaluate_plan(run, "full precision", None, n_images=N_IMAGES),
-            evaluate_plan(run, "uniform", found.uniform, n_images=N_IMAGES),
-            evaluate_plan(run, "searched", found.plan, n_images=N_IMAGES),
-            evaluate_plan(run, "searched + tuned", found.plan, tune_steps=TUNE_STEPS, n_images=N_IMAGES),
+            run.evaluate("full precision", None, images=N_IMAGES),
+            run.evaluate("uniform", found.uniform, images=N_IMAGES),
+            run.evaluate("searched", found.plan, images=N_IMAGES),
+            run.evaluate("searched + tuned", found.plan, tune_steps=TUNE_STEPS, images=N_IMAGES),
         ]
-        page = write_run_report(run)
+        page = run.report()
     show(evaluation_table(rows))
     click.echo(f"{page}")

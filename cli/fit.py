@@ -15,19 +15,18 @@ from . import options
 @options.as_json
 @options.device
 def command(run_folder: Path, metric: str, as_json: bool, device: str) -> None:
+    from ..api import Run
     from ..progress import shown
     from ..reports.summaries import fit_table, show
-    from ..sensitivity.predictor.fitting import fit
-    from ..sensitivity.run import Run
 
     with shown():
-        fitted = fit(Run.open(run_folder, device=device), metric=metric)
-    for note in fitted.summary["notes"]:
+        fitted = Run(run_folder, device=device).fit(metric)
+    for note in fitted.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:
-        options.print_json(fitted.summary)
+        options.print_json(fitted.to_dict())
     else:
-        show(fit_table(fitted.summary))
-        for finding in fitted.summary["findings"]:
+        show(fit_table(fitted.to_dict()))
+        for finding in fitted.findings:
             click.echo(f"- {finding}")
         click.echo(f"next: sedaq search --run {run_folder} --bits 2 --out plan.json")

@@ -14,10 +14,9 @@ from . import options
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Page to write; report.html in the run by default.")
 @options.device
 def command(run_folder: Path, out: Path | None, device: str) -> None:
+    from ..api import Run
     from ..progress import shown
-    from ..reports.run_report import write_run_report
-    from ..sensitivity.run import Run
 
     with shown():
-        page = write_run_report(Run.open(run_folder, device=device), out)
+        page = Run(run_folder, device=device).report(out)
     click.echo(f"{page}")

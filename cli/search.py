@@ -43,7 +43,7 @@ def command(
     with shown():
         found = run.front(**config) if limits is None else [run.search(limits, out=out, **config)]
     if as_json:
-        rows = [plan.to_json() for plan in found]
+        rows = [plan.to_dict() for plan in found]
         options.print_json(rows if front else rows[0])
         return
     show(front_table(found))

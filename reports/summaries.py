@@ -13,7 +13,7 @@ from .numbers import interval, metric, number
 from .tables import rows_table
 
 if TYPE_CHECKING:
-    from ..search.find import FoundPlan
+    from ..search.find import SearchResult
 
 
 def show(table: Table) -> None:
@@ -35,7 +35,7 @@ def fit_table(summary: Mapping[str, Any]) -> Table:
     )
 
 
-def front_table(found: Sequence[FoundPlan]) -> Table:
+def front_table(found: Sequence[SearchResult]) -> Table:
     """One row a plan: sizes, what is predicted, and what was measured beside the uniform plan of the same size."""
     rows = []
     for plan in found:

@@ -36,7 +36,7 @@ Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes, ms_per_step;
 
 
 @dataclass(frozen=True)
-class FoundPlan:
+class SearchResult:
     """A plan within its budget, what is known of it, and the uniform plan that it was held against."""
 
     plan: Plan
@@ -50,7 +50,8 @@ class FoundPlan:
     )  # 95 %, by how much searched is worse than uniform in the metric's unit; zeros where uniform is handed out
     solver: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
+        """What `sedaq search --json` prints."""
         return {
             "bits_per_weight": self.plan.bits_per_weight,
             "size_bytes": self.plan.size_bytes,
@@ -119,7 +120,7 @@ class Search:
         evaluator = Evaluator(self.problem, self.predictor, self.risk)
         return optuna_solver.sweep(evaluator, seed=self.seed, n_trials=n_trials, keep=self._keep("front"))
 
-    def find(self, budget: Budget, *, n_trials: int = 0, starts: Sequence[Choice] = ()) -> tuple[FoundPlan, Choice]:
+    def find(self, budget: Budget, *, n_trials: int = 0, starts: Sequence[Choice] = ()) -> tuple[SearchResult, Choice]:
         """The best plan for a budget, with `n_trials` of Optuna for it alone."""
         size_bytes = budget.get("size_bytes")
         problem = self.problem.bounded(
@@ -140,7 +141,7 @@ class Search:
         provenance = self._provenance(problem, choice, solution, solver, verdict.notes)
         plan = self._plan(problem, choice, budget=named, predicted=predicted, measured=verdict.measured, provenance=provenance)
         uniform_plan = self._plan(problem, uniform, budget=named, measured=verdict.uniform_measured)
-        found = FoundPlan(
+        found = SearchResult(
             plan,
             uniform_plan,
             predicted,

@@ -12,7 +12,7 @@ from ..aq.profiling.step_times import StepTimes
 from ..errors import InputError
 from ..models.subject import Subject
 from ..progress import track
-from .engine import FoundPlan, Search
+from .engine import Search, SearchResult
 from .evaluate import Predictor
 from .optuna_solver import fitting
 from .problem import Choice
@@ -60,7 +60,7 @@ def find_plan(
     size_bytes: int | None = None,
     ms_per_step: float | None = None,
     **options: Unpack[Options],
-) -> FoundPlan:
+) -> SearchResult:
     """The best plan for a budget; it is never above the budget, and has at most the bytes that the uniform plan (first order) uses.
 
     Args:
@@ -86,7 +86,7 @@ def find_front(
     *,
     bits: Sequence[float] = FRONT_BITS,
     **options: Unpack[Options],
-) -> list[FoundPlan]:
+) -> list[SearchResult]:
     """A plan for every budget of `bits` that can be reached, ascending.
 
     Optuna looks at the whole front once; each budget begins from the best of that and from the plan of the budget before. Budgets beyond the
@@ -102,7 +102,7 @@ def find_front(
         budgets = ", ".join(f"{rate:g}" for rate in bits)
         raise InputError(f"none of the budgets of {budgets} bits can be met; the least reachable is {search.problem.least_bits_text} bits")
     swept = search.sweep(len(reachable) * search.n_trials)
-    found: list[FoundPlan] = []
+    found: list[SearchResult] = []
     starts: list[Choice] = []
     for rate in track(reachable, "search"):
         best = fitting(search.problem.bounded(bits=rate), swept, STARTS)

@@ -22,7 +22,7 @@ from ..sensitivity.probing.probes import read_probes
 from ..sensitivity.run import Run
 from ..storage import write_json
 from .config import Budget, SearchConfig
-from .engine import FoundPlan
+from .engine import SearchResult
 from .find import FRONT_BITS, find_front, find_plan
 from .verify import Verification
 
@@ -30,7 +30,7 @@ COST_MODEL_BYTES = 1024  # of a pipeline, by which the text of the kernels' cost
 SPARE_BYTES = COST_MODEL_BYTES + 1024  # and by which a plan's text may be longer than that of the first plan
 
 
-def find_within_pipeline(run: Run, limit: int, find: Callable[[int, bool], FoundPlan]) -> FoundPlan:
+def find_within_pipeline(run: Run, limit: int, find: Callable[[int, bool], SearchResult]) -> SearchResult:
     """The plan with which the pipeline's whole folder, its plan and config included, has at most `limit` bytes.
 
     Args:
@@ -53,7 +53,7 @@ def find_within_pipeline(run: Run, limit: int, find: Callable[[int, bool], Found
 
 def search_run(
     run: Run, budget: Budget, config: SearchConfig | None = None, *, executor: str = "serial", out: Path | None = None
-) -> FoundPlan:
+) -> SearchResult:
     """Find a plan within a budget and save it to `out` (plans/BITS.json in the run by default).
 
     What is predicted is of weights alone; verification measures rounded inputs, too.
@@ -66,7 +66,7 @@ def search_run(
     if budget.ms_per_step is not None:
         times = StepTimes.of_run(run.folder, run.subject, budget.step_images, run.settings.sampling)
 
-    def find(file_bytes: int | None, verified: bool = True) -> FoundPlan:
+    def find(file_bytes: int | None, verified: bool = True) -> SearchResult:
         with verification(run, predictor, config.verify if verified else 0, config.images, executor, choices) as verifying:
             return find_plan(
                 run.subject,
@@ -90,7 +90,7 @@ def search_run(
 
 def search_front(
     run: Run, config: SearchConfig | None = None, *, bits: Sequence[float] = FRONT_BITS, executor: str = "serial"
-) -> list[FoundPlan]:
+) -> list[SearchResult]:
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
     config = config or SearchConfig()
     predictor, choices = load_predictor(run), rounded_layers(run, config.activations, config.activation_schemes)
@@ -105,7 +105,7 @@ def search_front(
             activations=choices,
             **config.options,
         )
-    write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_json() for plan in found]})
+    write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_dict() for plan in found]})
     return found
 
 

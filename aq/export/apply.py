@@ -123,7 +123,7 @@ def check_is_diffusers(subject: Subject) -> None:
     """Raise InputError unless the subject's denoiser is a diffusers model."""
     if not hasattr(subject.denoiser, "save_config"):
         raise InputError(
-            f"subject {subject.name}: its denoiser is no diffusers model, so no diffusers folder can hold it; use sedaq.tune and Encoding.save"
+            f"subject {subject.name}: its denoiser is no diffusers model, so no diffusers folder can hold it; use sedaq.quantize_ and keep its state yourself"
         )
 
 

@@ -60,7 +60,7 @@ def quantize_(
 
 def _encoded(module: nn.Module, layers: Mapping[str, Layer], formats: Mapping[str, Format], effort: str) -> dict[str, Encoding]:
     def weight(path: str) -> torch.Tensor:
-        return module.get_submodule(path).weight.detach()  # type: ignore[union-attr, return-value]
+        return module.get_parameter(f"{path}.weight").detach()
 
     books = {}
     for format in {format for format in formats.values() if format.book}:
@@ -77,7 +77,7 @@ def _encoded(module: nn.Module, layers: Mapping[str, Layer], formats: Mapping[st
 
 def _replace(module: nn.Module, layer: Layer, encoding: Encoding, *, borrows: bool) -> None:
     original = module.get_submodule(layer.name)
-    device = original.weight.device  # type: ignore[union-attr]
+    device = module.get_parameter(f"{layer.name}.weight").device
     coded = coded_module(original, layer.kind, encoding)
     if borrows:
         coded.borrow_book({name: tensor for name, tensor in encoding.tensors.items() if name in BOOK_TENSORS})

@@ -280,7 +280,7 @@ def test_tuning_and_rounding_that_contradict(refused: Refused, made: Made) -> No
 
 def test_a_denoiser_that_no_diffusers_folder_can_hold(refused: Refused, made: Made) -> None:
     message = refused("apply", made.subject, made.plan, "--out", "o", "--run", made.run)
-    assert "subject tiny: its denoiser is no diffusers model" in message and "sedaq.tune" in message
+    assert "subject tiny: its denoiser is no diffusers model" in message and "sedaq.quantize_" in message
 
 
 def test_evaluations(refused: Refused, made: Made) -> None:

@@ -30,9 +30,9 @@ def test_a_plan_is_within_its_budgets_and_no_larger_than_uniform(subject, menu, 
     if list(budget) == ["bits"]:
         assert found.plan.bits_per_weight <= found.uniform.bits_per_weight
     found.plan.validate(subject)
-    assert found.to_json().keys() >= KEYS
+    assert found.to_dict().keys() >= KEYS
     assert found.plan.budget == {"bits_per_weight" if key == "bits" else key: value for key, value in budget.items()}
-    assert Plan.from_json(json.loads(json.dumps(found.to_json()["plan"], allow_nan=False))) == found.plan
+    assert Plan.from_json(json.loads(json.dumps(found.to_dict()["plan"], allow_nan=False))) == found.plan
     assert found.plan.provenance.keys() >= {"solver", "gap", "seed", "trials", "notes"}
 
 

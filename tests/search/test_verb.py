@@ -14,7 +14,7 @@ from sedaq.aq.formats import AS_IS
 from sedaq.aq.plans.menu import ruled_menus
 from sedaq.errors import InputError
 from sedaq.models.loading import load
-from sedaq.search.engine import FoundPlan
+from sedaq.search.engine import SearchResult
 from sedaq.search.find import find_plan
 from sedaq.search.verb import SPARE_BYTES, find_within_pipeline
 
@@ -30,7 +30,7 @@ def run(pipeline_folder) -> Any:
 def find(run):
     menus, predictor = ruled_menus(run.subject), FakePredictor({})
 
-    def find(size_bytes: int, verified: bool) -> FoundPlan:
+    def find(size_bytes: int, verified: bool) -> SearchResult:
         return find_plan(run.subject, menus, predictor, size_bytes=size_bytes, solver="exact")
 
     return find
@@ -41,7 +41,7 @@ def test_a_pipeline_is_within_its_bytes_with_all_that_is_written(run, find) -> N
     least, most = (pipeline_bytes(run.subject, plan) + SPARE_BYTES for plan in (small, whole))
     sizes = []
     for limit in (least + (most + 3000 - least) * k // 6 for k in range(7)):
-        found = find_within_pipeline(run, str(limit), find)
+        found = find_within_pipeline(run, limit, find)
         taken = pipeline_bytes(run.subject, found.plan)
         assert taken <= limit
         sizes.append(found.plan.size_bytes)
@@ -53,7 +53,7 @@ def test_a_plan_whose_text_grows_is_searched_again_with_less(run, find) -> None:
     """As verification's measurements make it grow, here by more than what is spared."""
     calls = []
 
-    def growing(size_bytes: int, verified: bool) -> FoundPlan:
+    def growing(size_bytes: int, verified: bool) -> SearchResult:
         calls.append(size_bytes)
         found = find(size_bytes, verified)
         found.plan.provenance["notes"] = ["x" * (3000 if verified else 0)]
@@ -61,20 +61,20 @@ def test_a_plan_whose_text_grows_is_searched_again_with_less(run, find) -> None:
 
     first = find(10**9, False)
     limit = pipeline_bytes(run.subject, first.plan) + 1500
-    found = find_within_pipeline(run, str(limit), growing)
+    found = find_within_pipeline(run, limit, growing)
     assert len(calls) >= 3 and calls[-1] < calls[1]
     assert pipeline_bytes(run.subject, found.plan) <= limit
 
 
 def test_what_cannot_be_is_refused(run, find) -> None:
     with pytest.raises(InputError, match="^the budget of 1000 bytes cannot be met; the least"):
-        find_within_pipeline(run, "1kB", find)
+        find_within_pipeline(run, 1000, find)
     with pytest.raises(
-        InputError, match=r"`pipeline_size` 30kB: for the denoiser's file, the budget of \d+ bytes cannot be met; the least"
+        InputError, match=r"`pipeline_size` 30000: for the denoiser's file, the budget of \d+ bytes cannot be met; the least"
     ):
-        find_within_pipeline(run, "30kB", find)
+        find_within_pipeline(run, 30_000, find)
     with pytest.raises(InputError, match="use `size` for the denoiser's file"):
-        find_within_pipeline(SimpleNamespace(subject=SimpleNamespace(folder=None, component="", name="bare")), "1MB", find)  # type: ignore[arg-type]
+        find_within_pipeline(SimpleNamespace(subject=SimpleNamespace(folder=None, component="", name="bare")), 10**6, find)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

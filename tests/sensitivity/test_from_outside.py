@@ -11,6 +11,7 @@ import torch
 
 from sedaq.reports.report import write_report
 from sedaq.search.bench import bench_search
+from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.verb import search_front, search_run
 from sedaq.sensitivity.metrics.extractors import EXTRACTORS, NetworkExtractor
 from sedaq.sensitivity.metrics.registry import METRICS, mean_metric
@@ -38,10 +39,10 @@ def test_a_metric_is_probed_fitted_searched_by_and_reported(subject: str, tmp_pa
     assert all(0 <= record["metrics"]["loyalty"]["value"] <= 1 for record in read_records(run.folder / "probes.jsonl", "probe"))
     summary = fit(run, metric="loyalty").summary
     assert summary["metric"] == "loyalty" and all(0 <= row["measured"] <= 1 for row in summary["predictions"])
-    found = search_run(run, bits=3.0, n_trials=8, verify=4)
+    found = search_run(run, Budget(bits=3.0), SearchConfig(trials=8, verify=4))
     assert found.measured is not None and found.uniform_measured is not None
     assert found.measured["metrics"]["loyalty"]["value"] >= found.uniform_measured["metrics"]["loyalty"]["value"]
-    search_front(run, bits=[3.0], n_trials=8, verify=4)
+    search_front(run, SearchConfig(trials=8, verify=4), bits=[3.0])
     page = html.unescape(write_report(run.folder).read_text())
     assert "the uniform plan's Loyalty of pixels minus the searched plan's is" in page
 
@@ -91,7 +92,7 @@ def test_verification_and_comparison_decide_by_the_metric_that_was_fitted(run: R
     metric = METRICS[name]
     fit(run, metric=name)
     assert load_predictor(run).metric == name
-    found = search_run(run, bits=3.0, n_trials=8, verify=5)
+    found = search_run(run, Budget(bits=3.0), SearchConfig(trials=8, verify=5))
     assert found.predicted["metric"] == name
     assert name != "psnr" or found.predicted["value"] > 0, "in the metric's own direction"
     verified = [r for r in read_records(run.folder / "probes.jsonl", "probe") if r["purpose"] == "verify"]
