@@ -131,12 +131,14 @@ class Run:
             "effort": effort,
             "weighting": weighting,
         }
+        if images is not None and images < 8:
+            raise InputError(f"`images`: got {images}; a Fréchet distance needs 8 or more, and says little below 500")
         given = {name: value for name, value in wanted.items() if value is not None}
         if (self.folder / "run.json").exists():
             self._opened = runs.Run.open(self.folder, subject=_argument(model), device=device, batch_size=None if sampling is None else sampling.batch_size)
             self._refuse_other(given, sampling)
         elif model is None:
-            raise InputError(f"`run` {folder}: holds no run; name the `model` to begin one")
+            raise InputError(f"`run` {folder}: holds no run (no run.json); make one with `sedaq probe`, or name its `model` in Python")
         else:
             sampling = sampling or SamplingConfig()
             settings = Settings(**given, sampling=replace(sampling, steps=sampling.steps or runs.TEN_STEPS.steps))
@@ -152,7 +154,7 @@ class Run:
         for name, known, value in pairs:
             if known != value:
                 raise InputError(
-                    f"{self.folder}: was begun with {name} = {known!r}, not {value!r}; use the same, or another folder for `run`"
+                    f"{self.folder / 'run.json'}: was begun with {name} = {known!r}, not {value!r}; use the same, or another folder for `run`"
                 )
 
     def __repr__(self) -> str:

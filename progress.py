@@ -82,18 +82,17 @@ def shown() -> Iterator[None]:
 
 
 class _Lines:
-    """A line as work begins and ends and at most every SECONDS_BETWEEN_LINES between: how much is done, time taken and time left."""
+    """A line at most every SECONDS_BETWEEN_LINES: how much is done, time taken and time left. Quick work says nothing."""
 
     def __init__(self) -> None:
-        self.told: dict[str, float] = {}  # when, by description
+        self.told = time.monotonic()
 
     def __call__(self, record: Record) -> None:
-        now, last = time.monotonic(), self.told.get(record.description)
-        ends = record.done >= record.total
-        if last is not None and record.done > 0 and not ends and now - last < SECONDS_BETWEEN_LINES:
+        now = time.monotonic()
+        if now - self.told < SECONDS_BETWEEN_LINES:
             return
-        self.told[record.description] = now
-        left = "" if record.remaining is None or ends else f", {_clock(record.remaining)} left"
+        self.told = now
+        left = "" if record.remaining is None else f", {_clock(record.remaining)} left"
         sys.stderr.write(f"{record.description}: {record.done:,.0f} of {record.total:,.0f}, {_clock(record.elapsed)}{left}\n")
         sys.stderr.flush()
 

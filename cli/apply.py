@@ -30,7 +30,7 @@ from .config import config_options
     metavar="fast|full|SECONDS",
     help="Encode with another effort than the plan's; its measured quality is dropped.",
 )
-@config_options(TuneConfig, "tune", prefix="tune_", defaults=False, only=("steps", "minutes", "n_images"), n_images="trajectories")
+@config_options(TuneConfig, "tune", prefix="tune_", defaults=("n_images",), only=("steps", "minutes", "n_images"), n_images="trajectories")
 @click.option(
     "--tune-buffer",
     type=click.Path(path_type=Path),

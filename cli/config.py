@@ -25,14 +25,14 @@ _MISSING = dataclasses.MISSING
 
 
 def config_options(
-    config: type, argument: str, *, prefix: str = "", defaults: bool = True, only: Collection[str] | None = None, without: Collection[str] = (), **names: str
+    config: type, argument: str, *, prefix: str = "", defaults: Collection[str] | None = None, only: Collection[str] | None = None, without: Collection[str] = (), **names: str
 ) -> Callable[[F], F]:
     """Options for the fields of a dataclass. The command receives them as one argument: a mapping of the fields that differ from None.
 
     Args:
         argument: what the command's argument is called.
         prefix: of all flags.
-        defaults: whether the help shows them.
+        defaults: fields whose defaults the help shows; all if None.
         only, without: names of fields.
         names: flag by field, where it is another than the field's own.
     """
@@ -48,7 +48,7 @@ def config_options(
         hints, helps = get_type_hints(config), described_fields(config)
         made: Any = command
         for field in reversed(fields):
-            made = _option(flags[field.name], hints[field.name], field.default if defaults else None, helps[field.name])(made)
+            made = _option(flags[field.name], hints[field.name], field.default if defaults is None or field.name in defaults else None, helps[field.name])(made)
         return made  # type: ignore[no-any-return]
 
     return decorate

@@ -105,7 +105,7 @@ def test_other_settings_are_refused_by_name(run, settings, said) -> None:
 
 
 def test_a_new_run_needs_a_model(folder) -> None:
-    with pytest.raises(sedaq.InputError, match="name the `model` to begin one"):
+    with pytest.raises(sedaq.InputError, match="make one with `sedaq probe`, or name its `model`"):
         sedaq.Run(folder / "nothing")
 
 

@@ -15,7 +15,7 @@ from ..encoder.objective import Objective
 from ..encoding import Encoding
 from ..formats import BOOK_TENSORS, Format
 from ..plans.plan import Plan, book_holders
-from .layers import coded_module, set_module
+from .layers import quantized_module, set_module
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -78,7 +78,7 @@ def _encoded(module: nn.Module, layers: Mapping[str, Layer], formats: Mapping[st
 def _replace(module: nn.Module, layer: Layer, encoding: Encoding, *, borrows: bool) -> None:
     original = module.get_submodule(layer.name)
     device = module.get_parameter(f"{layer.name}.weight").device
-    coded = coded_module(original, layer.kind, encoding)
+    coded = quantized_module(original, layer.kind, encoding)
     if borrows:
         coded.borrow_book({name: tensor for name, tensor in encoding.tensors.items() if name in BOOK_TENSORS})
     coded.to(device)

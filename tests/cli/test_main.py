@@ -51,7 +51,7 @@ def test_help_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_help_says_how_many_trajectories_are_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     main(["apply", "--help"])
-    assert f"learn from; {TuneConfig().n_images} by default" in " ".join(capsys.readouterr().out.split())
+    assert f"learn from. [default: {TuneConfig().n_images}]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_of_the_whole(capsys: pytest.CaptureFixture[str]) -> None:

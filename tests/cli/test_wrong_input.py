@@ -45,7 +45,7 @@ def given(tmp_path: Path, text: str, name: str = "given.json") -> Path:
         (["inspect", "mnist-dit", "--colour"], "--colour", "See `sedaq inspect --help`"),
         (["inspect"], "'SUBJECT'", "See `sedaq inspect --help`"),
         (["probe", "mnist-dit"], "'--run'", "See `sedaq probe --help`"),
-        (["probe", "mnist-dit", "--run", "r", "--images", "7"], "'--images'", "See `sedaq probe --help`"),
+        (["probe", "mnist-dit", "--run", "r", "--images", "7"], "--images", "8 or more"),
         (["probe", "mnist-dit", "--run", "r", "--configs", "many"], "'many'", "See `sedaq probe --help`"),
         (["probe", "mnist-dit", "--run", "r", "--workers", "0"], "'--workers'", "See `sedaq probe --help`"),
         (["probe", "mnist-dit", "--run", "r", "--design", "all"], "--design 'all'", "stratified, layer, role, block"),
@@ -122,7 +122,7 @@ def test_other_settings_on_the_same_run(refused: Refused, made: Made, options: l
 
 def test_another_subject_on_the_same_run(refused: Refused, made: Made) -> None:
     message = refused("probe", f"{made.file}:wider", "--run", made.run, "--images", "16", "--steps", "2")
-    assert "run.json: holds a run of tiny" in message and "choose another folder" in message
+    assert "was made for tiny" in message and "start a new run" in message
 
 
 def test_a_run_folder_that_is_something_else(refused: Refused, made: Made, tmp_path: Path) -> None:
