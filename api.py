@@ -60,7 +60,7 @@ class FitResult:
         return pd.read_csv(self.folder / "sensitivity.csv")
 
     def to_dict(self) -> dict[str, Any]:
-        """What `sedaq fit --json` prints."""
+        """What the verb `fit` prints as JSON."""
         return dict(self.summary)
 
 
@@ -77,7 +77,7 @@ class EvaluationResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """What `sedaq evaluate --json` prints."""
+        """What the verb `evaluate` prints as JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 

@@ -48,10 +48,18 @@ def config_options(
         hints, helps = get_type_hints(config), described_fields(config)
         made: Any = command
         for field in reversed(fields):
-            made = _option(flags[field.name], hints[field.name], field.default if defaults is None or field.name in defaults else None, helps[field.name])(made)
+            made = _option(flags[field.name], field.name, hints[field.name], field.default if defaults is None or field.name in defaults else None, helps[field.name])(made)
         return made  # type: ignore[no-any-return]
 
     return decorate
+
+
+class ConfigOption(click.Option):
+    """The option of a field, whose name messages of the library give."""
+
+    def __init__(self, *declarations: Any, field: str, **settings: Any) -> None:
+        super().__init__(*declarations, **settings)
+        self.field = field
 
 
 def described_fields(config: type) -> dict[str, str]:
@@ -70,7 +78,7 @@ def described_fields(config: type) -> dict[str, str]:
     return {name: help[0].upper() + help[1:] for name, help in found.items()}
 
 
-def _option(flag: str, hint: Any, default: Any, help: str) -> Callable[[F], F]:
+def _option(flag: str, field: str, hint: Any, default: Any, help: str) -> Callable[[F], F]:
     kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
     settings: dict[str, Any] = {"help": help, "default": None}
     if any(_origin(kind) is Mapping for kind in kinds):
@@ -84,7 +92,7 @@ def _option(flag: str, hint: Any, default: Any, help: str) -> Callable[[F], F]:
         settings |= {"type": next((kind for kind in (float, int) if kind in kinds and str not in kinds), str)}
     if not (default in (None, _MISSING) or default is False or settings.get("multiple")):
         settings["help"] = f"{help} [default: {default}]"
-    return click.option(f"--{flag.replace('_', '-')}", flag, **settings)
+    return click.option(f"--{flag.replace('_', '-')}", flag, cls=ConfigOption, field=field, **settings)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ import click
 from diffusers.utils.logging import disable_progress_bar
 
 from ..errors import SedaqError
-from .config import add_config_file, parameters_of
+from .config import ConfigOption, add_config_file, parameters_of
 
 VERBS = {
     "inspect": "Layers, roles, shapes, menu of formats, exact bytes.",
@@ -64,6 +64,8 @@ def flags_of(command: click.Command) -> dict[str, str]:
         if isinstance(option, click.Option):
             flag = max(option.opts, key=len)
             flags |= {flag.lstrip("-").replace("-", "_"): flag, str(option.name): flag}
+            if isinstance(option, ConfigOption):
+                flags.setdefault(option.field, flag)
     return flags
 
 

@@ -51,7 +51,7 @@ class SearchResult:
     solver: str
 
     def to_dict(self) -> dict[str, Any]:
-        """What `sedaq search --json` prints."""
+        """What the verb `search` prints as JSON."""
         return {
             "bits_per_weight": self.plan.bits_per_weight,
             "size_bytes": self.plan.size_bytes,

@@ -78,12 +78,13 @@ class TuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 1:
-            raise InputError(f"tuning takes 0 or more steps of 1 or more images; got {self.steps} steps of {self.batch_size}")
+        for name, least in (("steps", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"`{name}`: got {getattr(self, name)}; give {least} or more")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise InputError(f"tuning takes more than 0 minutes; got {self.minutes}")
+            raise InputError(f"`minutes`: got {self.minutes}; give a number above zero")
         if self.n_images < N_PARTS or self.n_images % N_PARTS:
-            raise InputError(f"tuning takes trajectories of a multiple of {N_PARTS} images; got {self.n_images}")
+            raise InputError(f"`n_images`: got {self.n_images}; trajectories are of a multiple of {N_PARTS} images")
         tables: dict[str, Collection[str]] = {
             "order": ORDERS,
             "weighting": WEIGHTINGS,

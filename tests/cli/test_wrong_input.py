@@ -220,7 +220,7 @@ def test_a_plan_for_another_model(refused: Refused, made: Made, subject: str, ve
         (["--bits", "3", "--solver", "oracle"], "oracle", "exact"),
         (["--bits", "3", "--keep", "*"], "3", "least"),
         (["--pipeline-size", "2MB"], "--pipeline-size", "use --size"),
-        (["--ms-per-step", "0"], "'--ms-per-step'", "--help"),
+        (["--ms-per-step", "0"], "--ms-per-step", "above zero"),
         (["--front", "--ms-per-step", "5"], "--front", "leave out --bits"),
         (["--front", "--bits", "2"], "--front", "leave out --bits"),
         (["--front", "--bits", "0"], "--front", "leave out --bits"),
@@ -265,11 +265,11 @@ def test_an_unknown_effort(refused: Refused, made: Made) -> None:
 def test_tuning_and_rounding_that_contradict(refused: Refused, made: Made) -> None:
     target = ("apply", made.subject, made.plan, "--out", "o", "--run", made.run)
     assert "--tune-steps and --tune-minutes: give one" in refused(*target, "--tune-steps", "5", "--tune-minutes", "1")
-    assert "'--tune-minutes'" in refused(*target, "--tune-minutes", "0")
+    assert "--tune-minutes: got 0" in refused(*target, "--tune-minutes", "0")
     for option in ("--tune-trajectories", "--tune-buffer", "--tune-images"):
         assert f"{option}: for tuning alone; give --tune-steps" in refused(*target, option, "8")
-    assert "multiple of 4 images; got 6" in refused(*target, "--tune-steps", "5", "--tune-trajectories", "6")
-    assert "'--tune-steps'" in refused(*target, "--tune-steps", "-1")
+    assert "--tune-trajectories: got 6" in refused(*target, "--tune-steps", "5", "--tune-trajectories", "6")
+    assert "--tune-steps: got -1" in refused(*target, "--tune-steps", "-1")
     for verb in (target, ("search", "--run", made.run, "--bits", "3")):
         assert "'--activations'" in refused(*verb, "--activations", "5")
         assert "--activation-schemes: they are for --activations" in refused(*verb, "--activation-schemes", "token")

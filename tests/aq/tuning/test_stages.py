@@ -97,10 +97,10 @@ def test_the_stage_at_a_part_of_the_way():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": -1}, "0 or more steps of 1 or more images"),
-        ({"batch_size": 0}, "0 or more steps of 1 or more images"),
-        ({"minutes": 0.0}, "more than 0 minutes"),
-        ({"minutes": float("nan")}, "more than 0 minutes"),
+        ({"steps": -1}, "`steps`: got -1; give 0 or more"),
+        ({"batch_size": 0}, "`batch_size`: got 0; give 1 or more"),
+        ({"minutes": 0.0}, "`minutes`: got"),
+        ({"minutes": float("nan")}, "`minutes`: got"),
         ({"n_images": 6}, "a multiple of 4 images"),
         ({"order": "sideways"}, "order 'sideways' is unknown; choose among replay, consecutive"),
         ({"weighting": "x"}, "weighting 'x' is unknown; choose among uniform, sensitivity, min-snr"),
