@@ -135,7 +135,9 @@ class Run:
             raise InputError(f"`images`: got {images}; a Fréchet distance needs 8 or more, and says little below 500")
         given = {name: value for name, value in wanted.items() if value is not None}
         if (self.folder / "run.json").exists():
-            self._opened = runs.Run.open(self.folder, subject=_argument(model), device=device, batch_size=None if sampling is None else sampling.batch_size)
+            self._opened = runs.Run.open(
+                self.folder, subject=_argument(model), device=device, batch_size=None if sampling is None else sampling.batch_size
+            )
             self._refuse_other(given, sampling)
         elif model is None:
             raise InputError(f"`run` {folder}: holds no run (no run.json); make one with `sedaq probe`, or name its `model` in Python")

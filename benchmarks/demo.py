@@ -13,7 +13,11 @@ from results import keep
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("build/demo"))
-    folder = parser.parse_args().folder
+    keep_demo(parser.parse_args().folder)
+
+
+def keep_demo(folder: Path) -> None:
+    """What the demo in `folder` measured → results/demo.json."""
     fit = json.loads((folder / "predictor/fit.json").read_text())
     front = json.loads((folder / "plans/front.json").read_text())["plans"]
     evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]

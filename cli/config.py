@@ -25,7 +25,14 @@ _MISSING = dataclasses.MISSING
 
 
 def config_options(
-    config: type, argument: str, *, prefix: str = "", defaults: Collection[str] | None = None, only: Collection[str] | None = None, without: Collection[str] = (), **names: str
+    config: type,
+    argument: str,
+    *,
+    prefix: str = "",
+    defaults: Collection[str] | None = None,
+    only: Collection[str] | None = None,
+    without: Collection[str] = (),
+    **names: str,
 ) -> Callable[[F], F]:
     """Options for the fields of a dataclass. The command receives them as one argument: a mapping of the fields that differ from None.
 
@@ -48,7 +55,13 @@ def config_options(
         hints, helps = get_type_hints(config), described_fields(config)
         made: Any = command
         for field in reversed(fields):
-            made = _option(flags[field.name], field.name, hints[field.name], field.default if defaults is None or field.name in defaults else None, helps[field.name])(made)
+            made = _option(
+                flags[field.name],
+                field.name,
+                hints[field.name],
+                field.default if defaults is None or field.name in defaults else None,
+                helps[field.name],
+            )(made)
         return made  # type: ignore[no-any-return]
 
     return decorate

@@ -10,7 +10,7 @@ import torch
 
 from ..aq.export.apply import apply
 from ..aq.formats import AS_IS
-from ..aq.modules.layers import densify
+from ..aq.modules.layers import densify, quantized_modules
 from ..aq.plans.plan import Plan, file_bytes, weight_bits
 from ..aq.tuning.settings import TuneConfig
 from ..errors import InputError
@@ -19,8 +19,8 @@ from ..models.loading import load
 from ..models.noise import purpose_seed
 from ..models.sampling import SamplingConfig, conditions_of, sample_in_chunks
 from ..models.subject import Subject
-from ..runtime.tasks import locked
-from ..storage import append_record, fingerprint, read_records
+from ..runtime.tasks import Task, locked
+from ..storage import append_record, fingerprint, load_tensors, read_records, save_tensors
 from .metrics.extractors import load_extractor
 from .metrics.reference import load_reference, shipped_reference
 from .metrics.registry import measure
@@ -37,6 +37,7 @@ def evaluate(
     seed: int = 0,
     extractor: str | None = None,
     reference: str | None = None,
+    keep_in: Path | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Metrics of `n_images` images on noise that no plan was chosen by.
@@ -46,6 +47,7 @@ def evaluate(
         against: the full-precision subject, for paired measures (PSNR, feature distance) on the same noise.
         reference: images or statistics; for shipped subjects and what was made from them the test set's statistics by default, else the
             images of `against`.
+        keep_in: folder that keeps full-precision images for other evaluations.
 
     Returns:
         {metrics: {name: {value, se, halves}}, n_images, steps, seed, extractor, reference, seconds}
@@ -59,6 +61,7 @@ def evaluate(
     sampling = sampling or SamplingConfig()
     lines = sampling.prompt_lines
     measured = load(subject, prompts=lines, device=device, quantized=True)
+    is_quantized = bool(quantized_modules(measured.denoiser))
     densify(measured.denoiser)
     name = extractor or measured.extractor
     if name is None:
@@ -67,12 +70,12 @@ def evaluate(
         )
     extract = load_extractor(name, image_shape=measured.image_shape, device=device)
 
-    def sampled(of: Subject, description: str) -> tuple[torch.Tensor, Features]:
-        images = sample_in_chunks(of.sample, description, sampling, seed=purpose_seed(seed, "evaluate"), n_images=n_images)
+    def sampled(of: Subject, description: str, folder: Path | None) -> tuple[torch.Tensor, Features]:
+        images = _images(of, sampling, purpose_seed(seed, "evaluate"), n_images, description, folder)
         return images, extract(images)
 
-    images, features = sampled(measured, "sampling")
-    paired = sampled(load(against, prompts=lines, device=device), "sampling in full precision") if against is not None else None
+    images, features = sampled(measured, "sampling", None if is_quantized else keep_in)
+    paired = sampled(load(against, prompts=lines, device=device), "sampling in full precision", keep_in) if against is not None else None
 
     def default() -> Any:
         if measured.extractor == "embedded" and extract.name == "embedded":
@@ -92,6 +95,24 @@ def evaluate(
         "reference": f"{target.description}:{target.fingerprint}",
         "seconds": round(clock() - start, 1),
     }
+
+
+def _images(of: Subject, sampling: SamplingConfig, seed: int, n_images: int, description: str, folder: Path | None) -> torch.Tensor:
+    """Sampled now, or kept by an earlier evaluation in `folder`."""
+
+    def make() -> torch.Tensor:
+        return sample_in_chunks(of.sample, description, sampling, seed=seed, n_images=n_images)
+
+    if folder is None:
+        return make()
+    key = fingerprint([of.fingerprint, sampling.identity, sampling.steps, seed, n_images])
+    return Task(
+        f"images of {of.name}",
+        folder / f"{key}.safetensors",
+        make,
+        write=lambda path, images: save_tensors(path, "images", {"images": images}, {"subject": of.fingerprint}),
+        read=lambda path: load_tensors(path, "images")[0]["images"],
+    ).result()
 
 
 def evaluate_plan(
@@ -120,6 +141,7 @@ def evaluate_plan(
         seed=settings.seed,
         extractor=settings.extractor,
         reference=settings.reference,
+        keep_in=run.folder / "images",
         device=run.device,
     )
     as_is = {layer.name: AS_IS for layer in run.subject.layers}

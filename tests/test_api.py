@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 import sedaq
+from sedaq.sensitivity import evaluation
 
 CONFIGS = 12
 REFERENCE = Path(sedaq.__path__[0]) / "models" / "shipped" / "reference" / "test.safetensors"
@@ -35,7 +36,7 @@ def model(folder) -> Path:
 @pytest.fixture(scope="module")
 def run(folder, model) -> sedaq.Run:
     sampling = sedaq.SamplingConfig(steps=2, guidance=None)
-    run = sedaq.Run(folder / "run", model=model, sampling=sampling, images=16, effort="draft", extractor="embedded")
+    run = sedaq.Run(folder / "run", model=model, sampling=sampling, images=16, effort="draft", extractor="embedded", reference=REFERENCE)
     return run.probe(configs=CONFIGS, design="stratified")
 
 
@@ -69,9 +70,30 @@ def test_a_plan_becomes_a_folder_that_diffusers_loads(run, found, folder) -> Non
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
     assert (folder / "small" / "diffusion_pytorch_model.safetensors").stat().st_size == found.plan.size_bytes
-    result = sedaq.evaluate(folder / "small", against=folder / "model", extractor="embedded", reference=REFERENCE, images=16, sampling=sedaq.SamplingConfig(steps=2))
+    result = sedaq.evaluate(
+        folder / "small",
+        against=folder / "model",
+        extractor="embedded",
+        reference=REFERENCE,
+        images=16,
+        sampling=sedaq.SamplingConfig(steps=2),
+    )
     assert result.n_images == 16 and result.metrics["fid"]["value"] > 0 and "psnr" in result.metrics
     assert result.to_dict()["steps"] == 2
+
+
+def test_evaluations_of_a_run_share_full_precision_s_images(run, found, monkeypatch) -> None:
+    sampled = []
+    original = evaluation.sample_in_chunks
+    monkeypatch.setattr(evaluation, "sample_in_chunks", lambda *how, **also: sampled.append(how[1]) or original(*how, **also))
+    rows = [
+        run.evaluate(name, plan, images=16, steps=2)
+        for name, plan in (("full precision", None), ("uniform", found.uniform), ("searched", found.plan))
+    ]
+    assert len(sampled) == 3
+    assert [row["bits_per_weight"] for row in rows] == [32.0, found.uniform.bits_per_weight, found.plan.bits_per_weight]
+    assert "psnr" in rows[1]["metrics"] and "psnr" not in rows[0]["metrics"]
+    assert run.evaluate("uniform", found.uniform, images=16, steps=2) == rows[1] and len(sampled) == 3
 
 
 def test_a_front_rises_and_the_report_is_a_page(run, found) -> None:

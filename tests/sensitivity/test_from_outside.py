@@ -1,4 +1,4 @@
-"""A metric, an extractor and a design that are added from here: each is one row of a table, and the whole flow takes them."""
+"""A metric, an extractor, a design and a baseline that are added from here: each is one row of a table, and the whole flow takes them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import html
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sedaq.reports.report import write_report
+from sedaq.search.baselines import BASELINES
 from sedaq.search.bench import bench_search
 from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.verb import search_front, search_run
@@ -128,3 +130,11 @@ def test_features_kept_before_there_were_other_metrics_are_refused_with_a_remedy
     assert prober.worsening(old, made, "fid")[0] == 0
     with pytest.raises(InputError, match="holds nothing to compare plans by metric 'psnr' with; remove the file"):
         prober.worsening(old, made, "psnr")
+
+
+def test_a_baseline_is_held_against_the_search(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(run)
+    monkeypatch.setitem(BASELINES, "all low", lambda problem, rivals: np.zeros(len(problem.units), dtype=int))  # type: ignore[index]
+    rows = {row["method"]: row for row in bench_search(run, bits=[3.0], methods=["all low"], n_images=16, steps=2, verify=2)}
+    assert set(rows) == {"searched", "uniform", "all low"}
+    assert rows["all low"]["bits_per_weight"] < rows["searched"]["bits_per_weight"]
