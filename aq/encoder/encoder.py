@@ -13,13 +13,13 @@ Shapes: S conv groups (1 for most layers), R = out / S rows each, n coded column
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from ...errors import InputError
+from ...kernels.timing import clock
 from ...models.hessian import Hessian
 from ..encoding import INT8_ZERO, Encoding, expanded_codebooks, stored_codebooks
 from ..formats import Format
@@ -51,6 +51,7 @@ class Effort:
         return max(self.vectors_per_entry * format.n_entries * format.group_size, LEAST_FITTED)
 
     def beam(self, format: Format) -> Beam:
+        """How many hypotheses are kept for a format."""
         return self.one if format.n_codebooks == 1 else self.several
 
 
@@ -119,7 +120,7 @@ def encode_objective(
     provenance: dict[str, str | int | float] | None = None,
 ) -> Encoding:
     """`encode` of a weight that is encoded in several formats: what they have in common is made once."""
-    start = time.perf_counter()
+    start = clock()
     shape = objective.shape
     if format.book and book is None:
         raise InputError(
@@ -134,7 +135,7 @@ def encode_objective(
             format.tensor_specs(shape)  # refuses a format that does not fit
             encoding = _encode_additive(objective, format, parse_effort(effort), seed, book)
         error = objective.relative_error(encoding.dequantize())
-    seconds = round(time.perf_counter() - start, 3)
+    seconds = round(clock() - start, 3)
     return Encoding(format, shape, encoding.tensors, error, {**(provenance or {}), "effort": effort, "seed": seed, "seconds": seconds})
 
 
@@ -153,7 +154,7 @@ def _round_to_int8(objective: Objective) -> Encoding:
 
 
 def _encode_additive(objective: Objective, format: Format, effort: Effort, seed: int, book: Mapping[str, torch.Tensor] | None) -> Encoding:
-    start = time.perf_counter()
+    start = clock()
     rng = torch.Generator().manual_seed(seed)
     parts, rows = objective.parts(format, effort.n_fitted(format), rng)
     tensors = dict(book) if book is not None else stored_codebooks(format, _fit(parts[:1], format, effort, rng, start))
@@ -166,7 +167,7 @@ def fit_book(members: Sequence[Objective], format: Format, *, effort: str = "fas
 
     Every layer counts by its relative error, and is seen through as many rows as its share of the codebooks' needs.
     """
-    start = time.perf_counter()
+    start = clock()
     rng = torch.Generator().manual_seed(seed)
     tried = parse_effort(effort)
     wanted = tried.n_fitted(format) / max(1, len(members))
@@ -197,7 +198,7 @@ def _fit(parts: Sequence[Part], format: Format, effort: Effort, rng: torch.Gener
         gain = 1 - error / best_error if best_error > 0 else 0.0
         if gain > 0:
             best_error, best = error, (stored, [(part.codes, part.scales) for part in parts])
-        if gain < LEAST_GAIN or time.perf_counter() - start > effort.seconds:
+        if gain < LEAST_GAIN or clock() - start > effort.seconds:
             break
     stored, states = best
     for part, (codes, scales) in zip(parts, states, strict=True):

@@ -37,6 +37,7 @@ class Cloud:
 
     @property
     def rows(self) -> native.Rows:
+        """As the C++ loops take them."""
         return self.vectors, self.metric, self.mass
 
     def assign(self, centres: torch.Tensor) -> torch.Tensor:
@@ -69,6 +70,7 @@ class Cloud:
         return self.sums(self.assign(centres), len(centres))
 
     def minus(self, centres: torch.Tensor, codes: torch.Tensor) -> Cloud:
+        """What the centres (K, g) that codes (P, R) name leave of the vectors."""
         return Cloud(self.vectors - centres[codes], self.metric, self.mass)
 
     def up_to_sign(self) -> Cloud:

@@ -38,6 +38,7 @@ class Part:
 
     @property
     def has_codes(self) -> bool:
+        """Whether codes were chosen."""
         return self.codes.numel() > 0
 
     @cached_property

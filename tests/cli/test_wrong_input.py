@@ -271,7 +271,7 @@ def test_tuning_and_rounding_that_contradict(refused: Refused, made: Made) -> No
     assert "--tune-trajectories: got 6" in refused(*target, "--tune-steps", "5", "--tune-trajectories", "6")
     assert "--tune-steps: got -1" in refused(*target, "--tune-steps", "-1")
     for verb in (target, ("search", "--run", made.run, "--bits", "3")):
-        assert "'--activations'" in refused(*verb, "--activations", "5")
+        assert "--activations 5: choose 8 or 6" in refused(*verb, "--activations", "5")
         assert "--activation-schemes: they are for --activations" in refused(*verb, "--activation-schemes", "token")
     search = ("search", "--run", made.run, "--bits", "3", "--activations", "8", "--activation-schemes")
     assert "scheme 'channel' is unknown; choose among token" in refused(*search, "channel")
