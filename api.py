@@ -20,7 +20,7 @@ from torch import nn
 
 from .aq.export import apply as export
 from .aq.export import inspection
-from .aq.plans.menu import ruled_menus
+from .aq.plans.menu import heuristic_menus
 from .aq.plans.plan import Plan
 from .aq.profiling.operations import tokens_of
 from .aq.tuning.settings import TuneConfig
@@ -331,4 +331,4 @@ def inspect(model: Model, plan: Plan | str | Path | None = None, *, exclude: Seq
     planned = Plan.load(plan) if isinstance(plan, str | Path) else plan
     if planned is not None:
         planned.validate(subject)
-    return inspection.inspect(subject, ruled_menus(subject), planned, tokens_of(subject) if planned else None)
+    return inspection.inspect(subject, heuristic_menus(subject), planned, tokens_of(subject) if planned else None)

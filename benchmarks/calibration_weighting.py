@@ -15,7 +15,7 @@ from typing import Any
 from results import keep
 
 import sedaq
-from sedaq.aq.plans.menu import ruled_menus
+from sedaq.aq.plans.menu import heuristic_menus
 from sedaq.aq.plans.store import EncodingStore
 from sedaq.models.calibration import WEIGHTINGS
 from sedaq.models.sampling import SamplingConfig
@@ -44,7 +44,7 @@ def main() -> None:
             return images, extract(images)  # noqa: B023
 
         full_precision = {seed: Sample(*sampled(seed), reference) for seed in arguments.seeds}
-        menus = ruled_menus(subject, [arguments.rate])
+        menus = heuristic_menus(subject, [arguments.rate])
         for weighting in WEIGHTINGS:
             with tempfile.TemporaryDirectory() as folder:
                 calibration = {"seed": 0, "n_images": 64, "steps": arguments.steps, "weighting": weighting}

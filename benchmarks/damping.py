@@ -15,7 +15,7 @@ from results import keep
 
 import sedaq
 from sedaq.aq.encoder import encoder, objective
-from sedaq.aq.plans.menu import ruled_menus
+from sedaq.aq.plans.menu import heuristic_menus
 from sedaq.models.calibration import calibrate
 from sedaq.models.sampling import SamplingConfig
 
@@ -30,7 +30,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in ("mnist-dit", "mnist-unet"):
         subject = sedaq.load(name)
-        menus = ruled_menus(subject, [arguments.rate])
+        menus = heuristic_menus(subject, [arguments.rate])
         layers = subject.layers[:: arguments.every]
         seen = dict(calibrate(subject, layers, n_images=64, sampling=SamplingConfig(steps=10), seed=0))
         other = dict(calibrate(subject, layers, n_images=256, sampling=SamplingConfig(steps=10), seed=1))

@@ -19,7 +19,7 @@ from sensitivity_scale import N_LAYERS, RATES, SEED, synthetic
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from sedaq.aq.plans.menu import Entry, ruled_menus
+from sedaq.aq.plans.menu import Entry, heuristic_menus
 from sedaq.kernels.timing import clock
 from sedaq.models.subject import Subject
 from sedaq.progress import shown
@@ -88,7 +88,7 @@ def main() -> None:
     with threadpool_limits(1), shown():
         predictor = Predictor.fit("fid", probes, error_of=error_of, seed=SEED)
         subject = model(list(probes.table.names))
-        rows = rows_of(Search.of(subject, ruled_menus(subject), predictor, {}))
+        rows = rows_of(Search.of(subject, heuristic_menus(subject), predictor, {}))
         for folder in arguments.runs:
             run = Run.open(folder)
             rows += rows_of(Search.of(run.subject, run.menus, load_predictor(run), {}))

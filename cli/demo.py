@@ -10,8 +10,8 @@ import click
 from . import options
 
 SUBJECT, BITS = "mnist-dit", 2.0
-N_CONFIGS, TUNE_STEPS, N_IMAGES = 36, 240, 1000
-FRONT_BITS = (1.5, 2.0, 2.5, 3.0, 4.0)
+N_CONFIGS, TUNE_STEPS, N_IMAGES = 16, 200, 1000  # with 16 probes the predictor orders plans as well as their noise allows
+FRONT_BITS, FRONT_IMAGES = (1.5, 2.0, 3.0, 4.0), 256
 
 
 @click.command(help=f"Fit {SUBJECT} into {BITS:g} bits a weight: probe, fit, search, apply, evaluate, report. Run again, it resumes.")
@@ -32,8 +32,8 @@ def command(out: Path, fresh: bool, device: str) -> None:
     with shown():
         run = Run(out, SUBJECT, device=device).probe(N_CONFIGS)
         run.fit()
-        run.front(FRONT_BITS, verify=2)
-        found = run.search(Budget(bits=BITS), verify=8, out=out / "plans" / "plan.json")
+        run.front(FRONT_BITS, verify=2, images=FRONT_IMAGES)
+        found = run.search(Budget(bits=BITS), verify=5, out=out / "plans" / "plan.json")
         found.uniform.save(out / "plans" / "uniform.json")
         rows = [
             run.evaluate("full precision", None, images=N_IMAGES),

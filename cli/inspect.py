@@ -25,7 +25,7 @@ from . import options
 @options.as_json
 def command(subject: str, plan: Path | None, run_folder: Path | None, exclude: tuple[str, ...], as_json: bool) -> None:
     from ..aq.export.inspection import inspect
-    from ..aq.plans.menu import ruled_menus
+    from ..aq.plans.menu import heuristic_menus
     from ..aq.plans.plan import Plan
     from ..aq.profiling.operations import tokens_of
     from ..models.loading import load
@@ -40,7 +40,7 @@ def command(subject: str, plan: Path | None, run_folder: Path | None, exclude: t
         planned = Plan.load(plan) if plan else None
         if planned:
             planned.validate(loaded)
-        result = inspect(loaded, run.menus if run else ruled_menus(loaded), planned, tokens_of(loaded) if planned else None)
+        result = inspect(loaded, run.menus if run else heuristic_menus(loaded), planned, tokens_of(loaded) if planned else None)
     if as_json:
         options.print_json(result)
     else:

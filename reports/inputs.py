@@ -37,7 +37,7 @@ class RunData:
     plan: Plan | None = None
     plan_name: str = ""  # where the plan comes from, for people
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # the last record of each name
-    contest: dict[str, Any] | None = None  # searched plans beside what others do, {rows, conditions} of `sedaq bench search`
+    comparison: dict[str, Any] | None = None  # searched plans beside what others do, {rows, conditions} of `sedaq bench search`
     tunings: list[dict[str, Any]] = field(default_factory=list)  # the last record of each name that `sedaq apply` wrote
     grids: dict[str, torch.Tensor] = field(default_factory=dict)  # (n, C, H, W) in [0, 1], by variant
 
@@ -112,7 +112,7 @@ def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None) -> R
         plan=plan,
         plan_name=plan_name,
         evaluations=list(latest.values()),
-        contest=read_json(folder / "contest.json", "contest") if (folder / "contest.json").exists() else None,
+        comparison=read_json(folder / "contest.json", "contest") if (folder / "contest.json").exists() else None,
         tunings=_read_tunings(folder / "tunings.jsonl"),
         grids=_stored_grids(folder / "figures" / "grids.safetensors") if grids is None else checked_grids(grids),
     )

@@ -17,10 +17,10 @@ MOST_NAMED = 6  # layers in a sentence
 
 def contest_table(data: RunData) -> pd.DataFrame:
     """One row a budget and method: sizes, the mean of the metric over the seeds, and its excess and differences with 95 % intervals."""
-    assert data.contest is not None
+    assert data.comparison is not None
     metric = _metric(data)
     rows = []
-    for row in data.contest["rows"]:
+    for row in data.comparison["rows"]:
         flat: dict[str, Any] = {key: row[key] for key in ("bits", "method", "bits_per_weight", "size_bytes", metric.name)}
         for name in ("excess", "over_uniform", "over_searched"):
             flat |= {name: row[name]["value"], f"{name}_low": row[name]["ci"][0], f"{name}_high": row[name]["ci"][1]}
@@ -30,12 +30,12 @@ def contest_table(data: RunData) -> pd.DataFrame:
 
 def _metric(data: RunData) -> Metric:
     """Of the comparison, which an earlier fit may have made by another metric."""
-    assert data.contest is not None
-    return metric_of(data.contest["conditions"].get("metric", DEFAULT))
+    assert data.comparison is not None
+    return metric_of(data.comparison["conditions"].get("metric", DEFAULT))
 
 
 @styled
-def contest(data: RunData) -> Figure:
+def method_comparison(data: RunData) -> Figure:
     """Excess over full precision of every method at every budget, the best of a budget on top."""
     table = contest_table(data).sort_values(["bits", "excess"])
     budgets = list(dict.fromkeys(table["bits"]))
@@ -71,8 +71,8 @@ def contest(data: RunData) -> Figure:
 
 
 def contest_caption(data: RunData) -> str:
-    assert data.contest is not None
-    ways = data.contest["conditions"]
+    assert data.comparison is not None
+    ways = data.comparison["conditions"]
     return (
         f"Plans of equal bytes with the same encodings, {count(ways['n_images'])} images at {count(ways['steps'])} steps from each of "
         f"{count(ways['seeds'])} noise seeds that nothing was chosen on; lines are 95 % intervals of the difference to full precision on equal noise. {_beaten(data)}"

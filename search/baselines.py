@@ -1,6 +1,6 @@
 """What others do for a budget, on the same encodings and at the same bytes: what a search has to beat.
 
-Each takes a Rivals and a problem whose budgets are the bytes that the uniform plan really uses, and gives a choice within them.
+Each takes a BaselineInputs and a problem whose budgets are the bytes that the uniform plan really uses, and gives a choice within them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HIGH_RATE = 8.0  # what the first and the last layer get by the rule
 
 
 @dataclass(frozen=True)
-class Rivals:
+class BaselineInputs:
     """What the baselines know, costs by layer and entry.
 
     alone: measured excess with this entry in this layer and full precision in all others; None where it was not measured.
@@ -90,13 +90,13 @@ def random_choice(problem: Problem, seed: int, index: int) -> Choice:
     return repair(noisy, rng.integers(0, problem.n_options), fallback=solve_exact(noisy)[0])
 
 
-BASELINES: Mapping[str, Callable[[Problem, Rivals], Choice | None]] = {
-    UNIFORM: lambda problem, rivals: uniform_choice(problem, seed=rivals.seed),
-    "weight-error knapsack": lambda problem, rivals: knapsack(problem, rivals.weight_error),
-    "Hessian-error knapsack": lambda problem, rivals: knapsack(problem, rivals.hessian_error),
-    "one-at-a-time greedy": lambda problem, rivals: None if rivals.alone is None else greedy(problem, rivals.alone),
-    "learnt scores with bit price": lambda problem, rivals: bit_price(problem, rivals.learnt),
-    "first and last high": lambda problem, rivals: ends_high(problem, rivals.seed),
+BASELINES: Mapping[str, Callable[[Problem, BaselineInputs], Choice | None]] = {
+    UNIFORM: lambda problem, inputs: uniform_choice(problem, seed=inputs.seed),
+    "weight-error knapsack": lambda problem, inputs: knapsack(problem, inputs.weight_error),
+    "Hessian-error knapsack": lambda problem, inputs: knapsack(problem, inputs.hessian_error),
+    "one-at-a-time greedy": lambda problem, inputs: None if inputs.alone is None else greedy(problem, inputs.alone),
+    "learnt scores with bit price": lambda problem, inputs: bit_price(problem, inputs.learnt),
+    "first and last high": lambda problem, inputs: ends_high(problem, inputs.seed),
 }
 
 

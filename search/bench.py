@@ -23,7 +23,7 @@ from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import Probes, excess, read_probes
 from ..sensitivity.run import Run, probe_journal
 from ..storage import read_json, write_json
-from .baselines import BASELINES, UNIFORM, Cost, Rivals, mean_contributions, random_choice
+from .baselines import BASELINES, UNIFORM, BaselineInputs, Cost, mean_contributions, random_choice
 from .engine import Search
 from .problem import Choice, Problem
 from .uniform import uniform_choice
@@ -34,7 +34,7 @@ SEEDS = 3
 
 
 @dataclass(frozen=True)
-class Contest:
+class Comparison:
     """The plans of every method at one budget, and the searched plan's own verification."""
 
     bits: float
@@ -74,13 +74,15 @@ def bench_search(
     if unknown:
         raise InputError(f"method {unknown[0]!r} is unknown; choose among {', '.join(BASELINES)}")
     predictor = load_predictor(run)
-    metric, rivals = predictor.metric, rivals_of(run, predictor.metric)
+    metric, inputs = predictor.metric, baseline_inputs(run, predictor.metric)
     with Measurer(Prober(run), executor) as measurer, verification(run, predictor, verify, executor=executor) as verifying:
         options = {"verification": verifying, "encoding": run.store.identity, "seed": run.settings.seed}
         search = Search.of(run.subject, run.menus, predictor, options)
-        contests = [contest(run, search, rivals, rate, methods, n_random, measurer) for rate in track(list(bits), "plans of each method")]
+        comparisons = [
+            compare_methods(run, search, inputs, rate, methods, n_random, measurer) for rate in track(list(bits), "plans of each method")
+        ]
     full = {layer.name: AS_IS for layer in run.subject.layers}
-    wanted = [full, *(plan for contest in contests for plan in contest.plans.values())]
+    wanted = [full, *(plan for comparison in comparisons for plan in comparison.plans.values())]
     purposes = [f"bench {seed}" for seed in range(1, SEEDS + 1)]
     prober = Prober(run, split="test")
     distinct = {_named(plan): plan for plan in wanted}
@@ -89,7 +91,7 @@ def bench_search(
         measured_tasks = track(measurer.measure(tasks), "measuring", len(tasks))
         found = {(tasks[index].purpose, _named(tasks[index].formats)): measurement for index, measurement in measured_tasks}
     rows: list[dict[str, Any]] = []
-    for one in contests:
+    for one in comparisons:
         for method, plan in one.plans.items():
             measured = {name: [found[purpose, _named(other)] for purpose in purposes] for name, other in _against(plan, full, one)}
             own = measured.pop("own")
@@ -123,7 +125,7 @@ def _named(plan: Mapping[str, Format]) -> str:
     return " ".join(f"{name}={format}" for name, format in plan.items())
 
 
-def _against(plan: dict[str, Format], full: dict[str, Format], one: Contest) -> list[tuple[str, dict[str, Format]]]:
+def _against(plan: dict[str, Format], full: dict[str, Format], one: Comparison) -> list[tuple[str, dict[str, Format]]]:
     return [("own", plan), ("excess", full), ("over_uniform", one.plans[UNIFORM]), ("over_searched", one.plans[SEARCHED])]
 
 
@@ -135,21 +137,23 @@ def mean_worsening(prober: Prober, a: Sequence[Measurement], b: Sequence[Measure
     return {"value": float(mean), "ci": [float(mean - low), float(mean + high)]}
 
 
-def contest(run: Run, search: Search, rivals: Rivals, bits: float, methods: Sequence[str], n_random: int, measurer: Measurer) -> Contest:
+def compare_methods(
+    run: Run, search: Search, inputs: BaselineInputs, bits: float, methods: Sequence[str], n_random: int, measurer: Measurer
+) -> Comparison:
     """Every method's plan within the bytes that uniform really uses."""
     problem = search.problem.bounded(bits=bits)
-    uniform = uniform_choice(problem, seed=rivals.seed)
+    uniform = uniform_choice(problem, seed=inputs.seed)
     tight = problem.within(problem.like(uniform, "weight_bytes", "file_bytes"))
     # Not the table's uniform within its own bytes: where codebooks are shared, a plan on the way to it may have more bytes than it has.
     plans = {UNIFORM: problem.formats(uniform)}
     for name, method in BASELINES.items():
-        choice = method(tight, rivals) if name in methods and name != UNIFORM else None
+        choice = method(tight, inputs) if name in methods and name != UNIFORM else None
         if choice is not None:
             plans[name] = tight.formats(choice)
     if n_random:
-        plans[RANDOM] = tight.formats(best_of_random(run, tight, rivals.seed, n_random, measurer, search.predictor.metric))
+        plans[RANDOM] = tight.formats(best_of_random(run, tight, inputs.seed, n_random, measurer, search.predictor.metric))
     found, _ = search.find({"bits_per_weight": bits}, n_trials=search.n_trials)
-    return Contest(bits, {SEARCHED: found.plan.formats, **plans}, found.solver)
+    return Comparison(bits, {SEARCHED: found.plan.formats, **plans}, found.solver)
 
 
 def best_of_random(run: Run, problem: Problem, seed: int, n: int, measurer: Measurer, metric: str) -> Choice:
@@ -163,11 +167,11 @@ def best_of_random(run: Run, problem: Problem, seed: int, n: int, measurer: Meas
 # -- what the baselines know -------------------------------------------------------------------------------------------------------------
 
 
-def rivals_of(run: Run, metric: str = DEFAULT) -> Rivals:
+def baseline_inputs(run: Run, metric: str = DEFAULT) -> BaselineInputs:
     """What the baselines know from the run's layers and probes, by a metric."""
     statistics = LayerStatistics(run)
     probes = read_probes(run, metric, statistics=statistics)
-    return Rivals(
+    return BaselineInputs(
         weight_error=lambda name, entry: statistics.of_entry(name, entry).weight_error,
         hessian_error=lambda name, entry: statistics.of_entry(name, entry).error,
         learnt=learnt_scores(probes, run.settings.seed),

@@ -223,23 +223,25 @@ class Search:
         search` give figures on other noise.
         """
         most = verification.n - 1
-        rivals = self._rivals(problem, uniform, solution)
-        wanted = rivals[: min(most, ROUND)]
+        contenders = self._contenders(problem, uniform, solution)
+        wanted = contenders[: min(most, ROUND)]
         reference, *found = verification.measure([problem.formats(choice) for choice in (uniform, *_choices(wanted))])
         measured: dict[Candidate, Any] = dict(zip(wanted, found, strict=True))
         while len(measured) < most:
             if verification.refit is not None:
                 refitted = replace(self, predictor=verification.refit([reference, *measured.values()]))
                 again = refitted.problem.within(problem.budgets)
-                rivals = refitted._rivals(again, uniform, refitted._solve(again, uniform, 0, _choices(measured)))
-            known = {rival.choice for rival in measured}
-            wanted = [rival for rival in rivals if rival.choice not in known][: min(most - len(measured), ROUND)]
+                contenders = refitted._contenders(again, uniform, refitted._solve(again, uniform, 0, _choices(measured)))
+            known = {contender.choice for contender in measured}
+            wanted = [contender for contender in contenders if contender.choice not in known][: min(most - len(measured), ROUND)]
             if not wanted:
                 break
             measured |= zip(wanted, verification.measure([problem.formats(choice) for choice in _choices(wanted)]), strict=True)
-        differences = {rival: verification.prober.worsening(found, reference, self.predictor.metric) for rival, found in measured.items()}
+        differences = {
+            contender: verification.prober.worsening(found, reference, self.predictor.metric) for contender, found in measured.items()
+        }
         uniform_measured = verification.content(reference)
-        best = min(differences, key=lambda rival: differences[rival][0], default=None)
+        best = min(differences, key=lambda contender: differences[contender][0], default=None)
         if best is not None and differences[best][0] < 0:
             return _Verdict(
                 np.array(best.choice), best.found_by, verification.content(measured[best]), uniform_measured, differences[best][1:], ()
@@ -251,7 +253,7 @@ class Search:
         note = f"no searched plan is better than uniform, which is handed out: {why}"
         return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
 
-    def _rivals(self, problem: Problem, uniform: Choice, solution: Solution) -> list[Candidate]:
+    def _contenders(self, problem: Problem, uniform: Choice, solution: Solution) -> list[Candidate]:
         """The candidates to measure: the best, then those that members of the ensemble would choose, then the next by score; distinct, other than
         uniform, their files no larger than its file."""
         tight = problem.within(self._bytes_of(problem, uniform))
@@ -261,7 +263,7 @@ class Search:
             distinct.setdefault(candidate.choice, candidate)
         distinct.pop(tuple(map(int, uniform)), None)
         real = self._plan(problem, uniform).size_bytes
-        return [rival for rival in distinct.values() if self._plan(problem, np.array(rival.choice)).size_bytes <= real]
+        return [contender for contender in distinct.values() if self._plan(problem, np.array(contender.choice)).size_bytes <= real]
 
 
 def _choices(candidates: Iterable[Candidate]) -> list[Choice]:

@@ -26,10 +26,10 @@ RAISED = {8: 16, 6: 8}  # bits that sensitive layers get instead
 SHARE = 0.05  # of all multiply-adds that may be raised
 REAL_IS_WORTH = 4.0  # arithmetic of 8 bits may cost as much error as a bit does; then it is preferred to what is simulated
 
-Damages = dict[str, dict[Activation, float]]
+OutputErrors = dict[str, dict[Activation, float]]
 
 
-def measured(subject: Subject, choices: Sequence[Activation], *, sampling: SamplingConfig | None = None, seed: int = 0) -> Damages:
+def measured(subject: Subject, choices: Sequence[Activation], *, sampling: SamplingConfig | None = None, seed: int = 0) -> OutputErrors:
     """What rounding the inputs of one layer alone does to the denoiser: E‖ε̂ − ε‖² / E‖ε‖² over its own calls, for every layer and choice.
 
     Takes one forward pass of N_ROWS calls a layer and choice.
@@ -46,7 +46,7 @@ def measured(subject: Subject, choices: Sequence[Activation], *, sampling: Sampl
             return torch.cat([answer_of(subject.denoiser(**call)).double() for call in calls])
 
     exact = answer()
-    found: Damages = {name: {} for name in names}
+    found: OutputErrors = {name: {} for name in names}
     for name in track(names, "activations of each layer"):
         for choice, inputs in zip(choices, ready, strict=True):
             with attached(subject.denoiser, *inputs.of({name}).modules(subject.denoiser)):
@@ -63,24 +63,24 @@ def candidates(bits: int, schemes: Sequence[str] | None, *, has_timestep: bool) 
     return [Activation(b, name) for b in (bits, raised) if b <= 8 for name in allowed]
 
 
-def best_scheme(damages: Mapping[Activation, float], bits: int) -> Activation:
-    """The least damage of those with so many bits; arithmetic of 8 bits where it is not far behind."""
-    of_bits = {choice: damage for choice, damage in damages.items() if choice.bits == bits}
+def best_scheme(errors: Mapping[Activation, float], bits: int) -> Activation:
+    """The least error of those with so many bits; arithmetic of 8 bits where it is not far behind."""
+    of_bits = {choice: error for choice, error in errors.items() if choice.bits == bits}
     least = min(of_bits, key=lambda choice: of_bits[choice])
     real = next((choice for choice in of_bits if choice.is_real), None)
     return real if real is not None and of_bits[real] <= REAL_IS_WORTH * of_bits[least] else least
 
 
-def chosen(damages: Damages, multiply_adds: Mapping[str, int], bits: int, share: float = SHARE) -> dict[str, Activation]:
+def chosen(errors: OutputErrors, multiply_adds: Mapping[str, int], bits: int, share: float = SHARE) -> dict[str, Activation]:
     """Every layer at `bits` by its best scheme, but for those that gain most by being raised: at most `share` of all multiply-adds.
 
-    The choice is the exact optimum of the summed damages (a knapsack). Layers that stay as they are have no entry.
+    The choice is the exact optimum of the summed errors (a knapsack). Layers that stay as they are have no entry.
     """
-    names = list(damages)
-    low = {name: best_scheme(damages[name], bits) for name in names}
+    names = list(errors)
+    low = {name: best_scheme(errors[name], bits) for name in names}
     raised = RAISED[bits]
-    high = {name: None if raised == 16 else best_scheme(damages[name], raised) for name in names}
-    gains = np.array([damages[name][low[name]] - (damages[name][up] if (up := high[name]) else 0.0) for name in names])
+    high = {name: None if raised == 16 else best_scheme(errors[name], raised) for name in names}
+    gains = np.array([errors[name][low[name]] - (errors[name][up] if (up := high[name]) else 0.0) for name in names])
     weights = np.array([multiply_adds[name] for name in names], dtype=float)
     # The solver's tolerances are absolute: both sides are brought to 1.
     scaled, room = gains / max(gains.max(), 1e-300), LinearConstraint(weights / weights.sum(), -np.inf, share)
@@ -116,11 +116,11 @@ def choose(
     path = None if keep_in is None else keep_in / f"{key}.json"
     if path is not None and path.exists():
         rows = read_json(path, "activations")["damages"]
-        damages = {name: {Activation(b, scheme): damage for b, scheme, damage in of} for name, of in rows.items()}
+        errors = {name: {Activation(b, scheme): error for b, scheme, error in of} for name, of in rows.items()}
     else:
-        damages = measured(subject, wanted, sampling=sampling, seed=seed)
+        errors = measured(subject, wanted, sampling=sampling, seed=seed)
         if path is not None:
-            rows = {name: [[c.bits, c.scheme, damage] for c, damage in of.items()] for name, of in damages.items()}
+            rows = {name: [[c.bits, c.scheme, error] for c, error in of.items()] for name, of in errors.items()}
             write_json(path, "activations", {"damages": rows})
     tokens = tokens_of(subject)
-    return chosen(damages, {layer.name: layer.n_weights * tokens[layer.name] for layer in subject.layers}, bits)
+    return chosen(errors, {layer.name: layer.n_weights * tokens[layer.name] for layer in subject.layers}, bits)

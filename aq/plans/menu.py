@@ -105,17 +105,17 @@ def candidates(rate: float, shapes: tuple[tuple[int, ...], ...], limit: int) -> 
     """
     fitting = (_longest_code(kind, rate, shapes) for kind in _kinds(math.prod(shapes[0][2:])))
     n_weights = sum(math.prod(shape) for shape in shapes)
-    ranked = sorted((f for f in fitting if f is not None), key=lambda f: promise(f, n_weights), reverse=True)
+    ranked = sorted((f for f in fitting if f is not None), key=lambda f: predicted_bits(f, n_weights), reverse=True)
     chosen: dict[tuple[int, str], Format] = {}
     for format in ranked:  # what the rule knows least is how many codebooks pay: the best of each number
         chosen.setdefault((format.n_codebooks, format.grouping), format)
     groupings = dict.fromkeys(format.grouping for format in chosen.values())
     share = math.ceil(limit / max(1, len(groupings)))  # a convolution gets both groupings looked at
     best = [format for grouping in groupings for format in [f for f in chosen.values() if f.grouping == grouping][:share]]
-    return tuple(sorted(best, key=lambda f: promise(f, n_weights), reverse=True)[:limit])
+    return tuple(sorted(best, key=lambda f: predicted_bits(f, n_weights), reverse=True)[:limit])
 
 
-def promise(format: Format, n_weights: int) -> float:
+def predicted_bits(format: Format, n_weights: int) -> float:
     """Bits per weight of scalars that it is thought to be worth in a layer of so many weights."""
     gain = _GAINS[format.n_codebooks, format.code_bits]["_mh".index(format.structure or "_")]
     own = _GAIN_OF_A_NUMBER * format.n_codebooks * format.n_stored_entries * format.group_size / n_weights
@@ -141,7 +141,7 @@ def cheapest(shape: tuple[int, ...]) -> Format:
         for kind in kinds
         for g in (4, 8, 16)
     ]
-    return min(formats, key=lambda format: (format.size_bytes(shape), -promise(format, math.prod(shape))))
+    return min(formats, key=lambda format: (format.size_bytes(shape), -predicted_bits(format, math.prod(shape))))
 
 
 def header_bytes(specs: Mapping[str, TensorSpec], total_bytes: int) -> int:
@@ -196,7 +196,7 @@ def _ascending(entries: Iterator[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda e: e.size_bytes)
 
 
-def ruled_menus(subject: Subject, rates: Sequence[float] = RATES) -> dict[str, tuple[Entry, ...]]:
+def heuristic_menus(subject: Subject, rates: Sequence[float] = RATES) -> dict[str, tuple[Entry, ...]]:
     """The menu of every eligible layer by the rule alone: what is on it before anything was measured."""
     menus = {}
     for layer in subject.layers:

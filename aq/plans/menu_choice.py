@@ -24,7 +24,7 @@ from ...storage import fingerprint
 from ..encoder.encoder import encode_objective
 from ..encoder.objective import Objective
 from ..formats import Format
-from .menu import Entry, candidates, cheapest, layer_menu, promise, slowness
+from .menu import Entry, candidates, cheapest, layer_menu, predicted_bits, slowness
 from .store import ALONE_ABOVE, EncodingStore, book_name
 
 N_OWN = 3  # formats tried for a layer and rate
@@ -137,9 +137,9 @@ def shared_choice(store: EncodingStore, members: Sequence[Layer], rate: float, o
     def make() -> dict[str, Any]:
         chosen, gain = None, None
         before = [own[layer.name][rate] for layer in members]
-        owned = [promise(format, layer.n_weights) for (format, _), layer in zip(before, members, strict=True)]
+        owned = [predicted_bits(format, layer.n_weights) for (format, _), layer in zip(before, members, strict=True)]
         format = _candidate(rate, members)
-        if format and promise(format, sum(layer.n_weights for layer in members)) >= sum(owned) / len(owned) + WORTH_SHARING:
+        if format and predicted_bits(format, sum(layer.n_weights for layer in members)) >= sum(owned) / len(owned) + WORTH_SHARING:
             format = replace(format, book=name)
             book = store.fit_book(format, effort=_EFFORT)
             errors = [

@@ -1,4 +1,4 @@
-"""How codes move: the V step and its rivals.
+"""How codes move: the V step and others.
 
 A layer's straight-through buffer u sums the steps that gradients ask for; codes can only go where sums of codewords are.
 """

@@ -65,6 +65,20 @@ def fast_menus(results: Results) -> str:
     )
 
 
+def menu_candidates(results: Results) -> str:
+    """What it costs to try fewer formats for a layer and rate."""
+    return table(
+        results.rows("menu_candidates"),
+        {
+            "": lambda row: row["model"],
+            "formats tried for a rate": lambda row: count(row["limit"]),
+            "drafts": lambda row: count(row["drafts"]),
+            "mean rise of the error": lambda row: percent(row["mean_rise"], 2),
+            "largest rise": lambda row: percent(row["max_rise"], 1),
+        },
+    )
+
+
 def format_gains(results: Results) -> str:
     """Gain over scalars by structure: free, mirrored, hierarchical codebooks."""
     rows = {row["format"]: row for row in results.rows("format_gains")}
@@ -87,4 +101,4 @@ def groupings(results: Results) -> str:
     return lay_out(["layer", *formats], lines)
 
 
-TABLES = (equal_bytes, menu_seconds, menu_errors, fast_menus, format_gains, groupings)
+TABLES = (equal_bytes, menu_seconds, menu_errors, fast_menus, menu_candidates, format_gains, groupings)

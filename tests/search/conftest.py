@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sedaq.aq.formats import Format
-from sedaq.aq.plans.menu import Entry, ruled_menus
+from sedaq.aq.plans.menu import Entry, heuristic_menus
 from sedaq.models.subject import Subject
 from sedaq.search.problem import Problem, Unit
 from sedaq.sensitivity.metrics.registry import metric_of
@@ -113,7 +113,7 @@ def subject() -> Subject:
 
 @pytest.fixture(scope="session")
 def menu(subject: Subject) -> dict[str, tuple[Entry, ...]]:
-    return ruled_menus(subject)
+    return heuristic_menus(subject)
 
 
 @pytest.fixture

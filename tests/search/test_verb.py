@@ -11,7 +11,7 @@ import pytest
 from sedaq.aq.activations.quantizer import SCHEMES, Activation
 from sedaq.aq.export.apply import pipeline_bytes
 from sedaq.aq.formats import AS_IS
-from sedaq.aq.plans.menu import ruled_menus
+from sedaq.aq.plans.menu import heuristic_menus
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 from sedaq.search.engine import SearchResult
@@ -28,7 +28,7 @@ def run(pipeline_folder) -> Any:
 
 @pytest.fixture
 def find(run):
-    menus, predictor = ruled_menus(run.subject), FakePredictor({})
+    menus, predictor = heuristic_menus(run.subject), FakePredictor({})
 
     def find(size_bytes: int, verified: bool) -> SearchResult:
         return find_plan(run.subject, menus, predictor, size_bytes=size_bytes, solver="exact")
@@ -79,7 +79,7 @@ def test_what_cannot_be_is_refused(run, find) -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_budgets_hold_with_the_ranges_of_rounded_inputs(scheme, run) -> None:
-    menus, predictor = ruled_menus(run.subject), FakePredictor({})
+    menus, predictor = heuristic_menus(run.subject), FakePredictor({})
     activations = {layer.name: Activation(8, scheme) for layer in run.subject.layers}
     plain = find_plan(run.subject, menus, predictor, size_bytes=40_000, solver="exact").plan
     found = find_plan(run.subject, menus, predictor, size_bytes=40_000, solver="exact", activations=activations)

@@ -114,9 +114,9 @@ def test_verification_and_comparison_decide_by_the_metric_that_was_fitted(run: R
 
 def figure_text(run: Run) -> str:
     from sedaq.reports.inputs import read_run
-    from sedaq.reports.search_figures import contest
+    from sedaq.reports.search_figures import method_comparison
 
-    return contest(read_run(run.folder)).axes[0].get_xlabel()
+    return method_comparison(read_run(run.folder)).axes[0].get_xlabel()
 
 
 def test_features_kept_before_there_were_other_metrics_are_refused_with_a_remedy(run: Run) -> None:
@@ -134,7 +134,7 @@ def test_features_kept_before_there_were_other_metrics_are_refused_with_a_remedy
 
 def test_a_baseline_is_held_against_the_search(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fit(run)
-    monkeypatch.setitem(BASELINES, "all low", lambda problem, rivals: np.zeros(len(problem.units), dtype=int))  # type: ignore[index]
+    monkeypatch.setitem(BASELINES, "all low", lambda problem, inputs: np.zeros(len(problem.units), dtype=int))  # type: ignore[index]
     rows = {row["method"]: row for row in bench_search(run, bits=[3.0], methods=["all low"], n_images=16, steps=2, verify=2)}
     assert set(rows) == {"searched", "uniform", "all low"}
     assert rows["all low"]["bits_per_weight"] < rows["searched"]["bits_per_weight"]

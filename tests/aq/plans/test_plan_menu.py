@@ -17,7 +17,7 @@ from torch import nn
 
 from sedaq.aq.activations.quantizer import Activation
 from sedaq.aq.formats import AS_IS, INT8, Format
-from sedaq.aq.plans.menu import RATES, candidates, cheapest, entry, layer_menu, promise, ruled_menus
+from sedaq.aq.plans.menu import RATES, candidates, cheapest, entry, heuristic_menus, layer_menu, predicted_bits
 from sedaq.aq.plans.plan import SAFETENSORS_METADATA, Plan, file_bytes, tensor_specs, weight_bits
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
@@ -67,7 +67,7 @@ def test_candidates_are_within_their_rate_and_the_most_promising_first(rate, sha
         assert format.fits(shape) and format.bits_per_weight(shape) <= rate and not format.book
     if min(shape[:2]) >= 128:  # where overhead is small, the rate is put to use
         assert found[0].bits_per_weight(shape) > 0.75 * rate
-    promised = [promise(format, math.prod(shape)) for format in found]
+    promised = [predicted_bits(format, math.prod(shape)) for format in found]
     assert promised == sorted(promised, reverse=True)
     if len(shape) == 2:  # convolutions keep a place for each grouping
         assert candidates(rate, (shape,), 3) == found[:3]
@@ -96,7 +96,7 @@ def test_layers_that_share_are_within_the_rate_together(shapes, rate, limit):
 def test_sharing_affords_more_than_each_layer_alone():
     shape = (48, 48)
     alone, together = candidates(2.0, (shape,), 1)[0], candidates(2.0, (shape,) * 12, 1)[0]
-    assert promise(together, 12 * math.prod(shape)) > promise(alone, math.prod(shape)) + 0.05
+    assert predicted_bits(together, 12 * math.prod(shape)) > predicted_bits(alone, math.prod(shape)) + 0.05
 
 
 @pytest.mark.parametrize("shape", [(128, 1), (3, 5), (1, 1), (7, 2, 3, 3)])
@@ -110,14 +110,14 @@ def test_a_layer_that_no_format_fits_takes_its_cheapest():
     denoiser = nn.Sequential(nn.Linear(1, 128))
     subject = Subject(denoiser, sample=lambda **_: torch.zeros(1, 1, 1, 1), name="m", stored_dtypes={"0.weight": torch.float32})
     assert not any(candidates(rate, ((128, 1),), 4) for rate in RATES)
-    first, *others = ruled_menus(subject)["0"]
+    first, *others = heuristic_menus(subject)["0"]
     assert (first.format, first.rate) == (cheapest((128, 1)), RATES[0])
     assert [str(entry.format) for entry in others] == ["int8", "asis"], "one format, once"
 
 
 @pytest.mark.parametrize("rates", [RATES, (2.0,), (4.0, 1.5)])
 def test_menus_ascend_from_the_rates_over_int8_to_as_is(subject, rates):
-    menus = ruled_menus(subject, rates)
+    menus = heuristic_menus(subject, rates)
     assert list(menus) == [layer.name for layer in subject.layers]
     for name, entries in menus.items():
         layer = subject.layer(name)
@@ -163,7 +163,7 @@ def test_entries_and_the_rest_bound_the_real_file(data):
     widths = data.draw(st.lists(st.integers(1, 40), min_size=2, max_size=5))
     denoiser = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)), nn.LayerNorm(widths[-1]))
     subject = Subject(denoiser, sample=lambda **_: torch.zeros(1, 1, 1, 1), name="m", stored_dtypes={"0.weight": torch.float16})
-    menus, formats, total = ruled_menus(subject), {}, 0
+    menus, formats, total = heuristic_menus(subject), {}, 0
     for layer in subject.layers:
         choice = data.draw(
             st.sampled_from([*menus[layer.name], entry(subject, layer, INT8), entry(subject, layer, Format.parse("2x4g4q"))])

@@ -9,7 +9,7 @@ from torch import nn
 from sedaq.aq.activations.quantizer import Activation
 from sedaq.aq.export.inspection import inspect
 from sedaq.aq.formats import AS_IS, Format
-from sedaq.aq.plans.menu import ruled_menus
+from sedaq.aq.plans.menu import heuristic_menus
 from sedaq.aq.profiling.operations import Operations, modules_of, of_module, operations, tokens_of
 from sedaq.models.loading import load
 
@@ -54,7 +54,7 @@ def test_tokens_are_those_of_one_image(subject):
 
 def test_a_quantized_model_has_the_operations_of_its_plan(subject, mixed_plan, quantized):
     tokens = tokens_of(subject)
-    planned = inspect(subject, ruled_menus(subject), mixed_plan, tokens)
+    planned = inspect(subject, heuristic_menus(subject), mixed_plan, tokens)
     loaded = load(quantized, quantized=True)
     modules = modules_of(loaded.denoiser)
     assert tokens_of(loaded) == tokens
@@ -68,7 +68,7 @@ def test_a_quantized_model_has_the_operations_of_its_plan(subject, mixed_plan, q
 
 def test_a_plan_says_how_inputs_are_rounded(subject, mixed_plan):
     rounded = mixed_plan.with_activations(subject, {"proj_out_2": Activation(6, "step")})
-    layers = inspect(subject, ruled_menus(subject), rounded)["layers"]
+    layers = inspect(subject, heuristic_menus(subject), rounded)["layers"]
     assert {layer["name"]: layer["inputs"] for layer in layers if layer["inputs"]} == {"proj_out_2": "6 bits step"}
 
 
