@@ -27,7 +27,7 @@ from ..formats import Format
 from .menu import Entry, candidates, cheapest, layer_menu, predicted_bits, slowness
 from .store import ALONE_ABOVE, EncodingStore, book_name
 
-N_OWN = 3  # formats tried for a layer and rate
+N_OWN = 4  # formats tried for a layer and rate
 WORTH_SHARING = 0.03  # bits that shared codebooks must promise above the layers' own before they are tried
 LEAST_GAIN = 0.02  # by which the errors must then be less
 N_ROWS = 256  # of a layer that a format is tried on
