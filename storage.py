@@ -16,6 +16,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 
 from .errors import DamagedError, InputError
@@ -39,7 +40,7 @@ SAFETENSORS_DTYPES = {
 
 def cache_folder() -> Path:
     """Where what is good for all runs on this machine is kept: SEDAQ_CACHE, or the user's cache."""
-    return Path(os.environ.get("SEDAQ_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sedaq").expanduser()
+    return Path(os.environ.get("SEDAQ_CACHE") or user_cache_path("sedaq", appauthor=False)).expanduser()
 
 
 def canonical_json(value: Any) -> str:
