@@ -172,19 +172,20 @@ class Run:
         """How probes are sampled."""
         return self._opened.settings.sampling
 
-    def probe(self, configs: int = 64, design: str = "stratified", *, memory: str | int | None = None) -> Run:
+    def probe(self, configs: int = 64, design: str = "stratified", *, metric: str = "fid", memory: str | int | None = None) -> Run:
         """Encode every layer's menu and measure random plans; goes on where an earlier call stopped. Returns the run.
 
         Args:
             configs: plans to measure at most.
             design: which plans: stratified (random), layer, role or block (one at a time), or auto (asks for those that teach most).
+            metric: what the auto design goes by; all metrics are recorded.
             memory: bound on one calibration pass, a number of bytes or text such as 4GB; half of what is free by default.
         """
         from .search.budgets import parse_size
         from .sensitivity.probing.probe import probe_run
 
         memory_bytes = None if memory is None else parse_size(str(memory))
-        probe_run(self._opened, n_configs=configs, design=design, executor=self.executor, memory_bytes=memory_bytes)
+        probe_run(self._opened, n_configs=configs, design=design, metric=metric, executor=self.executor, memory_bytes=memory_bytes)
         return self
 
     def fit(self, metric: str = "fid", *, seed: int | None = None) -> FitResult:
@@ -215,15 +216,14 @@ class Run:
             config: fields of SearchConfig, such as pin, keep, verify.
 
         Example:
-            >>> run.search(Budget(bits=2.0), pin={"proj_out*": "int8"}, verify=8).plan.size_bytes  # doctest: +SKIP
-            398106
+            >>> run.search(Budget(bits=2.0), pin={"proj_out*": "int8"}, verify=8).plan.save("plan.json")  # doctest: +SKIP
         """
         from .search.verb import search_run
 
         return search_run(self._opened, budget, SearchConfig(**config), executor=self.executor, out=None if out is None else Path(out))
 
     def front(self, bits: Sequence[float] = FRONT_BITS, **config: Any) -> list[SearchResult]:
-        """A plan for every number of bits, each at least as good as predicted for fewer. Keywords as in `search`."""
+        """A plan for every number of bits that can be reached, ascending. Keywords as in `search`."""
         from .search.verb import search_front
 
         return search_front(self._opened, SearchConfig(**config), bits=bits, executor=self.executor)
@@ -305,7 +305,6 @@ def evaluate(
 
     Example:
         >>> evaluate("small", against="mnist-dit").metrics["fid"]["value"]  # doctest: +SKIP
-        5.1
     """
     found = evaluation.evaluate(
         _argument(model),
@@ -321,11 +320,11 @@ def evaluate(
 
 
 def inspect(model: Model, plan: Plan | str | Path | None = None, *, exclude: Sequence[str] = ()) -> dict[str, Any]:
-    """Layers, roles, shapes, exact bytes and the formats that a rule names for each rate; with a plan, what it makes of every layer.
+    """Layers, roles, shapes, exact bytes and the formats that a heuristic names for each rate; with a plan, what it makes of every layer.
 
     Example:
         >>> inspect("mnist-dit")["n_layers"]
-        52
+        39
     """
     subject = load(_argument(model), exclude=tuple(exclude))
     planned = Plan.load(plan) if isinstance(plan, str | Path) else plan

@@ -24,6 +24,7 @@ from .config import config_options
     help="Which plans: auto (asks for those that teach most, and stops when the ranking of layers is stable), stratified (random), or one "
     "layer, role or block at a time (layer, role, block), the rest as it is. A run takes several.",
 )
+@click.option("--metric", default="fid", show_default=True, help="What --design auto goes by; all metrics are recorded.")
 @options.workers
 @config_options(Settings, "settings", without=("sampling", "rates", "calibration_images", "old_batch_size"), n_images="images")
 @config_options(SamplingConfig, "sampling")
@@ -34,6 +35,7 @@ def command(
     run_folder: Path,
     configs: int,
     design: str,
+    metric: str,
     workers: int,
     settings: dict[str, Any],
     sampling: dict[str, Any],
@@ -57,7 +59,7 @@ def command(
             executor=options.executor(workers),
             device=device,
             **settings,
-        ).probe(configs, design, memory=memory)
+        ).probe(configs, design, metric=metric, memory=memory)
     if design == AUTO:
         outcome = read_json(run.folder / "probing.json", "probing")
         ranking = ", ".join(f"{value:.3f}" for value in outcome["rankings"][-2:])

@@ -37,7 +37,7 @@ def quantize_(
     Example:
         >>> model = nn.Sequential(nn.Linear(32, 16))
         >>> quantize_(model, {"0": "2x4g4"})[0]
-        AQLinear(in_features=32, out_features=16, bias=True, format=2x4g4)
+        AQLinear(shape=(16, 32), format=2x4g4, bias=True)
     """
     if isinstance(plan, Plan) and plan.activations:
         raise InputError("the plan rounds inputs, whose ranges have to be measured; apply it with a run, or search without `activations`")

@@ -185,7 +185,7 @@ class TuningRun:
             "best": self.best,
             "adam": self.optimizer.tensors(),
             "mean": self.means,
-            "wish": {
+            "straight_through": {
                 f"{path}/{key}": t
                 for path, layer in self.student.layers.items()
                 if layer.straight_through
@@ -206,9 +206,9 @@ class TuningRun:
         self.best, self.means = parts["best"], parts["mean"]
         for path, layer in self.student.layers.items():
             names = {field.name: f"{path}/{field.name}" for field in fields(StraightThroughBuffer)}
-            kept = all(name in parts["wish"] for name in names.values())
+            kept = all(name in parts["straight_through"] for name in names.values())
             layer.straight_through = (
-                StraightThroughBuffer(**{field: parts["wish"][name] for field, name in names.items()}) if kept else None
+                StraightThroughBuffer(**{field: parts["straight_through"][name] for field, name in names.items()}) if kept else None
             )
         self.rng.set_state(parts["rng"]["state"])
 

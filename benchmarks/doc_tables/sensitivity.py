@@ -7,16 +7,15 @@ from typing import Any
 
 from .layout import Results, count, fixed, interval, lay_out, percent, table, with_interval
 
-# The files keep the names that variants had when they were measured.
-VARIANTS = {
-    "the law": "additive model",
-    "errors in place of gradient scores": "errors in place of gradient scores",
-    "no bends": "no piecewise-linear offsets",
-    "terms add up (r = 1)": "terms add up (r = 1)",
-    "a power everywhere (no knee)": "a power everywhere (no saturation scale)",
-    "log of the distance, not of its excess": "log of the distance, not of its excess",
-    "labels weigh alike": "all labels weighted equally",
-}
+VARIANTS = (
+    "additive model",
+    "errors in place of gradient scores",
+    "no piecewise-linear offsets",
+    "terms add up (r = 1)",
+    "a power everywhere (no saturation scale)",
+    "log of the distance, not of its excess",
+    "all labels weighted equally",
+)
 
 
 def predictors(results: Results, model: str) -> str:
@@ -72,7 +71,7 @@ def predictor_parts(results: Results) -> str:
         row = results.row("predictor_parts", model="mnist-dit", variant=variant, n_probes=160)
         return fixed(row["alone_over_measured"], 2)
 
-    lines = [[label, *(cell(variant, *case) for case in cases), alone(variant)] for variant, label in VARIANTS.items()]
+    lines = [[variant, *(cell(variant, *case) for case in cases), alone(variant)] for variant in VARIANTS]
     return lay_out(["", *(f"{model}, {n}" for model, n in cases), "single layers"], lines)
 
 

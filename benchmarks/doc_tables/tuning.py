@@ -8,9 +8,6 @@ from typing import Any
 
 from .layout import Column, Results, count, fixed, lay_out, percent, table, with_interval
 
-# The files keep the names that variants had when they were measured.
-CHOICES = {"wishes decay": "straight-through buffer decays by 0.98 a step", "running mean .98": "running mean, 0.98"}
-
 
 def above(row: Mapping[str, Any]) -> str:
     return "–" if row["name"] == "full precision" else with_interval(row["excess"]["value"], row["excess"]["ci"], 2)
@@ -124,7 +121,7 @@ def tuning_choices(results: Results, case: str) -> str:
     return table(
         [row for row in results.rows(f"tuning_choices_{case}") if row["name"] != "full precision"],
         {
-            "": lambda row: CHOICES.get(row["name"], row["name"]),
+            "": lambda row: row["name"],
             **QUALITY,
             "tuning, s": lambda row: fixed(row["seconds_made"], 0) if row.get("tune_steps") else "–",
         },

@@ -46,6 +46,7 @@ def given(tmp_path: Path, text: str, name: str = "given.json") -> Path:
         (["inspect"], "'SUBJECT'", "See `sedaq inspect --help`"),
         (["probe", "mnist-dit"], "'--run'", "See `sedaq probe --help`"),
         (["probe", "mnist-dit", "--run", "r", "--images", "7"], "--images", "8 or more"),
+        (["probe", "mnist-dit", "--run", "r", "--metric", "beauty"], "'beauty'", "choose one of fid"),
         (["probe", "mnist-dit", "--run", "r", "--configs", "many"], "'many'", "See `sedaq probe --help`"),
         (["probe", "mnist-dit", "--run", "r", "--workers", "0"], "'--workers'", "See `sedaq probe --help`"),
         (["probe", "mnist-dit", "--run", "r", "--design", "all"], "--design 'all'", "stratified, layer, role, block"),
