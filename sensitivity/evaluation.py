@@ -45,8 +45,8 @@ def evaluate(
     Args:
         subject: whatever sedaq.load takes, or a folder that `sedaq apply` wrote; its layers are de-quantized once, for speed.
         against: the full-precision subject, for paired measures (PSNR, feature distance) on the same noise.
-        reference: images or statistics; for shipped subjects and what was made from them the test set's statistics by default, else the
-            images of `against`.
+        reference: images or statistics; the test set's statistics by default for shipped subjects and what was made from them, needed for
+            all others.
         keep_in: folder that keeps full-precision images for other evaluations.
 
     Returns:
