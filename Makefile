@@ -4,7 +4,7 @@ export PYTHONSAFEPATH := 1
 
 .PHONY: demo test test-slow lint docs sanitize wheel
 
-.venv/installed: pyproject.toml constraints.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/*.h aq/csrc/*.cpp aq/csrc/*.h)
+.venv/installed: pyproject.toml setup.py constraints.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/*.h aq/csrc/*.cpp aq/csrc/*.h)
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@

@@ -1,13 +1,16 @@
-"""Everything is in pyproject.toml, but for this: C++ sources are compiled side by side."""
+"""Everything is in pyproject.toml, but for the C++: a plain C interface that Python calls by ctypes. Where it cannot be built, torch takes its place."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from glob import glob
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 
 class ParallelBuild(build_ext):
+    """Compiles sources side by side."""
+
     def build_extensions(self):
         one_after_another = self.compiler.compile
 
@@ -19,4 +22,17 @@ class ParallelBuild(build_ext):
         super().build_extensions()
 
 
-setup(cmdclass={"build_ext": ParallelBuild})
+def library(folder, *flags):
+    """All sources of a folder as one library."""
+    return Extension(
+        f"sedaq.{folder.replace('/', '.')}.native",
+        sorted(glob(f"{folder}/*.cpp")),
+        depends=sorted(glob(f"{folder}/*.h")),
+        extra_compile_args=["-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility-inlines-hidden", "-Wno-psabi", *flags],
+        extra_link_args=["-fopenmp"],
+        language="c++",
+        optional=True,
+    )
+
+
+setup(cmdclass={"build_ext": ParallelBuild}, ext_modules=[library("kernels/csrc"), library("aq/csrc", "-ffp-contract=off")])

@@ -17,8 +17,6 @@ from ..storage import load_tensors, save_tensors
 from .formats import Format
 from .packing import pack, unpack
 
-INT8_ZERO = 128  # int8 weights are stored as unsigned codes around it
-
 
 def column_order(format: Format, shape: tuple[int, ...]) -> torch.Tensor | None:
     """Which column of the flattened weight each coded column is, None where they agree.
@@ -34,15 +32,11 @@ def column_order(format: Format, shape: tuple[int, ...]) -> torch.Tensor | None:
 
 
 def quantized_matrix(format: Format, shape: tuple[int, ...], tensors: Mapping[str, torch.Tensor]) -> QuantizedMatrix:
-    """The kernels' view of stored tensors (names and shapes of Format.tensor_specs).
-
-    int8 is one codebook of the numbers −128 … 127 over groups of one weight.
-    """
+    """The kernels' view of stored tensors (names and shapes of Format.tensor_specs)."""
+    if format.scalar is not None:
+        return format.scalar.matrix(shape, tensors)
     n_in, taps = math.prod(shape[1:]), math.prod(shape[2:])
     scales = tensors["scales"].float()
-    if format.kind == "int8":
-        codebooks = torch.arange(-INT8_ZERO, INT8_ZERO, device=scales.device).float().reshape(1, -1, 1)
-        return QuantizedMatrix(tensors["codes"].reshape(shape[0], n_in, 1), codebooks, scales, n_in, taps=taps)
     codes = unpack(tensors["codes"], format.code_bits, (shape[0], format.n_groups(shape), format.n_codebooks))
     return QuantizedMatrix(codes, expanded_codebooks(format, tensors), scales, n_in, column_order(format, shape), format.structure, taps)
 

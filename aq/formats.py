@@ -17,19 +17,20 @@ from functools import cached_property
 import torch
 
 from ..errors import InputError
+from .scalar_formats import SCALAR_FORMATS, ScalarFormat
 
 _GRAMMAR = re.compile(
     r"(?P<m>[1-9]\d?)x(?P<b>[1-9]\d?)g(?P<g>[1-9]\d{0,2})(?P<structure>[mh]?)(?P<grouping>[tc]?)(?P<q>q?)(?:@(?P<book>[A-Za-z0-9_.-]+))?",
     re.ASCII,
 )
-_HELP = "use asis, int8 or MxBgG[m|h][t|c][q][@BOOK] such as 2x8g8 or 1x6g4hq, with M 1-8, B 2-12 (even for h) and G 2-64"
+_HELP = f"use asis, {', '.join(SCALAR_FORMATS)} or MxBgG[m|h][t|c][q][@BOOK] such as 2x8g8 or 1x6g4hq, with M 1-8, B 2-12 (even for h) and G 2-64"
 
 
 @dataclass(frozen=True)
 class Format:
     """How one weight is stored. Build it with `Format.parse`; `str` gives the text back."""
 
-    kind: str  # "asis", "int8" or "additive"
+    kind: str  # "asis", "additive" or a name in SCALAR_FORMATS
     n_codebooks: int = 0  # M
     code_bits: int = 0  # B
     group_size: int = 0  # g
@@ -45,7 +46,7 @@ class Format:
         >>> Format.parse("2x8g8").bits_per_weight((1152, 1152))
         2.0632716049382718
         """
-        if text in ("asis", "int8"):
+        if text == "asis" or text in SCALAR_FORMATS:
             return cls(text)
         match = _GRAMMAR.fullmatch(text)
         if match is None:
@@ -64,6 +65,11 @@ class Format:
             return self.kind
         book = f"@{self.book}" if self.book else ""
         return f"{self.n_codebooks}x{self.code_bits}g{self.group_size}{self.structure}{self.grouping}{'q' * self.int8_codebooks}{book}"
+
+    @property
+    def scalar(self) -> ScalarFormat | None:
+        """The row of a format that keeps every weight by itself."""
+        return SCALAR_FORMATS.get(self.kind)
 
     @property
     def n_entries(self) -> int:
@@ -105,8 +111,8 @@ class Format:
         out = shape[0]
         if self.kind == "asis":
             return {"weight": (stored, tuple(shape))}
-        if self.kind == "int8":
-            return {"codes": (torch.uint8, (math.prod(shape),)), "scales": (torch.float16, (out,))}
+        if self.scalar is not None:
+            return self.scalar.tensor_specs(shape, stored)
         if not self.fits(shape):
             raise InputError(
                 f"format {self} cannot fit a weight of shape {tuple(shape)}; tap groups (t) need a convolution with {self.group_size} taps"
@@ -133,4 +139,3 @@ class Format:
 BOOK_TENSORS = ("codebooks", "codebook_scales")  # the stored tensors that layers can share
 
 AS_IS = Format("asis")
-INT8 = Format("int8")

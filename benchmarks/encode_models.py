@@ -2,7 +2,8 @@
 
 Encodes one layer of each shape that DiT-XL/2, SDXL's U-Net and FLUX.1-dev have (random weights, correlated inputs; the architectures as
 diffusers builds them, without weights), measures seconds and memory in a process of its own, and adds up layer counts. Shapes above --largest weights are not
-run: they are taken at the seconds per weight of the nearest width, and the row says so.
+run: they are taken at the seconds per weight of the nearest width, and the row says so. Shapes that results/encode_models.json has are not measured
+again, unless --fresh is given.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from sedaq.kernels.timing import clock
 from sedaq.models.hessian import Hessian, block_edges
 from sedaq.models.layers import KINDS
 
+KEPT = Path(__file__).parent / "results" / "encode_models.json"
+MEASURED = ("seconds", "error", "peak_mb", "before_mb")
 DIT_XL = {"num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "num_layers": 28, "sample_size": 32}
 SDXL = {
     "sample_size": 128,
@@ -74,7 +78,8 @@ def measured_apart(shape: tuple[int, ...], text: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--formats", nargs="+", default=["1x8g4"])
-    parser.add_argument("--largest", type=float, default=15e6, help="weights of a layer that is run")
+    parser.add_argument("--largest", type=float, default=60e6, help="weights of a layer that is run")
+    parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -85,16 +90,18 @@ def main() -> None:
         models["FLUX.1-dev"] = FluxTransformer2DModel(guidance_embeds=True)
     counts = {name: shapes_of(model) for name, model in models.items()}
     result: list[dict[str, Any]] = []
+    known = [] if arguments.fresh or not KEPT.exists() else json.loads(KEPT.read_text())["rows"]
     for text in arguments.formats:
         rows: dict[tuple[int, ...], dict[str, Any]] = {}
         for shape in sorted({shape for found in counts.values() for shape in found}, key=math.prod):
             if 1e5 < math.prod(shape) <= arguments.largest:
-                rows[shape] = measured_apart(shape, text)
+                before = [row for row in known if row.get("shape") == list(shape) and row["format"] == text]
+                rows[shape] = {name: before[0][name] for name in MEASURED} if before else measured_apart(shape, text)
                 print(text, shape, rows[shape], flush=True)
         for name, found in counts.items():
             total, estimated = 0.0, 0
             for shape, count in found.items():
-                nearest = min(rows, key=lambda known: (abs(math.log(math.prod(known[1:]) / math.prod(shape[1:]))), -math.prod(known)))
+                nearest = min(rows, key=lambda row: (abs(math.log(math.prod(row[1:]) / math.prod(shape[1:]))), -math.prod(row)))
                 total += count * rows[nearest]["seconds"] * math.prod(shape) / math.prod(nearest)
                 estimated += count * math.prod(shape) * (shape not in rows)
             n_weights = sum(count * math.prod(shape) for shape, count in found.items())

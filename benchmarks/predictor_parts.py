@@ -56,7 +56,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
     "errors in place of gradient scores": ({}, without_scores),
     "no piecewise-linear offsets": ({"OFFSET_RIDGE": FIXED}, lambda probes: probes),
     "terms add up (r = 1)": ({"CERTAINTY": np.array([0.0, 0.0, FIXED, 0.1, 0.25])}, lambda probes: probes),
-    "a power everywhere (no saturation scale)": ({"CERTAINTY": np.array([0.0, 0.0, 0.1, 0.1, FIXED]), "PRIOR_SATURATION": 1e-6}, lambda probes: probes),
+    "a power everywhere (no saturation scale)": (
+        {"CERTAINTY": np.array([0.0, 0.0, 0.1, 0.1, FIXED]), "PRIOR_SATURATION": 1e-6},
+        lambda probes: probes,
+    ),
     "log of the distance, not of its excess": ({}, without_floor),
     "all labels weighted equally": ({"RESIDUAL": FIXED}, lambda probes: probes),
 }

@@ -58,7 +58,7 @@ def rows_of(search: Search) -> list[dict[str, Any]]:
     """Of one model: the exact solver at every budget, the front and its plans, and one more budget."""
     problem, rows, name = search.problem, [], search.subject.name
     for bits in FRONT_BITS:
-        budget = problem.bounded(bits=max(bits, float(problem.least_bits_text)))
+        budget = problem.bounded(bits=max(bits, float(problem.min_bits_text)))
         tight = problem.within(budget.like(uniform_choice(budget), "weight_bytes", "file_bytes"))
         (choice, gap), row = timed("exact", partial(solve_exact, tight))
         rows.append({**row, "bits": bits, "gap": gap, "sum": problem.cost(choice)})

@@ -71,7 +71,7 @@ def _compiled(device: torch.device) -> tuple[str, ...]:
     return native.available() if device.type == "cpu" else gpu.available(device)
 
 
-_MOST_CHOICES = 4096
+_MAX_CHOICES = 4096
 _choices: dict[tuple[Any, ...], str] = {}  # by all that they depend on
 
 
@@ -85,7 +85,7 @@ def choose(x: torch.Tensor, tokens: int, matrix: QuantizedMatrix, precision: str
     key = (x.dtype, x.device, tokens, form, precision, forced, torch.get_num_threads())
     name = _choices.get(key)
     if name is None:
-        if len(_choices) >= _MOST_CHOICES:
+        if len(_choices) >= _MAX_CHOICES:
             _choices.clear()
         name = _choices[key] = _choose(x, tokens, matrix, precision, forced)
     return name

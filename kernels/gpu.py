@@ -17,7 +17,7 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import gpu_kernels
-from .gpu_tiles import MOST_COLUMNS, Tiles, for_dequantizing, parts, tiles
+from .gpu_tiles import MAX_COLUMNS, Tiles, for_dequantizing, parts, tiles
 from .prepared import prepared
 from .quantized_matrix import Geometry, QuantizedMatrix
 
@@ -93,7 +93,7 @@ class GpuMatrix:
             column = torch.arange(matrix.n_in) if matrix.order is None else matrix.order.cpu()
             taps = math.prod(geometry.kernel)
             offset, tap = column // taps, column % taps
-            whole_tiles = -(-self.width // MOST_COLUMNS) * MOST_COLUMNS
+            whole_tiles = -(-self.width // MAX_COLUMNS) * MAX_COLUMNS
             table = torch.zeros(4 if strides else 1, whole_tiles, dtype=torch.int64)
             table[0] = torch.arange(-whole_tiles, 0)  # neighbours, so that padding breaks no run
             coded = torch.arange(matrix.n_in)

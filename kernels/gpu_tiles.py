@@ -34,8 +34,8 @@ DEFAULTS: dict[int, tuple[Tiles, ...]] = {
     32: (Tiles(16, 64, 32, 4, 3), Tiles(64, 64, 16, 4, 3), Tiles(64, 64, 16, 4, 3), Tiles(128, 64, 16, 8, 3)),
 }
 DEQUANTIZE = Tiles(0, 32, 128, 4, 1)  # no tokens, no steps
-MOST_COLUMNS = 256  # of any tile; the tables of columns are padded to it
-LEAST_STEPS = 4  # worth a program of its own
+MAX_COLUMNS = 256  # of any tile; the tables of columns are padded to it
+MIN_STEPS = 4  # worth a program of its own
 
 
 def tiles(bits: int, tokens: int, together: int, device: torch.device) -> Tiles:
@@ -55,7 +55,7 @@ def for_dequantizing(device: torch.device) -> Tiles:
 def parts(tile: Tiles, tokens: int, n_out: int, width: int, processors: int) -> int:
     """How many programs share the columns of one tile: more while processors have less than 8 warps and the shares are not too small."""
     programs, steps, found = -(-tokens // tile.tokens) * -(-n_out // tile.rows), -(-width // tile.columns), 1
-    while 2 * found * programs * tile.warps <= 8 * processors and steps >= 2 * found * LEAST_STEPS:
+    while 2 * found * programs * tile.warps <= 8 * processors and steps >= 2 * found * MIN_STEPS:
         found *= 2
     return found
 

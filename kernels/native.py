@@ -45,7 +45,7 @@ TILES = {
     name: tile for family, tile in (("lookup32", 16), ("lookup16", 32), ("lookup8", 64)) for name in KERNELS if name.startswith(family)
 }
 ISAS = ("portable", "avx2", "avx512", "amx")  # in ascending order
-MOST_INPUTS_8_BITS = 66_000  # of int8 kernels: beyond, sums of 255 · 127 could pass 31 bits
+MAX_INPUTS_8_BITS = 66_000  # of int8 kernels: beyond, sums of 255 · 127 could pass 31 bits
 LONGEST_GROUP = 256  # SEDAQ_LONGEST_GROUP
 MANY_ROWS = 2048  # of csrc/lookup.h
 _STRUCTURES = {"": 0, "m": 1, "h": 2}
@@ -102,7 +102,7 @@ def serves(kernel: str, matrix: QuantizedMatrix) -> bool:
     if kernel.startswith("shuffle8"):
         short = n_entries <= 16 or (matrix.structure == "h" and n_entries in (64, 256))
         return group_size <= LONGEST_GROUP and short and matrix.codes.element_size() != 2
-    return group_size <= LONGEST_GROUP and (not kernel.startswith("int8") or matrix.n_in <= MOST_INPUTS_8_BITS)
+    return group_size <= LONGEST_GROUP and (not kernel.startswith("int8") or matrix.n_in <= MAX_INPUTS_8_BITS)
 
 
 def looks_halves_up(kernel: str, matrix: QuantizedMatrix) -> bool:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ..aq.formats import Format
+from ..aq.formats import AS_IS, Format
 from ..models.layers import block_of, role_of
 from ..sensitivity.metrics.registry import METRICS
 from .inputs import RunData, fidelity_of, in_8_bits
@@ -147,7 +147,9 @@ def rates_of(data: RunData) -> pd.DataFrame:
 
 
 def _code_bits(format: Format) -> float:
-    return {"asis": 16.0, "int8": 8.0}.get(format.kind) or format.n_codebooks * format.code_bits / format.group_size
+    if format == AS_IS:
+        return 16.0
+    return format.scalar.bits if format.scalar else format.n_codebooks * format.code_bits / format.group_size
 
 
 @styled

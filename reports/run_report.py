@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..aq.plans.plan import Plan
 from ..models.loading import load
 from ..models.noise import purpose_seed
+from ..models.subject import Subject
+from ..runtime.tasks import tensor_task
 from ..sensitivity.probing.assembly import Assembly
 from ..sensitivity.run import Run
+from ..storage import file_sha256, fingerprint
 from .report import write_report
 
 N_SHOWN = 20  # images in a grid
@@ -25,20 +31,31 @@ def write_run_report(run: Run, out: Path | None = None) -> Path:
 def image_grids(run: Run) -> dict[str, torch.Tensor]:
     """The same noise through every variant that the run holds: name → images (n, C, H, W)."""
 
-    def sample(subject: object) -> torch.Tensor:
-        seed = purpose_seed(run.settings.seed, "figures")
-        return subject.sample(replace(run.settings.sampling, steps=None), seed=seed, n_images=N_SHOWN)  # type: ignore[attr-defined, no-any-return]
+    seed, sampling = purpose_seed(run.settings.seed, "figures"), replace(run.settings.sampling, steps=None)
 
-    grids = {"full precision": sample(run.subject)}
-    plans = {name: run.folder / "plans" / file for name, file in (("uniform", "uniform.json"), ("searched", "plan.json"))}
-    present = {name: Plan.load(path) for name, path in plans.items() if path.exists()}
-    assembly = Assembly(run.subject, run.store)
-    for name, plan in present.items():
-        plan.validate(run.subject)
+    def grid(variant: Any, sample: Callable[[], torch.Tensor]) -> torch.Tensor:
+        key = fingerprint([run.subject.fingerprint, variant, sampling.identity, seed, N_SHOWN])
+        return tensor_task("images of the report", run.folder / "images" / f"{key}.safetensors", "images", sample).result()
+
+    def sampled(subject: Subject) -> torch.Tensor:
+        return subject.sample(sampling, seed=seed, n_images=N_SHOWN)
+
+    def of_plan(plan: Plan) -> torch.Tensor:
+        assembly = Assembly(run.subject, run.store)
         assembly.set(plan.formats)
-        grids[name] = sample(run.subject)
-    assembly.restore()
+        try:
+            return sampled(run.subject)
+        finally:
+            assembly.restore()
+
+    grids = {"full precision": grid(None, lambda: sampled(run.subject))}
+    plans = {name: run.folder / "plans" / file for name, file in (("uniform", "uniform.json"), ("searched", "plan.json"))}
+    for name, plan in [(name, Plan.load(path)) for name, path in plans.items() if path.exists()]:
+        plan.validate(run.subject)
+        grids[name] = grid(plan.hash, partial(of_plan, plan))
     tuned = run.folder / "models" / "searched+tuned"
     if tuned.exists():
-        grids["searched + tuned"] = sample(load(tuned, prompts=run.settings.sampling.prompt_lines, quantized=True, device=run.device))
+        weights = [file_sha256(path) for path in sorted(tuned.rglob("*.safetensors"))]
+        prompts = run.settings.sampling.prompt_lines
+        grids["searched + tuned"] = grid(weights, lambda: sampled(load(tuned, prompts=prompts, quantized=True, device=run.device)))
     return grids

@@ -12,10 +12,10 @@ from .inputs import RunData
 from .numbers import count, number
 from .style import GROUND, MUTED, OTHER, SEARCHED, UNIFORM, new_figure, styled
 
-MOST_NAMED = 6  # layers in a sentence
+MAX_NAMED = 6  # layers in a sentence
 
 
-def contest_table(data: RunData) -> pd.DataFrame:
+def comparison_table(data: RunData) -> pd.DataFrame:
     """One row a budget and method: sizes, the mean of the metric over the seeds, and its excess and differences with 95 % intervals."""
     assert data.comparison is not None
     metric = _metric(data)
@@ -37,7 +37,7 @@ def _metric(data: RunData) -> Metric:
 @styled
 def method_comparison(data: RunData) -> Figure:
     """Excess over full precision of every method at every budget, the best of a budget on top."""
-    table = contest_table(data).sort_values(["bits", "excess"])
+    table = comparison_table(data).sort_values(["bits", "excess"])
     budgets = list(dict.fromkeys(table["bits"]))
     figure = new_figure(0.9 + 0.24 * (len(table) + 1.4 * len(budgets)))
     axes = figure.add_subplot()
@@ -70,7 +70,7 @@ def method_comparison(data: RunData) -> Figure:
     return figure
 
 
-def contest_caption(data: RunData) -> str:
+def comparison_caption(data: RunData) -> str:
     assert data.comparison is not None
     ways = data.comparison["conditions"]
     return (
@@ -81,7 +81,7 @@ def contest_caption(data: RunData) -> str:
 
 def _beaten(data: RunData) -> str:
     """What the intervals bear out against the searched plan."""
-    table = contest_table(data)
+    table = comparison_table(data)
     others = table[table["method"] != "searched"]
     worse, better = others["over_searched_low"] > 0, others["over_searched_high"] < 0
     said = f"Of {len(others)} plans of other methods {int(worse.sum())} are worse than the searched plan of their budget, the interval excluding zero"
@@ -115,6 +115,6 @@ def _gains(gains: dict[str, float]) -> str:
 def _undecided(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "No layer's choice would change within one standard error."
-    named = [f"{' and '.join(row['layers'])} ({row['or']} would do)" for row in rows[:MOST_NAMED]]
-    rest = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+    named = [f"{' and '.join(row['layers'])} ({row['or']} would do)" for row in rows[:MAX_NAMED]]
+    rest = f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else ""
     return f"Within one standard error the choice of {len(rows)} would change: {', '.join(named)}{rest}."

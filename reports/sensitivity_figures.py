@@ -270,8 +270,8 @@ def _correlations(axes: Axes, fit: dict[str, Any]) -> None:
         axes.axvline(ceiling, color=FULL_PRECISION, linewidth=1.4, linestyle=(0, (4, 2)))
         axes.text(ceiling - 0.02, bottom + 0.08, f"noise ceiling {number(ceiling)}", ha="right", va="center", color=INK, fontsize=9)
     axes.set_yticks(range(len(rows)), [shorten(name, 26) for name, _, _ in rows])
-    least = min([0.0, *(value for _, value, _ in rows if math.isfinite(value))])
-    axes.set(xlim=(least * 1.1, 1.0), ylim=(len(rows) - 0.4, bottom - 0.25), xlabel="Spearman rank correlation, out of fold")
+    lowest = min([0.0, *(value for _, value, _ in rows if math.isfinite(value))])
+    axes.set(xlim=(lowest * 1.1, 1.0), ylim=(len(rows) - 0.4, bottom - 0.25), xlabel="Spearman rank correlation, out of fold")
     axes.set_title("How well the order is told")
     axes.axvline(0, color=PALE, linewidth=0.8)
     axes.grid(axis="y", visible=False)
@@ -294,8 +294,8 @@ def learning_curve(data: RunData) -> Figure:
     axes.annotate(
         f"noise ceiling {number(ceiling)}", (0.99, ceiling), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9
     )
-    least = min(lows.min(), ceiling)
-    axes.set(xscale="log", ylim=(least - 0.15 * (1.01 - least), 1.0 + 0.12 * (1.01 - least)))
+    lowest = min(lows.min(), ceiling)
+    axes.set(xscale="log", ylim=(lowest - 0.15 * (1.01 - lowest), 1.0 + 0.12 * (1.01 - lowest)))
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
     axes.set(xlabel="Probes learnt from", ylabel="Spearman, probes left out")

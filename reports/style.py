@@ -117,7 +117,7 @@ class PageFigure(Figure):
         self.spots.append(Spot(axes, (x, x), (y, y), text))
 
 
-LEAST_SPOT = 0.012  # of the figure's width, so that a pointer finds it
+MIN_SPOT = 0.012  # of the figure's width, so that a pointer finds it
 
 
 def spot_boxes(figure: Figure) -> list[dict[str, Any]]:
@@ -134,8 +134,8 @@ def spot_boxes(figure: Figure) -> list[dict[str, Any]]:
         bottom, top = max(bottom, frame.y0), min(top, frame.y1)
         if right < left or top < bottom:
             continue
-        least = LEAST_SPOT * width
-        grow_x, grow_y = max(0.0, least - (right - left)) / 2, max(0.0, least - (top - bottom)) / 2
+        min_width = MIN_SPOT * width
+        grow_x, grow_y = max(0.0, min_width - (right - left)) / 2, max(0.0, min_width - (top - bottom)) / 2
         boxes.append(
             {
                 "left": round(100 * (left - grow_x) / width, 2),

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from filelock import FileLock
 
 from ..errors import DamagedError
-from ..storage import read_json, unwritable, write_json
+from ..storage import load_tensors, read_json, save_tensors, unwritable, write_json
 
 T = TypeVar("T")
 log = logging.getLogger("sedaq")
@@ -77,6 +78,17 @@ class Task(Generic[T]):
 def json_task(name: str, path: Path, kind: str, make: Callable[[], dict[str, Any]]) -> Task[dict[str, Any]]:
     """A task whose result is a JSON object; see `Task` for the arguments, and storage.write_json for `kind`."""
     return Task(name, path, make, write=lambda path, content: write_json(path, kind, content), read=lambda path: read_json(path, kind))
+
+
+def tensor_task(name: str, path: Path, kind: str, make: Callable[[], torch.Tensor]) -> Task[torch.Tensor]:
+    """A task whose result is one tensor; see `Task` for the arguments, and storage.save_tensors for `kind`."""
+    return Task(
+        name,
+        path,
+        make,
+        write=lambda path, tensor: save_tensors(path, kind, {kind: tensor}, {}),
+        read=lambda path: load_tensors(path, kind)[0][kind],
+    )
 
 
 @contextmanager

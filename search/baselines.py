@@ -68,7 +68,7 @@ def ends_high(problem: Problem, seed: int) -> Choice:
             k = int(np.argmax([rate if rate <= HIGH_RATE + 1e-9 else -1.0 for rate in rates]))
             units[row] = replace(unit, options=(unit.options[k],), costs=(unit.costs[k],))
         fixed = replace(problem, units=tuple(units))
-        if all(fixed.least(name) <= limit for name, limit in problem.budgets.given.items()):
+        if all(fixed.minimum(name) <= limit for name, limit in problem.budgets.given.items()):
             choice = uniform_choice(fixed, seed=seed)
             return _translated(fixed, choice, problem)
     raise AssertionError("without ends it is the uniform plan, which fits")

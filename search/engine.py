@@ -30,7 +30,6 @@ from .solvers import Effort, Solution, check_solver, solve
 from .uniform import uniform_choices
 from .verify import Verification
 
-INT8_RATE = 8.0  # by name: int8 with its scales takes a little more
 ROUND = 4  # plans that are measured before the predictor is refitted to them
 Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes, ms_per_step; None: no such bound
 
@@ -63,7 +62,18 @@ class SearchResult:
             "difference_ci": None if self.difference_ci is None else list(self.difference_ci),
             "solver": self.solver,
             "plan": self.plan.to_json(),
+            "uniform_plan": self.uniform.to_json(),
         }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> SearchResult:
+        """The inverse of `to_dict`."""
+        plan, uniform = (Plan.from_json(content[name], name) for name in ("plan", "uniform_plan"))
+        same = ("predicted", "uniform_predicted", "measured", "uniform_measured", "solver")
+        interval = content["difference_ci"]
+        return cls(
+            plan, uniform, difference_ci=None if interval is None else (interval[0], interval[1]), **{name: content[name] for name in same}
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +182,7 @@ class Search:
             if excess <= 0:
                 return solution
             budgets = replace(budgets, file_bytes=tight.budgets.given["file_bytes"] - excess)
-            if budgets.given["file_bytes"] < problem.least("file_bytes"):
+            if budgets.given["file_bytes"] < problem.minimum("file_bytes"):
                 alone = Evaluator(problem, self.predictor, self.risk)([uniform], "uniform")[0]
                 return replace(solution, best=alone, candidates=(alone,))
 
@@ -201,7 +211,9 @@ class Search:
         above = [
             f"{name}: no format within {entry.rate:g} bits, takes {entry.format}"
             for name, entry in problem.entries(choice).items()
-            if entry.rate < INT8_RATE and not entry.book and 8 * entry.size_bytes / self.subject.layer(name).n_weights > entry.rate + 1e-9
+            if entry.format.kind == "additive"
+            and not entry.book
+            and 8 * entry.size_bytes / self.subject.layer(name).n_weights > entry.rate + 1e-9
         ]
         return {
             "solver": solver,
@@ -222,18 +234,18 @@ class Search:
         The interval is of the chosen plan on the images that chose it, so that it is a little optimistic; `sedaq evaluate` and `sedaq bench
         search` give figures on other noise.
         """
-        most = verification.n - 1
+        max_others = verification.n - 1
         contenders = self._contenders(problem, uniform, solution)
-        wanted = contenders[: min(most, ROUND)]
+        wanted = contenders[: min(max_others, ROUND)]
         reference, *found = verification.measure([problem.formats(choice) for choice in (uniform, *_choices(wanted))])
         measured: dict[Candidate, Any] = dict(zip(wanted, found, strict=True))
-        while len(measured) < most:
+        while len(measured) < max_others:
             if verification.refit is not None:
                 refitted = replace(self, predictor=verification.refit([reference, *measured.values()]))
                 again = refitted.problem.within(problem.budgets)
                 contenders = refitted._contenders(again, uniform, refitted._solve(again, uniform, 0, _choices(measured)))
             known = {contender.choice for contender in measured}
-            wanted = [contender for contender in contenders if contender.choice not in known][: min(most - len(measured), ROUND)]
+            wanted = [contender for contender in contenders if contender.choice not in known][: min(max_others - len(measured), ROUND)]
             if not wanted:
                 break
             measured |= zip(wanted, verification.measure([problem.formats(choice) for choice in _choices(wanted)]), strict=True)

@@ -50,14 +50,14 @@ def _reach(problem: Problem, excess: np.ndarray) -> float:
 
 
 def _milp(problem: Problem, excess: np.ndarray, limits: np.ndarray, seconds: float) -> OptimizeResult:
-    least = problem.sizes.min(axis=2)
+    minima = problem.sizes.min(axis=2)
     return choose(
         excess,
         problem.needs,
         np.zeros(len(problem.needs)),
-        (problem.sizes - least[:, :, None]).astype(float),
+        (problem.sizes - minima[:, :, None]).astype(float),
         problem.book_sizes.astype(float),
-        (limits - least.sum(axis=1)).astype(float),
+        (limits - minima.sum(axis=1)).astype(float),
         seconds=seconds,
     )
 

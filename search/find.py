@@ -96,11 +96,11 @@ def find_front(
         InputError: no budget can be reached; the message states the least reachable bits.
     """
     search = Search.of(subject, menus, predictor, options)
-    least, whole = search.problem.least_bits * (1 - 1e-12), search.problem.greatest_bits
-    reachable = [rate for rate in sorted(bits) if rate >= least and not any(whole <= other < rate for other in bits)]
+    lowest, highest = search.problem.min_bits * (1 - 1e-12), search.problem.max_bits
+    reachable = [rate for rate in sorted(bits) if rate >= lowest and not any(highest <= other < rate for other in bits)]
     if not reachable:
         budgets = ", ".join(f"{rate:g}" for rate in bits)
-        raise InputError(f"none of the budgets of {budgets} bits can be met; the least reachable is {search.problem.least_bits_text} bits")
+        raise InputError(f"none of the budgets of {budgets} bits can be met; the least reachable is {search.problem.min_bits_text} bits")
     swept = search.sweep(len(reachable) * search.n_trials)
     found: list[SearchResult] = []
     starts: list[Choice] = []

@@ -43,9 +43,9 @@ class Problem:
     def within(self, budgets: Budgets) -> Problem:
         """The same decisions under other budgets. Raises InputError, with the least reachable, for one that is impossible."""
         for name, limit in budgets.given.items():
-            if limit < self.least(name):
+            if limit < self.minimum(name):
                 raise InputError(
-                    f"the budget of {self.text(name, limit)} cannot be met; the least reachable is {self._least_text(name)}, "
+                    f"the budget of {self.text(name, limit)} cannot be met; the least reachable is {self._min_text(name)}, "
                     "allow that or loosen pins and rates"
                 )
         return replace(self, budgets=budgets)
@@ -54,7 +54,7 @@ class Problem:
         """The same decisions with at most that many bits per weight, bytes of the file and milliseconds a step. Raises as `within` does."""
         for name, limit, unit in (("weight_bytes", bits, "bits per weight"), ("nanoseconds", ms_per_step, "ms a step")):
             if limit is not None and not (math.isfinite(limit) and limit > 0):
-                raise InputError(f"the budget of {limit} {unit} is no budget; the least reachable is {self._least_text(name)}")
+                raise InputError(f"the budget of {limit} {unit} is no budget; the least reachable is {self._min_text(name)}")
         weight_bytes = None if bits is None else math.floor(bits * self.n_weights / 8 * (1 + 1e-12))  # 2.1 bits of 80 weights are 21 bytes
         return self.within(Budgets(weight_bytes, size_bytes, None if ms_per_step is None else math.floor(ms_per_step * 1e6)))
 
@@ -72,12 +72,12 @@ class Problem:
             return f"{8 * amount / self.n_weights:.4g} bits per weight"
         return f"{amount / 1e6:.4g} ms a step" if name == "nanoseconds" else f"{amount} bytes"
 
-    def _least_text(self, name: str) -> str:
+    def _min_text(self, name: str) -> str:
         """Rounded up, so that a budget of what it says can be met."""
         if name == "weight_bytes":
-            return f"{self.least_bits_text} bits"
-        least = self.least(name)
-        return f"{math.ceil(least / 1e2) / 1e4:.4f} ms" if name == "nanoseconds" else f"{least} bytes"
+            return f"{self.min_bits_text} bits"
+        minimum = self.minimum(name)
+        return f"{math.ceil(minimum / 1e2) / 1e4:.4f} ms" if name == "nanoseconds" else f"{minimum} bytes"
 
     @cached_property
     def n_options(self) -> Choice:
@@ -187,13 +187,13 @@ class Problem:
 
     @cached_property
     def _leasts(self) -> dict[str, int]:
-        return {name: self.total(name, self._least_choice(name)) for name in self.amounts}
+        return {name: self.total(name, self._min_choice(name)) for name in self.amounts}
 
-    def least(self, name: str) -> int:
+    def minimum(self, name: str) -> int:
         """The least that any choice uses of what `name` in Budgets bounds."""
         return self._leasts[name]
 
-    def _least_choice(self, name: str) -> Choice:
+    def _min_choice(self, name: str) -> Choice:
         """Whether shared codebooks pay is a matter of all that share them."""
         table = self.amounts[name]
         choice = table.argmin(axis=1)
@@ -205,16 +205,16 @@ class Problem:
         return choice
 
     @property
-    def least_bits(self) -> float:
-        return 8 * self.least("weight_bytes") / self.n_weights
+    def min_bits(self) -> float:
+        return 8 * self.minimum("weight_bytes") / self.n_weights
 
     @property
-    def least_bits_text(self) -> str:
+    def min_bits_text(self) -> str:
         """Rounded up, so that a budget of what it says can be met."""
-        return f"{math.ceil(self.least_bits * 1e4) / 1e4:.4f}"
+        return f"{math.ceil(self.min_bits * 1e4) / 1e4:.4f}"
 
     @property
-    def greatest_bits(self) -> float:
+    def max_bits(self) -> float:
         return 8 * self.total("weight_bytes", self.n_options - 1) / self.n_weights
 
     def cost(self, choice: Choice) -> float:

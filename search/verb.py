@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..aq.activations.calibration import ranged
@@ -21,6 +21,7 @@ from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import read_probes
 from ..sensitivity.run import Run
 from ..storage import write_json
+from .artifacts import found_before
 from .config import Budget, SearchConfig
 from .engine import SearchResult
 from .find import FRONT_BITS, find_front, find_plan
@@ -82,7 +83,10 @@ def search_run(
                 **config.options,
             )
 
-    found = find(None) if budget.pipeline_bytes is None else find_within_pipeline(run, budget.pipeline_bytes, find)
+    def search() -> list[SearchResult]:
+        return [find(None) if budget.pipeline_bytes is None else find_within_pipeline(run, budget.pipeline_bytes, find)]
+
+    (found,) = found_before(run, asdict(budget), config, search, activations=choices, times=times)
     path = out or run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json"
     found.plan.save(path)
     return found
@@ -94,17 +98,21 @@ def search_front(
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
     config = config or SearchConfig()
     predictor, choices = load_predictor(run), rounded_layers(run, config.activations, config.activation_schemes)
-    with verification(run, predictor, config.verify, config.images, executor, choices) as verifying:
-        found = find_front(
-            run.subject,
-            run.menus,
-            predictor,
-            bits=bits,
-            verification=verifying,
-            encoding=run.store.identity,
-            activations=choices,
-            **config.options,
-        )
+
+    def search() -> list[SearchResult]:
+        with verification(run, predictor, config.verify, config.images, executor, choices) as verifying:
+            return find_front(
+                run.subject,
+                run.menus,
+                predictor,
+                bits=bits,
+                verification=verifying,
+                encoding=run.store.identity,
+                activations=choices,
+                **config.options,
+            )
+
+    found = found_before(run, list(bits), config, search, activations=choices)
     write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_dict() for plan in found]})
     return found
 

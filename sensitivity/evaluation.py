@@ -19,8 +19,8 @@ from ..models.loading import load
 from ..models.noise import purpose_seed
 from ..models.sampling import SamplingConfig, conditions_of, sample_in_chunks
 from ..models.subject import Subject
-from ..runtime.tasks import Task, locked
-from ..storage import append_record, fingerprint, load_tensors, read_records, save_tensors
+from ..runtime.tasks import locked, tensor_task
+from ..storage import append_record, fingerprint, read_records
 from .metrics.extractors import load_extractor
 from .metrics.reference import load_reference, shipped_reference
 from .metrics.registry import measure
@@ -106,13 +106,7 @@ def _images(of: Subject, sampling: SamplingConfig, seed: int, n_images: int, des
     if folder is None:
         return make()
     key = fingerprint([of.fingerprint, sampling.identity, sampling.steps, seed, n_images])
-    return Task(
-        f"images of {of.name}",
-        folder / f"{key}.safetensors",
-        make,
-        write=lambda path, images: save_tensors(path, "images", {"images": images}, {"subject": of.fingerprint}),
-        read=lambda path: load_tensors(path, "images")[0]["images"],
-    ).result()
+    return tensor_task(f"images of {of.name}", folder / f"{key}.safetensors", "images", make).result()
 
 
 def evaluate_plan(

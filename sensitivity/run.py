@@ -163,9 +163,7 @@ class Run:
             write_json(self.folder / "run.json", "run", self.identity | ({"batch_size": batch_size} if batch_size else {}))
 
     @classmethod
-    def open(
-        cls, folder: str | Path, *, subject: str | Subject | None = None, device: str = "cpu", batch_size: int | None = None
-    ) -> Run:
+    def open(cls, folder: str | Path, *, subject: str | Subject | None = None, device: str = "cpu", batch_size: int | None = None) -> Run:
         """Open an existing run, to sample with another batch size if one is given."""
         folder = Path(folder)
         if not (folder / "run.json").exists():

@@ -28,7 +28,9 @@ ALLOWED_AT_ROOT = {
     "__init__.py": {"aq.modules.integration"},
     "__main__.py": {"cli.main"},
 }
-SOURCES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*.py")) + [ROOT / name for name in (*ALLOWED_AT_ROOT, "api.py")]
+SOURCES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*.py")) + [
+    ROOT / name for name in (*ALLOWED_AT_ROOT, "api.py")
+]
 MAX_LINES = 350
 
 

@@ -66,9 +66,9 @@ def candidates(bits: int, schemes: Sequence[str] | None, *, has_timestep: bool) 
 def best_scheme(errors: Mapping[Activation, float], bits: int) -> Activation:
     """The least error of those with so many bits; arithmetic of 8 bits where it is not far behind."""
     of_bits = {choice: error for choice, error in errors.items() if choice.bits == bits}
-    least = min(of_bits, key=lambda choice: of_bits[choice])
+    lowest = min(of_bits, key=lambda choice: of_bits[choice])
     real = next((choice for choice in of_bits if choice.is_real), None)
-    return real if real is not None and of_bits[real] <= REAL_IS_WORTH * of_bits[least] else least
+    return real if real is not None and of_bits[real] <= REAL_IS_WORTH * of_bits[lowest] else lowest
 
 
 def chosen(errors: OutputErrors, multiply_adds: Mapping[str, int], bits: int, share: float = SHARE) -> dict[str, Activation]:

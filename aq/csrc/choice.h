@@ -106,10 +106,10 @@ static void energies_of(const Codebooks &books, int64_t book, const float *own, 
     for (int64_t r = 0; r < n; r += 4) {
         const float *four[4];
         int64_t row[4];
-        Vector least_of[4][16 / LANES], above[4];
+        Vector min_of[4][16 / LANES], above[4];
         for (int t = 0; t < 4; t++) row[t] = smaller(r + t, n - 1), four[t] = linear[row[t]], above[t] = broadcast(before[row[t]]);
         for (int t = 0; t < 4; t++)
-            for (int i = 0; i < 16 / LANES; i++) least_of[t][i] = broadcast(INFINITE);
+            for (int i = 0; i < 16 / LANES; i++) min_of[t][i] = broadcast(INFINITE);
         for (int64_t at = 0; at < books.k_padded; at += VECTORS * LANES) {
             Vector sums[4][VECTORS];
 #pragma GCC unroll 8
@@ -122,16 +122,16 @@ static void energies_of(const Codebooks &books, int64_t book, const float *own, 
 #pragma GCC unroll 8
                 for (int t = 0; t < 4; t++) {
                     store(energies + row[t] * books.k_padded + at + i * LANES, sums[t][i]);
-                    least_of[t][i] = minimum(sums[t][i], least_of[t][i]);
+                    min_of[t][i] = minimum(sums[t][i], min_of[t][i]);
                 }
         }
         for (int t = 0; t < 4; t++)
-            for (int i = 0; i < 16 / LANES; i++) store(minima + row[t] * 16 + i * LANES, least_of[t][i]);
+            for (int i = 0; i < 16 / LANES; i++) store(minima + row[t] * 16 + i * LANES, min_of[t][i]);
     }
 }
 
 // The greatest of n disjoint ones of 32 minima of a lane, in the lane where it is least.
-template <int N> static inline float greatest_of(const Vector *minima) {
+template <int N> static inline float max_of(const Vector *minima) {
     Vector greatest = broadcast(-INFINITE);
 #pragma GCC unroll 8
     for (int i = 0; i < N; i++) {
@@ -185,20 +185,20 @@ static float bound_of(float *minima, int64_t b, int64_t n) {
     enum { HALF_OF_THEM = 16 / LANES };
     if (n > 16 * b) return INFINITE;
     if (n > 32) return nth_of_many(minima, 16 * b, n);
-    Vector least_of[2 * HALF_OF_THEM];
+    Vector min_of[2 * HALF_OF_THEM];
 #pragma GCC unroll 8
-    for (int i = 0; i < 2 * HALF_OF_THEM; i++) least_of[i] = i * LANES < 16 * b ? load(minima + i * LANES) : broadcast(INFINITE);
+    for (int i = 0; i < 2 * HALF_OF_THEM; i++) min_of[i] = i * LANES < 16 * b ? load(minima + i * LANES) : broadcast(INFINITE);
     for (int64_t h = 2; h < b; h++)
         for (int i = 0; i < HALF_OF_THEM; i++) {
-            Vector &some = least_of[(h & 1) * HALF_OF_THEM + i];
+            Vector &some = min_of[(h & 1) * HALF_OF_THEM + i];
             some = minimum(load(minima + h * 16 + i * LANES), some);
         }
-    if (n == 2) return greatest_of<2>(least_of);
-    if (n == 4 && b > 1 && LANES <= 8) return greatest_of<LANES <= 8 ? 4 : 2>(least_of);
-    if (n > 8) return nth_of<32>(least_of, n);
+    if (n == 2) return max_of<2>(min_of);
+    if (n == 4 && b > 1 && LANES <= 8) return max_of<LANES <= 8 ? 4 : 2>(min_of);
+    if (n > 8) return nth_of<32>(min_of, n);
 #pragma GCC unroll 8
-    for (int i = 0; i < HALF_OF_THEM; i++) least_of[i] = minimum(least_of[i], least_of[i + HALF_OF_THEM]);
-    return nth_of<16>(least_of, n);
+    for (int i = 0; i < HALF_OF_THEM; i++) min_of[i] = minimum(min_of[i], min_of[i + HALF_OF_THEM]);
+    return nth_of<16>(min_of, n);
 }
 
 // Energy and place in one number that sorts by energy, then place.

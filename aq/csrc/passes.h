@@ -46,7 +46,7 @@ struct Pass {
 
     Pass(const sedaq_part &of, const Codebooks &all, int64_t within, int64_t across, int threads)
         : part(of), books(all), tables(all, window_columns(of)), n_groups(of.n_columns / all.g),
-          most(Search::most_of(all, within, across, window_columns(of) / all.g)), window_groups(window_columns(of) / all.g), stride(tables.stride),
+          most(Search::hypotheses_held(all, within, across, window_columns(of) / all.g)), window_groups(window_columns(of) / all.g), stride(tables.stride),
           thread_bytes(Search::bytes(all, most) + own_bytes(across)), errors(of.n_conv_groups * of.n_rows * of.n_columns), memory(threads * thread_bytes) {}
 
     int64_t own_bytes(int64_t across) const {

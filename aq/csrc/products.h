@@ -191,11 +191,11 @@ template <class Task> struct Sweep {
                     for (int64_t s = range_start(part.n_conv_groups, range); s < range_start(part.n_conv_groups, range + 1); s++)
                         for (int64_t begin = 0; begin < windows; begin += batch) {
                             const int64_t end = smaller(begin + batch, windows);
-                            const int64_t most_items = round_up(columns, WIDE) / WIDE + columns / part.group_size;
+                            const int64_t max_items = round_up(columns, WIDE) / WIDE + columns / part.group_size;
 #pragma omp for schedule(dynamic)
-                            for (int64_t item = 0; item < (end - begin) * most_items; item++) {
-                                const Window w = window_at(part, (begin + item / most_items) * columns, extent, slots.data + item / most_items * slot);
-                                if (item % most_items < n_items(w)) set_up(s, w, item % most_items);
+                            for (int64_t item = 0; item < (end - begin) * max_items; item++) {
+                                const Window w = window_at(part, (begin + item / max_items) * columns, extent, slots.data + item / max_items * slot);
+                                if (item % max_items < n_items(w)) set_up(s, w, item % max_items);
                             }
 #pragma omp for schedule(dynamic)
                             for (int64_t first = 0; first < part.n_rows; first += chunk)

@@ -15,7 +15,7 @@ struct Hypotheses {  // of TOGETHER rows, `most` apart
 static inline int64_t saturated_product(int64_t a, int64_t b, int64_t limit) { return b && a > limit / b ? limit : smaller(a * b, limit); }
 
 // How many hypotheses there can be after `groups` groups.
-static int64_t most_hypotheses(const Codebooks &books, int64_t limit, int64_t groups) {
+static int64_t max_hypotheses(const Codebooks &books, int64_t limit, int64_t groups) {
     int64_t most = 1;
     for (int64_t i = 0; i < books.m * groups && most < limit; i++) most = saturated_product(most, books.k, limit);
     return most;
@@ -32,8 +32,8 @@ struct Search {
     float **to;
 
     int64_t items() const { return TOGETHER * most; }
-    static int64_t most_of(const Codebooks &books, int64_t within, int64_t across, int64_t groups) {
-        return larger(most_hypotheses(books, across, groups), most_hypotheses(books, saturated_product(within, across, INT64_MAX), groups));
+    static int64_t hypotheses_held(const Codebooks &books, int64_t within, int64_t across, int64_t groups) {
+        return larger(max_hypotheses(books, across, groups), max_hypotheses(books, saturated_product(within, across, INT64_MAX), groups));
     }
     static int64_t bytes(const Codebooks &books, int64_t most) {
         const int64_t items = TOGETHER * most;
@@ -43,8 +43,8 @@ struct Search {
                Arena::bytes_of<int64_t>(most * (2 * books.k_padded) + 64) + Arena::bytes_of<int64_t>(most) + Arena::bytes_of<int64_t>(items) +
                Arena::bytes_of<float>(items) + Arena::bytes_of<float>(items * 16) + 4 * Arena::bytes_of<float *>(items);
     }
-    Search(const Codebooks &all, int64_t kept_within, int64_t kept_across, int64_t most_kept, Arena &arena)
-        : books(all), within(kept_within), across(kept_across), most(most_kept) {
+    Search(const Codebooks &all, int64_t kept_within, int64_t kept_across, int64_t max_kept, Arena &arena)
+        : books(all), within(kept_within), across(kept_across), most(max_kept) {
         for (Hypotheses &h : found) {
             h.count = 0;
             h.energy = arena.take<float>(items()), h.origin = arena.take<int32_t>(items());

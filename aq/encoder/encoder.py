@@ -21,7 +21,7 @@ import torch
 from ...errors import InputError
 from ...kernels.timing import clock
 from ...models.hessian import Hessian
-from ..encoding import INT8_ZERO, Encoding, expanded_codebooks, stored_codebooks
+from ..encoding import Encoding, expanded_codebooks, stored_codebooks
 from ..formats import Format
 from ..parallel import one_thread_an_operation
 from .beam import Beam
@@ -30,8 +30,8 @@ from .least_squares import fit_codebooks
 from .objective import Objective
 from .part import Part
 
-LEAST_GAIN = 2e-4  # of a round, below which no other begins
-LEAST_FITTED = 1 << 18  # weights that codebooks are fitted on at least, where there are as many
+MIN_GAIN = 2e-4  # of a round, below which no other begins
+MIN_FITTED = 1 << 18  # weights that codebooks are fitted on at least, where there are as many
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Effort:
 
     def n_fitted(self, format: Format) -> int:
         """Weights that codebooks are fitted on, where there are as many."""
-        return max(self.vectors_per_entry * format.n_entries * format.group_size, LEAST_FITTED)
+        return max(self.vectors_per_entry * format.n_entries * format.group_size, MIN_FITTED)
 
     def beam(self, format: Format) -> Beam:
         """How many hypotheses are kept for a format."""
@@ -129,8 +129,9 @@ def encode_objective(
     if objective.matrix.abs().max() > torch.finfo(torch.float16).max:
         raise InputError(f"a weight of shape {shape} holds values above 65504, which scales in float16 cannot hold; leave it as it is")
     with one_thread_an_operation():
-        if format.kind == "int8":
-            encoding = _round_to_int8(objective)
+        if format.scalar is not None:
+            tensors = format.scalar.encode(objective.matrix.reshape(shape[0], -1))
+            encoding = Encoding(format, shape, tensors, math.nan)
         else:
             format.tensor_specs(shape)  # refuses a format that does not fit
             encoding = _encode_additive(objective, format, parse_effort(effort), seed, book)
@@ -142,15 +143,6 @@ def encode_objective(
 def relative_error(weight: torch.Tensor, approximation: torch.Tensor, hessian: Hessian, groups: int = 1) -> float:
     """‖(W − Ŵ)X‖² / ‖WX‖² under H; 0 for a weight or inputs that are zero anyway."""
     return Objective.of(weight, hessian, groups).relative_error(approximation)
-
-
-def _round_to_int8(objective: Objective) -> Encoding:
-    """Symmetric round to nearest, one scale a row."""
-    rows = objective.matrix.reshape(objective.shape[0], -1)
-    scales = (rows.abs().amax(1) / 127).half()
-    safe = torch.where(scales > 0, scales.float(), 1.0).unsqueeze(1)
-    codes = ((rows / safe).round().clamp(-127, 127) + INT8_ZERO).to(torch.uint8).reshape(-1)
-    return Encoding(Format("int8"), objective.shape, {"codes": codes, "scales": scales}, math.nan)
 
 
 def _encode_additive(objective: Objective, format: Format, effort: Effort, seed: int, book: Mapping[str, torch.Tensor] | None) -> Encoding:
@@ -198,7 +190,7 @@ def _fit(parts: Sequence[Part], format: Format, effort: Effort, rng: torch.Gener
         gain = 1 - error / best_error if best_error > 0 else 0.0
         if gain > 0:
             best_error, best = error, (stored, [(part.codes, part.scales) for part in parts])
-        if gain < LEAST_GAIN or clock() - start > effort.seconds:
+        if gain < MIN_GAIN or clock() - start > effort.seconds:
             break
     stored, states = best
     for part, (codes, scales) in zip(parts, states, strict=True):

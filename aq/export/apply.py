@@ -34,7 +34,7 @@ from ..tuning.tune import tune as tune_encodings
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PLAN_FILE = "quantization_plan.json"
-MOST_DIGITS = 1 / 3 + 1e3  # no number of a config has a longer text
+MAX_DIGITS = 1 / 3 + 1e3  # no number of a config has a longer text
 TUNINGS_FILE = "tunings.jsonl"  # of a run's folder
 
 
@@ -210,7 +210,7 @@ def pipeline_bytes(subject: Subject, plan: Plan) -> int:
     assert subject.folder is not None
     denoiser = subject.folder / subject.component
     copied = sum(path.stat().st_size for path in subject.folder.rglob("*") if path.is_file() and denoiser not in path.parents)
-    edges = (MOST_DIGITS,) * (N_BUCKETS - 1) if any(choice.is_static for choice in plan.activations.values()) else ()
+    edges = (MAX_DIGITS,) * (N_BUCKETS - 1) if any(choice.is_static for choice in plan.activations.values()) else ()
     return copied + plan.size_bytes + len(_config_text(subject, plan, edges).encode()) + len(json_bytes("plan", plan.to_json()))
 
 

@@ -21,7 +21,7 @@ from ..encoding import Encoding, quantized_matrix
 from ..formats import Format
 
 _CONVOLUTIONS: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
-LEAST_ROWS = 16  # of a conv group that is worth a product of its own
+MIN_ROWS = 16  # of a conv group that is worth a product of its own
 
 
 class _Quantized(nn.Module):
@@ -152,7 +152,7 @@ class _AQConv(_Quantized):
         last = x.movedim(1, -1)
         if self.groups == 1:
             return product(last, self.matrix(), self.bias, geometry, precision).movedim(-1, 1)
-        if self.out_channels // self.groups < LEAST_ROWS and precision == "exact":
+        if self.out_channels // self.groups < MIN_ROWS and precision == "exact":
             weight = dequantize(self.matrix()).reshape(self.shape).to(x.dtype)
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return _CONVOLUTIONS[self.kind](x, weight, bias, geometry.step, geometry.padding, geometry.dilation, self.groups)

@@ -78,9 +78,9 @@ def _encoded(module: nn.Module, layers: Mapping[str, Layer], formats: Mapping[st
 def _replace(module: nn.Module, layer: Layer, encoding: Encoding, *, borrows: bool) -> None:
     original = module.get_submodule(layer.name)
     device = module.get_parameter(f"{layer.name}.weight").device
-    coded = quantized_module(original, layer.kind, encoding)
+    quantized = quantized_module(original, layer.kind, encoding)
     if borrows:
-        coded.borrow_book({name: tensor for name, tensor in encoding.tensors.items() if name in BOOK_TENSORS})
-    coded.to(device)
-    coded.prepare()
-    set_module(module, layer.name, coded)
+        quantized.borrow_book({name: tensor for name, tensor in encoding.tensors.items() if name in BOOK_TENSORS})
+    quantized.to(device)
+    quantized.prepare()
+    set_module(module, layer.name, quantized)

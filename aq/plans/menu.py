@@ -1,7 +1,7 @@
 """What each layer can choose from, and what each choice weighs.
 
-For every rate (total bits per weight) the menu of a layer holds one format whose total is within the rate, then 8-bit integers and the
-weight as it is. Small layers cannot pay for large codebooks, correlated inputs want short groups and the taps of a convolution may belong
+For every rate (total bits per weight) the menu of a layer holds one format whose total is within the rate, then scalar formats (8-bit
+integers) and the weight as it is. Small layers cannot pay for large codebooks, correlated inputs want short groups and the taps of a convolution may belong
 together or not, so the best format is a matter of the layer: `candidates` gives a short list by a rule, and menu_choice.py measures it.
 """
 
@@ -18,7 +18,8 @@ import torch
 from ...models.layers import Layer
 from ...models.subject import Subject
 from ...storage import SAFETENSORS_DTYPES
-from ..formats import AS_IS, BOOK_TENSORS, INT8, Format
+from ..formats import AS_IS, BOOK_TENSORS, Format
+from ..scalar_formats import SCALAR_FORMATS
 
 RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 _GROUP_SIZES = range(2, 33)
@@ -179,14 +180,15 @@ def model_bytes(subject: Subject) -> int:
 
 
 def layer_menu(subject: Subject, layer: Layer, formats: Mapping[float, Format]) -> tuple[Entry, ...]:
-    """Entries by ascending size from the format of each rate, 8-bit integers, and the weight as it is last.
+    """Entries by ascending size from the format of each rate, scalar formats, and the weight as it is last.
 
     Rates with the same format are one entry, named by the least.
     """
     stored = subject.tensor_specs[f"{layer.name}.weight"][0]
     as_is = entry(subject, layer, AS_IS, 8.0 * stored.itemsize)
     entries: list[Entry] = []
-    for rate, format in [*sorted(formats.items()), (8.0, INT8)]:
+    scalars = [(scalar.bits, Format(name)) for name, scalar in SCALAR_FORMATS.items()]
+    for rate, format in [*sorted(formats.items()), *scalars]:
         if all(format != known.format for known in entries):
             entries.append(entry(subject, layer, format, rate))
     return (*_ascending(e for e in entries if e.size_bytes < as_is.size_bytes), as_is)

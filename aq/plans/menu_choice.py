@@ -29,7 +29,7 @@ from .store import ALONE_ABOVE, EncodingStore, book_name
 
 N_OWN = 4  # formats tried for a layer and rate
 WORTH_SHARING = 0.03  # bits that shared codebooks must promise above the layers' own before they are tried
-LEAST_GAIN = 0.02  # by which the errors must then be less
+MIN_GAIN = 0.02  # by which the errors must then be less
 N_ROWS = 256  # of a layer that a format is tried on
 AS_GOOD = 0.02  # more error than the least: then kernels' speed decides (benchmarks/fast_menus.py)
 _EFFORT = "draft"
@@ -83,8 +83,8 @@ def best_format(objective: Objective, rate: float, *, seed: int = 0, limit: int 
 
 def as_good(formats: Sequence[Format], errors: Mapping[Format, float]) -> Format:
     """Of the formats whose error is within AS_GOOD of the least the fastest; of equally fast ones that of least error."""
-    least = min(errors[format] for format in formats)
-    near = [format for format in formats if errors[format] <= (1 + AS_GOOD) * least]
+    lowest = min(errors[format] for format in formats)
+    near = [format for format in formats if errors[format] <= (1 + AS_GOOD) * lowest]
     return min(near, key=lambda format: (slowness(format), errors[format]))
 
 
@@ -102,7 +102,7 @@ def draft_error(objective: Objective, format: Format, *, seed: int = 0, book: Ma
 
 
 def _path(store: EncodingStore, name: str, layers: Sequence[Layer], rates: Sequence[float]) -> Path:
-    rule = fingerprint([N_OWN, N_ROWS, WORTH_SHARING, LEAST_GAIN, AS_GOOD, _EFFORT, *rates])
+    rule = fingerprint([N_OWN, N_ROWS, WORTH_SHARING, MIN_GAIN, AS_GOOD, _EFFORT, *rates])
     return store.folder / "menus" / f"{name}.{store.key([layer.name for layer in layers], rule)}.json"
 
 
@@ -147,7 +147,7 @@ def shared_choice(store: EncodingStore, members: Sequence[Layer], rate: float, o
             ]
             logs = [math.log(max(old, 1e-12) / max(new, 1e-12)) for (_, old), new in zip(before, errors, strict=True)]
             gain = sum(logs) / len(logs)
-            chosen = str(format) if gain > LEAST_GAIN else None
+            chosen = str(format) if gain > MIN_GAIN else None
         return {"chosen": chosen, "tried": str(format), "gain": gain}
 
     found = json_task(f"menu of {name} at {rate:g} bits", path, "menu", make).result()["chosen"]

@@ -202,15 +202,15 @@ class EncodingStore:
     def fill(self, wanted: Sequence[tuple[Layer, Format]]) -> None:
         """Make all encodings that are missing, with progress; several layers at once, as torch has threads."""
         self.calibrate()
-        coded = [(layer, format) for layer, format in wanted if format.kind != "asis"]
-        missing = [(layer, format) for layer, format in coded if not self.holds(layer, format)]
+        with_codes = [(layer, format) for layer, format in wanted if format.kind != "asis"]
+        missing = [(layer, format) for layer, format in with_codes if not self.holds(layer, format)]
         books = list(dict.fromkeys(format for _, format in missing if format.book))
         if books:
             fitting = Forked(alone=lambda format: self.sharers(format)[0].n_weights > ALONE_ABOVE)
             with fitting.workers(self._fit, name=lambda format: f"shared codebooks of {format}") as fit:
                 for _ in track(fit(books), "shared codebooks", len(books)):
                     pass
-        total = sum(layer.n_weights for layer, _ in coded)
+        total = sum(layer.n_weights for layer, _ in with_codes)
         done = total - sum(layer.n_weights for layer, _ in missing)
         encoding = Forked(alone=lambda item: item[0].n_weights > ALONE_ABOVE)
         with encoding.workers(self._make, name=lambda item: f"encoding of {item[0].name} in {item[1]}") as make:

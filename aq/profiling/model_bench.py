@@ -125,10 +125,10 @@ def _peak_bytes(case: tuple[str, str, int]) -> int:
     name, arithmetic, n_images = case
     before = psutil.Process().memory_info().rss
     _step(_prepared(name, arithmetic), n_images, 1)
-    return _most_memory() - before
+    return _max_memory() - before
 
 
-def _most_memory() -> int:
+def _max_memory() -> int:
     """Resident bytes that this process had at most."""
     status = Path("/proc/self/status")
     if status.exists():  # on Linux rusage also counts what the parent had when it forked

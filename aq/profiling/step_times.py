@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,12 +23,11 @@ from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
 from ...storage import read_json, write_json
-from ..encoding import Encoding
+from ..encoding import Encoding, quantized_matrix
 from ..formats import Format
-from ..modules.layers import LEAST_ROWS, quantized_module
+from ..modules.layers import MIN_ROWS, quantized_module
 
 _ROUNDS, _STEPS = 5, 2
-_INT8_ENTRIES = 256
 _TRIAL = Format.parse("2x8g8")  # what a layer takes beyond the cost model of products, patches and calls, is that of any format
 
 
@@ -124,7 +122,7 @@ class StepTimes:
     def _quantized(self, name: str, format: Format) -> int:
         layer = self.subject.layer(name)
         rows = layer.shape[0] // layer.groups
-        if layer.groups > 1 and rows < LEAST_ROWS:  # these write their weights out and convolve as dense layers do
+        if layer.groups > 1 and rows < MIN_ROWS:  # these write their weights out and convolve as dense layers do
             return self.dense[name] + self.beyond[name]
         matrix = _shapes_only(format, (rows, *layer.shape[1:]), self._cost_model)
         kernels = [(dispatch.choose(torch.empty(0), tokens, matrix), tokens) for tokens in self.tokens[name]]
@@ -169,13 +167,9 @@ def _nanoseconds(module: nn.Module, x: torch.Tensor) -> int:
 
 def _shapes_only(format: Format, shape: tuple[int, ...], cost_model: str) -> QuantizedMatrix:
     """A matrix of such codes without memory."""
-    n_out, n_in = shape[0], math.prod(shape[1:])
-    of_codes, of_books = (n_out, n_in, 1), (1, _INT8_ENTRIES, 1)
-    if format.kind == "additive":
-        of_codes = (n_out, format.n_groups(shape), format.n_codebooks)
-        of_books = (format.n_codebooks, format.n_entries, format.group_size)
-    codes, books, scales = (torch.empty(size, device="meta") for size in (of_codes, of_books, (n_out,)))
-    return QuantizedMatrix(codes, books, scales, n_in, structure=format.structure, cost_model=cost_model)
+    specs = format.tensor_specs(shape)
+    tensors = {name: torch.empty(size, dtype=dtype, device="meta") for name, (dtype, size) in specs.items()}
+    return replace(quantized_matrix(format, shape, tensors), cost_model=cost_model)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..plans.plan import book_holders
 from .adam import distinct
 from .tunable import TunableLayer
 
-LEAST_UNIT = 1e-3  # as Adafactor has it (Shazeer & Stern 2018), for what begins at zero
+MIN_UNIT = 1e-3  # as Adafactor has it (Shazeer & Stern 2018), for what begins at zero
 
 
 class Student:
@@ -77,9 +77,9 @@ class Student:
         return distinct({**layers, **ranges, **self.others})
 
     def units(self) -> dict[str, float]:
-        """Lengths that steps of parameters are relative to: their root mean square, or LEAST_UNIT; of logarithms and ranges 1."""
+        """Lengths that steps of parameters are relative to: their root mean square, or MIN_UNIT; of logarithms and ranges 1."""
         relative = {name: p for name, p in self.parameters().items() if not name.endswith(("/log_scales", f"/{RANGES}"))}
-        return {name: max(LEAST_UNIT, p.detach().square().mean().sqrt().item()) for name, p in relative.items()}
+        return {name: max(MIN_UNIT, p.detach().square().mean().sqrt().item()) for name, p in relative.items()}
 
     def inputs(self) -> ActivationQuantizers:
         """How inputs are rounded, with ranges as they are now."""

@@ -41,7 +41,7 @@ struct TableBuilder {
             for (int64_t i = 0; i < m.group_size; i++) {
                 column(t, i, values);
                 for (int64_t k = 0; k < 16; k++) squares[k] += values[k] * values[k];
-                const float found = greatest_magnitude(values, 16);
+                const float found = max_magnitude(values, 16);
                 greatest = greatest < found ? found : greatest;
             }
             for (int64_t k = 0; k < 16; k++) longest = longest < squares[k] ? squares[k] : longest;
@@ -62,7 +62,7 @@ struct TableBuilder {
 
     // x in 16 bits, so that no sum passes 16383 · 2^shift; every group is padded to pairs of columns. Returns what x was multiplied by.
     float convert(const float *row, int16_t *x) const {
-        const float greatest = greatest_magnitude(row, m.n_groups * m.group_size);
+        const float greatest = max_magnitude(row, m.n_groups * m.group_size);
         if (!(greatest <= 3.402823466e38f)) return __builtin_nanf("");  // the greatest number
         const float scale = greatest * bound < 1e-30f ? 0 : 16383.f * (float)(1 << shift) / (bound * word_scale) / greatest;
         if (m.group_size % 2 == 0)
@@ -133,8 +133,8 @@ struct TableBuilder {
         return Of(both, _mm_srli_epi32(both, 16));
     }
 
-    static inline __m128i least_of(__m128i a, __m128i b) { return _mm_min_epi16(a, b); }
-    static inline __m128i greatest_of(__m128i a, __m128i b) { return _mm_max_epi16(a, b); }
+    static inline __m128i min_of(__m128i a, __m128i b) { return _mm_min_epi16(a, b); }
+    static inline __m128i max_of(__m128i a, __m128i b) { return _mm_max_epi16(a, b); }
 
     // Bytes from 16 bits: every table above its least entry, which uses their range better than zero in the middle does, and no pair's sum
     // above 255. Entries are rounded before they are moved up: what is small beside the unit then becomes zero, whatever its sign.
@@ -143,7 +143,7 @@ struct TableBuilder {
         __m128i widest = _mm_setzero_si128(), sum = widest;
         const __m128i words = _mm_set1_epi32(0xffff);
         for (int64_t t = 0; t < n_tables; t += 4) {
-            const __m128i low = extremes<least_of>(entries + t * 16), high = extremes<greatest_of>(entries + t * 16);
+            const __m128i low = extremes<min_of>(entries + t * 16), high = extremes<max_of>(entries + t * 16);
             const __m128i range = _mm_and_si128(_mm_sub_epi16(high, low), words);
             widest = _mm_max_epi32(widest, _mm_add_epi32(range, _mm_shuffle_epi32(range, 0xb1)));
             _mm_storeu_si128((__m128i *)(least + t), _mm_or_si128(_mm_slli_epi32(low, 16), _mm_and_si128(low, words)));

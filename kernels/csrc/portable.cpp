@@ -35,7 +35,7 @@ static int row_maxima(const sedaq_matrix &m, float *maxima, int threads) {
         for (int64_t row = 0; row < m.n_out; row += ROWS) {
             if (failed) continue;
             decode(m, m.codebooks, row, 0, m.n_groups, columns, chunk);
-            for (int64_t r = 0; r < smaller(ROWS, m.n_out - row); r++) maxima[row + r] = greatest_magnitude(chunk.values + r * stride, columns);
+            for (int64_t r = 0; r < smaller(ROWS, m.n_out - row); r++) maxima[row + r] = max_magnitude(chunk.values + r * stride, columns);
         }
     }
     return failed;

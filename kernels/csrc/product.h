@@ -30,7 +30,7 @@ static const int64_t TOKEN_BYTES = (REGISTER == 64 ? 16 : 5) << 20;     // of to
 static const int64_t TOKEN_STEPS = 8;  // tiles of 32 tokens that stay in the first-level cache
 
 // Without NaN, floats of one sign are in the order of their bits, and integers are compared faster.
-static float greatest_magnitude(const float *x, int64_t n) {
+static float max_magnitude(const float *x, int64_t n) {
     uint32_t greatest = 0;
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits;
@@ -169,7 +169,7 @@ struct Product {
             else
                 for (int64_t i = 0; i < columns && !values; i++) row[i] = 0;
             if (!values) values = row;
-            if constexpr (Kernel::EIGHT_BIT) scale = factor(greatest_magnitude(values, columns));
+            if constexpr (Kernel::EIGHT_BIT) scale = factor(max_magnitude(values, columns));
             scales[t] = 1 / scale;
             uint32_t *to[Kernel::PARTS];
             for (int64_t s = 0; s < steps; s++) {

@@ -51,12 +51,14 @@ def build_unet() -> UNet2DModel:
     )
 
 
-def build_scheduler() -> DDIMScheduler:
+def build_scheduler(*, clip_sample: bool = True) -> DDIMScheduler:
     """Cosine noise schedule (Nichol & Dhariwal 2021) with v-prediction (Salimans & Ho 2022), which stays defined at pure noise.
 
-    "trailing" spacing starts every sampling at t = 999, so that few steps begin where training did.
+    "trailing" spacing starts every sampling at t = 999, so that few steps begin where training did. Pixels are clipped to their range, latents are not.
     """
-    return DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=True)
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=clip_sample
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from .explanation import Explanation, bounds
 
 MANY_BITS = 4.0
-LEAST_ORDER = 0.3  # rank correlation on held-out probes, below which layers are not spoken of
+MIN_ORDER = 0.3  # rank correlation on held-out probes, below which layers are not spoken of
 CLEAR = 3.0  # times what no probe could tell from nothing: less is no finding
 BEARABLE = 0.25  # of the metric at full precision: what a role may cost before it is one to keep
 
@@ -22,7 +22,7 @@ def findings(explanation: Explanation, metric: str, order: Sequence[float]) -> l
         order: interval of the rank correlation on held-out probes. An additive model has a slope for every layer even where it orders nothing; then nothing
             is said.
     """
-    if order[0] < LEAST_ORDER:
+    if order[0] < MIN_ORDER:
         return []
     return [*_concentrated(explanation, metric), *_to_keep(explanation, metric), *_to_lower(explanation, metric), *_adding_up(explanation)]
 

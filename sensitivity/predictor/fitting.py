@@ -21,7 +21,7 @@ from ..probing.probes import Probes, read_probes
 from ..run import Run
 from .additive import Array
 from .cross_validation import OURS, cross_validate, interval, judge, learning_curve, noise_ceiling, spearman
-from .predictor import Predictor
+from .predictor import PREDICTOR_FILE, Predictor
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _write(folder: Path, predictor: Predictor, identity: dict[str, Any], tables:
 
 def _read_back(folder: Path, identity: dict[str, Any], statistics: LayerStatistics) -> Fitted | None:
     """An earlier fit of the same probes."""
-    if not (folder / "fit.json").exists() or not (folder / "additive.json").exists():
+    if not (folder / "fit.json").exists() or not (folder / PREDICTOR_FILE).exists():
         return None
     summary = read_json(folder / "fit.json", "fit")
     if summary["probes"] != identity["probes"] or "n_trees" not in summary:
@@ -130,11 +130,11 @@ def _read_back(folder: Path, identity: dict[str, Any], statistics: LayerStatisti
 def load_predictor(run: Run) -> Predictor:
     """What `fit` wrote. Raises InputError where there is none, or it is of another model."""
     folder = run.folder / "predictor"
-    if not (folder / "additive.json").exists():
+    if not (folder / PREDICTOR_FILE).exists():
         raise InputError(f"{run.folder}: has no predictor; run `sedaq fit` first")
     predictor, identity = Predictor.load(folder, error_of(LayerStatistics(run)))
     if identity["subject"] != run.subject.fingerprint:
         raise InputError(
-            f"{folder / 'additive.json'}: field 'subject' is {identity['subject']}, the run's is {run.subject.fingerprint}; run `sedaq fit` again"
+            f"{folder / PREDICTOR_FILE}: field 'subject' is {identity['subject']}, the run's is {run.subject.fingerprint}; run `sedaq fit` again"
         )
     return predictor

@@ -29,6 +29,7 @@ from .trees import choose_number, fit_trees, inputs
 ErrorOf = Callable[[str, Entry], float]  # layer name, entry → relative output error of the encoding
 Choice = Mapping[str, Entry]
 N_MEMBERS = 8
+PREDICTOR_FILE = "additive.json"
 SCALARS = {"full_precision": "whole", "floor": "floor", "residual": "misfit", "ridge": "ridge"}  # of a Predictor, and their names in files
 
 
@@ -223,16 +224,14 @@ class Predictor:
             "log_scores": self.table.priors.log_scores.tolist(),
         }
         numbers = {stored: getattr(self, name) for name, stored in SCALARS.items()}
-        write_json(
-            folder / "additive.json", "predictor", {**identity, "metric": self.metric, **numbers, "table": table, "members": members}
-        )
+        write_json(folder / PREDICTOR_FILE, "predictor", {**identity, "metric": self.metric, **numbers, "table": table, "members": members})
 
     @classmethod
     def load(cls, folder: Path, error_of: ErrorOf) -> tuple[Predictor, dict[str, Any]]:
         """The predictor and the identity that it was saved with."""
-        content = read_json(folder / "additive.json", "predictor")
+        content = read_json(folder / PREDICTOR_FILE, "predictor")
         if "ridge" not in content or "knee" not in content["members"][0]:
-            raise InputError(f"{folder / 'additive.json'}: was written by an earlier version of sedaq; run `sedaq fit` again")
+            raise InputError(f"{folder / PREDICTOR_FILE}: was written by an earlier version of sedaq; run `sedaq fit` again")
         members = []
         for number, stored in enumerate(content["members"]):
             path = folder / f"trees{number}.ubj"

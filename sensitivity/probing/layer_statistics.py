@@ -47,7 +47,9 @@ class LayerStatistics:
         path = run.folder / "calibration" / f"traits.{self._identity}.json"
         content = json_task("statistics of the menus", path, "traits", self._compute).result()
         self.why_no_gradients = content["why_no_gradients"]
-        self._known = {(name, text): EntryStatistics(*values) for name, entries in content["layers"].items() for text, values in entries.items()}
+        self._known = {
+            (name, text): EntryStatistics(*values) for name, entries in content["layers"].items() for text, values in entries.items()
+        }
 
     def __call__(self, name: str, format: Format) -> EntryStatistics:
         if format.kind == "asis":

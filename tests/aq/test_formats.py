@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sedaq.aq.encoding import Encoding, stored_codebooks
-from sedaq.aq.formats import AS_IS, INT8, Format
+from sedaq.aq.formats import AS_IS, Format
 from sedaq.errors import InputError
+
+INT8 = Format.parse("int8")
 
 
 @st.composite

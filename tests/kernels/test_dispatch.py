@@ -117,7 +117,7 @@ def test_8_bits_are_multiplied_exactly_where_that_and_rounding_take_less(costs, 
 
 def test_rows_whose_8_bit_sums_would_not_fit(monkeypatch, costs):
     """Every product the greatest there is; kernels of 8-bit integers the cheapest."""
-    n_in = native.MOST_INPUTS_8_BITS + 8
+    n_in = native.MAX_INPUTS_8_BITS + 8
     matrix = dataclasses.replace(random_matrix(3, n_in, 1, 4, 8), codebooks=torch.ones(1, 4, 8))
     for name in costs:
         costs[name] = {key: [float(not name.startswith("int8")), 0, 0, 0, 0, 0] for key in cost_model.SIZES}

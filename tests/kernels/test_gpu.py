@@ -34,7 +34,7 @@ DTYPES = {"f32-gpu": torch.float32, "bf16-gpu": torch.bfloat16}
 THREE_BY_THREE = Geometry((3, 3), (1, 1), (1, 1), (1, 1))
 
 
-def coded(n_out: int, n_in: int, m: int, k: int, g: int, *, taps: int = 1, ordered: bool = False, seed: int = 0) -> QuantizedMatrix:
+def random_matrix(n_out: int, n_in: int, m: int, k: int, g: int, *, taps: int = 1, ordered: bool = False, seed: int = 0) -> QuantizedMatrix:
     rng = torch.Generator().manual_seed(seed)
     codes = torch.randint(k, (n_out, -(-n_in // g), m), generator=rng).to(torch.uint8 if k <= 256 else torch.int16)
     scales = torch.rand(n_out, generator=rng) + 0.5
@@ -109,13 +109,13 @@ def test_every_format_of_the_menus(format):
 )
 def test_products_of_any_size(kernel, n_out, n_in, m, k, g, tokens, ordered, seed):
     x = torch.randn(tokens, n_in, generator=torch.Generator().manual_seed(seed))
-    check(kernel, x, coded(n_out, n_in, m, k, g, ordered=ordered, seed=seed))
+    check(kernel, x, random_matrix(n_out, n_in, m, k, g, ordered=ordered, seed=seed))
 
 
 @pytest.mark.parametrize("kernel", gpu.KERNELS)
 @pytest.mark.parametrize("tokens", [1, 16, 17, 64, 65, 257, 1300])
 def test_every_default_tile_and_several_bands(kernel, tokens):
-    check(kernel, torch.randn(tokens, 70), coded(150, 70, 1, 16, 8))
+    check(kernel, torch.randn(tokens, 70), random_matrix(150, 70, 1, 16, 8))
 
 
 @pytest.mark.parametrize("kernel", gpu.KERNELS)
@@ -125,7 +125,7 @@ def test_few_tokens_share_columns_among_programs_and_repeat_bit_by_bit(kernel, m
     monkeypatch.setattr(
         gpu, "_launch", lambda function, grid, *rest, **more: (launched.append(grid), launch(function, grid, *rest, **more))
     )
-    matrix, x, bias = coded(100, 2100, 2, 256, 8), torch.randn(3, 2100).to(DTYPES[kernel]), torch.randn(100)
+    matrix, x, bias = random_matrix(100, 2100, 2, 256, 8), torch.randn(3, 2100).to(DTYPES[kernel]), torch.randn(100)
     found = gpu.product(kernel, x, matrix, bias)
     assert launched[0][1] > 1 and len(launched) == 2
     whole = exact(x, matrix) + bias
@@ -163,14 +163,14 @@ def test_convolutions(kernel, geometry, channels):
     size = (7, 6, 5)[: len(geometry.kernel)]
     x = torch.randn(2 if channels == 5 else 1, *size, channels)
     by_tap = torch.arange(channels * taps).view(channels, taps).T.reshape(-1)
-    free = coded(20, channels * taps, 2, 16, 8, taps=taps)
+    free = random_matrix(20, channels * taps, 2, 16, 8, taps=taps)
     for matrix in (free, dataclasses.replace(free, order=by_tap)):
         check(kernel, x, matrix, geometry)
 
 
 @pytest.mark.parametrize("kernel", gpu.KERNELS)
 def test_part_of_the_channels_of_images_with_channels_first(kernel):
-    matrix = coded(18, 8 * 9, 1, 16, 4, taps=9, ordered=True)
+    matrix = random_matrix(18, 8 * 9, 1, 16, 4, taps=9, ordered=True)
     check(kernel, torch.randn(2, 24, 6, 7)[:, 8:16].movedim(1, -1), matrix, THREE_BY_THREE)
     check(kernel, torch.randn(2, 6, 7, 24)[..., 8:16], matrix, THREE_BY_THREE)
 
@@ -180,7 +180,7 @@ def test_neighbouring_channels_are_read_together():
 
     def run(channels: int, g: int, taps: int, by_tap: bool) -> int:
         order = torch.arange(channels * taps).view(channels, taps).T.reshape(-1) if by_tap else None
-        matrix = dataclasses.replace(coded(2, channels * taps, 1, 4, g, taps=taps), order=order)
+        matrix = dataclasses.replace(random_matrix(2, channels * taps, 1, 4, g, taps=taps), order=order)
         geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1)) if taps == 9 else gpu._LINEAR
         return gpu.GpuMatrix(matrix).columns(matrix, geometry, (channels * 32, channels)[: len(geometry.kernel)])[1]
 
@@ -194,7 +194,7 @@ def test_neighbouring_channels_are_read_together():
 @pytest.mark.parametrize("kernel", gpu.KERNELS)
 def test_inputs_anywhere_in_memory_and_of_any_dtype(kernel):
     """Transposed, with gaps, shifted by one number, of several dimensions; the result has the dtype of x."""
-    matrix = coded(18, 24, 1, 16, 4)
+    matrix = random_matrix(18, 24, 1, 16, 4)
     memory = torch.randn(2000)
     inputs = [memory[:480].view(24, 20).T, memory[:960].view(20, 48)[:, 1:25], memory[1:481].view(4, 5, 24), memory[:24]]
     for x in [*inputs, *(x.bfloat16() for x in inputs), inputs[1].half()]:
@@ -207,7 +207,7 @@ def test_inputs_anywhere_in_memory_and_of_any_dtype(kernel):
 
 @pytest.mark.parametrize("kernel", gpu.KERNELS)
 def test_bias_rows_of_scale_zero_and_tokens_of_zeros(kernel):
-    matrix, x, bias = coded(33, 40, 2, 16, 8), torch.randn(9, 40), torch.randn(33)
+    matrix, x, bias = random_matrix(33, 40, 2, 16, 8), torch.randn(9, 40), torch.randn(33)
     matrix.scales[5] = 0
     x[3] = 0
     found = gpu.product(kernel, x, matrix, bias)
@@ -217,7 +217,7 @@ def test_bias_rows_of_scale_zero_and_tokens_of_zeros(kernel):
 @pytest.mark.parametrize("kernel", gpu.KERNELS)
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_token_that_is_not_finite_spoils_itself_alone(kernel):
-    matrix, x = coded(33, 45, 2, 16, 9), torch.randn(20, 45)
+    matrix, x = random_matrix(33, 45, 2, 16, 9), torch.randn(20, 45)
     good = gpu.product(kernel, x, matrix)
     x[3, 5], x[17, 0] = float("nan"), float("inf")
     found = gpu.product(kernel, x, matrix)
@@ -228,7 +228,7 @@ def test_a_token_that_is_not_finite_spoils_itself_alone(kernel):
 @pytest.mark.parametrize("kernel", gpu.KERNELS)
 @pytest.mark.parametrize("shape", [(0, 24), (2, 0, 24)])
 def test_no_tokens(kernel, shape):
-    assert gpu.product(kernel, torch.empty(shape), coded(18, 24, 1, 16, 4)).shape == (*shape[:-1], 18)
+    assert gpu.product(kernel, torch.empty(shape), random_matrix(18, 24, 1, 16, 4)).shape == (*shape[:-1], 18)
 
 
 # -- de-quantizing and what is kept ------------------------------------------------------------------------------------------------------
@@ -238,14 +238,14 @@ def test_no_tokens(kernel, shape):
     ("m", "k", "g", "ordered"), [(1, 256, 8, False), (3, 300, 9, True), (2, 16, 5, False), (1, 256, 1, True), (1, 4, 200, False)]
 )
 def test_dequantizing_gives_the_dense_matrix(m, k, g, ordered):
-    matrix = coded(70, 150, m, k, g, ordered=ordered)
+    matrix = random_matrix(70, 150, m, k, g, ordered=ordered)
     torch.testing.assert_close(gpu.dequantize(matrix), dequantize(matrix), atol=1e-6, rtol=1e-6)
     for dtype in (torch.bfloat16, torch.float16):
         torch.testing.assert_close(gpu.dequantize(matrix, dtype), dequantize(matrix).to(dtype), atol=3e-2, rtol=3e-2)
 
 
 def test_a_matrix_is_prepared_once_and_forgotten_with_its_codes():
-    matrix, x = coded(64, 128, 2, 256, 8), torch.randn(3, 128)
+    matrix, x = random_matrix(64, 128, 2, 256, 8), torch.randn(3, 128)
     gc.collect()
     before = len(gpu._prepared)
     gpu.product("f32-gpu", x, matrix)
@@ -262,6 +262,6 @@ def test_a_matrix_is_prepared_once_and_forgotten_with_its_codes():
 
 
 def test_codes_that_do_not_lie_side_by_side_or_are_wide():
-    matrix, x = coded(8, 16, 2, 300, 4), torch.randn(3, 16)
+    matrix, x = random_matrix(8, 16, 2, 300, 4), torch.randn(3, 16)
     for codes in (matrix.codes.transpose(1, 2).contiguous().transpose(1, 2), matrix.codes.long()):
         check("f32-gpu", x, dataclasses.replace(matrix, codes=codes))

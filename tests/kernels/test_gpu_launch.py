@@ -51,7 +51,7 @@ def test_measured_tiles_are_read_and_a_damaged_file_is_no_failure(caplog):
 
 def test_no_tile_is_wider_than_the_tables_or_narrower_than_a_piece():
     for tile in (tile for tiles in gpu_tiles.DEFAULTS.values() for tile in tiles):
-        assert 16 <= tile.columns <= gpu_tiles.MOST_COLUMNS and gpu_tiles.MOST_COLUMNS % tile.columns == 0
+        assert 16 <= tile.columns <= gpu_tiles.MAX_COLUMNS and gpu_tiles.MAX_COLUMNS % tile.columns == 0
 
 
 @pytest.mark.parametrize(("most", "expected"), [(3, [3]), (1, [3, 2, 1])])

@@ -22,7 +22,7 @@ KERNELS = native.available()
 CONVOLUTIONS = (torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d)
 
 
-def coded(
+def random_matrix(
     n_out: int, n_in: int, m: int, k: int, g: int, *, structure: str = "", taps: int = 1, ordered: bool = False, seed: int = 0
 ) -> QuantizedMatrix:
     rng = torch.Generator().manual_seed(seed)
@@ -74,7 +74,7 @@ def size(x: torch.Tensor, matrix: QuantizedMatrix) -> torch.Tensor:
 )
 def test_products_of_any_size(kernel, n_out, n_in, m, kind, g, tokens, ordered, seed):
     k, structure = kind
-    matrix = coded(n_out, n_in, m, k, g, structure=structure, ordered=ordered, seed=seed)
+    matrix = random_matrix(n_out, n_in, m, k, g, structure=structure, ordered=ordered, seed=seed)
     x = torch.randn(tokens, n_in, generator=torch.Generator().manual_seed(seed + 1000))  # which no codeword follows
     if not native.serves(kernel, matrix):
         with pytest.raises(RuntimeError, match=f"or not for groups of {g} and {k} codewords"):
@@ -88,7 +88,7 @@ def test_products_of_any_size(kernel, n_out, n_in, m, kind, g, tokens, ordered, 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_several_panels_and_threads_give_the_same_bits(kernel, threads):
-    matrix, x = coded(700, 520, 2, 256, 8, structure=structure_for(kernel, 256)), torch.randn(100, 520)
+    matrix, x = random_matrix(700, 520, 2, 256, 8, structure=structure_for(kernel, 256)), torch.randn(100, 520)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -102,7 +102,7 @@ def test_several_panels_and_threads_give_the_same_bits(kernel, threads):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_more_tokens_than_are_gathered_at_once(kernel):
-    matrix = coded(20, 6000, 1, 16, 16)
+    matrix = random_matrix(20, 6000, 1, 16, 16)
     x = torch.randn(1500, 6000)
     check(native.product(kernel, x, matrix), exact(x, matrix), kernel)
 
@@ -111,7 +111,7 @@ def test_more_tokens_than_are_gathered_at_once(kernel):
 @pytest.mark.parametrize("tokens", [1, 2, 8, 129])
 @pytest.mark.parametrize(("n_out", "threads"), [(3, 8), (33, 2), (160, 3), (290, 2)])
 def test_rows_beside_tiles_and_more_threads_than_tiles(kernel, tokens, n_out, threads):
-    matrix, x, bias = coded(n_out, 77, 3, 256, 5, structure=structure_for(kernel, 256)), torch.randn(tokens, 77), torch.randn(n_out)
+    matrix, x, bias = random_matrix(n_out, 77, 3, 256, 5, structure=structure_for(kernel, 256)), torch.randn(tokens, 77), torch.randn(n_out)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -123,7 +123,7 @@ def test_rows_beside_tiles_and_more_threads_than_tiles(kernel, tokens, n_out, th
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_bias_rows_of_scale_zero_and_tokens_of_zeros(kernel):
-    matrix, x, bias = coded(33, 40, 2, 16, 8), torch.randn(9, 40), torch.randn(33)
+    matrix, x, bias = random_matrix(33, 40, 2, 16, 8), torch.randn(9, 40), torch.randn(33)
     matrix.scales[5] = 0
     x[3] = 0
     found = native.product(kernel, x, matrix, bias)
@@ -134,7 +134,7 @@ def test_bias_rows_of_scale_zero_and_tokens_of_zeros(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_inputs_anywhere_in_memory(kernel):
     """Transposed, with gaps, shifted by one number, of several dimensions, in bfloat16 and in half precision."""
-    matrix = coded(18, 24, 1, 16, 4)
+    matrix = random_matrix(18, 24, 1, 16, 4)
     memory = torch.randn(2000)
     inputs = [memory[:480].view(24, 20).T, memory[:960].view(20, 48)[:, 1:25], memory[1:481].view(4, 5, 24), memory[:24]]
     for x in [*inputs, *(x.bfloat16() for x in inputs), inputs[1].half()]:
@@ -149,7 +149,7 @@ def test_inputs_anywhere_in_memory(kernel):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tokens_that_need_no_gathering(kernel, dtype):
     """Whole rows of tiles; with gaps between rows, and as places of an image."""
-    matrix, wide = coded(40, 64, 2, 16, 8), torch.randn(21, 100).to(dtype)
+    matrix, wide = random_matrix(40, 64, 2, 16, 8), torch.randn(21, 100).to(dtype)
     x = wide[:, 3:67]
     expected, found = exact(x.float(), matrix), native.product(kernel, x, matrix)
     tolerance = max(PRECISIONS[native.KERNELS[kernel]], 4e-3 if dtype == torch.bfloat16 else 0)
@@ -162,7 +162,7 @@ def test_tokens_that_need_no_gathering(kernel, dtype):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_token_that_is_not_finite_spoils_itself_alone(kernel):
-    matrix, x = coded(33, 40, 2, 16, 8), torch.randn(20, 40)
+    matrix, x = random_matrix(33, 40, 2, 16, 8), torch.randn(20, 40)
     good = native.product(kernel, x, matrix)
     x[3, 5], x[17, 0] = float("nan"), float("inf")
     found = native.product(kernel, x, matrix)
@@ -172,7 +172,7 @@ def test_a_token_that_is_not_finite_spoils_itself_alone(kernel):
 
 @pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.startswith("shuffle8")])
 def test_inputs_that_are_small_beside_others_are_rounded_without_a_bias(kernel):
-    matrix = coded(64, 4608, 1, 16, 1)
+    matrix = random_matrix(64, 4608, 1, 16, 1)
     x = torch.randn(16, 4608) * torch.randn(4608).mul(0.7).exp()
     expected = exact(x, matrix)
     assert (native.product(kernel, x, matrix).double() - expected).norm() <= 0.09 * expected.norm()  # above each least entry 0.18
@@ -181,7 +181,7 @@ def test_inputs_that_are_small_beside_others_are_rounded_without_a_bias(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("shape", [(0, 24), (2, 0, 24)])
 def test_no_tokens(kernel, shape):
-    assert native.product(kernel, torch.empty(shape), coded(18, 24, 1, 16, 4)).shape == (*shape[:-1], 18)
+    assert native.product(kernel, torch.empty(shape), random_matrix(18, 24, 1, 16, 4)).shape == (*shape[:-1], 18)
 
 
 GEOMETRIES = [
@@ -200,7 +200,7 @@ GEOMETRIES = [
 def test_convolutions(kernel, geometry, grouping, channels):
     """32 channels are whole rows of tiles, so that places are converted once."""
     taps = torch.Size(geometry.kernel).numel()
-    matrix = coded(21, channels * taps, 2, 16, 4, taps=taps)
+    matrix = random_matrix(21, channels * taps, 2, 16, 4, taps=taps)
     if grouping == "channels":  # the channels of one tap side by side, as formats over channels have them
         matrix = dataclasses.replace(matrix, order=torch.arange(channels * taps).view(channels, taps).T.reshape(-1))
     wide = torch.randn(2, *(9, 10, 11)[: len(geometry.kernel)], channels + 3)
@@ -213,7 +213,7 @@ def test_convolutions(kernel, geometry, grouping, channels):
 
 
 def test_codebooks_and_codes_that_change_are_seen():
-    matrix, x = coded(8, 16, 1, 16, 4), torch.randn(3, 16)
+    matrix, x = random_matrix(8, 16, 1, 16, 4), torch.randn(3, 16)
     kernel = KERNELS[0]
     native.product(kernel, x, matrix)
     matrix.codebooks.mul_(2)
@@ -225,7 +225,7 @@ def test_codebooks_and_codes_that_change_are_seen():
 
 
 def test_codes_are_not_copied_and_nothing_outlives_them():
-    matrix, x = coded(64, 128, 2, 256, 8), torch.randn(3, 128)
+    matrix, x = random_matrix(64, 128, 2, 256, 8), torch.randn(3, 128)
     before = len(native._prepared)
     native.product(KERNELS[0], x, matrix)
     prepared = native._prepared[matrix.codes][-1]
@@ -239,20 +239,20 @@ def test_codes_are_not_copied_and_nothing_outlives_them():
 
 
 def test_codes_that_do_not_lie_side_by_side():
-    matrix, x = coded(8, 16, 2, 16, 4), torch.randn(3, 16)
+    matrix, x = random_matrix(8, 16, 2, 16, 4), torch.randn(3, 16)
     apart = dataclasses.replace(matrix, codes=matrix.codes.transpose(1, 2).contiguous().transpose(1, 2))
     assert not apart.codes.is_contiguous()
     check(native.product(KERNELS[0], x, apart), exact(x, matrix), KERNELS[0])
 
 
 def test_codes_of_eight_bytes_are_narrowed():
-    matrix, x = coded(8, 16, 2, 300, 4), torch.randn(3, 16)
+    matrix, x = random_matrix(8, 16, 2, 300, 4), torch.randn(3, 16)
     check(native.product(KERNELS[0], x, dataclasses.replace(matrix, codes=matrix.codes.long())), exact(x, matrix), KERNELS[0])
 
 
 def test_groups_that_are_too_long_are_refused_here_and_served_in_torch(monkeypatch):
     monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
-    matrix, x = coded(4, 600, 1, 4, 257), torch.randn(3, 600)
+    matrix, x = random_matrix(4, 600, 1, 4, 257), torch.randn(3, 600)
     with pytest.raises(RuntimeError, match="not for groups of 257"):
         native.product(KERNELS[0], x, matrix)
     torch.testing.assert_close(dispatch.product(x, matrix), exact(x, matrix).float(), atol=1e-3, rtol=1e-4)
@@ -261,7 +261,7 @@ def test_groups_that_are_too_long_are_refused_here_and_served_in_torch(monkeypat
 def test_a_kernel_of_another_processor_is_refused(monkeypatch):
     monkeypatch.setitem(native._NUMBERS, "f32-portable", 99)
     with pytest.raises(RuntimeError, match="kernel f32-portable is not to be had on this processor"):
-        native.product("f32-portable", torch.randn(2, 4), coded(4, 4, 1, 4, 2))
+        native.product("f32-portable", torch.randn(2, 4), random_matrix(4, 4, 1, 4, 2))
 
 
 @pytest.mark.parametrize("most", native.ISAS)

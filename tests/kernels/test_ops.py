@@ -16,7 +16,7 @@ from sedaq.kernels.reference import product_by_dequantizing
 CONVOLUTION = Geometry((3, 2), (2, 1), (1, 0), (1, 2))
 
 
-def coded(dtype: torch.dtype, geometry: Geometry | None) -> QuantizedMatrix:
+def random_matrix(dtype: torch.dtype, geometry: Geometry | None) -> QuantizedMatrix:
     rng = torch.Generator().manual_seed(0)
     taps = 1 if geometry is None else 6
     n_in = 4 * taps
@@ -32,7 +32,7 @@ def inputs(dtype: torch.dtype, geometry: Geometry | None) -> torch.Tensor:
 
 @pytest.mark.parametrize("geometry", [None, CONVOLUTION])
 def test_gradients_equal_finite_differences(geometry):
-    matrix, x, bias = coded(torch.float64, geometry), inputs(torch.float64, geometry), torch.randn(5, dtype=torch.float64)
+    matrix, x, bias = random_matrix(torch.float64, geometry), inputs(torch.float64, geometry), torch.randn(5, dtype=torch.float64)
 
     def function(x, books, scales, bias):
         return product(x, dataclasses.replace(matrix, codebooks=books, scales=scales), bias, geometry)
@@ -44,7 +44,7 @@ def test_gradients_equal_finite_differences(geometry):
 @pytest.mark.parametrize("geometry", [None, CONVOLUTION])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_gradients_of_any_kernel_are_the_references(geometry, precision):
-    matrix, bias = coded(torch.float32, geometry), torch.randn(5)
+    matrix, bias = random_matrix(torch.float32, geometry), torch.randn(5)
     found, wanted = (inputs(torch.float32, geometry).requires_grad_() for _ in range(2))
     y = product(found, matrix, bias, geometry, precision)
     reference = product_by_dequantizing(wanted, matrix, bias, geometry)
@@ -56,7 +56,7 @@ def test_gradients_of_any_kernel_are_the_references(geometry, precision):
 
 
 def test_only_what_wants_a_gradient_gets_one():
-    matrix, x = coded(torch.float32, None), inputs(torch.float32, None)
+    matrix, x = random_matrix(torch.float32, None), inputs(torch.float32, None)
     assert not product(x, matrix).requires_grad
     books = matrix.codebooks.clone().requires_grad_()
     product(x, dataclasses.replace(matrix, codebooks=books)).sum().backward()
@@ -68,7 +68,7 @@ def test_only_what_wants_a_gradient_gets_one():
 @pytest.mark.parametrize("geometry", [None, CONVOLUTION])
 def test_torchs_own_checks(geometry):
     """Schema, fake kernel, autograd registration and ahead-of-time tracing."""
-    matrix, x = coded(torch.float32, geometry), inputs(torch.float32, geometry)
+    matrix, x = random_matrix(torch.float32, geometry), inputs(torch.float32, geometry)
     arguments = (matrix.codes, matrix.codebooks, matrix.scales, matrix.order, torch.randn(5), matrix.n_in, "", matrix.taps, "")
     for leaf in (x, x.clone().requires_grad_()):
         torch.library.opcheck(torch.ops.sedaq.product, (leaf, *arguments, _numbers(geometry), "exact"))
@@ -76,7 +76,7 @@ def test_torchs_own_checks(geometry):
 
 @pytest.mark.skipif(native.library() is None, reason="the C++ kernels were not built")
 def test_inference_mode():
-    matrix, x = coded(torch.float32, None), inputs(torch.float32, None)
+    matrix, x = random_matrix(torch.float32, None), inputs(torch.float32, None)
     with torch.inference_mode():
         own = dataclasses.replace(matrix, codebooks=matrix.codebooks * 2)
         torch.testing.assert_close(product(x * 1, own), product_by_dequantizing(x, own), atol=1e-4, rtol=1e-4)

@@ -15,7 +15,7 @@ from sedaq.kernels.reference import dequantize, product_by_dequantizing, product
 PRODUCTS = (product_by_lookup, product_by_dequantizing)
 
 
-def coded(
+def random_matrix(
     n_out: int, n_in: int, m: int, k: int, g: int, *, ordered: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> QuantizedMatrix:
     rng = torch.Generator().manual_seed(seed)
@@ -50,7 +50,7 @@ def by_loops(matrix: QuantizedMatrix) -> torch.Tensor:
     seed=st.integers(0, 99),
 )
 def test_products_equal_the_triple_loop(n_out, n_in, m, k, g, tokens, ordered, seed):
-    matrix = coded(n_out, n_in, m, k, g, ordered=ordered, seed=seed)
+    matrix = random_matrix(n_out, n_in, m, k, g, ordered=ordered, seed=seed)
     dense = by_loops(matrix)
     torch.testing.assert_close(dequantize(matrix), dense)
     x = torch.randn(tokens, n_in, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -64,7 +64,7 @@ def test_products_equal_the_triple_loop(n_out, n_in, m, k, g, tokens, ordered, s
 
 
 def test_padded_columns_of_the_codebooks_do_not_matter():
-    matrix = coded(3, 5, 1, 16, 4)
+    matrix = random_matrix(3, 5, 1, 16, 4)
     spoilt = matrix.codebooks.clone()
     last_codes = matrix.codes[:, 1, 0].unique()
     only_last = [code for code in last_codes.tolist() if code not in matrix.codes[:, 0, 0].tolist()]
@@ -79,7 +79,7 @@ def test_padded_columns_of_the_codebooks_do_not_matter():
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("ordered", [False, True])
 def test_gradients_reach_inputs_codebooks_and_scales(product, ordered):
-    matrix = coded(3, 5, 2, 3, 2, ordered=ordered)
+    matrix = random_matrix(3, 5, 2, 3, 2, ordered=ordered)
 
     def function(x: torch.Tensor, books: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         return product(x, dataclasses.replace(matrix, codebooks=books, scales=scales))
@@ -90,7 +90,7 @@ def test_gradients_reach_inputs_codebooks_and_scales(product, ordered):
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_the_output_has_the_dtype_of_the_input(product):
-    matrix = coded(6, 16, 2, 4, 4, dtype=torch.float32)
+    matrix = random_matrix(6, 16, 2, 4, 4, dtype=torch.float32)
     x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     y = product(x.bfloat16(), matrix)
     assert y.dtype == torch.bfloat16

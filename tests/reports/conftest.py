@@ -65,7 +65,7 @@ def plan_content(names: list[str], *, bits: float = 1.99, size: int = 560_104) -
     }
 
 
-def contest_content() -> dict[str, Any]:
+def comparison_content() -> dict[str, Any]:
     rows = []
     for bits, scale in ((1.5, 100.0), (2.0, 2.0)):
         for method, factor in (("searched", 1.0), ("uniform", 9.0), ("one-at-a-time greedy", 0.8), ("first and last high", 3.0)):
@@ -205,7 +205,7 @@ def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None =
     if "plan" in wanted:
         write_json(folder / "plans" / "two.json", "plan", plan_content(names))
     if "contest" in wanted:
-        write_json(folder / "contest.json", "contest", contest_content())
+        write_json(folder / "contest.json", "contest", comparison_content())
     if "tunings" in wanted:
         for name, factor in (("first", 1.0), ("searched+tuned", 0.5)):
             losses = [[0, 0.02], [50, 0.02 * factor], [100, 0.012 * factor], [150, None]]

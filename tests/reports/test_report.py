@@ -128,7 +128,7 @@ def test_how_the_plan_was_found_and_how_it_fares_is_said(full_run: Path) -> None
     assert pd.read_csv(full_run / "figures" / "plan.csv").set_index("layer")["would_also_do"].dropna().to_dict() == {name: "1x3g2"}
     assert "Of 6 plans of other methods 4 are worse than the searched plan of their budget" in text
     assert "better are one-at-a-time greedy at 1.5 bits." in text
-    written = pd.read_csv(full_run / "figures" / "contest.csv").set_index(["bits", "method"])
+    written = pd.read_csv(full_run / "figures" / "comparison.csv").set_index(["bits", "method"])
     assert written.loc[(2.0, "uniform"), ["excess", "excess_low", "over_searched"]].tolist() == [18.0, 17.5, 16.0]
 
 

@@ -72,7 +72,7 @@ def test_mean_contributions_are_means_by_rate() -> None:
     assert mean_contributions(rates, contributions) == [{2.0: 2.0, 4.0: -1.0}, {3.0: 5.0, 4.0: 7.0}]
 
 
-def test_the_contest_holds_methods_against_the_very_uniform_plan_that_gives_the_bytes(
+def test_the_comparison_holds_methods_against_the_very_uniform_plan_that_gives_the_bytes(
     subject, menu, predictor: FakePredictor, inputs: BaselineInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With shared codebooks the uniform plan within the bytes of the uniform plan can be another; here it is made to be."""

@@ -139,7 +139,7 @@ def test_steps_of_two_moves_bound_their_sum() -> None:
 def test_the_least_size_is_the_least_of_all_choices_and_can_be_asked_for(seed: int) -> None:
     problem = problem_with_books(np.random.default_rng(seed), 5, BOOKS[seed % len(BOOKS)], n_roles=1 + seed % 3)
     weights, files = zip(*(bytes_of(problem, choice) for choice in all_choices(problem)), strict=True)
-    assert (problem.least("weight_bytes"), problem.least("file_bytes")) == (min(weights), min(files))
+    assert (problem.minimum("weight_bytes"), problem.minimum("file_bytes")) == (min(weights), min(files))
     for name, least in (("weight_bytes", min(weights)), ("file_bytes", min(files))):
         choice, _ = solve_exact(problem.within(Budgets(**{name: least})))
         assert bytes_of(problem, choice)[name == "file_bytes"] == least
@@ -166,8 +166,8 @@ def test_a_book_is_taken_when_it_pays_for_all(book_bytes: int, n_sharing: int) -
     """Four layers save 90 bytes each: where bytes are scarce, a book of less than 360 bytes is worth it."""
     shared, own = Entry(2.0, Format.parse("1x4g4@r"), 110, 110, book_bytes, book_bytes), Entry(2.0, Format.parse("1x4g4"), 200, 200)
     free = Problem(tuple(Unit((f"l{i}",), ((shared,), (own,)), (1.0, 1.0)) for i in range(4)), 1600, 0)
-    assert free.least("weight_bytes") == min(800, 440 + book_bytes)
-    choice, _ = solve_exact(free.within(Budgets(weight_bytes=free.least("weight_bytes"))))
+    assert free.minimum("weight_bytes") == min(800, 440 + book_bytes)
+    choice, _ = solve_exact(free.within(Budgets(weight_bytes=free.minimum("weight_bytes"))))
     assert (choice == 0).sum() == n_sharing
 
 

@@ -14,7 +14,7 @@ from .conftest import random_problem
 
 def solved(seed: int) -> tuple[Problem, np.ndarray]:
     free = random_problem(np.random.default_rng(seed), 8, 4)
-    problem = free.within(Budgets(weight_bytes=(free.least("weight_bytes") + free.total("weight_bytes", free.n_options - 1)) // 2))
+    problem = free.within(Budgets(weight_bytes=(free.minimum("weight_bytes") + free.total("weight_bytes", free.n_options - 1)) // 2))
     return problem, solve_exact(problem)[0]
 
 

@@ -25,7 +25,7 @@ def test_even_prices_are_the_lagrangian_solution(seed: int) -> None:
         best, _ = solve_exact(free.within(Budgets(weight_bytes=free.total("weight_bytes", choice))))
         assert free.cost(choice) == pytest.approx(free.cost(best))
     ends = [free.total("weight_bytes", prices.at([EVEN], end)) for end in (low, high)]
-    assert ends[1] == free.least("weight_bytes") and ends[0] > ends[1]
+    assert ends[1] == free.minimum("weight_bytes") and ends[0] > ends[1]
 
 
 def test_a_dearer_group_gets_fewer_bytes_and_the_budget_holds() -> None:

@@ -46,12 +46,12 @@ def test_bound_on_file_bytes_holds_on_disk_and_is_close(subject, menu, predictor
 
 def test_impossible_budgets_name_the_least_size_and_that_size_is_possible(subject, menu, predictor) -> None:
     problem = build_problem(subject, menu, predictor.additive_cost)
-    with pytest.raises(InputError, match=rf"1 bits per weight cannot be met; the least reachable is {problem.least_bits_text} bits"):
+    with pytest.raises(InputError, match=rf"1 bits per weight cannot be met; the least reachable is {problem.min_bits_text} bits"):
         problem.bounded(bits=1.0)
-    problem.bounded(bits=float(problem.least_bits_text))
-    with pytest.raises(InputError, match=rf"1000 bytes cannot be met; the least reachable is {problem.least('file_bytes')} bytes"):
+    problem.bounded(bits=float(problem.min_bits_text))
+    with pytest.raises(InputError, match=rf"1000 bytes cannot be met; the least reachable is {problem.minimum('file_bytes')} bytes"):
         problem.bounded(size_bytes=1000)
-    problem.bounded(size_bytes=problem.least("file_bytes"))
+    problem.bounded(size_bytes=problem.minimum("file_bytes"))
     for bits in (math.nan, 0.0, -1.0, math.inf):
         with pytest.raises(InputError, match="is no budget"):
             problem.bounded(bits=bits)
@@ -79,7 +79,7 @@ def test_repair_never_exceeds_a_budget_and_gains_where_it_can(seed: int, share: 
 @given(seed=st.integers(0, 2**32 - 1), first=st.floats(0, 1), second=st.floats(0, 1))
 def test_uniform_is_within_the_budget_and_grows_with_it(seed: int, first: float, second: float) -> None:
     free = random_problem(np.random.default_rng(seed), 8, 5)
-    low, high = free.least("weight_bytes"), free.total("weight_bytes", free.n_options - 1)
+    low, high = free.minimum("weight_bytes"), free.total("weight_bytes", free.n_options - 1)
     used = []
     for share in sorted((first, second)):
         problem = free.within(Budgets(weight_bytes=int(low + share * (high - low))))
@@ -105,8 +105,8 @@ def test_uniform_mixes_two_neighbouring_rates_and_orders_differ(subject, menu, p
 
 def test_uniform_at_the_least_file_is_the_least_file(subject, menu, predictor) -> None:
     free = build_problem(subject, menu, predictor.additive_cost)
-    problem = free.within(Budgets(file_bytes=free.least("file_bytes")))
-    assert problem.total("file_bytes", uniform_choice(problem)) == free.least("file_bytes")
+    problem = free.within(Budgets(file_bytes=free.minimum("file_bytes")))
+    assert problem.total("file_bytes", uniform_choice(problem)) == free.minimum("file_bytes")
 
 
 def test_a_heavy_pin_is_still_bounded(subject, menu, predictor) -> None:

@@ -43,7 +43,7 @@ def test_exact_equals_brute_force(seed: int) -> None:
     limits = {}
     for name in ("weight_bytes", "file_bytes", "nanoseconds"):
         most = max(free.total(name, choice) for choice in (free.n_options - 1, free.amounts["weight_bytes"].argmin(axis=1)))
-        limits[name] = int(free.least(name) + rng.random() * max(0, most - free.least(name)))
+        limits[name] = int(free.minimum(name) + rng.random() * max(0, most - free.minimum(name)))
     given = rng.permutation(list(limits))[: rng.integers(1, 4)]
     problem = free.within(Budgets(**{name: limits[name] for name in given}))
     expected = brute_force(problem)
@@ -86,7 +86,7 @@ def test_exact_equals_brute_force_over_plans_that_keep_pins_and_ties(seed: int, 
     except InputError as error:
         assert "no rate in common" in str(error) and not allowed
         return
-    bits = float(rng.uniform(problem.least_bits, problem.greatest_bits))
+    bits = float(rng.uniform(problem.min_bits, problem.max_bits))
     fitting = [plan for plan in allowed if weight_bits(subject, {name: e.format for name, e in plan.items()}) <= bits]
     expected = min(sum(cost(name, entry) for name, entry in plan.items()) for plan in fitting)
     choice, _ = solve_exact(problem.bounded(bits=bits))
@@ -144,7 +144,7 @@ def test_swaps_never_worsen_and_reach_a_local_optimum() -> None:
     for seed in range(10):
         rng = np.random.default_rng(seed)
         free = random_problem(rng, 7, 4)
-        low, high = free.least("weight_bytes"), free.total("weight_bytes", free.n_options - 1)
+        low, high = free.minimum("weight_bytes"), free.total("weight_bytes", free.n_options - 1)
         problem = free.within(Budgets(weight_bytes=(low + high) // 2))
         names = [name for unit in problem.units for name in unit.names]
         predictor = FakePredictor({name: float(rng.gamma(0.5)) for name in names}, interaction=2.0)

@@ -85,8 +85,8 @@ def test_budgets_hold_with_the_ranges_of_rounded_inputs(scheme, run) -> None:
     found = find_plan(run.subject, menus, predictor, size_bytes=40_000, solver="exact", activations=activations)
     assert found.plan.size_bytes <= 40_000 and found.uniform.size_bytes <= 40_000
     for plan in (found.plan, found.uniform):
-        coded = {name for name, format in plan.formats.items() if format != AS_IS}
-        assert plan.activations == {name: choice for name, choice in activations.items() if name in coded} != {}
+        with_codes = {name for name, format in plan.formats.items() if format != AS_IS}
+        assert plan.activations == {name: choice for name, choice in activations.items() if name in with_codes} != {}
     ranges = found.plan.size_bytes - replace(found.plan, activations={}).with_activations(run.subject, {}).size_bytes
     assert (ranges > 0) == SCHEMES[scheme].static
     assert found.plan.bits_per_weight <= plain.bits_per_weight + 1e-9

@@ -42,14 +42,14 @@ def member(n_out: int, n_in: int, seed: int = 0, spread: float = 0.0) -> Member:
     return Member(weight, Hessian.of(x.T @ x / len(x)))
 
 
-def coded(member: Member, book: dict[str, torch.Tensor], format: Format = FORMAT) -> Encoding:
+def encoded(member: Member, book: dict[str, torch.Tensor], format: Format = FORMAT) -> Encoding:
     return encode(member.weight, format, member.hessian, groups=member.groups, book=book)
 
 
 @pytest.mark.parametrize("text", ["1x4g4@role", "2x3g4m@role", "1x4g4hq@role"])
 def test_the_book_of_one_layer_is_as_good_as_its_own_codebooks(text):
     format, layer = Format.parse(text), member(48, 32)
-    shared = coded(layer, book_of([layer], format), format)
+    shared = encoded(layer, book_of([layer], format), format)
     own = encode(layer.weight, replace(format, book=""), layer.hessian)
     assert shared.error == pytest.approx(own.error, rel=0.15)
     assert shared.format == format and shared.dequantize().shape == layer.weight.shape
@@ -60,7 +60,7 @@ def test_encodings_hold_the_book_that_they_were_given(text):
     format, layers = Format.parse(text), [member(30, 12), member(200, 9, seed=5)]
     book = book_of(layers, format)
     for layer in layers:
-        tensors = coded(layer, book, format).tensors
+        tensors = encoded(layer, book, format).tensors
         assert all(torch.equal(tensors[name], tensor) for name, tensor in book.items())
 
 
@@ -69,7 +69,7 @@ def test_a_book_serves_all_that_share_it():
     first, second = member(60, 16), member(60, 24, seed=5, spread=1.0)
     shared, of_first, of_second = (book_of(layers, FORMAT) for layers in ([first, second], [first], [second]))
     for layer, own, foreign in ((first, of_first, of_second), (second, of_second, of_first)):
-        errors = [coded(layer, book).error for book in (own, shared, foreign)]
+        errors = [encoded(layer, book).error for book in (own, shared, foreign)]
         assert errors[0] < errors[1] < 0.85 * errors[2], errors
 
 
@@ -100,7 +100,7 @@ def test_layers_of_zeros_do_not_count():
     layer, nothing = member(40, 16), Member(torch.zeros(6, 8), Hessian.identity(8))
     book = book_of([layer], FORMAT)
     assert torch.equal(book_of([nothing, layer], FORMAT)["codebooks"], book["codebooks"])
-    assert coded(nothing, book).error == 0 and torch.equal(coded(nothing, book).dequantize(), nothing.weight)
+    assert encoded(nothing, book).error == 0 and torch.equal(encoded(nothing, book).dequantize(), nothing.weight)
     with pytest.raises(InputError, match="'role' hold nothing but zeros"):
         book_of([nothing], FORMAT)
 
@@ -111,7 +111,7 @@ def test_grouped_convolutions_share_books_too(one_for_all):
     hessian = Hessian.identity(18, 1 if one_for_all else 3)
     layers = [Member(gaussian(12, 2, 3, 3), hessian, groups=3), member(20, 12)]
     book = book_of(layers, FORMAT)
-    assert all(coded(layer, book).error < 0.5 for layer in layers)
+    assert all(encoded(layer, book).error < 0.5 for layer in layers)
 
 
 def test_layers_and_hessians_of_double_precision():

@@ -47,7 +47,7 @@ def split(whole: Part, at: int) -> list[Part]:
     return [Part(w, whole.hessian, whole.factor) for w in (whole.w[:, :at], whole.w[:, at:])]
 
 
-def coded(parts: list[Part], format: Format) -> torch.Tensor:
+def encoded(parts: list[Part], format: Format) -> torch.Tensor:
     """Stored vectors, and codes chosen under them."""
     stored = residual_kmeans(parts, format, 5, 1 << 20, torch.Generator().manual_seed(0))
     for p in parts:
@@ -85,7 +85,7 @@ def least_squares(parts: list[Part], format: Format, stored: torch.Tensor) -> tu
 @pytest.mark.parametrize("text", STRUCTURES)
 def test_codebooks_are_the_least_squares_optimum(text, which):
     format, parts = Format.parse(text), PARTS[which]()
-    stored = coded(parts, format)
+    stored = encoded(parts, format)
     _, least = least_squares(parts, format, stored)
     before = error(parts, format, stored)
     fitted = fit_codebooks(parts, stored, format, iterations=200)
@@ -97,7 +97,7 @@ def test_codebooks_are_the_least_squares_optimum(text, which):
 @pytest.mark.parametrize("which", PARTS)
 def test_a_free_codebook_has_one_solution_where_it_is_used(which):
     format, parts = Format.parse("1x4g4"), PARTS[which]()
-    stored = coded(parts, format)
+    stored = encoded(parts, format)
     best, _ = least_squares(parts, format, stored)
     fitted = fit_codebooks(parts, stored, format, iterations=400)
     used = sum(torch.bincount(p.codes.reshape(-1), minlength=16) for p in parts) > 0
@@ -108,7 +108,7 @@ def test_a_free_codebook_has_one_solution_where_it_is_used(which):
 @pytest.mark.parametrize("text", STRUCTURES)
 def test_the_default_number_of_iterations_comes_close(text, which):
     format, parts = Format.parse(text), PARTS[which]()
-    stored = coded(parts, format)
+    stored = encoded(parts, format)
     _, least = least_squares(parts, format, stored)
     start = error(parts, format, stored)
     assert error(parts, format, fit_codebooks(parts, stored, format)) - least < 0.02 * (start - least)
@@ -129,7 +129,7 @@ def test_vectors_that_carry_very_different_weight_are_fitted_as_fast(text):
 @pytest.mark.parametrize("text", ["1x4g4", "2x4g4m", "2x4g4h"])
 def test_rows_in_several_parts_give_what_they_give_in_one(text):
     format, whole = Format.parse(text), part(17)
-    stored = coded([whole], format)
+    stored = encoded([whole], format)
     parts = split(whole, 5)
     for p, rows in zip(parts, (slice(0, 5), slice(5, 17)), strict=True):
         p.codes, p.scales = whole.codes[:, rows], whole.scales[:, rows]
@@ -141,7 +141,7 @@ def test_rows_in_several_parts_give_what_they_give_in_one(text):
 def test_codebooks_for_layers_together_are_between_those_for_each():
     """One codebook for two layers serves each worse than its own, and both better than the other's."""
     format, (first, second) = Format.parse("1x3g4"), (part(20), part(20, (12,), seed=5))
-    stored = coded([first, second], format)
+    stored = encoded([first, second], format)
     own, foreign, shared = (fit_codebooks(parts, stored, format, 200) for parts in ([first], [second], [first, second]))
     assert error([first], format, own) < error([first], format, shared) < error([first], format, foreign)
 
@@ -149,14 +149,14 @@ def test_codebooks_for_layers_together_are_between_those_for_each():
 @pytest.mark.parametrize("text", STRUCTURES)
 def test_a_solution_stays_one(text):
     format, parts = Format.parse(text), [part()]
-    fitted = fit_codebooks(parts, coded(parts, format), format, iterations=400)
+    fitted = fit_codebooks(parts, encoded(parts, format), format, iterations=400)
     again = fit_codebooks(parts, fitted, format)
     assert error(parts, format, again) == pytest.approx(error(parts, format, fitted), rel=1e-3)
 
 
 def test_vectors_that_nothing_uses_stay_where_they_are():
     format, parts = Format.parse("2x5g4"), [part(3)]
-    stored = coded(parts, format)
+    stored = encoded(parts, format)
     unused = torch.stack([torch.bincount(parts[0].codes[..., m].reshape(-1), minlength=32) == 0 for m in range(2)])
     fitted = fit_codebooks(parts, stored, format)
     assert unused.any() and torch.equal(fitted[unused], stored[unused])
@@ -165,7 +165,7 @@ def test_vectors_that_nothing_uses_stay_where_they_are():
 
 def test_rows_of_scale_zero_do_not_count():
     format, p = Format.parse("1x3g4"), part(12)
-    stored = coded([p], format)
+    stored = encoded([p], format)
     other = Part(torch.cat([p.w, torch.zeros(1, 2, 16)], 1), p.hessian, p.factor)
     other.codes = torch.cat([p.codes, torch.zeros_like(p.codes[:, :2])], 1)
     assert torch.equal(other.scales[:, 12:], torch.zeros(1, 2, 1))
@@ -182,7 +182,7 @@ def test_nothing_but_zeros_leaves_finite_codebooks():
 
 def test_the_vectors_that_are_given_stay_as_they_are():
     format, parts = Format.parse("1x4g4"), [part()]
-    stored = coded(parts, format)
+    stored = encoded(parts, format)
     before = stored.clone()
     fit_codebooks(parts, stored, format)
     assert torch.equal(stored, before)
@@ -193,7 +193,7 @@ def test_the_vectors_that_are_given_stay_as_they_are():
 
 def test_scales_are_the_closed_form_of_each_row():
     format, p = Format.parse("1x4g4"), part(groups=2)
-    books = format.expansion @ coded([p], format)
+    books = format.expansion @ encoded([p], format)
     p.update_scales(books)
     words = sum_of(books, p.codes).double()
     for s in range(2):
@@ -207,7 +207,7 @@ def test_scales_are_the_closed_form_of_each_row():
 def test_a_row_whose_scale_came_out_negative_is_still_fitted():
     """Coarse codewords may point away from a row in the metric of strongly correlated inputs."""
     format, p = Format.parse("1x4g4"), part()
-    books = format.expansion @ coded([p], format)
+    books = format.expansion @ encoded([p], format)
     p.update_scales(books)
     wanted = p.scales.clone()
     p.scales[0, ::2] *= -0.5
@@ -221,7 +221,7 @@ def test_zero_rows_keep_scale_zero_and_rows_of_zero_codewords_their_scale():
     w[0, 2] = 0
     p = Part(w, hessian, hessian.factor())
     assert not p.has_codes and (p.scales[0, :, 0] == 0).tolist() == [False, False, True, False, False, False]
-    books = format.expansion @ coded([p], format)
+    books = format.expansion @ encoded([p], format)
     assert p.has_codes
     p.update_scales(books)
     assert p.scales[0, 2] == 0 and p.scales.isfinite().all()
@@ -233,14 +233,14 @@ def test_zero_rows_keep_scale_zero_and_rows_of_zero_codewords_their_scale():
 @pytest.mark.parametrize("which", PARTS)
 def test_the_error_of_a_part_is_the_dense_one(which):
     format, parts = Format.parse("2x3g4"), PARTS[which]()
-    stored = coded(parts, format)
+    stored = encoded(parts, format)
     matrix, target = dense(parts, format, stored)
     assert error(parts, format, stored) == pytest.approx((matrix @ stored.double().reshape(-1) - target).square().sum().item(), rel=1e-4)
 
 
 def test_sums_over_the_places_of_each_codeword():
     format, p = Format.parse("2x3g4"), part(5, (8,), groups=2)
-    coded([p], format)
+    encoded([p], format)
     values = gaussian(2, 5, 8, seed=8)
     wanted = torch.zeros(2, 8, 4)
     for s, r, j, m in torch.cartesian_prod(torch.arange(2), torch.arange(5), torch.arange(2), torch.arange(2)).tolist():

@@ -76,7 +76,7 @@ def agree(found: torch.Tensor, wanted: torch.Tensor, scales: torch.Tensor) -> bo
     return (found[counts] == wanted[counts]).float().mean() > 0.995
 
 
-def coded(shape: tuple[int, int, tuple[int, ...], int, int, int]) -> Part:
+def encoded(shape: tuple[int, int, tuple[int, ...], int, int, int]) -> Part:
     w, scales, hessian, books = problem(*shape)
     part = Part(w, hessian, hessian.factor())
     part.scales = scales
@@ -116,7 +116,7 @@ def test_codes_with_error_feedback_are_those_of_torch(isa, shape, kept):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("within", [1, 8, 40])
 def test_improved_codes_are_those_of_torch_and_no_row_gets_worse(isa, shape, within):
-    (w, scales, hessian, books), start = problem(*shape), coded(shape).codes
+    (w, scales, hessian, books), start = problem(*shape), encoded(shape).codes
     wanted, _ = beam.improve(w, scales, hessian, books, start, within)
     before = start.clone()
     found = native.improve(w, scales, hessian, books, start, within)
@@ -157,7 +157,7 @@ def test_one_block_may_serve_all_conv_groups(isa):
 
 @pytest.mark.parametrize("wrong", [-1, 16, 1 << 40])
 def test_codes_that_no_codebook_has_are_refused(isa, wrong):
-    part = coded(SHAPES[0])
+    part = encoded(SHAPES[0])
     part.codes[0, 49, 3, 0] = wrong
     books = gaussian(1, 16, 4)
     for call in (
@@ -187,7 +187,7 @@ def test_nan_gives_codes_that_exist(isa):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forms_and_sums_by_code_are_those_of_torch(isa, shape, monkeypatch):
-    part, (_, _, hessian, books) = coded(shape), problem(*shape)
+    part, (_, _, hessian, books) = encoded(shape), problem(*shape)
     size = tuple(books.shape)
     found = [part.forms(books), part.sums_by_code(size, books), part.sums_by_code(size), part.carried_by_code(size)]
     signal, product = native.signals(part.w, hessian), native.products(part.w, hessian)
@@ -254,7 +254,7 @@ def test_matrices_that_have_no_factor(isa, n):
 def test_results_are_equal_to_the_bit_for_any_number_of_threads(isa, shape):
     """Also with more threads than rows."""
     before, made = torch.get_num_threads(), []
-    (w, scales, hessian, books), part = problem(*shape), coded(shape)
+    (w, scales, hessian, books), part = problem(*shape), encoded(shape)
     size, factor, cloud = tuple(books.shape), hessian.factor(), Cloud.of(part, shape[5], 9)
     try:
         for n in (1, 2, 3, 64):

@@ -100,9 +100,9 @@ def test_the_dtype_asked_for_leaves_the_codes(subject, mixed_plan, store, quanti
 
     model = DiTTransformer2DModel.from_pretrained(quantized, torch_dtype=dtype)
     stored, state = safetensors.torch.load_file(quantized / WEIGHTS_FILE), model.state_dict()
-    coded = tuple(f"{layer}." for layer, format in mixed_plan.formats.items() if format != AS_IS)
+    with_codes = tuple(f"{layer}." for layer, format in mixed_plan.formats.items() if format != AS_IS)
     for name, tensor in stored.items():
-        if name.startswith(coded) and not name.endswith(".bias"):
+        if name.startswith(with_codes) and not name.endswith(".bias"):
             assert state[name].dtype == tensor.dtype and torch.equal(state[name], tensor), name
         elif tensor.is_floating_point():
             assert state[name].dtype == dtype, name
@@ -126,17 +126,17 @@ def test_saving_a_loaded_model_and_loading_that(quantized, tmp_path, monkeypatch
     stored = safetensors.torch.load_file(quantized / WEIGHTS_FILE)
     again = safetensors.torch.load_file(tmp_path / "again" / WEIGHTS_FILE)
     assert again.keys() == stored.keys()
-    coded = [name for name in stored if name.endswith((".codes", ".codebooks", ".scales", ".codebook_scales"))]
-    assert coded and all(torch.equal(again[name], stored[name]) and again[name].dtype == stored[name].dtype for name in coded)
+    with_codes = [name for name in stored if name.endswith((".codes", ".codebooks", ".scales", ".codebook_scales"))]
+    assert with_codes and all(torch.equal(again[name], stored[name]) and again[name].dtype == stored[name].dtype for name in with_codes)
 
 
 def test_densified_equals_coded(quantized):
     from diffusers import DiTTransformer2DModel
 
     model = DiTTransformer2DModel.from_pretrained(quantized)
-    coded = answer(model)
+    with_codes = answer(model)
     densify(model)
-    torch.testing.assert_close(answer(model), coded, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(answer(model), with_codes, atol=1e-5, rtol=1e-5)
 
 
 def test_a_unet_with_convolutions(tmp_path):

@@ -84,8 +84,8 @@ def test_casts_and_moves_keep_books_and_their_one_place_in_the_state(cast, block
     assert model.state_dict().keys() == stored.keys()
     model.save_pretrained(tmp_path / "again")
     again = safetensors.torch.load_file(tmp_path / "again" / WEIGHTS_FILE)
-    coded = [name for name in stored if name.endswith((".codes", ".codebooks", ".scales", ".codebook_scales"))]
-    assert again.keys() == stored.keys() and same({name: again[name] for name in coded}, {name: stored[name] for name in coded})
+    with_codes = [name for name in stored if name.endswith((".codes", ".codebooks", ".scales", ".codebook_scales"))]
+    assert again.keys() == stored.keys() and same({name: again[name] for name in with_codes}, {name: stored[name] for name in with_codes})
     second = from_pretrained(tmp_path / "again")
     assert_quantized_as(second, encodings)
     if cast in ("none", "device", "copy", "new tensors"):

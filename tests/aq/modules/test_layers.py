@@ -28,7 +28,7 @@ def kernel(request, monkeypatch):
 
 
 def twins(dense: nn.Module, kind: str, text: str) -> tuple[nn.Module, nn.Module]:
-    """The dense module with the de-quantized weight, and the coded one."""
+    """The dense module with the de-quantized weight, and the quantized one."""
     encoding = encode(dense.weight, Format.parse(text), groups=getattr(dense, "groups", 1))
     with torch.no_grad():
         dense.weight.copy_(encoding.dequantize())
@@ -40,10 +40,10 @@ def twins(dense: nn.Module, kind: str, text: str) -> tuple[nn.Module, nn.Module]
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,)])
 def test_linear(text, bias, leading, kernel):
     torch.manual_seed(0)
-    dense, coded = twins(nn.Linear(13, 7, bias=bias), "linear", text)
+    dense, quantized = twins(nn.Linear(13, 7, bias=bias), "linear", text)
     x = torch.randn(*leading, 13)
-    assert isinstance(coded, AQLinear)
-    torch.testing.assert_close(coded(x), dense(x), atol=1e-5, rtol=1e-5)
+    assert isinstance(quantized, AQLinear)
+    torch.testing.assert_close(quantized(x), dense(x), atol=1e-5, rtol=1e-5)
 
 
 GEOMETRIES = [
@@ -67,15 +67,15 @@ GEOMETRIES = [
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_convolutions(dimensions, geometry, kernel):
     torch.manual_seed(0)
-    dense_class, coded_class = CONVOLUTIONS[dimensions]
-    dense, coded = twins(
+    dense_class, quantized_class = CONVOLUTIONS[dimensions]
+    dense, quantized = twins(
         dense_class(4, 8, **{"kernel_size": 3, **geometry}),
         f"conv{dimensions}d",
         "1x3g3t" if dimensions == 1 and "kernel_size" not in geometry else "1x4g4",
     )
     x = torch.randn(2, 4, *(7, 6, 5)[:dimensions])
-    assert isinstance(coded, coded_class)
-    torch.testing.assert_close(coded(x), dense(x), atol=1e-5, rtol=1e-5)
+    assert isinstance(quantized, quantized_class)
+    torch.testing.assert_close(quantized(x), dense(x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ def test_convolutions(dimensions, geometry, kernel):
 )
 def test_kernels_that_are_not_square(size, text, kernel):
     torch.manual_seed(0)
-    dense, coded = twins(nn.Conv2d(6, 5, size, stride=(2, 1), padding=(1, 0)), "conv2d", text)
+    dense, quantized = twins(nn.Conv2d(6, 5, size, stride=(2, 1), padding=(1, 0)), "conv2d", text)
     x = torch.randn(2, 6, 5, 4)
-    torch.testing.assert_close(coded(x), dense(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(quantized(x), dense(x), atol=1e-5, rtol=1e-5)
 
 
 def test_an_empty_batch_of_images(kernel):
-    dense, coded = twins(nn.Conv2d(4, 8, 3, padding=1), "conv2d", "1x4g4")
+    dense, quantized = twins(nn.Conv2d(4, 8, 3, padding=1), "conv2d", "1x4g4")
     x = torch.randn(0, 4, 5, 5)
-    assert coded(x).shape == dense(x).shape == (0, 8, 5, 5)
+    assert quantized(x).shape == dense(x).shape == (0, 8, 5, 5)
 
 
 @pytest.mark.parametrize(("precision", "least", "most"), [("bf16", 0, 1e-2), ("a8", 1e-3, 3e-2)])
@@ -100,10 +100,10 @@ def test_precisions_are_near_exact(precision, least, most, kind, kernel):
     """bf16 may be served by a finer kernel; a8 always rounds."""
     torch.manual_seed(0)
     dense, x = (nn.Linear(64, 32), torch.randn(9, 64)) if kind == "linear" else (nn.Conv2d(16, 8, 3, padding=1), torch.randn(2, 16, 6, 6))
-    _, coded = twins(dense, kind, "1x4g4")
-    exact = coded(x)
-    coded.precision = precision
-    rough = coded(x)
+    _, quantized = twins(dense, kind, "1x4g4")
+    exact = quantized(x)
+    quantized.precision = precision
+    rough = quantized(x)
     assert rough.dtype == exact.dtype
     assert least <= ((rough - exact).norm() / exact.norm()).item() < most
 
@@ -111,41 +111,41 @@ def test_precisions_are_near_exact(precision, least, most, kind, kernel):
 def test_eight_bit_activations_have_a_scale_a_token(monkeypatch):
     """By a kernel that rounds nothing else."""
     monkeypatch.setenv("SEDAQ_KERNEL", "dequantize")
-    _, coded = twins(nn.Linear(16, 8, bias=False), "linear", "1x4g4")
+    _, quantized = twins(nn.Linear(16, 8, bias=False), "linear", "1x4g4")
     x = torch.randn(4, 16) * torch.tensor([[1e-6], [1.0], [1e6], [0.0]])
-    exact = coded(x)
-    coded.precision = "a8"
-    rough = coded(x)
+    exact = quantized(x)
+    quantized.precision = "a8"
+    rough = quantized(x)
     assert ((rough - exact)[:3].norm(dim=1) < 0.03 * exact[:3].norm(dim=1)).all()
     assert torch.equal(rough[3], torch.zeros(8))
     # Each row is a whole number of its own steps.
     steps = x[:3] / (x[:3].abs().amax(1, keepdim=True) / 127)
     fake_quantize = steps.round() * (x[:3].abs().amax(1, keepdim=True) / 127)
-    coded.precision = "exact"
-    torch.testing.assert_close(coded(fake_quantize), rough[:3], rtol=1e-4, atol=1e-4)
+    quantized.precision = "exact"
+    torch.testing.assert_close(quantized(fake_quantize), rough[:3], rtol=1e-4, atol=1e-4)
 
 
 def test_an_unknown_precision_is_refused():
-    _, coded = twins(nn.Linear(8, 8), "linear", "1x4g4")
-    coded.precision = "fp8"
+    _, quantized = twins(nn.Linear(8, 8), "linear", "1x4g4")
+    quantized.precision = "fp8"
     with pytest.raises(InputError, match=r"'fp8'.*exact, bf16, a8"):
-        coded(torch.randn(1, 8))
+        quantized(torch.randn(1, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_output_has_the_dtype_of_the_input(dtype, kernel):
     torch.manual_seed(0)
     for dense, kind, x in ((nn.Linear(16, 8), "linear", torch.randn(3, 16)), (nn.Conv2d(4, 8, 3), "conv2d", torch.randn(1, 4, 5, 5))):
-        dense, coded = twins(dense, kind, "1x4g4")
-        y = coded(x.to(dtype))
+        dense, quantized = twins(dense, kind, "1x4g4")
+        y = quantized(x.to(dtype))
         assert y.dtype == dtype
         torch.testing.assert_close(y.float(), dense(x), atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("text", ["1x4g4", "2x3g5mq", "int8"])
 def test_the_state_dict_is_what_the_format_stores(text):
-    _, coded = twins(nn.Linear(13, 7), "linear", text)
-    state = coded.state_dict()
+    _, quantized = twins(nn.Linear(13, 7), "linear", text)
+    state = quantized.state_dict()
     specs = Format.parse(text).tensor_specs((7, 13))
     assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items() if name != "bias"} == specs
     assert "bias" in state
@@ -165,16 +165,16 @@ def test_densify_puts_torch_modules_of_equal_output():
         nn.Flatten(),
         nn.Linear(72, 5),
     ).requires_grad_(False)
-    coded = copy.deepcopy(model)
-    coded[0] = twins(coded[0], "conv2d", "1x4g4")[1]
-    coded[2][0] = twins(coded[2][0], "conv2d", "1x4g9t")[1]
-    coded[4] = twins(coded[4], "linear", "int8")[1]
-    dense = copy.deepcopy(coded)
+    quantized = copy.deepcopy(model)
+    quantized[0] = twins(quantized[0], "conv2d", "1x4g4")[1]
+    quantized[2][0] = twins(quantized[2][0], "conv2d", "1x4g9t")[1]
+    quantized[4] = twins(quantized[4], "linear", "int8")[1]
+    dense = copy.deepcopy(quantized)
     densify(dense)
     assert [type(module) for module in dense.modules()] == [type(module) for module in model.modules()]
     assert dense.state_dict().keys() == model.state_dict().keys()
     x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(dense(x), coded(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(dense(x), quantized(x), atol=1e-5, rtol=1e-5)
 
 
 def test_loading_a_state_dict_takes_effect():
@@ -190,20 +190,20 @@ def test_loading_a_state_dict_takes_effect():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_casting_a_model_leaves_what_is_stored(dtype):
-    _, coded = twins(nn.Linear(12, 6), "linear", "1x4g4q")
-    before = {name: tensor.clone() for name, tensor in coded.stored.items()}
-    coded(torch.randn(1, 12))
-    model = nn.Sequential(coded).to(dtype)
-    assert all(tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]) for name, tensor in coded.stored.items())
-    assert coded.bias.dtype == dtype and model(torch.randn(1, 12, dtype=dtype)).dtype == dtype
+    _, quantized = twins(nn.Linear(12, 6), "linear", "1x4g4q")
+    before = {name: tensor.clone() for name, tensor in quantized.stored.items()}
+    quantized(torch.randn(1, 12))
+    model = nn.Sequential(quantized).to(dtype)
+    assert all(tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]) for name, tensor in quantized.stored.items())
+    assert quantized.bias.dtype == dtype and model(torch.randn(1, 12, dtype=dtype)).dtype == dtype
 
 
 def test_the_bias_is_a_copy():
     linear = nn.Linear(4, 4)
-    coded = AQLinear(encode(linear.weight, Format.parse("1x4g4")), linear.bias)
+    quantized = AQLinear(encode(linear.weight, Format.parse("1x4g4")), linear.bias)
     with torch.no_grad():
         linear.bias.add_(1)
-    assert not torch.equal(coded.bias, linear.bias)
+    assert not torch.equal(quantized.bias, linear.bias)
 
 
 def test_encodings_may_be_shared_by_layers():

@@ -13,15 +13,17 @@ from torch import nn
 
 from sedaq.aq.encoder.encoder import encode, encode_objective
 from sedaq.aq.encoder.objective import Objective
-from sedaq.aq.formats import AS_IS, INT8, Format
+from sedaq.aq.formats import AS_IS, Format
 from sedaq.aq.plans import menu_choice
 from sedaq.aq.plans import store as store_module
 from sedaq.aq.plans.menu import Entry, candidates, cheapest, slowness
-from sedaq.aq.plans.menu_choice import AS_GOOD, LEAST_GAIN, N_OWN, as_good, best_format, draft_error, drawn_rows, measured_menus
+from sedaq.aq.plans.menu_choice import AS_GOOD, MIN_GAIN, N_OWN, as_good, best_format, draft_error, drawn_rows, measured_menus
 from sedaq.aq.plans.store import EncodingStore, book_name
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
 from sedaq.storage import read_json
+
+INT8 = Format.parse("int8")
 
 CALIBRATION = {"seed": 0, "n_images": 4, "steps": 1}
 RATES = (1.5, 2.0, 3.0)
@@ -159,7 +161,7 @@ def test_books_are_shared_where_that_is_better_on_average(tiny, measured):
             assert content["chosen"] is None
             continue
         tried += 1
-        assert content["chosen"] == (content["tried"] if content["gain"] > LEAST_GAIN else None)
+        assert content["chosen"] == (content["tried"] if content["gain"] > MIN_GAIN else None)
         format = Format.parse(content["tried"])
         assert format.book == name and replace(format, book="") in candidates(rate, tuple(layer.shape for layer in members), 2)
         book = measured.fit_book(format, effort="draft")

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sedaq.aq.activations.quantizer import Activation
-from sedaq.aq.formats import AS_IS, INT8, Format
+from sedaq.aq.formats import AS_IS, Format
 from sedaq.aq.plans.menu import RATES, candidates, cheapest, entry, heuristic_menus, layer_menu, predicted_bits
 from sedaq.aq.plans.plan import SAFETENSORS_METADATA, Plan, file_bytes, tensor_specs, weight_bits
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
+
+INT8 = Format.parse("int8")
 
 DTYPES = [
     torch.uint8,

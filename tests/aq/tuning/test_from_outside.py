@@ -25,4 +25,6 @@ def test_a_step_of_codes(subject, encodings, small, monkeypatch) -> None:
     monkeypatch.setitem(CODE_STEPS, "stay", stay)
     tuned = tune(subject, encodings, replace(small, steps=4, code_step="stay"))
     assert moved and tuned.losses
-    assert all(tuned.encodings[name].tensors["codes"].equal(e.tensors["codes"]) for name, e in encodings.items() if e.format.kind == "additive")
+    assert all(
+        tuned.encodings[name].tensors["codes"].equal(e.tensors["codes"]) for name, e in encodings.items() if e.format.kind == "additive"
+    )

@@ -1,0 +1,52 @@
+"""What a search found, kept in the run's folder: an equal search reads it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from ..aq.activations.quantizer import Activation
+from ..aq.profiling.step_times import StepTimes
+from ..runtime.tasks import json_task
+from ..sensitivity.predictor.predictor import PREDICTOR_FILE
+from ..sensitivity.run import Run, probe_journal
+from ..storage import file_sha256, fingerprint
+from .config import SearchConfig
+from .engine import SearchResult
+
+
+def found_before(
+    run: Run,
+    question: Any,
+    config: SearchConfig,
+    find: Callable[[], list[SearchResult]],
+    *,
+    activations: dict[str, Activation],
+    times: StepTimes | None = None,
+) -> list[SearchResult]:
+    """The result of `find`, from the artifact of an equal search where there is one.
+
+    Equal searches have the question (their budgets), the config, menus, encodings, predictor, probes, step times and rounded inputs in common. A
+    search whose studies are to be copied is always done, for the copies are not in the artifact.
+
+    Args:
+        find: searches now. Plans that it measures are kept apart, so that a search that is cut short goes on where it stopped.
+    """
+    if config.storage is not None:
+        return find()
+    key = fingerprint(
+        [
+            question,
+            {**asdict(config), "pin": {glob: str(format) for glob, format in config.pinned.items()}},
+            run.store.identity,
+            {name: [[entry.rate, str(entry.format)] for entry in menu] for name, menu in run.menus.items()},
+            file_sha256(run.folder / "predictor" / PREDICTOR_FILE),
+            sorted(record["key"] for record in probe_journal(run.folder).read() if record["purpose"] == "probe"),
+            None if times is None else [times.tokens, times.dense, times.beyond, times.rest, times.kernel_costs],
+            {name: asdict(activation) for name, activation in activations.items()},
+        ]
+    )
+    path = run.folder / "searches" / f"{key}.json"
+    content = json_task("search", path, "search", lambda: {"found": [result.to_dict() for result in find()]}).result()
+    return [SearchResult.from_dict(result) for result in content["found"]]
