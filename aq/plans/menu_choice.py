@@ -102,8 +102,12 @@ def draft_error(objective: Objective, format: Format, *, seed: int = 0, book: Ma
 
 
 def _path(store: EncodingStore, name: str, layers: Sequence[Layer], rates: Sequence[float]) -> Path:
-    rule = fingerprint([N_OWN, N_ROWS, WORTH_SHARING, MIN_GAIN, AS_GOOD, _EFFORT, *rates])
-    return store.folder / "menus" / f"{name}.{store.key([layer.name for layer in layers], rule)}.json"
+    """A run keeps the menus that it began with, those of version 0.1.0 too, which knew no AS_GOOD."""
+    now = [N_OWN, N_ROWS, WORTH_SHARING, MIN_GAIN, AS_GOOD, _EFFORT, *rates]
+    first = [N_OWN, N_ROWS, WORTH_SHARING, MIN_GAIN, _EFFORT, *rates]
+    names = [layer.name for layer in layers]
+    paths = [store.folder / "menus" / f"{name}.{store.key(names, fingerprint(rule))}.json" for rule in (now, first)]
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
