@@ -104,7 +104,8 @@ def seconds(name: str, tokens: int, matrix: QuantizedMatrix, precision: str = "e
 
 
 def _factors_for(matrix: QuantizedMatrix) -> Factors:
-    return _adopted[matrix.cost_model] if matrix.cost_model else factors()
+    """Those that came with the model; this machine's where the model was unpickled by a process that never adopted any."""
+    return _adopted.get(matrix.cost_model) or factors()
 
 
 def _size(tokens: int) -> str:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
@@ -21,9 +23,10 @@ from ...models.hooks import add_hooks
 from ...storage import SCHEMA
 from ..activations.quantizer import ACTIVATION, Activation, ActivationQuantizer, Clock, activation_quantizer
 from ..encoding import Encoding
-from ..formats import BOOK_TENSORS, Format
-from ..plans.plan import book_holders
-from .layers import quantized_module, quantized_modules, set_module
+from ..formats import AS_IS, BOOK_TENSORS, Format
+from ..plans.plan import Plan, book_holders
+from .layers import put_dense_layers, quantized_module, quantized_modules, set_module
+from .quantize import quantize_
 
 
 class _Method(StrEnum):
@@ -34,12 +37,29 @@ class _Method(StrEnum):
 
 class SedaqConfig(QuantizationConfigMixin):
     """config.json's quantization_config: the format of every layer that holds codes, how its inputs are rounded (with the edges between
-    buckets of timesteps), and what kernels cost where it was written."""
+    buckets of timesteps), and what kernels cost where it was written.
+
+    A folder that sedaq wrote has one. With a `plan` it is an argument of `from_pretrained` for full-precision weights, which are then encoded at once,
+    without calibration: the folder that `Run.apply` writes of the same plan is better.
+
+    Args:
+        plan: a plan or its file.
+        effort: of encodings that are made now.
+
+    Raises:
+        InputError: for another schema, or a plan that cannot be read or rounds inputs.
+
+    Example:
+        >>> config = SedaqConfig(plan="plan.json")  # doctest: +SKIP
+        >>> DiTTransformer2DModel.from_pretrained("dit", quantization_config=config)  # doctest: +SKIP
+    """
 
     def __init__(
         self,
+        plan: Plan | str | Path | None = None,
         *,
-        layers: dict[str, str],
+        effort: str = "fast",
+        layers: dict[str, str] | None = None,
         kernel_costs: dict[str, Any] | None = None,
         activations: dict[str, dict[str, Any]] | None = None,
         timestep_edges: Sequence[float] = (),
@@ -52,6 +72,13 @@ class SedaqConfig(QuantizationConfigMixin):
                 f"quantization_config: field 'schema' is {schema!r} where {SCHEMA} is expected; install the version of sedaq that wrote the folder"
             )
         self.quant_method = _Method(quant_method)  # type: ignore[assignment]
+        self.plan, self.effort = Plan.load(plan) if isinstance(plan, str | Path) else plan, effort
+        if self.plan is not None:
+            if layers is not None or self.plan.activations:
+                raise InputError("`plan`: give a plan that rounds no inputs, and no `layers` beside it; `Run.apply` applies others")
+            layers = {path: str(format) for path, format in self.plan.formats.items() if format != AS_IS}
+        if layers is None:
+            raise InputError("a SedaqConfig needs the `plan` by which to quantize")
         self.schema, self.layers, self.kernel_costs, self.fingerprint = schema, dict(layers), kernel_costs, fingerprint
         self.activations = {path: Activation(**choice) for path, choice in (activations or {}).items()}
         self.timestep_edges = tuple(timestep_edges)
@@ -79,6 +106,12 @@ class SedaqQuantizer(DiffusersQuantizer):
     quantization_config: SedaqConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        if self.pre_quantized:
+            self._put_layers(model)
+        elif self.quantization_config.plan is None:
+            raise InputError("quantization_config: these are full-precision weights; give SedaqConfig a `plan` to quantize them by")
+
+    def _put_layers(self, model: nn.Module) -> None:
         holders = self._holders
         for path, text in self.quantization_config.layers.items():
             try:
@@ -93,7 +126,8 @@ class SedaqQuantizer(DiffusersQuantizer):
             kind = "linear" if len(shape) == 2 else f"conv{len(shape) - 2}d"
             layer = quantized_module(module, kind, Encoding(format, shape, tensors, 0.0))
             if holders.get(path, path) != path:
-                layer.borrow_book({name: tensors[name] for name in BOOK_TENSORS if name in tensors})
+                for name in BOOK_TENSORS:  # lent after loading; until then there is nothing that could be moved to a device
+                    layer._buffers.pop(name, None)
             if path in self.quantization_config.activations:
                 layer.activation = self._rounding(module, self.quantization_config.activations[path])
             set_module(model, path, layer)
@@ -110,6 +144,14 @@ class SedaqQuantizer(DiffusersQuantizer):
         return book_holders({path: Format.parse(text) for path, text in self.quantization_config.layers.items()})
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        if not self.pre_quantized:
+            quantize_(model, self.quantization_config.plan, effort=self.quantization_config.effort)
+        self._finish(model)
+        if hasattr(model, "fuse_qkv_projections"):
+            model.fuse_qkv_projections = refuse_fusion
+        return model
+
+    def _finish(self, model: nn.Module) -> None:
         stored = model.state_dict().keys()  # borrowed codebooks are not in it
         for name, buffer in model.named_buffers():
             if buffer.is_meta and name in stored:
@@ -135,12 +177,26 @@ class SedaqQuantizer(DiffusersQuantizer):
             add_hooks(model, before={"": clock})
             for rounding in static:
                 rounding.clock = clock
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        put_dense_layers(model)
+        config = {name: value for name, value in model.config.items() if name != "quantization_config"}  # type: ignore[union-attr, operator]
+        model._internal_dict = FrozenDict(config)
+        model.__dict__.pop("fuse_qkv_projections", None)
         return model
+
+    def update_device_map(self, device_map: Any) -> Any:
+        """Raises InputError for layers that would have to be read from disk in every step: codes are buffers, which accelerate does not."""
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            raise InputError(
+                "`device_map`: quantized layers are not loaded to disk; load to cpu, then call enable_group_offload with offload_to_disk_path"
+            )
+        return device_map
 
     def check_if_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any) -> bool:
         """Whether a tensor of the file belongs to a quantized layer; diffusers loads all others itself."""
         path = param_name.rpartition(".")[0].removesuffix(f".{ACTIVATION}")
-        return path in self.quantization_config.layers and not param_name.endswith(".bias")
+        return self.pre_quantized and path in self.quantization_config.layers and not param_name.endswith(".bias")
 
     def create_quantized_param(
         self, model: nn.Module, param_value: Any, param_name: str, target_device: Any, state_dict: Any, *_: Any, **__: Any
@@ -164,8 +220,13 @@ class SedaqQuantizer(DiffusersQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """False: diffusers' training does not move codes."""
-        return False
+        """True: adapters beside the codes are; codes are tuned by sedaq alone."""
+        return True
+
+
+def refuse_fusion() -> None:
+    """What `fuse_qkv_projections` of a quantized model does: raises InputError."""
+    raise InputError("projections with codes cannot be fused; fuse those of the full-precision model, then quantize it")
 
 
 def register() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from ...models.hooks import add_hooks
 from ..activations.quantizer import ActivationQuantizer, quantizer_hook
 from ..encoding import Encoding, quantized_matrix
 from ..formats import Format
+from .dense_weight import DenseWeight
 
 _CONVOLUTIONS: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
 MIN_ROWS = 16  # of a conv group that is worth a product of its own
@@ -29,16 +30,19 @@ class _Quantized(nn.Module):
 
     `precision` is the class of arithmetic, a name in kernels.dispatch.PRECISIONS: "exact" in the input's dtype, "bf16" in bfloat16, "a8"
     with activations rounded to 8 bits a token (of a convolution: all that one position of the output sees), or their products with codewords. `cost_model` names the one by which
-    kernels are chosen, as cost_model.adopt does; empty where it is this machine's.
+    kernels are chosen, as cost_model.adopt does; empty where it is this machine's. `compute_dtype` is what `weight` has, and follows casts of the module.
     """
 
     cost_model = ""
 
-    def __init__(self, format: Format, shape: tuple[int, ...], tensors: dict[str, torch.Tensor], bias: torch.Tensor | None) -> None:
-        super().__init__()
+    def __init__(
+        self, format: Format, shape: tuple[int, ...], tensors: dict[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype | None
+    ) -> None:
+        nn.Module.__init__(self)  # that of nn.Linear or nn.Conv would make a weight
         if format.kind == "asis":
             raise InputError("a layer that stays as it is has no codes; keep the module that it is")
         self.format, self.shape = format, tuple(shape)
+        self.compute_dtype = dtype or (torch.get_default_dtype() if bias is None else bias.dtype)
         self.precision = "exact"
         self.activation: ActivationQuantizer | None = None
         self._matrix: tuple[torch.Tensor, QuantizedMatrix] | None = None
@@ -51,6 +55,14 @@ class _Quantized(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
         self._matrix = None
+
+    @property
+    def weight(self) -> DenseWeight:  # type: ignore[override]
+        """As modules are asked for theirs; its values are made when they are read."""
+        return DenseWeight(self, self.get_buffer("codes").device)
+
+    def reset_parameters(self) -> None:
+        """Does nothing: codes are not drawn at random."""
 
     @property
     def stored(self) -> dict[str, torch.Tensor]:
@@ -78,6 +90,7 @@ class _Quantized(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> _Quantized:
         """Moves take the stored tensors along; casts (`.half()`, `.to(torch.bfloat16)`) leave what is stored as it is."""
         before = self.stored
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype, device=self.get_buffer("codes").device)).dtype
         super()._apply(fn, recurse)
         for name, tensor in before.items():
             moved = self.get_buffer(name)
@@ -96,7 +109,7 @@ class _Quantized(nn.Module):
         return f"shape={self.shape}, format={self.format}, bias={self.bias is not None}"
 
 
-class AQLinear(_Quantized):
+class AQLinear(_Quantized, nn.Linear):
     """nn.Linear over codes: x (..., in) → (..., out).
 
     >>> from sedaq.aq.encoder.encoder import encode
@@ -107,8 +120,8 @@ class AQLinear(_Quantized):
 
     kind = "linear"
 
-    def __init__(self, encoding: Encoding, bias: torch.Tensor | None = None) -> None:
-        super().__init__(encoding.format, encoding.shape, encoding.tensors, bias)
+    def __init__(self, encoding: Encoding, bias: torch.Tensor | None = None, *, dtype: torch.dtype | None = None) -> None:
+        super().__init__(encoding.format, encoding.shape, encoding.tensors, bias, dtype)
         self.out_features, self.in_features = self.shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -122,6 +135,10 @@ class _AQConv(_Quantized):
 
     kind: str
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A plain convolution where torch's own arguments are given: peft makes adapters of the class that they stand beside."""
+        return _DENSE[cls.kind](*args, **kwargs) if args and isinstance(args[0], int) else super().__new__(cls)
+
     def __init__(
         self,
         encoding: Encoding,
@@ -132,8 +149,9 @@ class _AQConv(_Quantized):
         dilation: Any = 1,
         groups: int = 1,
         padding_mode: str = "zeros",
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(encoding.format, encoding.shape, encoding.tensors, bias)
+        super().__init__(encoding.format, encoding.shape, encoding.tensors, bias, dtype)
         n = len(self.shape) - 2
         self.stride, self.dilation = (value if isinstance(value, tuple) else (value,) * n for value in (stride, dilation))
         self.padding = padding if isinstance(padding, (tuple, str)) else (padding,) * n
@@ -169,19 +187,19 @@ class _AQConv(_Quantized):
         return self._groups[1]
 
 
-class AQConv1d(_AQConv):
+class AQConv1d(_AQConv, nn.Conv1d):
     """nn.Conv1d over codes."""
 
     kind = "conv1d"
 
 
-class AQConv2d(_AQConv):
+class AQConv2d(_AQConv, nn.Conv2d):
     """nn.Conv2d over codes: x (N, C, H, W) → (N, out, H', W')."""
 
     kind = "conv2d"
 
 
-class AQConv3d(_AQConv):
+class AQConv3d(_AQConv, nn.Conv3d):
     """nn.Conv3d over codes."""
 
     kind = "conv3d"
@@ -194,10 +212,10 @@ _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 def quantized_module(module: nn.Module, kind: str, encoding: Encoding) -> _Quantized:
     """The quantized counterpart of a Linear or Conv module, its bias and geometry kept."""
-    bias: Any = module.bias
+    bias, dtype = cast(Any, module.bias), cast(Any, module.weight).dtype
     if kind == "linear":
-        return AQLinear(encoding, bias)
-    geometry: dict[str, Any] = {name: getattr(module, name) for name in _GEOMETRY}
+        return AQLinear(encoding, bias, dtype=dtype)
+    geometry: dict[str, Any] = {name: getattr(module, name) for name in _GEOMETRY} | {"dtype": dtype}
     convolution: _AQConv = _CLASSES[kind](encoding, bias, **geometry)
     return convolution
 
@@ -213,20 +231,22 @@ def quantized_modules(root: nn.Module) -> dict[str, _Quantized]:
     return {path: module for path, module in root.named_modules() if isinstance(module, _Quantized)}
 
 
-def densify(root: nn.Module) -> None:
-    """Put plain Linear and Conv modules with de-quantized weights in the place of quantized ones: for measuring, where speed of torch counts.
-
-    Their inputs are rounded as those of the quantized ones are.
-    """
+def put_dense_layers(root: nn.Module) -> None:
+    """Put plain Linear and Conv modules with de-quantized weights in the place of quantized ones, in the dtype that these compute in."""
     for path, module in quantized_modules(root).items():
-        weight = dequantize(module.matrix()).reshape(module.shape)
         with torch.device("meta"):
             dense = _dense_twin(module)
-        dense.weight = nn.Parameter(weight, requires_grad=False)
+        dense.weight = nn.Parameter(module.weight.dense(), requires_grad=False)
         dense.bias = module.bias
-        if module.activation is not None:
-            add_hooks(dense, before={"": quantizer_hook(module.activation)})
         set_module(root, path, dense)
+
+
+def densify(root: nn.Module) -> None:
+    """`put_dense_layers` for measuring, where speed of torch counts. Their inputs are rounded as those of the quantized ones are."""
+    rounded = {path: module.activation for path, module in quantized_modules(root).items() if module.activation is not None}
+    put_dense_layers(root)
+    for path, activation in rounded.items():
+        add_hooks(root.get_submodule(path), before={"": quantizer_hook(activation)})
     root.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -43,7 +43,7 @@ KL_WEIGHT = 5e-4
 EMA_DECAY = 0.999
 WARMUP_STEPS = 200
 CHECKPOINT_EVERY = 250
-BATCH_SIZE = 128
+BATCH_SIZE = 64
 
 Batch = tuple[torch.Tensor, torch.Generator]  # which images, and what else is drawn in the step
 
@@ -208,7 +208,7 @@ class Captions:
 
 
 def train_sd(images: torch.Tensor, labels: torch.Tensor, work: Path, *, steps: int, seed: int) -> StableDiffusionPipeline:
-    vae = train_vae(images, work, steps=max(1, steps // 4), seed=seed)
+    vae = train_vae(images, work, steps=max(1, steps // 5), seed=seed)
     latents = encode(vae, images) * vae.config.scaling_factor
     tokenizer, scheduler = build_tokenizer(), build_scheduler(clip_sample=False)
     captions = Captions(images, labels, tokenizer)
