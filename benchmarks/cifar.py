@@ -39,7 +39,8 @@ from sedaq.aq.formats import AS_IS
 from sedaq.aq.plans.plan import Plan, file_bytes, weight_bits
 from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.kernels.timing import clock
-from sedaq.models.loading import SUBJECT_FILE, load
+from sedaq.models.folders import SUBJECT_FILE
+from sedaq.models.loading import load
 from sedaq.models.sampling import SamplingConfig, sample_in_chunks
 from sedaq.models.shipped.recipes import N_CLASSES, NULL_CLASS, build_scheduler
 from sedaq.models.shipped.train_denoiser import NULL_SHARE
@@ -177,7 +178,7 @@ def train(data: Path, minutes: float, sizes: Sizes, device: str, folder: Path) -
     for split, (images, _) in splits.items():
         batches = (batch.float() / 255 for batch in images.split(500))
         description = f"{len(images)} {split} images of CIFAR-10, JPEG quality 75"
-        made = build_reference(batches, extractor, description=description, fingerprint=fingerprint([description]))
+        made = build_reference(batches, extractor, description=description, identity=fingerprint([description]))
         save_reference(folder / f"{split}.safetensors", made, extractor)
     images, labels = splits["test"]
     classifier = ResNetForImageClassification.from_pretrained(folder / "classifier").to(device).eval()

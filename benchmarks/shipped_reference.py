@@ -20,7 +20,7 @@ def write(split: str, data: Path, out: Path, extractor: Extractor) -> None:
     images, _ = load_mnist(data, split)
     batches = (batch.float() / 255 for batch in images.split(500))
     description = f"MNIST {split} set, {len(images)} images"
-    reference = build_reference(batches, extractor, description=description, fingerprint=tensor_fingerprint([(split, images)]))
+    reference = build_reference(batches, extractor, description=description, identity=tensor_fingerprint([(split, images)]))
     path = out / f"{split}.safetensors"
     save_reference(path, reference, extractor)
     print(f"{path.name}: {description}, {path.stat().st_size:,} bytes, fingerprint {reference.fingerprint}")

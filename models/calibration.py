@@ -7,6 +7,7 @@ of a sampling. How timesteps weigh is a choice (WEIGHTINGS); docs/experiments/ca
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from .layers import Layer
 from .noise import purpose_seed
 from .sampling import SamplingConfig, sample_in_chunks
 from .subject import Subject
+
+log = logging.getLogger("sedaq")
 
 
 def input_columns(x: torch.Tensor, layer: Layer, module: nn.Module) -> torch.Tensor:
@@ -86,10 +89,10 @@ class _Accumulator:
         self.weight += weight * columns.shape[1]
 
     def hessian(self) -> Hessian:
+        """The identity of a layer that was never called: its module's weight is read by another, or it sleeps in this way of sampling."""
         if self.weight == 0:
-            raise InputError(
-                f"layer {self.layer.name}: received no input while sampling, so it cannot be calibrated; leave it out with `exclude` {self.layer.name}"
-            )
+            log.warning("layer %s received no input while sampling: it is encoded without calibration", self.layer.name)
+            return Hessian(tuple(torch.eye(total.shape[1]).expand(total.shape).contiguous() for total in self.sums))
         return Hessian(tuple((total / self.weight).float() for total in self.sums))
 
 

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import InputError
+from ..storage import file_sha256, fingerprint
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH_SIZE = 256  # images
@@ -28,6 +29,30 @@ def image_batches(path: Path, image_shape: tuple[int, ...]) -> tuple[int, Iterat
     if path.suffix != ".npz":
         raise InputError(f"{path}: holds no images; name a folder of images or an .npz")
     return _array_batches(path, image_shape)
+
+
+def image_files(argument: str, folder: Path) -> list[Path]:
+    """The image files of a folder by their names. Raises InputError where there are none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not found:
+        raise InputError(f"`{argument}` {folder}: holds no images ({', '.join(SUFFIXES)}); give a folder of them")
+    return found
+
+
+def opened_images(argument: str, folder: Path) -> list[Image.Image]:
+    """The images of a folder, in colour. Raises InputError for files that are none."""
+    opened = []
+    for path in image_files(argument, folder):
+        try:
+            opened.append(Image.open(path).convert("RGB"))
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise InputError(f"{path}: not a readable image; remove it or replace it") from error
+    return opened
+
+
+def files_fingerprint(argument: str, folder: Path) -> str:
+    """Of the images' bytes, in the order of their names."""
+    return fingerprint([file_sha256(path) for path in image_files(argument, folder)])
 
 
 def all_images(path: Path, image_shape: tuple[int, ...]) -> Tensor:

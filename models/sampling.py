@@ -12,6 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..progress import track
+from .images import files_fingerprint
 
 Condition = int | str
 
@@ -25,8 +26,11 @@ class SamplingConfig:
         guidance: weight w of classifier-free guidance, unconditional + w · (conditional − unconditional).
         height, width: size of the images in pixels.
         n_frames: length of videos.
+        max_tokens: of a prompt.
         prompts: a text file with one prompt a line, or the prompts. A subject is loaded with them; image i has prompt i modulo their number.
         negative_prompts: likewise, what images are guided away from; given when sampling.
+        images: folder of input images, for image-to-image, inpainting and ControlNet; image i starts from file i modulo their number, by name.
+        masks: folder of masks, likewise.
         batch_size: images sampled at once. It changes memory and speed, so no identity depends on it.
 
     Raises:
@@ -42,12 +46,15 @@ class SamplingConfig:
     height: int | None = None
     width: int | None = None
     n_frames: int | None = None
+    max_tokens: int | None = None
     prompts: str | tuple[str, ...] | None = None
     negative_prompts: str | tuple[str, ...] | None = None
+    images: str | Path | None = None
+    masks: str | Path | None = None
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "height", "width", "n_frames", "batch_size"):
+        for name in ("steps", "height", "width", "n_frames", "max_tokens", "batch_size"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(f"`{name}`: got {value!r}; give a whole number of 1 or more")
@@ -57,6 +64,10 @@ class SamplingConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, str(value) if isinstance(value, Path) else tuple(value))
+        for name in ("images", "masks"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, str(Path(value).resolve()))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SamplingConfig:
@@ -72,7 +83,8 @@ class SamplingConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What images depend on beside subject and number of steps; fingerprints are made of it. Fields that are None do not appear."""
-        return {name: value for name, value in self.given.items() if name != "batch_size"}
+        files = {name: files_fingerprint(name, Path(value)) for name in ("images", "masks") if (value := getattr(self, name)) is not None}
+        return {name: value for name, value in self.given.items() if name != "batch_size"} | files
 
     @property
     def prompt_lines(self) -> list[str] | None:
@@ -89,7 +101,7 @@ def _read_lines(name: str, value: str | tuple[str, ...] | None) -> list[str] | N
     if not isinstance(value, str):
         return None if value is None else list(value)
     try:
-        lines = [line.strip() for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in Path(value).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"`{name}` {value}: cannot be read; give a text file with one prompt a line") from error
     if not lines:

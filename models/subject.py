@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,10 @@ class Subject:
         self.folder, self.component, self.extractor = folder, component, extractor
         self.exclude = tuple(exclude)
         self.stored_dtypes = stored_dtypes or {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def sample(self, sampling: SamplingConfig | None = None, *, seed: int, start: int = 0, n_images: int) -> torch.Tensor:
-        """Images start … start + n_images − 1 of `seed`, (n_images, C, H, W) in [0, 1].
+        """Images start … start + n_images − 1 of `seed`, (n_images, C, H, W) in [0, 1]; videos (n_images, frames, C, H, W).
 
         Args:
             sampling: settings; the subject's own where None.
@@ -69,11 +71,32 @@ class Subject:
         if sampling.prompts is not None and sampling.prompt_lines != self.conditions:
             raise InputError(f"`prompts`: subject {self.name} has other conditions; load it with these prompts")
         images = self.adapter.sample(sampling, seed=seed, start=start, n_images=n_images)
-        if images.ndim != 4 or len(images) != n_images:
+        if images.ndim not in (4, 5) or len(images) != n_images:
             raise InputError(
-                f"subject {self.name}: its sample function gave shape {tuple(images.shape)}; it must give ({n_images}, C, H, W)"
+                f"subject {self.name}: its sample function gave shape {tuple(images.shape)}; it must give ({n_images}, C, H, W), or ({n_images}, frames, C, H, W)"
             )
         return images
+
+    def check(self, sampling: SamplingConfig) -> None:
+        """Sample an image for two steps, twice, before work that would be in vain.
+
+        Raises:
+            InputError: numbers that are not from 0 to 1, or two images that differ, so that nothing could be paired.
+        """
+        trained = getattr(getattr(self.scheduler, "config", None), "num_train_timesteps", None)
+        if trained is not None and sampling.steps is not None and sampling.steps > trained:
+            raise InputError(f"`steps`: got {sampling.steps}; {self.name} was trained on {trained} timesteps, give no more")
+        first, again = (self.sample(replace(sampling, steps=2), seed=0, n_images=1) for _ in range(2))
+        low, high = first.aminmax()
+        in_range = first.is_floating_point() and not (low.item() < -1e-3 or high.item() > 1 + 1e-3)  # NaN is told of elsewhere
+        if not in_range:
+            raise InputError(
+                f"subject {self.name}: its images are {str(first.dtype).removeprefix('torch.')} from {low:g} to {high:g}; they must be floating-point numbers from 0 to 1"
+            )
+        if not torch.allclose(first, again, atol=1e-3, equal_nan=True):
+            raise InputError(
+                f"subject {self.name}: image 0 of seed 0 came out differently when it was sampled again; its noise must depend on (seed, index) alone"
+            )
 
     @cached_property
     def layers(self) -> list[Layer]:
@@ -90,21 +113,43 @@ class Subject:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over configuration, conditions and the weights as they were when this was first read."""
+        return self._fingerprint_with(self.conditions)
+
+    @cached_property
+    def _weights_fingerprint(self) -> str:
+        return tensor_fingerprint(sorted(self.denoiser.state_dict().items()))
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        """The same without prompts, which are no part of a model: plans hold for any."""
+        prompted = bool(self.conditions) and isinstance(self.conditions[0], str)  # type: ignore[index]
+        return self._fingerprint_with(None) if prompted else self.fingerprint
+
+    def _fingerprint_with(self, conditions: list[Condition] | None) -> str:
         # names with an underscore are diffusers' own notes: its version, and the folder that the model happens to lie in
         config = {key: value for key, value in dict(getattr(self.denoiser, "config", {})).items() if not key.startswith("_")}
         config = json.loads(json.dumps(config, default=str))
-        weights = tensor_fingerprint(sorted(self.denoiser.state_dict().items()))
-        return fingerprint([type(self.denoiser).__name__, config, self.conditions, list(self.exclude), weights])
+        return fingerprint([type(self.denoiser).__name__, config, conditions, list(self.exclude), self._weights_fingerprint])
 
     @property
     def cycle(self) -> int:
         """Number of conditions; image i has condition i mod cycle."""
         return len(self.conditions) if self.conditions else 1
 
-    @cached_property
+    @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W), found out by sampling one image for one step where the adapter does not say it."""
-        return self.adapter.image_shape or tuple(self.sample(SamplingConfig(steps=1), seed=0, n_images=1).shape[1:])
+        """(C, H, W), of one frame of a video, where nothing is said of the sampling."""
+        return self.shape_of(SamplingConfig())
+
+    def shape_of(self, sampling: SamplingConfig) -> tuple[int, ...]:
+        """(C, H, W) of images sampled so, found out by sampling one for two steps where the adapter does not say it."""
+        if self.adapter.image_shape is not None:
+            return self.adapter.image_shape
+        key = fingerprint(sampling.identity)
+        if key not in self._shapes:
+            # not for one step, which the schedulers of some pipelines cannot make
+            self._shapes[key] = tuple(self.sample(replace(sampling, steps=2), seed=0, n_images=1).shape[-3:])
+        return self._shapes[key]
 
     @property
     def scheduler(self) -> Any:

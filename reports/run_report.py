@@ -38,7 +38,8 @@ def image_grids(run: Run) -> dict[str, torch.Tensor]:
         return tensor_task("images of the report", run.folder / "images" / f"{key}.safetensors", "images", sample).result()
 
     def sampled(subject: Subject) -> torch.Tensor:
-        return subject.sample(sampling, seed=seed, n_images=N_SHOWN)
+        images = subject.sample(sampling, seed=seed, n_images=N_SHOWN)
+        return images if images.ndim == 4 else images[:, images.shape[1] // 2]  # the middle frame of a video
 
     def of_plan(plan: Plan) -> torch.Tensor:
         assembly = Assembly(run.subject, run.store)

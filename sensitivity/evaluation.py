@@ -22,7 +22,7 @@ from ..models.subject import Subject
 from ..runtime.tasks import locked, tensor_task
 from ..storage import append_record, fingerprint, read_records
 from .metrics.extractors import load_extractor
-from .metrics.reference import load_reference, shipped_reference
+from .metrics.reference import load_reference, sampled_reference, shipped_reference
 from .metrics.registry import measure
 from .metrics.sample import Features, Sample
 from .run import Run
@@ -45,8 +45,8 @@ def evaluate(
     Args:
         subject: whatever sedaq.load takes, or a folder that `sedaq apply` wrote; its layers are de-quantized once, for speed.
         against: the full-precision subject, for paired measures (PSNR, feature distance) on the same noise.
-        reference: images or statistics; the test set's statistics by default for shipped subjects and what was made from them, needed for
-            all others.
+        reference: images or statistics; the test set's statistics by default for shipped subjects and what was made from them, and of others
+            images that `against` makes of other noise.
         keep_in: folder that keeps full-precision images for other evaluations.
 
     Returns:
@@ -68,21 +68,25 @@ def evaluate(
         raise InputError(
             f"subject {measured.name} has no extractor of its own; choose one with `extractor` (inception[:FILE] or transformers:FOLDER)"
         )
-    extract = load_extractor(name, image_shape=measured.image_shape, device=device)
+    measured.check(sampling)
+    extract = load_extractor(name, image_shape=measured.shape_of(sampling), device=device)
 
     def sampled(of: Subject, description: str, folder: Path | None) -> tuple[torch.Tensor, Features]:
         images = _images(of, sampling, purpose_seed(seed, "evaluate"), n_images, description, folder)
         return images, extract(images)
 
-    images, features = sampled(measured, "sampling", None if is_quantized else keep_in)
-    paired = sampled(load(against, prompts=lines, device=device), "sampling in full precision", keep_in) if against is not None else None
+    full = None if against is None else load(against, prompts=lines, device=device)
 
     def default() -> Any:
         if measured.extractor == "embedded" and extract.name == "embedded":
             return shipped_reference("test", extract)
-        raise InputError("no reference to compare with; give real images or statistics as `reference`")
+        if full is not None:
+            return sampled_reference(full, sampling, extract, seed)
+        raise InputError("no reference to compare with; give real images or statistics as `reference`, or a model as `against`")
 
-    target = load_reference(reference, extract, image_shape=measured.image_shape, default=default)
+    target = load_reference(reference, extract, image_shape=measured.shape_of(sampling), default=default)
+    images, features = sampled(measured, "sampling", None if is_quantized else keep_in)
+    paired = None if full is None else sampled(full, "sampling in full precision", keep_in)
     requested = extract.requested(conditions_of(measured.conditions, 0, n_images))
     full_precision = Sample(*paired, target, cycle=measured.cycle) if paired else None
     metrics = measure(Sample(images, features, target, requested, full_precision, measured.cycle), seed=seed)

@@ -70,7 +70,9 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """What run.json's `settings` field holds: sampling settings beside the others; those that version 0.1.0 had not, where they are given."""
         sampling = self.sampling
-        newer = {name: getattr(sampling, name) for name in ("height", "width", "n_frames", "negative_prompts")}
+        newer = {
+            name: getattr(sampling, name) for name in ("height", "width", "n_frames", "max_tokens", "negative_prompts", "images", "masks")
+        }
         return {
             "seed": self.seed,
             "n_images": self.n_images,

@@ -16,8 +16,8 @@ import torch
 from ...errors import InputError
 from ...kernels import cost_model
 from ...kernels.timing import clock
+from ...models.folders import DENOISER_COMPONENTS, SUBJECT_FILE, files_of
 from ...models.images import all_images
-from ...models.loading import DENOISER_COMPONENTS, SUBJECT_FILE
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...runtime.tasks import locked
@@ -73,8 +73,9 @@ def apply(
     """
     plan.validate(subject)
     out = Path(out).resolve()
-    check_writable(out)
     check_is_diffusers(subject)
+    check_writable(out)
+    _refuse_strays(subject, out)
     if subject.folder is not None and subject.folder.resolve() in out.parents:
         raise InputError(f"`out` {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
     encodings, inputs = assemble(subject, plan, store), ranged(subject, plan.activations, store.seed, sampling)
@@ -83,7 +84,7 @@ def apply(
         save_folder(subject, plan, tuned, out)
         return tuned
     began, folder = clock(), out.with_name(f".{out.name}.tuning")
-    images = None if tune_images is None else all_images(tune_images, subject.image_shape)
+    images = None if tune_images is None else all_images(tune_images, subject.shape_of(sampling or SamplingConfig()))
     tuned = tune_encodings(
         subject, encodings, tune, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, sampling=sampling
     )
@@ -117,6 +118,20 @@ def check_writable(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"`out` {out}: cannot be written ({error.strerror}); choose a folder that you may write to") from error
+
+
+def _refuse_strays(subject: Subject, out: Path) -> None:
+    """Raise InputError where an earlier result holds files that would not be written again, and so would be lost."""
+    if subject.component:
+        assert subject.folder is not None
+        copied = {str(path.relative_to(subject.folder)) for path in files_of(subject.folder, subject.component)}
+    else:
+        copied = {"scheduler_config.json", SUBJECT_FILE}
+    written = {str(Path(subject.component) / name) for name in ("config.json", WEIGHTS_FILE, PLAN_FILE)}
+    found = (str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_file())
+    stray = next((name for name in found if name not in copied | written), None)
+    if stray is not None:
+        raise InputError(f"`out` {out}: holds {stray}, which sedaq did not write and would delete; move it away, or choose another name")
 
 
 def check_is_diffusers(subject: Subject) -> None:
@@ -158,12 +173,10 @@ def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
         target = folder
         if subject.component:
             assert subject.folder is not None
-            shutil.copytree(
-                subject.folder,
-                folder,
-                dirs_exist_ok=True,
-                ignore=lambda path, names: [subject.component] if Path(path) == subject.folder else [],
-            )
+            for path in files_of(subject.folder, subject.component):
+                copy = folder / path.relative_to(subject.folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, copy)
             target = folder / subject.component
             target.mkdir()
         elif subject.folder is not None:
@@ -208,8 +221,7 @@ def _swap(new: Path, out: Path) -> None:
 def pipeline_bytes(subject: Subject, plan: Plan) -> int:
     """Of all files that apply writes for a subject that is a pipeline, at most, but for what the kernels' cost model differs in length from machine to machine."""
     assert subject.folder is not None
-    denoiser = subject.folder / subject.component
-    copied = sum(path.stat().st_size for path in subject.folder.rglob("*") if path.is_file() and denoiser not in path.parents)
+    copied = sum(path.stat().st_size for path in files_of(subject.folder, subject.component))
     edges = (MAX_DIGITS,) * (N_BUCKETS - 1) if any(choice.is_static for choice in plan.activations.values()) else ()
     return copied + plan.size_bytes + len(_config_text(subject, plan, edges).encode()) + len(json_bytes("plan", plan.to_json()))
 

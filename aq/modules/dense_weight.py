@@ -43,7 +43,7 @@ class DenseWeight(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func in _COPIES:
             return cls(args[0].layer, args[0].device)
         written = [value for argument, value in zip(func._schema.arguments, args, strict=False) if argument.is_write]

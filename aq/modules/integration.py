@@ -144,11 +144,12 @@ class SedaqQuantizer(DiffusersQuantizer):
         return book_holders({path: Format.parse(text) for path, text in self.quantization_config.layers.items()})
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
-        if not self.pre_quantized:
-            quantize_(model, self.quantization_config.plan, effort=self.quantization_config.effort)
+        plan = self.quantization_config.plan
+        if not self.pre_quantized and plan is not None:
+            quantize_(model, plan, effort=self.quantization_config.effort)
         self._finish(model)
         if hasattr(model, "fuse_qkv_projections"):
-            model.fuse_qkv_projections = refuse_fusion
+            model.fuse_qkv_projections = refuse_fusion  # type: ignore[assignment]
         return model
 
     def _finish(self, model: nn.Module) -> None:

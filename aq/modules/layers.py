@@ -109,7 +109,7 @@ class _Quantized(nn.Module):
         return f"shape={self.shape}, format={self.format}, bias={self.bias is not None}"
 
 
-class AQLinear(_Quantized, nn.Linear):
+class AQLinear(_Quantized, nn.Linear):  # type: ignore[misc]
     """nn.Linear over codes: x (..., in) → (..., out).
 
     >>> from sedaq.aq.encoder.encoder import encode
@@ -187,19 +187,19 @@ class _AQConv(_Quantized):
         return self._groups[1]
 
 
-class AQConv1d(_AQConv, nn.Conv1d):
+class AQConv1d(_AQConv, nn.Conv1d):  # type: ignore[misc]
     """nn.Conv1d over codes."""
 
     kind = "conv1d"
 
 
-class AQConv2d(_AQConv, nn.Conv2d):
+class AQConv2d(_AQConv, nn.Conv2d):  # type: ignore[misc]
     """nn.Conv2d over codes: x (N, C, H, W) → (N, out, H', W')."""
 
     kind = "conv2d"
 
 
-class AQConv3d(_AQConv, nn.Conv3d):
+class AQConv3d(_AQConv, nn.Conv3d):  # type: ignore[misc]
     """nn.Conv3d over codes."""
 
     kind = "conv3d"

@@ -45,10 +45,10 @@ class Plan:
         ordered = {layer.name: formats[layer.name] for layer in subject.layers if layer.name in formats}
         activations = {name: choice for name, choice in details.pop("activations", {}).items() if ordered.get(name, AS_IS) != AS_IS}
         details["activations"] = activations
-        plan = cls(subject.name, subject.fingerprint, ordered, 0, 0.0, **details)
+        plan = cls(subject.name, subject.model_fingerprint, ordered, 0, 0.0, **details)
         plan._check_layers(subject, set(formats))
         size, bits = file_bytes(tensor_specs(subject, ordered, activations)), weight_bits(subject, ordered)
-        return cls(subject.name, subject.fingerprint, ordered, size, bits, **details)
+        return cls(subject.name, subject.model_fingerprint, ordered, size, bits, **details)
 
     def with_activations(self, subject: Subject, activations: Mapping[str, Activation]) -> Plan:
         """The same formats with inputs rounded; its size is computed anew, and what was predicted and measured no longer holds."""
@@ -119,9 +119,9 @@ class Plan:
 
     def validate(self, subject: Subject) -> None:
         """Raise InputError unless this plan was made for `subject` and its sizes are right."""
-        if self.subject_fingerprint != subject.fingerprint:
+        if self.subject_fingerprint not in (subject.model_fingerprint, subject.fingerprint):  # the latter in plans of version 0.1.0
             raise InputError(
-                f"the plan was made for {self.subject_name} (fingerprint {self.subject_fingerprint}), not for {subject.name} ({subject.fingerprint}); "
+                f"the plan was made for {self.subject_name} (fingerprint {self.subject_fingerprint}), not for {subject.name} ({subject.model_fingerprint}); "
                 "pass the subject that was searched, or search again"
             )
         self._check_layers(subject, set(self.formats))

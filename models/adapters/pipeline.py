@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...errors import InputError
+from ..images import opened_images
 from ..noise import image_generators
 from ..sampling import Condition, SamplingConfig, conditions_of, split_images
 from .base import Adapter, refuse_others
@@ -21,12 +25,17 @@ ARGUMENTS = {
     "height": "height",
     "width": "width",
     "n_frames": "num_frames",
+    "max_tokens": "max_sequence_length",
     "negative_prompts": "negative_prompt",
+    "images": "image",
+    "masks": "mask_image",
 }
+_OF_EACH_IMAGE = ("negative_prompts", "images", "masks")
+_FFT = 1024  # samples of a window of sound
 
 
 class PipelineAdapter(Adapter):
-    """Samples any diffusers pipeline that takes prompts, class labels or a batch size, with one generator an image.
+    """Samples any diffusers pipeline that takes prompts, class labels, images or a batch size, with one generator an image.
 
     Args:
         conditions: prompts or labels; image i has conditions[i mod len].
@@ -43,15 +52,36 @@ class PipelineAdapter(Adapter):
         known = {name for name, argument in ARGUMENTS.items() if argument in self.parameters}
         refuse_others(sampling, {*known, "batch_size"}, type(self.pipeline).__name__)
         settings = {"steps": sampling.steps, **sampling.given}
-        fixed = {ARGUMENTS[name]: settings[name] for name in known if settings.get(name) is not None}
-        negatives = fixed.pop("negative_prompt", None)
+        fixed = {ARGUMENTS[name]: settings[name] for name in known if settings.get(name) is not None and name not in _OF_EACH_IMAGE}
+        inputs = self._inputs(sampling)
         images = []
         for first, count in split_images(start, n_images, sampling.batch_size or BATCH_SIZE):
             own: dict[str, Any] = {"generator": image_generators(seed, first, count), **self._conditions(first, count)}
-            if negatives is not None:
-                own["negative_prompt"] = conditions_of(negatives, first, count)
-            images.append(torch.from_numpy(self.pipeline(**own, **fixed, output_type="np").images).permute(0, 3, 1, 2).float())
+            own |= {argument: [values[i % len(values)] for i in range(first, first + count)] for argument, values in inputs.items()}
+            images.append(pictures(self._called(**own, **fixed), type(self.pipeline).__name__))
         return torch.cat(images)
+
+    def _called(self, **arguments: Any) -> Any:
+        try:
+            return self.pipeline(**arguments, output_type="np")
+        except (TypeError, ValueError) as error:  # diffusers checks what it was asked for, in lines that name its own arguments
+            if traceback.extract_tb(error.__traceback__)[-1].name == "check_inputs":
+                raise InputError(f"{type(self.pipeline).__name__}: {str(error).splitlines()[0]}") from error
+            raise
+
+    def _inputs(self, sampling: SamplingConfig) -> dict[str, list[Any]]:
+        """What each image has of its own beside its condition, by the pipeline's arguments; image i has entry i modulo their number."""
+        found: dict[str, list[Any]] = {}
+        if sampling.negative_prompts is not None:
+            found["negative_prompt"] = list(sampling.negative_prompt_lines or ())
+        for name in ("images", "masks"):
+            path, argument = getattr(sampling, name), ARGUMENTS[name]
+            if path is not None:
+                found[argument] = opened_images(name, Path(path))
+            elif argument in self.parameters:
+                what = "input images" if name == "images" else "masks"
+                raise InputError(f"`{name}`: {type(self.pipeline).__name__} starts from {what}; give a folder of them")
+        return found
 
     def _conditions(self, first: int, count: int) -> dict[str, Any]:
         conditions = conditions_of(self.conditions, first, count)
@@ -63,13 +93,46 @@ class PipelineAdapter(Adapter):
             return {"class_labels": conditions}
         if "batch_size" in self.parameters:
             return {"batch_size": count}
+        if "image" in self.parameters:
+            return {}
         raise InputError(
-            f"{type(self.pipeline).__name__} takes neither prompts, class labels nor a batch size; wrap it in a sedaq.Subject with your own sample function"
+            f"{type(self.pipeline).__name__} takes neither prompts, class labels, images nor a batch size; wrap it in a sedaq.Subject with your own sample function"
         )
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         vae = getattr(self.pipeline, "vae", None)
         return super().encode(images) if vae is None else encode_latents(vae, images)
+
+
+# -- outputs -----------------------------------------------------------------------------------------------------------------------------
+
+
+def pictures(output: Any, who: str) -> torch.Tensor:
+    """What a pipeline made, as tensors in [0, 1]: images (n, C, H, W), videos (n, frames, C, H, W), sound as spectrograms (n, 1, bands, time).
+
+    Raises InputError for a pipeline that makes none of these.
+    """
+    kinds: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "images": lambda x: x.movedim(-1, -3),
+        "frames": lambda x: x.movedim(-1, -3),
+        "audios": spectrograms,
+    }
+    for name, of in kinds.items():
+        made = getattr(output, name, None)
+        if made is not None:
+            return of(torch.from_numpy(np.stack(made) if isinstance(made, list) else np.asarray(made)).float())
+    raise InputError(
+        f"{who} makes {', '.join(output.keys())}, no images, videos or sound; pass the pipeline that ends in images, or a sedaq.Subject with your own sample function"
+    )
+
+
+def spectrograms(sound: torch.Tensor) -> torch.Tensor:
+    """Sound (n, channels, samples) → (n, 1, bands, time): decibels between −100 and 0 of full scale, as 0 to 1."""
+    mono = sound.mean(1)
+    window = torch.hann_window(min(_FFT, mono.shape[1]))
+    spectrum = torch.stft(mono, len(window), hop_length=max(1, len(window) // 4), window=window, return_complex=True)
+    power = (spectrum.abs() / (window.sum() / 2)).square()
+    return (1 + (10 / 100) * power.clamp(min=1e-10).log10()).clamp(0, 1).unsqueeze(1)
 
 
 def encode_latents(vae: Any, images: torch.Tensor) -> torch.Tensor:

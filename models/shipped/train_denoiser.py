@@ -16,7 +16,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from rich.progress import track
 
 from ...storage import write_json
-from ..loading import SUBJECT_FILE
+from ..folders import SUBJECT_FILE
 from .recipes import N_CLASSES, NULL_CLASS, RECIPES, Recipe, build_scheduler
 
 NULL_SHARE = 0.1

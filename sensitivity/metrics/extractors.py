@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 CHOICES = (
-    "embedded (shipped subjects, 1×28×28 only), inception or inception:FILE "
+    "embedded (digits, 1×28×28 or 1×32×32), inception or inception:FILE "
     f"({INCEPTION_FILE}, as published with pytorch-fid), transformers:FOLDER (a vision model such as DINOv2 or CLIP)"
 )
 Shape = tuple[int, int, int]  # (C, H, W) of one image
@@ -78,6 +79,8 @@ class NetworkExtractor:
         self._read = read
 
     def __call__(self, images: Tensor) -> Features:
+        if images.ndim == 5:
+            return self._of_videos(images)
         if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, self._in_channels):
             raise InputError(
                 f"extractor {self.name}: images have shape {tuple(images.shape)} where (n, 1 or {self._in_channels}, H, W) is expected; "
@@ -85,6 +88,14 @@ class NetworkExtractor:
             )
         with torch.inference_mode():
             return Features.cat([self._features(batch) for batch in images.split(self._batch_size)])
+
+    def _of_videos(self, videos: Tensor) -> Features:
+        """Of videos (n, frames, C, H, W): the mean over frames, beside it how much pooled features move from a frame to the next."""
+        n, n_frames = videos.shape[:2]
+        of_frames = self(videos.flatten(0, 1)).map(lambda x: x.unflatten(0, (n, n_frames)))
+        moves = of_frames.pooled.diff(dim=1).abs().mean(1) if n_frames > 1 else torch.zeros_like(of_frames.pooled[:, 0])
+        mean = of_frames.map(lambda x: x.mean(1))
+        return replace(mean, pooled=torch.cat([mean.pooled, moves], 1))
 
     def _features(self, batch: Tensor) -> Features:
         batch = batch.to(self._device, torch.float32).expand(-1, self._in_channels, -1, -1)
@@ -110,10 +121,10 @@ def _network_fingerprint(name: str, network: nn.Module, settings: Any = None) ->
 
 
 def _embedded(argument: str, image_shape: Shape, device: str) -> Extractor:
-    """The shipped digit classifier: 128 features before the last layer, ten logits."""
-    if argument or tuple(image_shape) != (1, 28, 28):
+    """The shipped digit classifier: 128 features before the last layer, ten logits. Digits with a border of 2 pixels lose it."""
+    if argument or tuple(image_shape) not in ((1, 28, 28), (1, 32, 32)):
         raise InputError(
-            f"extractor embedded{':' + argument if argument else ''}: it serves images of shape (1, 28, 28) and takes no file, here images "
+            f"extractor embedded{':' + argument if argument else ''}: it serves digits of shape (1, 28, 28) or (1, 32, 32) and takes no file, here images "
             f"are {tuple(image_shape)}; choose another: {CHOICES}"
         )
     try:
@@ -126,7 +137,7 @@ def _embedded(argument: str, image_shape: Shape, device: str) -> Extractor:
     network = network.to(device, memory_format=torch.channels_last).eval()
 
     def forward(images: Tensor) -> Features:
-        pooled, logits = network(images)
+        pooled, logits = network(images if images.shape[-1] == 28 else images[..., 2:-2, 2:-2])
         return Features(pooled, None, logits)
 
     return NetworkExtractor("embedded", mark, forward, in_channels=1, batch_size=64, device=device)

@@ -13,15 +13,19 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...models.images import BATCH_SIZE, image_batches
+from ...models.noise import purpose_seed
+from ...models.sampling import SamplingConfig
+from ...models.subject import Subject
 from ...progress import track
-from ...storage import load_tensors, save_tensors
+from ...storage import fingerprint, load_tensors, save_tensors
 from .extractors import Extractor
 from .frechet import Statistics
 from .sample import Features, Reference
 
-__all__ = ["Reference", "build_reference", "load_reference", "save_reference", "shipped_reference"]
+__all__ = ["Reference", "build_reference", "load_reference", "sampled_reference", "save_reference", "shipped_reference"]
 
 SHIPPED = Path(__file__).parents[2] / "models" / "shipped" / "reference"
+REFERENCE_IMAGES = 2000  # full-precision images where no reference is given
 N_FEATURES = 1000  # kept for the kernel distance
 _KIND = "reference"
 
@@ -41,13 +45,13 @@ class _Sample:
         self.keys = keys[kept]
 
 
-def build_reference(batches: Iterable[Tensor], extractor: Extractor, *, description: str, fingerprint: str) -> Reference:
+def build_reference(batches: Iterable[Tensor], extractor: Extractor, *, description: str, identity: str) -> Reference:
     """Statistics of the images in `batches`, each (b, C, H, W) in [0, 1].
 
     The sampled features are rounded to float16, as they are stored, so that a reference is the same before and after saving.
 
     Args:
-        fingerprint: of the images; the extractor's is added to it.
+        identity: of the images; the extractor's is added to it.
     """
     pooled: Statistics | None = None
     spatial: Statistics | None = None
@@ -62,7 +66,19 @@ def build_reference(batches: Iterable[Tensor], extractor: Extractor, *, descript
         sample.add(features.pooled)
     if pooled is None or pooled.n < 2:
         raise InputError(f"{description}: {0 if pooled is None else pooled.n} images; a reference needs at least 2, better thousands")
-    return Reference(pooled, sample.rows.half().float(), spatial, description, _combined(fingerprint, extractor))
+    return Reference(pooled, sample.rows.half().float(), spatial, description, _combined(identity, extractor))
+
+
+def sampled_reference(subject: Subject, sampling: SamplingConfig, extractor: Extractor, seed: int) -> Reference:
+    """Of REFERENCE_IMAGES full-precision images, on noise that no measurement has: where there are no real ones."""
+    noise = purpose_seed(seed, "reference")
+    batches = (
+        subject.sample(sampling, seed=noise, start=i, n_images=min(100, REFERENCE_IMAGES - i))
+        for i in track(range(0, REFERENCE_IMAGES, 100), "reference: full-precision images with other noise")
+    )
+    identity = fingerprint([subject.fingerprint, extractor.fingerprint, noise, sampling.steps, sampling.identity, REFERENCE_IMAGES])
+    description = f"{REFERENCE_IMAGES} full-precision images made with other noise"
+    return build_reference(batches, extractor, description=description, identity=identity)
 
 
 def _combined(images: str, extractor: Extractor) -> str:
@@ -111,7 +127,7 @@ def _from_images(path: Path, extractor: Extractor, image_shape: tuple[int, ...])
 
     n_batches = -(-n_images // BATCH_SIZE)
     reference = build_reference(
-        track(scaled(), "reference images", n_batches), extractor, description=f"{n_images} images of {path}", fingerprint=""
+        track(scaled(), "reference images", n_batches), extractor, description=f"{n_images} images of {path}", identity=""
     )
     return replace(reference, fingerprint=_combined(digest.hexdigest(), extractor))  # known once all pixels have been read
 

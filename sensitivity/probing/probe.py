@@ -7,7 +7,7 @@ errors beside the distance.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def probe_run(
     metric_of(metric)
     measurer = Measurer(Prober(opened), executor)
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
-        opened.subject.sample(replace(opened.settings.sampling, steps=1), seed=opened.settings.seed, n_images=1)
+        opened.subject.check(opened.settings.sampling)
     opened.write()
     opened.fill_store(memory_bytes)
     with measurer:

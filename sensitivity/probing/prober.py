@@ -21,20 +21,18 @@ from ...errors import DamagedError, InputError
 from ...kernels.timing import clock
 from ...models.noise import purpose_seed
 from ...models.sampling import conditions_of
-from ...progress import track
 from ...runtime.tasks import Task
 from ...storage import fingerprint, load_tensors, save_tensors
 from ..metrics.bootstrap import Estimate
 from ..metrics.extractors import load_extractor
 from ..metrics.frechet import NotFiniteError
-from ..metrics.reference import build_reference, load_reference, save_reference, shipped_reference
+from ..metrics.reference import load_reference, sampled_reference, save_reference, shipped_reference
 from ..metrics.registry import METRICS, evidence_of, measure, metric_of
 from ..metrics.sample import Reference, Sample
 from ..run import Run, probe_journal
 from .assembly import Assembly
 
 log = logging.getLogger("sedaq")
-REFERENCE_IMAGES = 2000  # full-precision images where no reference is given
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Prober:
             raise InputError(
                 f"subject {run.subject.name} has no extractor of its own; choose one with `extractor` (inception[:FILE] or transformers:FOLDER)"
             )
-        self.extractor = load_extractor(name, image_shape=run.subject.image_shape, device=run.device)
+        self.extractor = load_extractor(name, image_shape=run.subject.shape_of(run.settings.sampling), device=run.device)
         self.reference = self._reference()
         self._full_precision: dict[tuple[str, int, int | None], Sample] = {}
         self._assembly = Assembly(run.subject, run.store)
@@ -84,32 +82,15 @@ class Prober:
                 self.run.folder / "reference.safetensors",
                 self._sampled_reference,
                 write=lambda path, made: save_reference(path, made, self.extractor),
-                read=lambda path: load_reference(path, self.extractor, image_shape=self.run.subject.image_shape),
+                read=lambda path: load_reference(path, self.extractor, image_shape=self.run.subject.shape_of(self.run.settings.sampling)),
             ).result()
 
-        return load_reference(self.run.settings.reference, self.extractor, image_shape=self.run.subject.image_shape, default=default)
+        return load_reference(
+            self.run.settings.reference, self.extractor, image_shape=self.run.subject.shape_of(self.run.settings.sampling), default=default
+        )
 
     def _sampled_reference(self) -> Reference:
-        """Full-precision images on noise that no measurement has."""
-        settings = self.run.settings
-        noise = purpose_seed(settings.seed, "reference")
-        chunks = range(0, REFERENCE_IMAGES, 100)
-        batches = (
-            self.run.subject.sample(settings.sampling, seed=noise, start=i, n_images=100)
-            for i in track(chunks, "reference: full-precision images with other noise")
-        )
-        identity = fingerprint(
-            [
-                self.run.subject.fingerprint,
-                self.extractor.fingerprint,
-                noise,
-                settings.steps,
-                settings.sampling.identity,
-                REFERENCE_IMAGES,
-            ]
-        )
-        description = f"{REFERENCE_IMAGES} full-precision images made with other noise"
-        return build_reference(batches, self.extractor, description=description, fingerprint=identity)
+        return sampled_reference(self.run.subject, self.run.settings.sampling, self.extractor, self.run.settings.seed)
 
     def key(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> str:
         """Under which a measurement is stored: all that its numbers depend on."""

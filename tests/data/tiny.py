@@ -1,6 +1,8 @@
+import os
+import signal
 
-import os, signal
 import torch
+
 from sedaq import InputError, Subject
 from sedaq.models.noise import image_noise
 

@@ -161,12 +161,14 @@ def test_above_the_limit_h_is_block_diagonal_and_equal_inside_the_blocks(several
         assert hessian_bytes(layer) == 8 * sum((b - a) ** 2 for a, b in zip(edges, edges[1:], strict=False))
 
 
-def test_a_layer_that_receives_nothing_is_refused_by_name() -> None:
+def test_a_layer_that_receives_nothing_has_the_identity_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Its weight may be read by another module, as those of Hunyuan-DiT's pooler are."""
     model = Single(nn.Linear(3, 3))
     model.unused = nn.Linear(5, 2)
     subject = subject_of(model, (3,))
-    with pytest.raises(InputError, match=r"layer unused: received no input .*`exclude` unused"):
-        dict(calibrate(subject, subject.layers, n_images=2))
+    found = {layer.name: hessian for layer, hessian in calibrate(subject, subject.layers, n_images=2)}
+    assert torch.equal(found["unused"].blocks[0], torch.eye(5).unsqueeze(0))
+    assert "layer unused received no input" in caplog.text
 
 
 def test_hooks_are_gone_afterwards_even_when_sampling_fails(several: Subject) -> None:

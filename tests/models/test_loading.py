@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sedaq.errors import InputError
-from sedaq.models.loading import SHIPPED, SUBJECT_FILE, load
+from sedaq.models.folders import SUBJECT_FILE
+from sedaq.models.loading import SHIPPED, load
 from sedaq.models.sampling import SamplingConfig
 from sedaq.models.subject import Subject
 from sedaq.storage import write_json

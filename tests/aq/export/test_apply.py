@@ -336,3 +336,11 @@ def test_a_denoiser_that_is_no_diffusers_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="no diffusers model"):
         apply(subject, plan, store, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_the_user_are_not_deleted(subject, mixed_plan, store, quantized):
+    apply(subject, mixed_plan, store, quantized)  # what sedaq wrote is replaced
+    (quantized / "NOTES.md").write_text("mine")
+    with pytest.raises(InputError, match=r"holds NOTES.md, which sedaq did not write"):
+        apply(subject, mixed_plan, store, quantized)
+    assert (quantized / "NOTES.md").read_text() == "mine"

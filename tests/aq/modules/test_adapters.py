@@ -149,7 +149,9 @@ def trained(folder: Path) -> UNet2DConditionModel:
     torch.manual_seed(1)
     with torch.no_grad():
         base = answer(model)
-    model.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_v", "conv1", "proj_in"], init_lora_weights="gaussian"), "one")
+    model.add_adapter(
+        LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_v", "conv1", "proj_in"], init_lora_weights="gaussian"), "one"
+    )
     assert torch.equal(answer(model), base), "an adapter begins at zero"
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, 1e-2)

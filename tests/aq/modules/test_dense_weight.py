@@ -38,7 +38,12 @@ def test_it_is_a_layer_of_torch(layer):
 def test_shape_dtype_and_device_cost_nothing(layer, monkeypatch):
     monkeypatch.setattr(type(layer), "matrix", lambda self: pytest.fail("de-quantized"))
     weight = layer.weight
-    assert (weight.shape, weight.dtype, weight.device.type, weight.ndim) == (torch.Size(layer.shape), torch.float32, "cpu", len(layer.shape))
+    assert (weight.shape, weight.dtype, weight.device.type, weight.ndim) == (
+        torch.Size(layer.shape),
+        torch.float32,
+        "cpu",
+        len(layer.shape),
+    )
     assert weight.numel() == layer.weight.data.numel() and not weight.requires_grad and weight.detach().shape == weight.shape
     assert "float32" in repr(weight)
 
@@ -97,7 +102,15 @@ def test_z_image_asks_its_layers_for_their_weights():
     from sedaq.models.subject import Subject
 
     torch.manual_seed(0)
-    small = {"all_patch_size": (2,), "all_f_patch_size": (1,), "in_channels": 4, "dim": 32, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2}
+    small = {
+        "all_patch_size": (2,),
+        "all_f_patch_size": (1,),
+        "in_channels": 4,
+        "dim": 32,
+        "n_layers": 1,
+        "n_refiner_layers": 1,
+        "n_heads": 2,
+    }
     model = ZImageTransformer2DModel(**small, n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[64, 32, 32]).eval()
     for name, parameter in model.named_parameters():
         if "pad_token" in name:

@@ -116,7 +116,7 @@ def test_unreadable_inputs(tmp_path: Path, images: np.ndarray) -> None:
 def test_stored_statistics_are_refused_when_damaged_or_foreign(tmp_path: Path) -> None:
     path, extractor = tmp_path / "stored.safetensors", Pixels()
     batches = [torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(0))]
-    save_reference(path, build_reference(batches, extractor, description="noise", fingerprint="x"), extractor)
+    save_reference(path, build_reference(batches, extractor, description="noise", identity="x"), extractor)
     with pytest.raises(InputError, match="made by extractor pixels"):
         load_reference(path, Pixels(fingerprint="2"), image_shape=(1, 4, 4))
     content = bytearray(path.read_bytes())
@@ -128,17 +128,17 @@ def test_stored_statistics_are_refused_when_damaged_or_foreign(tmp_path: Path) -
 
 def test_no_images_and_default() -> None:
     with pytest.raises(InputError, match="at least 2"):
-        build_reference([], Pixels(), description="nothing", fingerprint="x")
+        build_reference([], Pixels(), description="nothing", identity="x")
     with pytest.raises(InputError, match="no reference given"):
         load_reference(None, Pixels(), image_shape=(1, 4, 4))
-    made = build_reference([torch.rand(4, 1, 4, 4)], Pixels(), description="noise", fingerprint="x")
+    made = build_reference([torch.rand(4, 1, 4, 4)], Pixels(), description="noise", identity="x")
     assert load_reference(None, Pixels(), image_shape=(1, 4, 4), default=lambda: made) is made
 
 
 def test_sample_for_the_kernel_distance_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "N_FEATURES", 100)
     batches = [torch.full((10, 1, 4, 4), i / 256) for i in range(100)]
-    features = build_reference(batches, Pixels(), description="ramp", fingerprint="x").features
+    features = build_reference(batches, Pixels(), description="ramp", identity="x").features
     assert features is not None and features.shape == (100, 8)
     assert features[:, 0].mean().item() == pytest.approx(49.5 / 256, abs=3 * 0.11 / 10)
 

@@ -13,7 +13,7 @@ import torch
 from sedaq.aq.activations.quantizer import Activation, ActivationQuantizers, attached
 from sedaq.aq.formats import AS_IS
 from sedaq.errors import WorkerError
-from sedaq.sensitivity.probing import prober as prober_module
+from sedaq.sensitivity.metrics import reference as reference_module
 from sedaq.sensitivity.probing.assembly import Assembly
 from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.prober import Measurement, Prober
@@ -121,7 +121,7 @@ def test_inputs_are_rounded_while_a_plan_is_measured_and_only_of_layers_with_cod
 
 
 def test_a_sampled_reference_is_kept_and_made_again_when_damaged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prober_module, "REFERENCE_IMAGES", 200)
+    monkeypatch.setattr(reference_module, "REFERENCE_IMAGES", 200)
     prober = Prober(run)
     prober.run.subject.extractor = None  # so that what is shipped does not belong to it
     first, path = prober._reference(), run.folder / "reference.safetensors"
