@@ -24,7 +24,7 @@ from .subject import Subject
 log = logging.getLogger("sedaq")
 
 DENOISER_COMPONENTS = ("transformer", "unet", "prior", "decoder")
-# What a bare denoiser's own config cannot say: {conditions, null_condition, extractor, steps}. sedaq writes it beside the weights.
+# What configs cannot say: {conditions, null_condition, extractor, steps, guidance}. sedaq writes it into the folders of its own models.
 SUBJECT_FILE = "sedaq_subject.json"
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?P<kind>safetensors|bin|msgpack|h5|onnx|pb)"
@@ -74,7 +74,7 @@ def files_of(folder: Path, component: str = "") -> Iterator[Path]:
         component: left out.
     """
     index = read_config(folder / "model_index.json")
-    yield folder / "model_index.json"
+    yield from (folder / name for name in ("model_index.json", SUBJECT_FILE) if (folder / name).exists())
     yield from (path for path in sorted(folder.iterdir()) if path.is_file() and re.match(r"(?i)(readme|licen[cs]e|notice)", path.name))
     for name in index:
         if name == component or not (folder / name).is_dir():
@@ -251,16 +251,19 @@ def _load_pipeline(folder: Path, device: str, prompts: Sequence[str] | None, exc
     denoiser = getattr(pipeline, component)
     _refuse_missing(denoiser, folder / component)
     pipeline = pipeline.to(device)
+    known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else {}
     conditions: Sequence[Condition] | None = _class_conditions(denoiser)["conditions"]
     if "prompt" in inspect.signature(pipeline.__call__).parameters:
-        conditions = prompts
+        conditions = prompts or known.get("conditions")
+    defaults = {name: known[name] for name in ("steps", "guidance") if name in known}
     return Subject(
         denoiser,
-        sample=PipelineAdapter(pipeline, conditions),
+        sample=PipelineAdapter(pipeline, conditions, defaults),
         conditions=conditions,
         name=folder.resolve().name,
         exclude=exclude,
         folder=folder,
         component=component,
         stored_dtypes=stored_dtypes(folder / component),
+        extractor=known.get("extractor"),
     )

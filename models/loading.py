@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from .folders import load_denoiser, load_folder
+from .folders import load_folder
 from .subject import Subject
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
-SHIPPED = ("mnist-dit", "mnist-unet")
+SHIPPED = ("mnist-dit", "mnist-unet", "digits-sd")
 
 
 def load(
@@ -46,7 +46,7 @@ def load(
     check_device(device)
     text = str(subject)
     if text in SHIPPED:
-        loaded = load_denoiser(SHIPPED_FOLDER / text, text, device, exclude)
+        loaded = load_folder(SHIPPED_FOLDER / text, device, prompts, exclude, quantized=False)
     elif ".py:" in text:
         loaded = _load_function(text, exclude)
     elif Path(text).is_file():

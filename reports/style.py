@@ -172,8 +172,9 @@ def svg_bytes(figure: Figure) -> bytes:
 
 
 def save_png(figure: Figure, path: Path) -> str:
-    """Write the figure to `path` and return the same bytes in base64, for embedding."""
+    """Write the figure to `path` and return the same bytes in base64, for embedding. Its layout, which takes half the time, stays as it is then."""
     data = png_bytes(figure)
+    figure.set_layout_engine("none")
     write_atomically(path, data)
     return base64.b64encode(data).decode()
 

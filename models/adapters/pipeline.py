@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,11 @@ class PipelineAdapter(Adapter):
 
     Args:
         conditions: prompts or labels; image i has conditions[i mod len].
+        defaults: settings by their names in SamplingConfig, where a sampling does not say them; the pipeline's own by default.
     """
 
-    def __init__(self, pipeline: Any, conditions: Sequence[Condition] | None) -> None:
-        self.pipeline, self.conditions = pipeline, conditions
+    def __init__(self, pipeline: Any, conditions: Sequence[Condition] | None, defaults: Mapping[str, Any] | None = None) -> None:
+        self.pipeline, self.conditions, self.defaults = pipeline, conditions, dict(defaults or {})
         self.parameters = inspect.signature(pipeline.__call__).parameters
         self.scheduler = getattr(pipeline, "scheduler", None)
         pipeline.set_progress_bar_config(disable=True)
@@ -51,8 +52,10 @@ class PipelineAdapter(Adapter):
     def sample(self, sampling: SamplingConfig, *, seed: int, start: int, n_images: int) -> torch.Tensor:
         known = {name for name, argument in ARGUMENTS.items() if argument in self.parameters}
         refuse_others(sampling, {*known, "batch_size"}, type(self.pipeline).__name__)
-        settings = {"steps": sampling.steps, **sampling.given}
+        settings = {**self.defaults, **sampling.given, **({"steps": sampling.steps} if sampling.steps else {})}
         fixed = {ARGUMENTS[name]: settings[name] for name in known if settings.get(name) is not None and name not in _OF_EACH_IMAGE}
+        if "use_resolution_binning" in self.parameters and sampling.height and sampling.width:
+            fixed["use_resolution_binning"] = False  # the size that was asked for, not the nearest that the model was trained on
         inputs = self._inputs(sampling)
         images = []
         for first, count in split_images(start, n_images, sampling.batch_size or BATCH_SIZE):

@@ -88,3 +88,9 @@ def test_replaced_weights_are_put_back_even_when_the_block_fails() -> None:
         assert denoiser[1].weight.equal(torch.ones(2, 2)) and denoiser[0].weight.equal(before["0.weight"])
         raise RuntimeError("stop")
     assert all(tensor.equal(before[name]) for name, tensor in denoiser.state_dict().items())
+
+
+def test_prompts_are_lines_and_nothing_else_ends_one(tmp_path: Path) -> None:
+    """A byte order mark is no part of a prompt; rarer separators are."""
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa cat\r\n\na dog\u2028at sea\x0c!\n".encode())
+    assert SamplingConfig(prompts=tmp_path / "prompts.txt").prompt_lines == ["a cat", "a dog\u2028at sea\x0c!"]

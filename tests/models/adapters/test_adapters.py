@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import BaseOutput
 from torch import nn
 
 from sedaq.errors import InputError
 from sedaq.models.adapters.base import FunctionAdapter
 from sedaq.models.adapters.denoiser import DenoiserAdapter
-from sedaq.models.adapters.pipeline import PipelineAdapter
+from sedaq.models.adapters.pipeline import PipelineAdapter, pictures, spectrograms
 from sedaq.models.loading import load
 from sedaq.models.sampling import SamplingConfig, sample_in_chunks
+from sedaq.models.subject import Subject
 
 TOLERANCE = 1e-4  # promised: batch sizes change the order of sums
 TWO_STEPS = SamplingConfig(steps=2)
@@ -154,3 +156,53 @@ def test_a_users_function_gets_what_was_given_by_name() -> None:
     assert seen == [{"seed": 1, "start": 2, "steps": None, "guidance": None}, {"seed": 1, "start": 2, "steps": 3, "guidance": 0.5}]
     with pytest.raises(InputError, match="`width`: the sample function takes no width; leave `width` out"):
         adapter.sample(SamplingConfig(width=8), seed=1, start=0, n_images=1)
+
+
+# -- outputs -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_pipelines_return_becomes_tensors() -> None:
+    rng = np.random.default_rng(0)
+    images, frames = rng.random((2, 4, 5, 3)), [rng.random((6, 4, 5, 3)) for _ in range(2)]
+    found = pictures(BaseOutput(images=images), "P")
+    assert found.shape == (2, 3, 4, 5) and found[1, 2, 3, 4].item() == pytest.approx(images[1, 3, 4, 2])
+    videos = pictures(BaseOutput(frames=frames), "P")
+    assert videos.shape == (2, 6, 3, 4, 5) and videos[1, 5, 0, 1, 2].item() == pytest.approx(frames[1][5, 1, 2, 0])
+    with pytest.raises(InputError, match="P makes image_embeds, no images, videos or sound"):
+        pictures(BaseOutput(image_embeds=images), "P")
+
+
+def test_the_spectrogram_of_a_tone() -> None:
+    """A sine of full scale is 0 dB in its own band and near −100 dB far from it; half the amplitude is 6 dB less."""
+    n, band = 4096, 100
+    tone = torch.sin(2 * torch.pi * band / 1024 * torch.arange(n)).reshape(1, 1, n).repeat(1, 2, 1)
+    found = spectrograms(torch.cat([tone, tone / 2]))
+    middle = found.shape[-1] // 2
+    assert found.shape[:2] == (2, 1) and found[0, 0, :, middle].argmax().item() == band
+    assert found[0, 0, band, middle].item() == pytest.approx(1.0, abs=0.01)
+    assert (found[0, 0, band, middle] - found[1, 0, band, middle]).item() == pytest.approx(0.0602, abs=1e-3)
+    assert found[0, 0, 400, middle].item() < 0.1
+
+
+# -- checks before work ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make, text",
+    [
+        (lambda n: torch.linspace(-1, 1, 16 * n).reshape(n, 1, 4, 4), "float32 from -1 to 1; they must be"),
+        (lambda n: torch.full((n, 1, 4, 4), 200, dtype=torch.uint8), "uint8 from 200 to 200; they must be"),
+        (lambda n: torch.rand(n, 1, 4, 4), "came out differently when it was sampled again"),
+    ],
+)
+def test_samplers_that_cannot_be_measured(make, text: str) -> None:
+    subject = Subject(torch.nn.Linear(2, 2), sample=lambda *, seed, start, n_images, steps=None: make(n_images), name="odd")
+    with pytest.raises(InputError, match=text):
+        subject.check(SamplingConfig())
+
+
+def test_more_steps_than_there_are_timesteps(make_denoiser: Callable[..., Path]) -> None:
+    subject = load(make_denoiser("unet"))
+    with pytest.raises(InputError, match="`steps`: got 1001; unet was trained on 1000 timesteps"):
+        subject.check(SamplingConfig(steps=1001))
+    subject.check(SamplingConfig(steps=1000))

@@ -194,3 +194,25 @@ def test_a_clip_without_tokenizer_serves_classes_and_refuses_prompts(clip: Path,
     assert extractor(torch.rand(1, 3, 16, 16, generator=rng)).pooled.shape == (1, 16)
     with pytest.raises(InputError, match="a text model and no tokenizer"):
         extractor.requested(["a cat"])
+
+
+def test_videos_are_seen_frame_by_frame() -> None:
+    """Means over frames, and beside them how much features move; a still video does not move."""
+    extractor = load_extractor("embedded", image_shape=(1, 28, 28))
+    frames = torch.rand(2, 3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    of_frames = extractor(frames.flatten(0, 1))
+    found = extractor(frames)
+    pooled = of_frames.pooled.unflatten(0, (2, 3))
+    torch.testing.assert_close(found.pooled[:, :128], pooled.mean(1))
+    torch.testing.assert_close(found.pooled[:, 128:], ((pooled[:, 1] - pooled[:, 0]).abs() + (pooled[:, 2] - pooled[:, 1]).abs()) / 2)
+    assert found.logits is not None and found.logits.shape == (2, 10)
+    still = extractor(frames[:, :1].repeat(1, 3, 1, 1, 1))
+    assert still.pooled[:, 128:].abs().max() < 1e-4
+
+
+def test_digits_with_a_border_are_digits() -> None:
+    digits = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    wide = torch.nn.functional.pad(digits, (2, 2, 2, 2))
+    plain, bordered = load_extractor("embedded", image_shape=(1, 28, 28)), load_extractor("embedded", image_shape=(1, 32, 32))
+    torch.testing.assert_close(bordered(wide).pooled, plain(digits).pooled)
+    assert plain.fingerprint == bordered.fingerprint
