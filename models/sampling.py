@@ -29,8 +29,8 @@ class SamplingConfig:
         max_tokens: of a prompt.
         prompts: a text file with one prompt a line, or the prompts. A subject is loaded with them; image i has prompt i modulo their number.
         negative_prompts: likewise, what images are guided away from; given when sampling.
-        images: folder of input images, for image-to-image, inpainting and ControlNet; image i starts from file i modulo their number, by name.
-        masks: folder of masks, likewise.
+        input_images: folder of images to start from, for image-to-image, inpainting and ControlNet; image i starts from file i modulo their number, by name.
+        input_masks: folder of masks, likewise.
         batch_size: images sampled at once. It changes memory and speed, so no identity depends on it.
 
     Raises:
@@ -49,8 +49,8 @@ class SamplingConfig:
     max_tokens: int | None = None
     prompts: str | tuple[str, ...] | None = None
     negative_prompts: str | tuple[str, ...] | None = None
-    images: str | Path | None = None
-    masks: str | Path | None = None
+    input_images: str | Path | None = None
+    input_masks: str | Path | None = None
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class SamplingConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, str(value) if isinstance(value, Path) else tuple(value))
-        for name in ("images", "masks"):
+        for name in ("input_images", "input_masks"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, str(Path(value).resolve()))
@@ -83,7 +83,11 @@ class SamplingConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What images depend on beside subject and number of steps; fingerprints are made of it. Fields that are None do not appear."""
-        files = {name: files_fingerprint(name, Path(value)) for name in ("images", "masks") if (value := getattr(self, name)) is not None}
+        files = {
+            name: files_fingerprint(name, Path(value))
+            for name in ("input_images", "input_masks")
+            if (value := getattr(self, name)) is not None
+        }
         return {name: value for name, value in self.given.items() if name != "batch_size"} | files
 
     @property

@@ -71,7 +71,8 @@ class Settings:
         """What run.json's `settings` field holds: sampling settings beside the others; those that version 0.1.0 had not, where they are given."""
         sampling = self.sampling
         newer = {
-            name: getattr(sampling, name) for name in ("height", "width", "n_frames", "max_tokens", "negative_prompts", "images", "masks")
+            name: getattr(sampling, name)
+            for name in ("height", "width", "n_frames", "max_tokens", "negative_prompts", "input_images", "input_masks")
         }
         return {
             "seed": self.seed,

@@ -27,10 +27,10 @@ ARGUMENTS = {
     "n_frames": "num_frames",
     "max_tokens": "max_sequence_length",
     "negative_prompts": "negative_prompt",
-    "images": "image",
-    "masks": "mask_image",
+    "input_images": "image",
+    "input_masks": "mask_image",
 }
-_OF_EACH_IMAGE = ("negative_prompts", "images", "masks")
+_OF_EACH_IMAGE = ("negative_prompts", "input_images", "input_masks")
 _FFT = 1024  # samples of a window of sound
 
 
@@ -77,12 +77,12 @@ class PipelineAdapter(Adapter):
         found: dict[str, list[Any]] = {}
         if sampling.negative_prompts is not None:
             found["negative_prompt"] = list(sampling.negative_prompt_lines or ())
-        for name in ("images", "masks"):
+        for name in ("input_images", "input_masks"):
             path, argument = getattr(sampling, name), ARGUMENTS[name]
             if path is not None:
                 found[argument] = opened_images(name, Path(path))
             elif argument in self.parameters:
-                what = "input images" if name == "images" else "masks"
+                what = "images" if name == "input_images" else "masks"
                 raise InputError(f"`{name}`: {type(self.pipeline).__name__} starts from {what}; give a folder of them")
         return found
 

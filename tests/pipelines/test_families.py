@@ -67,7 +67,7 @@ def sampling_of(name: str, folder: Path) -> dict[str, object]:
         found["prompts"] = list(PROMPTS)
     if family.pictures:
         rng = np.random.default_rng(0)
-        for kind in ("images", "masks") if name == "inpainting" else ("images",):
+        for kind in ("input_images", "input_masks") if name == "inpainting" else ("input_images",):
             (folder / kind).mkdir()
             for i in range(2):
                 Image.fromarray(rng.integers(0, 255, (*family.pictures, 3), dtype=np.uint8)).save(folder / kind / f"{i}.png")
@@ -97,7 +97,7 @@ def test_images_are_paired(name: str, tmp_path: Path) -> None:
 
 
 def test_what_a_family_needs_is_asked_for(tmp_path: Path) -> None:
-    for name, asked in (("img2img", "`images`: StableDiffusionImg2ImgPipeline starts from input images"), ("sd", "needs prompts")):
+    for name, asked in (("img2img", "`input_images`: StableDiffusionImg2ImgPipeline starts from images"), ("sd", "needs prompts")):
         folder = saved(name, tmp_path)
         subject = sedaq.load(folder, prompts=list(PROMPTS) if name == "img2img" else None)
         with pytest.raises(InputError, match=asked):
