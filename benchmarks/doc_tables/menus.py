@@ -26,6 +26,20 @@ def equal_bytes(results: Results) -> str:
     )
 
 
+def digits(results: Results) -> str:
+    """How often images are what their captions say."""
+    return table(
+        results.rows("digits"),
+        {
+            "guidance": lambda row: fixed(row["guidance"], 0),
+            "digit": lambda row: percent(row["digit"], 1),
+            "stroke": lambda row: percent(row["stroke"], 1),
+            "slant": lambda row: percent(row["slant"], 1),
+            "Fréchet distance": lambda row: f"{fixed(row['fid'], 1)} ± {fixed(row['fid_se'], 1)}",
+        },
+    )
+
+
 def menu_seconds(results: Results) -> str:
     return table(
         results.rows("encode_menus"),
@@ -101,4 +115,4 @@ def groupings(results: Results) -> str:
     return lay_out(["layer", *formats], lines)
 
 
-TABLES = (equal_bytes, menu_seconds, menu_errors, fast_menus, menu_candidates, format_gains, groupings)
+TABLES = (digits, equal_bytes, menu_seconds, menu_errors, fast_menus, menu_candidates, format_gains, groupings)
