@@ -255,7 +255,7 @@ def _load_pipeline(folder: Path, device: str, prompts: Sequence[str] | None, exc
     conditions: Sequence[Condition] | None = _class_conditions(denoiser)["conditions"]
     if "prompt" in inspect.signature(pipeline.__call__).parameters:
         conditions = prompts or known.get("conditions")
-    defaults = {name: known[name] for name in ("steps", "guidance") if name in known}
+    defaults: dict[str, Any] = {name: known[name] for name in ("steps", "guidance") if name in known}
     return Subject(
         denoiser,
         sample=PipelineAdapter(pipeline, conditions, defaults),
