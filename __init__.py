@@ -22,6 +22,7 @@ _PUBLIC = {
     "SearchResult": "search.engine",
     "EvaluationResult": "api",
     "evaluate": "api",
+    "uniform_plan": "api",
     "inspect": "api",
     "load": "models.loading",
     "Subject": "models.subject",

@@ -1,19 +1,22 @@
-"""sedaq inspect SUBJECT [--plan FILE] [--run DIR]"""
+"""sedaq inspect SUBJECT [--plan FILE] [--run DIR]; sedaq inspect --model-config PATH"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ..models.sampling import SamplingConfig
 from . import options
+from .config import config_options
 
 
 @click.command(
     help="Layers, roles, shapes, menu of formats, exact bytes. Menus are a rule's until a run has measured them: then see them by --run. Codebooks that layers share count in full for each."
     f"\n\n{options.SUBJECT_HELP}"
 )
-@click.argument("subject")
+@click.argument("subject", required=False)
 @click.option(
     "--plan",
     type=click.Path(path_type=Path),
@@ -21,27 +24,57 @@ from . import options
     help="Show what this plan gives each layer, and the operations of one image in one sampling step, which is sampled for that.",
 )
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Show the menus that this run measured.")
+@click.option(
+    "--model-config",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Instead of a SUBJECT: a denoiser's config.json, or a folder with it. No weights are read, and no memory is taken.",
+)
+@config_options(
+    SamplingConfig, "sampling", only=("guidance", "height", "width", "n_frames", "max_tokens", "prompts", "input_images", "input_masks")
+)
 @options.exclude
 @options.as_json
-def command(subject: str, plan: Path | None, run_folder: Path | None, exclude: tuple[str, ...], as_json: bool) -> None:
+def command(
+    subject: str | None,
+    plan: Path | None,
+    run_folder: Path | None,
+    model_config: Path | None,
+    sampling: dict[str, Any],
+    exclude: tuple[str, ...],
+    as_json: bool,
+) -> None:
     from ..aq.export.inspection import inspect
     from ..aq.plans.menu import heuristic_menus
     from ..aq.plans.plan import Plan
     from ..aq.profiling.operations import tokens_of
-    from ..models.loading import load
     from ..progress import shown
     from ..reports.summaries import show
     from ..reports.tables import inspect_table, operations_table
     from ..sensitivity.run import Run
 
+    given = SamplingConfig(**sampling)
+    if (subject is None) == (model_config is None) or (model_config and (plan or run_folder)):
+        raise click.UsageError("give a SUBJECT, or --model-config alone.")
     with shown():
         run = Run.open(run_folder, subject=subject) if run_folder else None
-        loaded = run.subject if run else load(subject, exclude=exclude)
+        loaded = run.subject if run else _loaded(subject, model_config, given, exclude)
         planned = Plan.load(plan) if plan else None
         if planned:
             planned.validate(loaded)
-        result = inspect(loaded, run.menus if run else heuristic_menus(loaded), planned, tokens_of(loaded) if planned else None)
+        result = inspect(loaded, run.menus if run else heuristic_menus(loaded), planned, tokens_of(loaded, given) if planned else None)
     if as_json:
         options.print_json(result)
     else:
         show(operations_table(result) if planned else inspect_table(result))
+
+
+def _loaded(subject: str | None, model_config: Path | None, sampling: SamplingConfig, exclude: tuple[str, ...]) -> Any:
+    from ..models.folders import architecture
+    from ..models.loading import load
+
+    if model_config is None:
+        return load(str(subject), prompts=sampling.prompt_lines, exclude=exclude)
+    found = architecture(model_config)
+    found.exclude += exclude
+    return found

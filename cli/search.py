@@ -1,4 +1,4 @@
-"""sedaq search --run DIR (--front | any of --bits B, --size S, --pipeline-size S, --ms-per-step T)"""
+"""sedaq search --run DIR (--front | any of --bits B, --size S, --pipeline-size S, --ms-per-step T); sedaq search SUBJECT --uniform --bits B"""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from . import options
 from .config import config_options
 
 
-@click.command(help="Choose a format for every layer within a budget. What is found is never above it.")
-@options.run_folder
+@click.command(
+    help="Choose a format for every layer within a budget. What is found is never above it. SUBJECT is for --uniform alone, which needs no run."
+)
+@click.argument("subject", required=False)
+@click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Folder of the run.")
+@click.option("--uniform", is_flag=True, help="The uniform plan of a SUBJECT that was never probed, at once.")
 @click.option("--front", is_flag=True, help="Plans from 1.5 to 4 bits at once.")
 @config_options(Budget, "budget")
 @config_options(SearchConfig, "config")
@@ -21,7 +25,9 @@ from .config import config_options
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Plan file to write.")
 @options.together(options.device, options.as_json)
 def command(
-    run_folder: Path,
+    subject: str | None,
+    run_folder: Path | None,
+    uniform: bool,
     front: bool,
     budget: dict[str, Any],
     config: dict[str, Any],
@@ -35,6 +41,12 @@ def command(
     from ..progress import shown
     from ..reports.summaries import front_table, show
 
+    if uniform:
+        if subject is None or run_folder or front:
+            raise click.UsageError("--uniform is for a SUBJECT alone, without --run and --front.")
+        return _uniform(subject, Budget(**budget), config, out or Path("plan.json"), device, as_json)
+    if subject is not None or run_folder is None:
+        raise click.UsageError("give the --run that was probed; a SUBJECT is for --uniform alone.")
     if front and (budget or out):
         raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size, --ms-per-step and --out.")
     limits = None if front else Budget(**budget)
@@ -50,4 +62,16 @@ def command(
     if "activations" in config:
         click.echo(described(found[0].plan.activations, len(found[0].plan.formats)))
     for note in found[0].plan.provenance["notes"] if not front else ():
+        click.echo(note)
+
+
+def _uniform(subject: str, budget: Budget, config: dict[str, Any], out: Path, device: str, as_json: bool) -> None:
+    from ..api import uniform_plan
+
+    plan = uniform_plan(subject, budget, device=device, **config)
+    plan.save(out)
+    if as_json:
+        return options.print_json(plan.to_json())
+    click.echo(f"{out}: {plan.size_bytes:,} bytes, {plan.bits_per_weight:.3f} bits a weight")
+    for note in plan.provenance["notes"]:
         click.echo(note)

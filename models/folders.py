@@ -23,6 +23,7 @@ from .subject import Subject
 
 log = logging.getLogger("sedaq")
 
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 DENOISER_COMPONENTS = ("transformer", "unet", "prior", "decoder")
 # What configs cannot say: {conditions, null_condition, extractor, steps, guidance}. sedaq writes it into the folders of its own models.
 SUBJECT_FILE = "sedaq_subject.json"
@@ -107,6 +108,52 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
                 if dtype is not None and dtype.is_floating_point:
                     dtypes[name] = dtype
     return dtypes
+
+
+def architecture(path: Path) -> Subject:
+    """A denoiser of which only the config is read, on the meta device: it takes no memory, and can be inspected. Tensors count as float16.
+
+    Args:
+        path: config.json of a denoiser, its folder, or a pipeline's.
+
+    Raises:
+        InputError: for a config that diffusers makes no model of.
+    """
+    if (path / "model_index.json").exists():
+        index = read_config(path / "model_index.json")
+        path = path / next((name for name in DENOISER_COMPONENTS if name in index), ".")
+    file = path / "config.json" if path.is_dir() else path
+    model_class = _diffusers_class(file, "ModelMixin", "model; pass a denoiser's config")
+    try:
+        with torch.device("meta"):
+            denoiser = model_class.from_config({name: value for name, value in read_config(file).items() if name != "quantization_config"})
+    except (TypeError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"{file}: diffusers cannot build it ({str(error).splitlines()[0]}); check the config") from error
+
+    def sample(**_: Any) -> torch.Tensor:
+        raise InputError(f"{file}: has no weights, so that nothing can be sampled; pass the model's folder")
+
+    stored = {name: torch.float16 for name, tensor in denoiser.state_dict().items() if tensor.is_floating_point()}
+    return Subject(denoiser, sample=sample, name=model_class.__name__, stored_dtypes=stored)
+
+
+def source_of(folder: Path) -> str:
+    """FILE.py:FUNCTION of a subject that is no diffusers model, whose quantized layers the folder holds; "" for other folders."""
+    path = folder / SUBJECT_FILE
+    return str(read_json(path, "subject").get("source", "")) if path.exists() else ""
+
+
+# aq/ knows how quantized layers are put into a module, and is above this floor: it enters its function when sedaq is imported.
+restore: Callable[[nn.Module, Path], None] | None = None
+
+
+def put_quantized(subject: Subject, folder: Path) -> Subject:
+    """The subject with the quantized layers of a folder in the place of its own. Raises InputError where the folder holds none, or of another model."""
+    if "quantization_config" not in read_config(folder / "config.json"):
+        raise InputError(f"`weights` {folder}: holds no quantized layers; pass the folder that `sedaq apply` wrote")
+    assert restore is not None
+    restore(subject.denoiser, folder)
+    return subject
 
 
 # -- models ------------------------------------------------------------------------------------------------------------------------------
@@ -207,15 +254,15 @@ def _refuse_unusual(model_class: type, folder: Path) -> None:
     parameters = dict(list(inspect.signature(model_class.forward).parameters.items())[1:])  # type: ignore[attr-defined]
     if not {"timestep", "timesteps", "t"} & parameters.keys():
         raise InputError(
-            f"{folder}: a {model_class.__name__} is no denoiser (it takes no timestep); pass the denoiser's or the pipeline's folder"
+            f"{folder}: {model_class.__name__} is no denoiser (it takes no timestep); pass the denoiser's or the pipeline's folder"
         )
     needed = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty][2:]
-    if needed or "encoder_hidden_states" in parameters:
-        asked = needed[0] if needed else "encoder_hidden_states"
-        if not (asked == "encoder_hidden_states" and not needed and "class_labels" in parameters):
-            raise InputError(
-                f"{folder}: a {model_class.__name__} is also asked with {asked}, which a pipeline makes; pass the pipeline's folder"
-            )
+    if "encoder_hidden_states" in parameters and "class_labels" not in parameters:
+        needed.append("encoder_hidden_states")
+    if needed:
+        raise InputError(
+            f"{folder}: {model_class.__name__} is also asked with {needed[0]}, which a pipeline makes; pass the pipeline's folder"
+        )
 
 
 def _class_conditions(denoiser: nn.Module) -> dict[str, Any]:

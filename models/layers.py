@@ -90,7 +90,7 @@ def find_layers(denoiser: nn.Module, exclude: Sequence[str] = ()) -> list[Layer]
         if matching:
             continue
         weight = module.weight
-        if not torch.isfinite(weight).all():
+        if not weight.is_meta and not torch.isfinite(weight).all():
             raise InputError(
                 f"layer {path}: its weight holds NaN or infinity; repair the model, or leave the layer out with `exclude` {path}"
             )

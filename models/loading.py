@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from .folders import load_folder
+from .folders import load_folder, put_quantized, source_of
 from .subject import Subject
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
@@ -25,6 +25,7 @@ def load(
     exclude: Sequence[str] = (),
     device: str = "cpu",
     quantized: bool = False,
+    weights: str | Path | None = None,
 ) -> Subject:
     """The subject that the argument names.
 
@@ -33,10 +34,14 @@ def load(
         prompts: conditions of a pipeline that takes prompts.
         exclude: globs of layers to leave alone.
         quantized: whether a folder that sedaq wrote is acceptable (to sample it; it can't be quantized again).
+        weights: folder that sedaq wrote of a subject that is no diffusers model; its quantized layers take the place of the subject's own.
 
     Raises:
         InputError: naming what was not understood or found, and what to pass instead.
     """
+    if weights is not None:
+        found = load(subject, prompts=prompts, exclude=exclude, device=device)
+        return put_quantized(found, Path(weights))
     if isinstance(subject, Subject):
         if not set(exclude) <= set(subject.exclude) or (prompts and list(prompts) != subject.conditions):
             raise InputError(
@@ -53,6 +58,11 @@ def load(
         raise InputError(f"{text}: is a file; pass the folder that save_pretrained writes (diffusers' from_single_file reads single files)")
     else:
         folder = Path(text) if Path(text).is_dir() else _download(text)
+        source = source_of(folder)
+        if source:
+            if not quantized:
+                raise InputError(f"{folder}: already quantized; pass {source}, which it was made from")
+            return load(source, prompts=prompts, exclude=exclude, device=device, weights=folder)
         loaded = load_folder(folder, device, prompts, exclude, quantized)
     if prompts and loaded.conditions != list(prompts):
         raise InputError(f"`prompts`: {text} takes no prompts; leave `prompts` out")
@@ -96,6 +106,7 @@ def _load_function(text: str, exclude: Sequence[str]) -> Subject:
     subject = make()
     if not isinstance(subject, Subject):
         raise InputError(f"{text}: returned {type(subject).__name__}; it must return a sedaq.Subject")
+    subject.source = f"{path.resolve()}:{function}"
     if exclude:
         subject.exclude += tuple(exclude)
         subject.__dict__.pop("layers", None)

@@ -34,7 +34,10 @@ class Subject:
         component: the denoiser's name in the pipeline of `folder`, "" where the folder is a bare denoiser.
         stored_dtypes: dtype on disk of each tensor of the denoiser's state dict, where it differs from the one in memory.
         extractor: name of the feature extractor to use when none is asked for.
+        source: FILE.py:FUNCTION, by which `load` made it; "" for others.
     """
+
+    source = ""
 
     def __init__(
         self,

@@ -16,12 +16,12 @@ import torch
 from ...errors import InputError
 from ...kernels import cost_model
 from ...kernels.timing import clock
-from ...models.folders import DENOISER_COMPONENTS, SUBJECT_FILE, files_of
+from ...models.folders import DENOISER_COMPONENTS, SUBJECT_FILE, WEIGHTS_FILE, files_of
 from ...models.images import all_images
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...runtime.tasks import locked
-from ...storage import SCHEMA, append_record, json_bytes
+from ...storage import SCHEMA, append_record, json_bytes, write_json
 from ..activations.calibration import ranged
 from ..activations.quantizer import ACTIVATION, N_BUCKETS
 from ..encoding import Encoding
@@ -31,8 +31,8 @@ from ..plans.store import EncodingStore
 from ..tuning.settings import TuneConfig
 from ..tuning.tune import Tuned
 from ..tuning.tune import tune as tune_encodings
+from .card import CARD_FILE, card_text
 
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 PLAN_FILE = "quantization_plan.json"
 MAX_DIGITS = 1 / 3 + 1e3  # no number of a config has a longer text
 TUNINGS_FILE = "tunings.jsonl"  # of a run's folder
@@ -73,7 +73,6 @@ def apply(
     """
     plan.validate(subject)
     out = Path(out).resolve()
-    check_is_diffusers(subject)
     check_writable(out)
     _refuse_strays(subject, out)
     if subject.folder is not None and subject.folder.resolve() in out.parents:
@@ -127,19 +126,11 @@ def _refuse_strays(subject: Subject, out: Path) -> None:
         copied = {str(path.relative_to(subject.folder)) for path in files_of(subject.folder, subject.component)}
     else:
         copied = {"scheduler_config.json", SUBJECT_FILE}
-    written = {str(Path(subject.component) / name) for name in ("config.json", WEIGHTS_FILE, PLAN_FILE)}
+    written = {str(Path(subject.component) / name) for name in ("config.json", WEIGHTS_FILE, PLAN_FILE)} | {CARD_FILE}
     found = (str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_file())
     stray = next((name for name in found if name not in copied | written), None)
     if stray is not None:
         raise InputError(f"`out` {out}: holds {stray}, which sedaq did not write and would delete; move it away, or choose another name")
-
-
-def check_is_diffusers(subject: Subject) -> None:
-    """Raise InputError unless the subject's denoiser is a diffusers model."""
-    if not hasattr(subject.denoiser, "save_config"):
-        raise InputError(
-            f"subject {subject.name}: its denoiser is no diffusers model, so no diffusers folder can hold it; use sedaq.quantize_ and keep its state yourself"
-        )
 
 
 def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
@@ -167,7 +158,6 @@ def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
 
 def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
     """Write the folder beside `out` and rename it, so that `out` is whole or absent."""
-    check_is_diffusers(subject)
 
     def fill(folder: Path) -> None:
         target = folder
@@ -183,7 +173,10 @@ def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
             for name in ("scheduler_config.json", SUBJECT_FILE):
                 if (subject.folder / name).exists():
                     shutil.copy2(subject.folder / name, target / name)
+        elif subject.source:  # by which the folder can be sampled like a model of diffusers
+            write_json(folder / SUBJECT_FILE, "subject", {"source": subject.source})
         _write_denoiser(subject, plan, tuned, target)
+        (folder / CARD_FILE).write_text(card_text(subject, plan), encoding="utf-8")
 
     write_folder(out, fill)
 
@@ -221,14 +214,15 @@ def _swap(new: Path, out: Path) -> None:
 def pipeline_bytes(subject: Subject, plan: Plan) -> int:
     """Of all files that apply writes for a subject that is a pipeline, at most, but for what the kernels' cost model differs in length from machine to machine."""
     assert subject.folder is not None
-    copied = sum(path.stat().st_size for path in files_of(subject.folder, subject.component))
+    copied = sum(path.stat().st_size for path in files_of(subject.folder, subject.component) if path != subject.folder / CARD_FILE)
     edges = (MAX_DIGITS,) * (N_BUCKETS - 1) if any(choice.is_static for choice in plan.activations.values()) else ()
-    return copied + plan.size_bytes + len(_config_text(subject, plan, edges).encode()) + len(json_bytes("plan", plan.to_json()))
+    texts = (_config_text(subject, plan, edges).encode(), json_bytes("plan", plan.to_json()), card_text(subject, plan).encode())
+    return copied + plan.size_bytes + sum(map(len, texts))
 
 
 def _config_text(subject: Subject, plan: Plan, edges: tuple[float, ...]) -> str:
     denoiser: Any = subject.denoiser
-    config = json.loads(denoiser.to_json_string())
+    config = json.loads(denoiser.to_json_string()) if hasattr(denoiser, "to_json_string") else {}
     config.pop("_name_or_path", None)
     config["quantization_config"] = {
         "quant_method": "sedaq",

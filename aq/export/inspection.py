@@ -21,7 +21,7 @@ def inspect(
         tokens: of every layer, as operations.tokens_of finds them; with a plan, to count what it saves.
 
     Returns:
-        {n_layers, n_weights, size_bytes, bits_per_weight, min_bits, max_bits, layers: [{name, role, block, kind, shape, n_weights,
+        {n_layers, n_weights, size_bytes, bits_per_weight, least_bits, greatest_bits, layers: [{name, role, block, kind, shape, n_weights,
         formats: [{format, bits_per_weight, size_bytes}]}]}; with a plan each layer has its `planned` format and how its `inputs` are rounded, and
         `plan` its totals; with tokens, both have `operations` (Operations.row) of one image in one step.
     """

@@ -5,20 +5,24 @@ diffusers 0.42 offers no registration to third parties, so the two tables that i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from safetensors import SafetensorError
 from torch import nn
 
 from ...errors import InputError
 from ...kernels import cost_model
+from ...models import folders
 from ...models.hooks import add_hooks
 from ...storage import SCHEMA
 from ..activations.quantizer import ACTIVATION, Activation, ActivationQuantizer, Clock, activation_quantizer
@@ -107,11 +111,12 @@ class SedaqQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         if self.pre_quantized:
-            self._put_layers(model)
+            self.put_layers(model)
         elif self.quantization_config.plan is None:
             raise InputError("quantization_config: these are full-precision weights; give SedaqConfig a `plan` to quantize them by")
 
-    def _put_layers(self, model: nn.Module) -> None:
+    def put_layers(self, model: nn.Module) -> None:
+        """Quantized layers without values in the place of those that the config names."""
         holders = self._holders
         for path, text in self.quantization_config.layers.items():
             try:
@@ -147,12 +152,13 @@ class SedaqQuantizer(DiffusersQuantizer):
         plan = self.quantization_config.plan
         if not self.pre_quantized and plan is not None:
             quantize_(model, plan, effort=self.quantization_config.effort)
-        self._finish(model)
+        self.finish(model)
         if hasattr(model, "fuse_qkv_projections"):
             model.fuse_qkv_projections = refuse_fusion  # type: ignore[assignment]
         return model
 
-    def _finish(self, model: nn.Module) -> None:
+    def finish(self, model: nn.Module) -> None:
+        """What is left once all tensors are there: shared codebooks, kernels, the clock of rounded inputs."""
         stored = model.state_dict().keys()  # borrowed codebooks are not in it
         for name, buffer in model.named_buffers():
             if buffer.is_meta and name in stored:
@@ -230,6 +236,32 @@ def refuse_fusion() -> None:
     raise InputError("projections with codes cannot be fused; fuse those of the full-precision model, then quantize it")
 
 
+def restore(module: nn.Module, folder: Path) -> None:
+    """Put the layers of a folder that sedaq wrote into a module that is no diffusers model, with all else that the file holds.
+
+    Raises:
+        InputError: a folder that is damaged, or of another module.
+    """
+    config = SedaqConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"])
+    try:
+        tensors = safetensors.torch.load_file(folder / folders.WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / folders.WEIGHTS_FILE}: cannot be read; apply the plan again") from error
+    quantizer = SedaqQuantizer(config, pre_quantized=True)
+    device = next(module.parameters()).device
+    quantizer.put_layers(module)
+    expected = module.state_dict()
+    if expected.keys() != tensors.keys() or any(tensors[name].shape != tensor.shape for name, tensor in expected.items()):
+        raise InputError(f"{folder}: its tensors are not those of this module; pass the subject that it was made from")
+    for name, tensor in tensors.items():
+        if quantizer.check_if_quantized_param(module, tensor, name):
+            quantizer.create_quantized_param(module, tensor, name, device, tensors)
+        else:
+            with torch.no_grad():
+                expected[name].copy_(tensor)
+    quantizer.finish(module)
+
+
 def register() -> None:
     """Make diffusers know quant_method "sedaq". Calling it again changes nothing.
 
@@ -237,5 +269,6 @@ def register() -> None:
     """
     if __name__.partition(".")[0] != "sedaq":
         return
+    folders.restore = restore
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[_Method.SEDAQ.value] = SedaqConfig
     auto.AUTO_QUANTIZER_MAPPING[_Method.SEDAQ.value] = SedaqQuantizer

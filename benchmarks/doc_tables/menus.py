@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 from .layout import Results, count, fixed, lay_out, percent, table, times
 
@@ -22,6 +23,23 @@ def equal_bytes(results: Results) -> str:
             "sedaq: format, bits": lambda row: f"{row['format']}, {fixed(row['bits_per_weight'], 2)}",
             "sedaq: error": lambda row: fixed(row["rel_err_out"], 4),
             "less by": lambda row: percent(1 - row["rel_err_out"] / row["aqlm_error"]),
+        },
+    )
+
+
+def architectures(results: Results) -> str:
+    """Layers, weights and bytes at each rate of published architectures."""
+
+    def gigabytes(rate: str) -> Any:
+        return lambda row: fixed(row["size_bytes"][rate] / 1e9, 3) if row["size_bytes"][rate] else "–"
+
+    return table(
+        results.rows("architectures"),
+        {
+            "": lambda row: row["model"],
+            "layers": lambda row: count(row["n_layers"]),
+            "weights": lambda row: f"{row['n_weights'] / 1e6:,.1f} M",
+            **{f"{rate} bits, GB": gigabytes(rate) for rate in ("1.5", "2", "3", "4")},
         },
     )
 
@@ -115,4 +133,4 @@ def groupings(results: Results) -> str:
     return lay_out(["layer", *formats], lines)
 
 
-TABLES = (digits, equal_bytes, menu_seconds, menu_errors, fast_menus, menu_candidates, format_gains, groupings)
+TABLES = (architectures, digits, equal_bytes, menu_seconds, menu_errors, fast_menus, menu_candidates, format_gains, groupings)

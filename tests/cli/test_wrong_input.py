@@ -279,9 +279,12 @@ def test_tuning_and_rounding_that_contradict(refused: Refused, made: Made) -> No
     assert "no argument `timestep`" in refused(*search, "step")
 
 
-def test_a_denoiser_that_no_diffusers_folder_can_hold(refused: Refused, made: Made) -> None:
-    message = refused("apply", made.subject, made.plan, "--out", "o", "--run", made.run)
-    assert "subject tiny: its denoiser is no diffusers model" in message and "sedaq.quantize_" in message
+def test_uniform_plans(refused: Refused, made: Made) -> None:
+    assert "--uniform is for a SUBJECT alone" in refused("search", "--uniform", "--bits", "3", "--run", made.run)
+    assert "give the --run that was probed" in refused("search", made.subject, "--bits", "3")
+    assert "no budget is given" in refused("search", made.subject, "--uniform")
+    assert "budgets of --bits and --size" in refused("search", made.subject, "--uniform", "--ms-per-step", "3")
+    assert "cannot be met; the least reachable" in refused("search", made.subject, "--uniform", "--bits", "0.1")
 
 
 def test_evaluations(refused: Refused, made: Made) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import shutil
@@ -14,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, UNet2DConditionModel
 
 from sedaq.errors import InputError
-from sedaq.models.folders import files_of, loaded_weights, stored_dtypes
+from sedaq.models.folders import architecture, files_of, loaded_weights, stored_dtypes
 from sedaq.models.loading import load
 from sedaq.models.sampling import SamplingConfig
 
@@ -128,7 +129,7 @@ def test_components_that_are_null(unconditional_pipeline: Path) -> None:
 def test_a_vae_is_no_denoiser(tmp_path: Path) -> None:
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path)
     FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
-    assert "a AutoencoderKL is no denoiser" in refusal(tmp_path)
+    assert "AutoencoderKL is no denoiser" in refusal(tmp_path)
 
 
 def test_bare_denoisers_that_need_a_pipeline(tmp_path: Path) -> None:
@@ -168,3 +169,37 @@ def test_a_second_denoiser_is_mentioned(unconditional_pipeline: Path, caplog: py
         subject = load(unconditional_pipeline)
     assert "only its unet is quantized; unet_2 stays as it is" in caplog.text
     assert subject.sample(SamplingConfig(steps=1), seed=0, n_images=1).shape == (1, 1, 8, 8)
+
+
+# -- configs alone -----------------------------------------------------------------------------------------------------------------------
+
+# Linear and convolutional layers, and millions of their weights, as diffusers 0.42 builds published architectures.
+COUNTS = {
+    "DiT-XL/2": (255, 717.0),
+    "PixArt-α 512": (287, 610.2),
+    "Hunyuan-DiT": (472, 1514.3),
+    "SD 1.5": (282, 859.1),
+    "SDXL": (794, 2565.9),
+    "SD3-medium": (341, 2027.2),
+    "FLUX.1-dev": (504, 11898.3),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_architectures_from_their_configs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    configs = importlib.import_module("architectures").CONFIGS
+    (tmp_path / "config.json").write_text(json.dumps(configs[name]))
+    subject = architecture(tmp_path)
+    millions = sum(layer.n_weights for layer in subject.layers) / 1e6
+    assert (len(subject.layers), round(millions, 1)) == COUNTS[name]
+    assert all(tensor.is_meta for tensor in subject.denoiser.state_dict().values())
+    with pytest.raises(InputError, match="has no weights, so that nothing can be sampled"):
+        subject.sample(seed=0, n_images=1)
+
+
+def test_configs_of_which_diffusers_makes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"_class_name": "DiTTransformer2DModel", "sample_size": "large"}')
+    with pytest.raises(InputError, match="diffusers cannot build it"):
+        architecture(path)

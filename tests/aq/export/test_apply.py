@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 
 from sedaq.aq.export import apply as apply_module
 from sedaq.aq.export.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble, pipeline_bytes, write_folder
+from sedaq.aq.export.card import card_text
 from sedaq.aq.formats import AS_IS, Format
 from sedaq.aq.modules.layers import densify
 from sedaq.aq.plans.plan import Plan
@@ -74,7 +76,7 @@ def test_the_folder_loads_in_a_fresh_process(subject, mixed_plan, store, quantiz
 
 def test_what_the_folder_holds(subject, mixed_plan, quantized):
     assert (quantized / WEIGHTS_FILE).stat().st_size == mixed_plan.size_bytes
-    assert {path.name for path in quantized.iterdir()} == {WEIGHTS_FILE, PLAN_FILE, "config.json", "scheduler_config.json"}
+    assert {path.name for path in quantized.iterdir()} == {WEIGHTS_FILE, PLAN_FILE, "config.json", "scheduler_config.json", "README.md"}
     assert [path.name for path in quantized.parent.iterdir()] == ["quantized"], "a temporary folder was left"
     Plan.load(quantized / PLAN_FILE).validate(subject)
     config = json.loads((quantized / "config.json").read_text())["quantization_config"]
@@ -188,7 +190,7 @@ def test_a_pipeline_folder_gives_a_pipeline_folder(pipeline_folder, pipeline_cas
     subject, store, plan = pipeline_case
     apply(subject, plan, store, tmp_path / "quantized")
     assert (tmp_path / "quantized" / "unet" / WEIGHTS_FILE).stat().st_size == plan.size_bytes
-    assert (tmp_path / "quantized" / "README.md").read_text() == "kept\n"
+    assert (tmp_path / "quantized" / "README.md").read_text().startswith("kept\n")
     assert (tmp_path / "quantized" / "scheduler" / "scheduler_config.json").exists()
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "quantized")
     assert isinstance(pipeline, DDIMPipeline)
@@ -322,20 +324,66 @@ def test_a_folder_that_may_not_be_written(subject, mixed_plan, store, tmp_path):
         apply(subject, mixed_plan, store, out)
 
 
-def test_a_denoiser_that_is_no_diffusers_model_is_refused(tmp_path):
-    from sedaq.models.subject import Subject
+def test_the_card_says_what_it_is_and_its_lines_load_it(subject, mixed_plan, quantized, monkeypatch):
+    card = (quantized / "README.md").read_text()
+    assert f"{mixed_plan.bits_per_weight:.3f} bits a weight: {mixed_plan.size_bytes:,} bytes" in card and card.startswith(
+        "---\nlibrary_name: diffusers"
+    )
+    lines = [line[4:] for line in card.splitlines() if line.startswith("    ")]
+    found: dict[str, object] = {}
+    monkeypatch.chdir(quantized.parent)
+    exec("\n".join(lines).replace("FOLDER", quantized.name), found)
+    assert type(found["model"]).__name__ == "DiTTransformer2DModel"
 
-    denoiser = nn.Sequential(nn.Linear(16, 16))
 
-    def sample(*, seed: int, start: int, n_images: int, steps: int | None = None) -> torch.Tensor:
-        return denoiser(torch.ones(n_images, 16)).reshape(n_images, 1, 4, 4)
+def test_a_card_that_is_there_stays(subject, mixed_plan, monkeypatch, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    monkeypatch.setattr(subject, "folder", tmp_path)
+    measured = {"metrics": {"fid": {"value": 12.345, "se": 0.5}}, "n_images": 512, "steps": 10}
+    text = card_text(subject, replace(mixed_plan, measured=measured))
+    assert text.startswith("---\nlicense: mit\n---\n# Mine\n\n# ") and "Fréchet distance 12.35 ± 0.5 (512 images, 10 steps)" in text
 
-    subject = Subject(denoiser, sample=sample, name="mine")
+
+OWN = """
+import torch
+from torch import nn
+from sedaq import Subject
+from sedaq.models.noise import image_noise
+
+def make():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 16))
+
+    def sample(*, seed, start, n_images, steps=None):
+        return net(image_noise(seed, start, n_images, (16,))).sigmoid().reshape(n_images, 1, 4, 4)
+
+    return Subject(net, sample=sample, name="own")
+"""
+
+
+def test_a_module_of_ones_own_is_written_and_put_back(tmp_path):
+    """It is no diffusers model: `load` gives the layers back to what FILE.py:FUNCTION makes, in this process and in another."""
+    (tmp_path / "own.py").write_text(OWN)
+    text = f"{tmp_path / 'own.py'}:make"
+    subject = load(text)
     store = EncodingStore(subject, tmp_path / "run", calibration={"n_images": 2})
-    plan = Plan.of(subject, {"0": Format.parse("1x3g4")}, encoding=store.identity)
-    with pytest.raises(InputError, match="no diffusers model"):
-        apply(subject, plan, store, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    plan = Plan.of(subject, {"0": Format.parse("1x3g4"), "2": Format.parse("int8")}, encoding=store.identity)
+    apply(subject, plan, store, tmp_path / "out")
+    assert (tmp_path / "out" / WEIGHTS_FILE).stat().st_size == plan.size_bytes
+    wanted = {layer.name: store.get(layer, plan.formats[layer.name]).dequantize() for layer in subject.layers}
+    with subject.weights_replaced(wanted):
+        expected = subject.sample(seed=0, n_images=2)
+    for found in (load(text, weights=tmp_path / "out"), load(tmp_path / "out", quantized=True), load(load(text), weights=tmp_path / "out")):
+        torch.testing.assert_close(found.sample(seed=0, n_images=2), expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(InputError, match=r"already quantized; pass .*own.py:make, which it was made from"):
+        load(tmp_path / "out")
+    tensors = safetensors.torch.load_file(tmp_path / "out" / WEIGHTS_FILE)
+    del tensors["1.bias"]
+    safetensors.torch.save_file(tensors, tmp_path / "out" / WEIGHTS_FILE)
+    with pytest.raises(InputError, match="its tensors are not those of this module"):
+        load(text, weights=tmp_path / "out")
+    with pytest.raises(InputError, match=r"config.json: not a readable JSON file|holds no quantized layers"):
+        load(text, weights=tmp_path)
 
 
 def test_files_of_the_user_are_not_deleted(subject, mixed_plan, store, quantized):
