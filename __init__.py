@@ -22,7 +22,7 @@ _PUBLIC = {
     "SearchResult": "search.engine",
     "EvaluationResult": "api",
     "evaluate": "api",
-    "uniform_plan": "api",
+    "uniform_plan": "search.unmeasured",
     "inspect": "api",
     "load": "models.loading",
     "Subject": "models.subject",

@@ -319,30 +319,6 @@ def evaluate(
     return EvaluationResult(**found)
 
 
-def uniform_plan(
-    model: Model, budget: Budget, *, sampling: SamplingConfig | None = None, exclude: Sequence[str] = (), device: str = "cpu", **config: Any
-) -> Plan:
-    """A plan at once, for a model that was never probed: every layer at the highest rate that fits, in the formats that a heuristic names.
-
-    Args:
-        sampling: how `apply` samples to calibrate.
-        config: fields of SearchConfig: pin, keep, tie, min_rate, max_rate and seed.
-
-    Raises:
-        InputError: other budgets than bits and size, or one that cannot be met.
-
-    Example:
-        >>> uniform_plan("mnist-dit", Budget(bits=2.0)).bits_per_weight <= 2.0
-        True
-    """
-    from .search.unmeasured import uniform_plan as find
-
-    lines = None if sampling is None else sampling.prompt_lines
-    return find(
-        load(_argument(model), prompts=lines, exclude=tuple(exclude), device=device), budget, SearchConfig(**config), sampling=sampling
-    )
-
-
 def inspect(model: Model, plan: Plan | str | Path | None = None, *, exclude: Sequence[str] = ()) -> dict[str, Any]:
     """Layers, roles, shapes, exact bytes and the formats that a heuristic names for each rate; with a plan, what it makes of every layer.
 

@@ -55,7 +55,7 @@ def command(
 
     given = SamplingConfig(**sampling)
     if (subject is None) == (model_config is None) or (model_config and (plan or run_folder)):
-        raise click.UsageError("give a SUBJECT, or --model-config alone.")
+        raise click.UsageError("give a 'SUBJECT', or --model-config alone.")
     with shown():
         run = Run.open(run_folder, subject=subject) if run_folder else None
         loaded = run.subject if run else _loaded(subject, model_config, given, exclude)

@@ -66,9 +66,9 @@ def command(
 
 
 def _uniform(subject: str, budget: Budget, config: dict[str, Any], out: Path, device: str, as_json: bool) -> None:
-    from ..api import uniform_plan
+    from ..search.unmeasured import uniform_plan
 
-    plan = uniform_plan(subject, budget, device=device, **config)
+    plan = uniform_plan(subject, budget, SearchConfig(**config), device=device)
     plan.save(out)
     if as_json:
         return options.print_json(plan.to_json())

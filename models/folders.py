@@ -130,11 +130,11 @@ def architecture(path: Path) -> Subject:
     except (TypeError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{file}: diffusers cannot build it ({str(error).splitlines()[0]}); check the config") from error
 
-    def sample(**_: Any) -> torch.Tensor:
+    def _sample(**_: Any) -> torch.Tensor:
         raise InputError(f"{file}: has no weights, so that nothing can be sampled; pass the model's folder")
 
     stored = {name: torch.float16 for name, tensor in denoiser.state_dict().items() if tensor.is_floating_point()}
-    return Subject(denoiser, sample=sample, name=model_class.__name__, stored_dtypes=stored)
+    return Subject(denoiser, sample=_sample, name=model_class.__name__, stored_dtypes=stored)
 
 
 def source_of(folder: Path) -> str:

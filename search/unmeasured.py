@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..aq.formats import Format
@@ -9,6 +10,7 @@ from ..aq.plans.menu import heuristic_menus
 from ..aq.plans.plan import Plan
 from ..aq.plans.store import EncodingStore
 from ..errors import InputError
+from ..models.loading import load
 from ..models.sampling import SamplingConfig
 from ..models.subject import Subject
 from ..sensitivity.run import TEN_STEPS, Settings
@@ -29,7 +31,15 @@ def uniform_formats(subject: Subject, budget: Budget, config: SearchConfig | Non
     return problem.formats(uniform_choice(problem, seed=config.seed)), list(notes)
 
 
-def uniform_plan(subject: Subject, budget: Budget, config: SearchConfig | None = None, *, sampling: SamplingConfig | None = None) -> Plan:
+def uniform_plan(
+    model: str | Path | Subject,
+    budget: Budget,
+    config: SearchConfig | None = None,
+    *,
+    sampling: SamplingConfig | None = None,
+    exclude: Sequence[str] = (),
+    device: str = "cpu",
+) -> Plan:
     """The uniform plan within a budget of bits, of bytes or both. Nothing is sampled and nothing encoded: applying it does that.
 
     Args:
@@ -38,7 +48,13 @@ def uniform_plan(subject: Subject, budget: Budget, config: SearchConfig | None =
 
     Raises:
         InputError: for other budgets, and for one that cannot be met; the message states the smallest that can.
+
+    Example:
+        >>> uniform_plan("mnist-dit", Budget(bits=2.0)).bits_per_weight <= 2.0
+        True
     """
+    lines = None if sampling is None else sampling.prompt_lines
+    subject = load(str(model) if isinstance(model, Path) else model, prompts=lines, exclude=exclude, device=device)
     config = config or SearchConfig()
     chosen, notes = uniform_formats(subject, budget, config)
     settings = Settings(sampling=sampling or TEN_STEPS)
