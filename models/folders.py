@@ -193,6 +193,10 @@ def _from_pretrained(load_from: Callable[..., Any], folder: Path, variant: str =
     """Load in float32 (CPUs have no fast float16), with one line for what diffusers says at length."""
     try:
         return load_from(folder, torch_dtype=torch.float32, local_files_only=True, **({"variant": variant} if variant else {}))
+    except ImportError as error:
+        raise InputError(
+            f"{folder}: needs a package that is not installed ({str(error).strip().splitlines()[0]}); text models need transformers"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{folder}: diffusers cannot load it ({lines[0]}); the folder is incomplete or damaged, save it again") from error

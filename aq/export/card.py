@@ -35,6 +35,8 @@ def _measured(plan: Plan) -> list[str]:
     metrics = plan.measured["metrics"]
     named = (("fid", "Fréchet distance"), ("psnr", "PSNR to full precision, dB"))
     known = [f"{text} {metrics[name]['value']:.4g} ± {metrics[name]['se']:.2g}" for name, text in named if name in metrics]
+    if not known:
+        return []
     steps = f", {plan.measured['steps']} steps" if plan.measured["steps"] else ""
     return ["", f"Measured while it was chosen, before any tuning: {'; '.join(known)} ({plan.measured['n_images']} images{steps})."]
 

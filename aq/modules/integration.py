@@ -131,7 +131,7 @@ class SedaqQuantizer(DiffusersQuantizer):
             kind = "linear" if len(shape) == 2 else f"conv{len(shape) - 2}d"
             layer = quantized_module(module, kind, Encoding(format, shape, tensors, 0.0))
             if holders.get(path, path) != path:
-                for name in BOOK_TENSORS:  # lent after loading; until then there is nothing that could be moved to a device
+                for name in BOOK_TENSORS:  # shared after loading; until then there is nothing that could be moved to a device
                     layer._buffers.pop(name, None)
             if path in self.quantization_config.activations:
                 layer.activation = self._rounding(module, self.quantization_config.activations[path])

@@ -171,6 +171,14 @@ def test_a_second_denoiser_is_mentioned(unconditional_pipeline: Path, caplog: py
     assert subject.sample(SamplingConfig(steps=1), seed=0, n_images=1).shape == (1, 1, 8, 8)
 
 
+def test_a_package_that_is_missing_is_no_damage(unconditional_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: object, **__: object) -> None:
+        raise ImportError("CLIPTextModel requires the transformers library\nbut it was not found")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", without)
+    assert "needs a package that is not installed (CLIPTextModel requires the transformers library)" in refusal(unconditional_pipeline)
+
+
 # -- configs alone -----------------------------------------------------------------------------------------------------------------------
 
 # Linear and convolutional layers, and millions of their weights, as diffusers 0.42 builds published architectures.
