@@ -38,6 +38,8 @@ from .sensitivity.run import Settings
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .sensitivity.probing.forecast import Forecast
+
 Model = str | Path | Subject
 
 
@@ -89,10 +91,14 @@ class Run:
         model: what `sedaq.load` takes. A run that was begun with a name or a path knows it.
         sampling: how images are sampled; 10 steps unless it says others.
         images: of each probe, 512 by default.
+        calibration_images: images whose activations make the calibration matrices, 64 by default.
+        reference_images: sampled as a reference where none is given, 2,048 by default.
+        rates: total bits per weight that menus have a format for; 1.5 to 4 by halves by default.
         seed: of every random choice, 0 by default.
         extractor: what the Fréchet distance looks at: embedded, inception[:FILE] or transformers:FOLDER; the model's own by default.
         reference: real images or their statistics to compare with: a folder, a .npz or a statistics file.
         exclude: globs of layers that are left alone.
+        components: of a pipeline, what is quantized, such as unet, text_encoder, vae; its denoisers by default.
         effort: of the encoder: draft, fast (the default), full or seconds a layer.
         weighting: of the calibration's timesteps: uniform (the default), balanced, early or late.
         executor: where work runs: "serial", or "processes:4".
@@ -112,10 +118,14 @@ class Run:
         *,
         sampling: SamplingConfig | None = None,
         images: int | None = None,
+        calibration_images: int | None = None,
+        reference_images: int | None = None,
+        rates: Sequence[float] | None = None,
         seed: int | None = None,
         extractor: str | None = None,
         reference: str | Path | None = None,
         exclude: Sequence[str] | None = None,
+        components: Sequence[str] | None = None,
         effort: str | None = None,
         weighting: str | None = None,
         executor: str = "serial",
@@ -124,10 +134,14 @@ class Run:
         self.folder, self.executor = Path(folder), executor
         wanted: dict[str, Any] = {
             "n_images": images,
+            "calibration_images": calibration_images,
+            "reference_images": reference_images,
+            "rates": None if rates is None else tuple(float(rate) for rate in rates),
             "seed": seed,
             "extractor": extractor,
             "reference": None if reference is None else str(Path(reference).resolve()),
             "exclude": None if exclude is None else tuple(exclude),
+            "components": None if components is None else tuple(components),
             "effort": effort,
             "weighting": weighting,
         }
@@ -172,7 +186,25 @@ class Run:
         """How probes are sampled."""
         return self._opened.settings.sampling
 
-    def probe(self, configs: int = 64, design: str = "stratified", *, metric: str = "fid", memory: str | int | None = None) -> Run:
+    def forecast(self, configs: int = 64, *, memory: str | int | None = None) -> Forecast:
+        """What probing so many plans will take, in hours, memory and disk, told from a minute of it. Nothing is written.
+
+        Args:
+            configs, memory: as for `probe`.
+        """
+        from .sensitivity.probing.forecast import forecast
+
+        return forecast(self._opened, configs, executor=self.executor, memory_bytes=_bytes(memory))
+
+    def probe(
+        self,
+        configs: int = 64,
+        design: str = "stratified",
+        *,
+        metric: str = "fid",
+        memory: str | int | None = None,
+        max_hours: float | None = None,
+    ) -> Run:
         """Encode every layer's menu and measure random plans; goes on where an earlier call stopped. Returns the run.
 
         Args:
@@ -180,12 +212,12 @@ class Run:
             design: which plans: stratified (random), layer, role or block (one at a time), or auto (asks for those that teach most).
             metric: what the auto design goes by; all metrics are recorded.
             memory: bound on one calibration pass, a number of bytes or text such as 4GB; half of what is free by default.
+            max_hours: measure only as many plans as there is time for, by `forecast`.
         """
-        from .search.budgets import parse_size
         from .sensitivity.probing.probe import probe_run
 
-        memory_bytes = None if memory is None else parse_size(str(memory))
-        probe_run(self._opened, n_configs=configs, design=design, metric=metric, executor=self.executor, memory_bytes=memory_bytes)
+        how: dict[str, Any] = {"design": design, "metric": metric, "memory_bytes": _bytes(memory), "max_hours": max_hours}
+        probe_run(self._opened, n_configs=configs, executor=self.executor, **how)
         return self
 
     def fit(self, metric: str = "fid", *, seed: int | None = None) -> FitResult:
@@ -280,6 +312,12 @@ class Run:
         return write_run_report(self._opened, None if out is None else Path(out))
 
 
+def _bytes(size: str | int | None) -> int | None:
+    from .search.budgets import parse_size
+
+    return None if size is None else parse_size(str(size))
+
+
 def _argument(model: Model | None) -> Any:
     return str(model) if isinstance(model, Path) else model
 
@@ -319,15 +357,17 @@ def evaluate(
     return EvaluationResult(**found)
 
 
-def inspect(model: Model, plan: Plan | str | Path | None = None, *, exclude: Sequence[str] = ()) -> dict[str, Any]:
+def inspect(
+    model: Model, plan: Plan | str | Path | None = None, *, exclude: Sequence[str] = (), components: Sequence[str] = ()
+) -> dict[str, Any]:
     """Layers, roles, shapes, exact bytes and the formats that a heuristic names for each rate; with a plan, what it makes of every layer.
 
     Example:
         >>> inspect("mnist-dit")["n_layers"]
         39
     """
-    subject = load(_argument(model), exclude=tuple(exclude))
     planned = Plan.load(plan) if isinstance(plan, str | Path) else plan
+    subject = load(_argument(model), exclude=tuple(exclude), components=components or (planned.components if planned else ()))
     if planned is not None:
         planned.validate(subject)
     return inspection.inspect(subject, heuristic_menus(subject), planned, tokens_of(subject) if planned else None)

@@ -259,7 +259,7 @@ def begun(sizes: Sizes, device: str, folder: Path) -> Run:
 def tuned(run: Run, name: str, plan: Plan, steps: int) -> tuple[State, dict[str, Any]]:
     """The plan's model, which is kept in the run's folder models, and what a row says of it."""
     out, buffers = run.folder / "models" / name, run.folder / "trajectories"
-    made = apply(run.subject, plan, run.store, out, tune=TuneConfig(steps=steps), buffer_folder=buffers, sampling=run.settings.sampling)
+    made = apply(run.subject, plan, run.store, out, tune=TuneConfig(steps=steps), buffer_folder=buffers, sampling=run.settings.sampling)[""]
     sizes = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "plan": plan.hash}
     return partial(made.installed, run.subject), {**sizes, "tune_steps": steps, "losses": made.losses, "ending": made.ending}
 

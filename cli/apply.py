@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from ..models.sampling import SamplingConfig
 from ..search.config import SearchConfig
 from . import options
 from .config import config_options
+
+if TYPE_CHECKING:
+    from ..aq.tuning.tune import Tuned
 
 
 @click.command(help=f"Write the quantized model of a saved plan as a diffusers folder.\n\n{options.SUBJECT_HELP}")
@@ -63,7 +66,6 @@ def command(
     from ..aq.activations.choice import choose, described
     from ..aq.export.apply import apply, check_writable
     from ..aq.plans.plan import Plan
-    from ..aq.tuning.tune import SPOILT
     from ..progress import shown
     from ..sensitivity.run import store_for_plan
 
@@ -94,7 +96,7 @@ def command(
             kept, schemes = store.folder / "activations", rounding.activation_schemes
             rounded = choose(store.subject, rounding.activations, schemes=schemes, keep_in=kept, sampling=recorded, seed=store.seed)
             chosen = chosen.with_activations(store.subject, rounded)
-        tuned = apply(
+        parts = apply(
             store.subject,
             chosen,
             store,
@@ -107,17 +109,25 @@ def command(
     click.echo(f"{out}: {chosen.size_bytes:,} bytes, {chosen.bits_per_weight:.3f} bits a weight")
     if chosen.activations:
         click.echo(described(chosen.activations, len(chosen.formats)))
-    if tuned.losses:
-        step, loss = tuned.best
-        click.echo(f"held-out loss {tuned.losses[0][1]:.5f} before tuning, {loss:.5f} after {step} of {tuned.losses[-1][0]} steps")
-        if tuned.lost > SPOILT:
-            click.echo(
-                f"{tuned.lost:.0%} of what the denoiser says is still lost, which spoils images; tune longer, or search a plan of more bits"
-            )
+    for prefix, tuned in parts.items():
+        _print_tuning(f"{prefix.rstrip('.')}: " if prefix else "", tuned)
     limit = chosen.budget.get("size_bytes")
     if limit is not None and chosen.size_bytes > limit:
         click.echo(
             f"that is {chosen.size_bytes - limit:,.0f} bytes above the plan's budget: ranges of rounded inputs; give --activations to `sedaq search`"
         )
+
+
+def _print_tuning(component: str, tuned: Tuned) -> None:
+    from ..aq.tuning.tune import SPOILT
+
+    if tuned.losses:
+        step, loss = tuned.best
+        before, n_steps = tuned.losses[0][1], tuned.losses[-1][0]
+        click.echo(f"{component}held-out loss {before:.5f} before tuning, {loss:.5f} after {step} of {n_steps} steps")
+        if tuned.lost > SPOILT:
+            click.echo(
+                f"{component}{tuned.lost:.0%} of what the denoiser says is still lost, which spoils images; tune longer, or search a plan of more bits"
+            )
     if tuned.ending:
-        click.echo(f"tuning: {tuned.ending}")
+        click.echo(f"{component}tuning: {tuned.ending}")

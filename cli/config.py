@@ -99,7 +99,8 @@ def _option(flag: str, field: str, hint: Any, default: Any, help: str) -> Callab
     elif kinds[0] is bool:
         settings |= {"is_flag": True}
     elif any(_origin(kind) is tuple for kind in kinds) and str not in kinds:
-        settings |= {"multiple": True, "metavar": "TEXT", "callback": _texts}
+        numbers = any(get_args(kind)[:1] == (float,) for kind in kinds)
+        settings |= {"multiple": True, "metavar": "NUMBER" if numbers else "TEXT", "callback": _numbers if numbers else texts}
         settings["help"] += " May be repeated."
     else:
         settings |= {"type": next((kind for kind in (float, int) if kind in kinds and str not in kinds), str)}
@@ -116,9 +117,17 @@ def _origin(kind: Any) -> Any:
     return get_origin(kind) or kind
 
 
-def _texts(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...] | None:
-    """As many as were given, a comma-separated list among them or not."""
-    return tuple(word.strip() for text in texts for word in text.split(",")) or None
+def texts(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...] | None:
+    """A click callback: as many as were given, a comma-separated list among them or not."""
+    return tuple(word.strip() for text in given for word in text.split(",")) or None
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[float, ...] | None:
+    words = texts(context, parameter, tuple(map(str, given))) or ()
+    try:
+        return tuple(float(word) for word in words) or None
+    except ValueError as error:
+        raise InputError(f"`{parameter.name}`: {', '.join(words)} is no list of numbers; give numbers, such as 2,3,4") from error
 
 
 def _pairs(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str] | None:

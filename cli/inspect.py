@@ -33,7 +33,7 @@ from .config import config_options
 @config_options(
     SamplingConfig, "sampling", only=("guidance", "height", "width", "n_frames", "max_tokens", "prompts", "input_images", "input_masks")
 )
-@options.exclude
+@options.together(options.exclude, options.components)
 @options.as_json
 def command(
     subject: str | None,
@@ -42,6 +42,7 @@ def command(
     model_config: Path | None,
     sampling: dict[str, Any],
     exclude: tuple[str, ...],
+    components: tuple[str, ...],
     as_json: bool,
 ) -> None:
     from ..aq.export.inspection import inspect
@@ -58,8 +59,9 @@ def command(
         raise click.UsageError("give a 'SUBJECT', or --model-config alone.")
     with shown():
         run = Run.open(run_folder, subject=subject) if run_folder else None
-        loaded = run.subject if run else _loaded(subject, model_config, given, exclude)
         planned = Plan.load(plan) if plan else None
+        components = components or (planned.components if planned else ())
+        loaded = run.subject if run else _loaded(subject, model_config, given, exclude, components)
         if planned:
             planned.validate(loaded)
         result = inspect(loaded, run.menus if run else heuristic_menus(loaded), planned, tokens_of(loaded, given) if planned else None)
@@ -69,12 +71,14 @@ def command(
         show(operations_table(result) if planned else inspect_table(result))
 
 
-def _loaded(subject: str | None, model_config: Path | None, sampling: SamplingConfig, exclude: tuple[str, ...]) -> Any:
+def _loaded(
+    subject: str | None, model_config: Path | None, sampling: SamplingConfig, exclude: tuple[str, ...], components: tuple[str, ...]
+) -> Any:
     from ..models.folders import architecture
     from ..models.loading import load
 
     if model_config is None:
-        return load(str(subject), prompts=sampling.prompt_lines, exclude=exclude)
+        return load(str(subject), prompts=sampling.prompt_lines, exclude=exclude, components=components)
     found = architecture(model_config)
     found.exclude += exclude
     return found

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from .config import texts
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 SUBJECT_HELP = "SUBJECT is a shipped name (mnist-dit, mnist-unet, digits-sd), a diffusers folder, a hub id, or FILE.py:FUNCTION."
@@ -18,6 +20,13 @@ seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=Tr
 device = click.option("--device", default="cpu", show_default=True, help="torch device.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers alone whose path matches; may be repeated.")
+components = click.option(
+    "--components",
+    multiple=True,
+    metavar="NAME",
+    callback=lambda context, parameter, given: texts(context, parameter, given) or (),
+    help="Of a pipeline, quantize this one, such as unet, text_encoder or vae; may be repeated. Its denoisers by default.",
+)
 extractor = click.option(
     "--extractor", default=None, help="embedded, inception[:FILE] or transformers:FOLDER; the subject's own by default."
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from ..models.sampling import SamplingConfig
 from ..sensitivity.run import Settings
 from . import options
 from .config import config_options
+
+if TYPE_CHECKING:
+    from ..sensitivity.probing.forecast import Forecast
 
 
 @click.command(help=f"Encode every layer's menu and measure random plans. Run again, it goes on.\n\n{options.SUBJECT_HELP}")
@@ -26,10 +29,14 @@ from .config import config_options
 )
 @click.option("--metric", default="fid", show_default=True, help="What --design auto goes by; all metrics are recorded.")
 @options.workers
-@config_options(Settings, "settings", without=("sampling", "rates", "calibration_images", "old_batch_size"), n_images="images")
+@config_options(Settings, "settings", without=("sampling", "old_batch_size"), n_images="images")
 @config_options(SamplingConfig, "sampling")
 @click.option("--memory", default=None, metavar="SIZE", help="Of one calibration pass, such as 4GB; half of what is free by default.")
-@options.device
+@click.option("--max-hours", type=float, default=None, help="Measure only as many plans as there is time for.")
+@click.option(
+    "--dry-run", is_flag=True, help="Time one sampling and one encoding of each shape, say what probing will take, and write nothing."
+)
+@options.together(options.device, options.as_json)
 def command(
     subject: str,
     run_folder: Path,
@@ -40,7 +47,10 @@ def command(
     settings: dict[str, Any],
     sampling: dict[str, Any],
     memory: str | None,
+    max_hours: float | None,
+    dry_run: bool,
     device: str,
+    as_json: bool,
 ) -> None:
     from ..api import Run
     from ..progress import shown
@@ -51,6 +61,8 @@ def command(
         if name in sampling:
             sampling[name] = str(Path(sampling[name]).resolve())
     settings["images"] = settings.pop("n_images", None)
+    if as_json and not dry_run:
+        raise click.UsageError("--json is for --dry-run alone.")
     with shown():
         run = Run(
             run_folder,
@@ -59,7 +71,11 @@ def command(
             executor=options.executor(workers),
             device=device,
             **settings,
-        ).probe(configs, design, metric=metric, memory=memory)
+        )
+        if dry_run:
+            _print_forecast(run.forecast(configs, memory=memory), as_json)
+            return
+        run.probe(configs, design, metric=metric, memory=memory, max_hours=max_hours)
     if design == AUTO:
         outcome = read_json(run.folder / "probing.json", "probing")
         ranking = ", ".join(f"{value:.3f}" for value in outcome["rankings"][-2:])
@@ -67,3 +83,15 @@ def command(
         why = "the ranking of layers is stable" if outcome["stable"] else f"{ended}, the ranking of layers is not stable yet"
         click.echo(f"{outcome['n_plans']} plans: {why} (rank correlation of the last rounds: {ranking or 'none'})")
     click.echo(f"probes are in {run_folder}; next: sedaq fit --run {run_folder}")
+
+
+def _print_forecast(forecast: Forecast, as_json: bool) -> None:
+    from ..reports.summaries import forecast_table, show
+
+    content = forecast.to_dict()
+    for stage in content["stages"]:
+        stage["halved_by"] = [f"--{name.replace('_', '-')}" for name in stage["halved_by"]]
+    if as_json:
+        options.print_json(content)
+    else:
+        show(forecast_table(content))

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from ..errors import InputError
 from .hessian import Hessian, block_edges
 from .hooks import Before, hooking, input_of
-from .layers import Layer
+from .layers import EMBEDDING, Layer
 from .noise import purpose_seed
 from .sampling import SamplingConfig, sample_in_chunks
+from .shared_inputs import Inputs, find_shared, forgetting, groups_of
 from .subject import Subject
 
 log = logging.getLogger("sedaq")
@@ -70,13 +71,13 @@ def check_weighting(weighting: str) -> None:
 
 
 class _Accumulator:
-    """Running sum of weighted x xᵀ in float64, block by block."""
+    """Running sum of weighted x xᵀ, block by block, in float32: a call adds the product of all its tokens, and calls are few hundreds."""
 
     def __init__(self, layer: Layer, weighting: str) -> None:
         self.layer, self.balanced = layer, weighting == "balanced"
         self.edges = block_edges(layer.shape)
         widths = [b - a for a, b in zip(self.edges, self.edges[1:], strict=False)]
-        self.sums = [torch.zeros(layer.groups, width, width, dtype=torch.float64) for width in widths]
+        self.sums = [torch.zeros(layer.groups, width, width) for width in widths]
         self.weight = 0.0
 
     def add(self, columns: torch.Tensor, weight: float) -> None:
@@ -85,7 +86,7 @@ class _Accumulator:
             weight = 1 / size if size > 0 else 1.0
         for total, start, stop in zip(self.sums, self.edges, self.edges[1:], strict=False):
             part = columns[:, :, start:stop].float()
-            total += weight * (part.transpose(1, 2) @ part).cpu()
+            total.add_((part.transpose(1, 2) @ part).cpu(), alpha=weight)
         self.weight += weight * columns.shape[1]
 
     def hessian(self) -> Hessian:
@@ -93,7 +94,7 @@ class _Accumulator:
         if self.weight == 0:
             log.warning("layer %s received no input while sampling: it is encoded without calibration", self.layer.name)
             return Hessian(tuple(torch.eye(total.shape[1]).expand(total.shape).contiguous() for total in self.sums))
-        return Hessian(tuple((total / self.weight).float() for total in self.sums))
+        return Hessian(tuple(total / self.weight for total in self.sums))
 
 
 class _Clock:
@@ -114,35 +115,57 @@ class _Clock:
 
 
 @contextmanager
-def _accumulating(subject: Subject, layers: Sequence[Layer], weighting: str) -> Iterator[dict[str, _Accumulator]]:
-    sums = {layer.name: _Accumulator(layer, weighting) for layer in layers}
-    clock = _Clock(subject, weighting)
+def _accumulating(
+    subject: Subject, groups: Sequence[Sequence[Layer]], weighting: str
+) -> Iterator[tuple[dict[str, _Accumulator], set[str]]]:
+    """Sums of every group, by its first layer, and the names of layers that got another input than that one after all."""
+    sums = {group[0].name: _Accumulator(group[0], weighting) for group in groups}
+    clock, inputs, strays = _Clock(subject, weighting), Inputs(), set[str]()
 
-    def hook(layer: Layer) -> Before:
-        return lambda module, args, kwargs: sums[layer.name].add(
-            input_columns(input_of(args, kwargs).detach(), layer, module), clock.weight
-        )
+    def first(layer: Layer) -> Before:
+        def add(module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = input_of(args, kwargs).detach()
+            inputs.first_with(layer.name, module, x)
+            sums[layer.name].add(input_columns(x, layer, module), clock.weight)
 
-    with hooking(subject.denoiser, before={"": clock, **{layer.name: hook(layer) for layer in layers}}):
-        yield sums
+        return add
+
+    def other(name: str, leader: str) -> Before:
+        def check(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if inputs.first_with(name, module, input_of(args, kwargs).detach()) != leader:
+                strays.add(name)
+
+        return check
+
+    hooks = {group[0].name: first(group[0]) for group in groups}
+    hooks |= {alias: hooks[holder] for alias, holder in _apart(subject).items() if holder in hooks}
+    hooks |= {layer.name: other(layer.name, group[0].name) for group in groups for layer in group[1:]}
+    with hooking(subject.denoiser, before=forgetting(subject, inputs)), hooking(subject.denoiser, before={"": clock, **hooks}):
+        yield sums, strays
+
+
+def _apart(subject: Subject) -> dict[str, str]:
+    """Modules of their own that have their weight from a layer, which sees what they get, too."""
+    module = subject.denoiser.get_submodule
+    return {alias: holder for alias, holder in subject.tied_layers.items() if module(alias) is not module(holder)}
 
 
 def hessian_bytes(layer: Layer) -> int:
     """Memory of one layer's accumulator."""
     edges = block_edges(layer.shape)
-    return 8 * layer.groups * sum((b - a) ** 2 for a, b in zip(edges, edges[1:], strict=False))
+    return 4 * layer.groups * sum((b - a) ** 2 for a, b in zip(edges, edges[1:], strict=False))
 
 
-def passes(layers: Sequence[Layer], memory_bytes: int) -> list[list[Layer]]:
-    """Layers in module order, split so that each pass's accumulators fit into `memory_bytes`; every pass samples once."""
-    result: list[list[Layer]] = []
+def passes(groups: Sequence[Sequence[Layer]], memory_bytes: int) -> list[list[Sequence[Layer]]]:
+    """Groups of layers in order, split so that each pass's accumulators, one a group, fit into `memory_bytes`; every pass samples once."""
+    result: list[list[Sequence[Layer]]] = []
     used = 0
-    for layer in layers:
-        size = hessian_bytes(layer)
+    for group in groups:
+        size = hessian_bytes(group[0])
         if not result or used + size > memory_bytes:
             result.append([])
             used = 0
-        result[-1].append(layer)
+        result[-1].append(group)
         used += size
     return result
 
@@ -157,7 +180,7 @@ def calibrate(
     weighting: str = "uniform",
     memory_bytes: int | None = None,
 ) -> Iterator[tuple[Layer, Hessian]]:
-    """H of each layer, as passes finish.
+    """H of each layer, as passes finish; of tables of embeddings the identity, for they look rows up. Layers with the same input have one in common.
 
     Args:
         weighting: of the timesteps, a name in WEIGHTINGS.
@@ -166,17 +189,29 @@ def calibrate(
     """
     check_weighting(weighting)
     memory_bytes = memory_bytes or psutil.virtual_memory().available // 2
-    plan = passes(layers, memory_bytes)
-    for number, chosen in enumerate(plan, start=1):
-        with _accumulating(subject, chosen, weighting) as sums:
-            description = "calibration" if len(plan) == 1 else f"calibration {number}/{len(plan)}"
+    sampling = sampling or SamplingConfig()
+    yield from ((layer, Hessian.identity(layer.n_in)) for layer in layers if layer.kind == EMBEDDING)
+    products = [layer for layer in layers if layer.kind != EMBEDDING]
+    shared = find_shared(subject, products, sampling) if len(products) > 1 else {}
+    waiting = passes(groups_of(products, shared), memory_bytes)
+    n_passes, number = len(waiting), 0
+    while waiting:
+        number += 1
+        groups = waiting.pop(0)
+        with _accumulating(subject, groups, weighting) as (sums, strays):
+            description = "calibration" if n_passes == 1 else f"calibration {number}/{n_passes}"
             sample_in_chunks(
                 subject.sample,
                 description,
-                sampling or SamplingConfig(),
+                sampling,
                 seed=purpose_seed(seed, "calibration"),
                 n_images=n_images,
                 chunk=32,
             )
-        for layer in chosen:
-            yield layer, sums[layer.name].hessian()
+        for group in groups:
+            hessian = sums[group[0].name].hessian()
+            yield from ((layer, hessian) for layer in group if layer.name not in strays)
+        apart = [[layer] for group in groups for layer in group if layer.name in strays]
+        if apart:
+            waiting += passes(apart, memory_bytes)
+            n_passes = number + len(waiting)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,24 @@ from ..errors import InputError
 from ..storage import SAFETENSORS_DTYPES, read_json
 from .adapters.denoiser import DEFAULT_STEPS, DenoiserAdapter
 from .adapters.pipeline import PipelineAdapter
+from .components import Components, denoisers_of
 from .sampling import Condition
 from .subject import Subject
 
-log = logging.getLogger("sedaq")
-
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-DENOISER_COMPONENTS = ("transformer", "unet", "prior", "decoder")
+# Names of denoisers, for what is asked of a folder before it is loaded.
+DENOISER_COMPONENTS = ("transformer", "unet", "prior", "decoder", "transformer_2", "prior_prior")
 # What configs cannot say: {conditions, null_condition, extractor, steps, guidance}. sedaq writes it into the folders of its own models.
 SUBJECT_FILE = "sedaq_subject.json"
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?P<kind>safetensors|bin|msgpack|h5|onnx|pb)"
 )
 _INDEX = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
+
+
+def weights_file(module: nn.Module) -> str:
+    """Name of the file that a component's weights are saved in."""
+    return WEIGHTS_FILE if hasattr(module, "_internal_dict") or not hasattr(module, "config") else "model.safetensors"
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -68,17 +72,17 @@ def loaded_weights(folder: Path) -> tuple[str, str] | None:
     return None
 
 
-def files_of(folder: Path, component: str = "") -> Iterator[Path]:
+def files_of(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
     """What belongs to a pipeline: its index, what the components that it names load, and texts beside them. Other weights, caches and strays do not.
 
     Args:
-        component: left out.
+        without: components that are left out.
     """
     index = read_config(folder / "model_index.json")
     yield from (folder / name for name in ("model_index.json", SUBJECT_FILE) if (folder / name).exists())
     yield from (path for path in sorted(folder.iterdir()) if path.is_file() and re.match(r"(?i)(readme|licen[cs]e|notice)", path.name))
     for name in index:
-        if name == component or not (folder / name).is_dir():
+        if name in without or not (folder / name).is_dir():
             continue
         chosen = loaded_weights(folder / name)
         for path in sorted((folder / name).rglob("*")):
@@ -159,10 +163,14 @@ def put_quantized(subject: Subject, folder: Path) -> Subject:
 # -- models ------------------------------------------------------------------------------------------------------------------------------
 
 
-def load_folder(folder: Path, device: str, prompts: Sequence[str] | None, exclude: Sequence[str], quantized: bool) -> Subject:
+def load_folder(
+    folder: Path, device: str, prompts: Sequence[str] | None, exclude: Sequence[str], quantized: bool, components: Sequence[str] = ()
+) -> Subject:
     """The subject of a pipeline's or a bare denoiser's folder."""
     if (folder / "model_index.json").exists():
-        return _load_pipeline(folder, device, prompts, exclude, quantized)
+        return _load_pipeline(folder, device, prompts, exclude, quantized, components)
+    if components:
+        raise InputError(f"`components`: {folder} is no pipeline; leave `components` out")
     if (folder / "config.json").exists():
         return load_denoiser(folder, folder.resolve().name, device, exclude, quantized)
     raise InputError(
@@ -281,40 +289,63 @@ def _class_conditions(denoiser: nn.Module) -> dict[str, Any]:
     return {"conditions": None, "null_condition": None}
 
 
-def _load_pipeline(folder: Path, device: str, prompts: Sequence[str] | None, exclude: Sequence[str], quantized: bool) -> Subject:
+def _load_pipeline(
+    folder: Path, device: str, prompts: Sequence[str] | None, exclude: Sequence[str], quantized: bool, components: Sequence[str]
+) -> Subject:
     from diffusers import DiffusionPipeline
 
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except ValueError as error:
-        raise InputError(f"{folder / 'model_index.json'}: not valid JSON; the folder is damaged, save it again") from error
-    present = [name for name in index if isinstance(index, dict) and index[name] and index[name] != [None, None]]
-    component = next((name for name in DENOISER_COMPONENTS if name in present), None)
-    if component is None:
+    index = read_config(folder / "model_index.json")
+    present = [name for name, entry in index.items() if isinstance(entry, list) and entry != [None, None]]
+    for name in present:
+        if not (folder / name).is_dir():
+            raise InputError(f"{folder / name}: is named in model_index.json and missing; the folder is incomplete, save or download it again")
+    empty = next((name for name in DENOISER_COMPONENTS if index.get(name) == [None, None]), None)
+    if empty and not components and not set(DENOISER_COMPONENTS) & set(present):
+        raise InputError(f"{folder}: its {empty} is null in model_index.json, so there is nothing to quantize; pass a pipeline that has one")
+    done = [name for name in present if (folder / name / "config.json").exists() and _refuse_quantized(folder / name, quantized)]
+    weighty = [name for name in (*DENOISER_COMPONENTS, *present) if name in present and loaded_weights(folder / name)]
+    pipeline = _from_pretrained(DiffusionPipeline.from_pretrained, folder, _variant(folder / weighty[0]) if weighty else "")
+    modules = {name: module for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
+    names = tuple(components) or tuple(name for name in modules if name in done) or denoisers_of(modules)
+    for name in names:
+        if name not in modules:
+            raise InputError(f"`components` {name}: {folder} has no such module; choose of {', '.join(modules)}")
+        _refuse_missing(modules[name], folder / name)
+    if not names:
         raise InputError(
-            f"{folder}: has no component named {', '.join(DENOISER_COMPONENTS)}; wrap the pipeline in a sedaq.Subject and pass FILE.py:FUNCTION"
+            f"{folder}: none of its components is a denoiser, told the time; name `components`, or pass a sedaq.Subject with your own sample function"
         )
-    _refuse_quantized(folder / component, quantized)
-    others = [name for name in present if name != component and re.fullmatch(rf"({'|'.join(DENOISER_COMPONENTS)})(_?\w+)?", name)]
-    if others:
-        log.warning("%s: only its %s is quantized; %s stays as it is", folder, component, ", ".join(others))
-    pipeline = _from_pretrained(DiffusionPipeline.from_pretrained, folder, _variant(folder / component))
-    denoiser = getattr(pipeline, component)
-    _refuse_missing(denoiser, folder / component)
     pipeline = pipeline.to(device)
     known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else {}
-    conditions: Sequence[Condition] | None = _class_conditions(denoiser)["conditions"]
+    conditions: Sequence[Condition] | None = _class_conditions(modules[names[0]])["conditions"]
     if "prompt" in inspect.signature(pipeline.__call__).parameters:
         conditions = prompts or known.get("conditions")
     defaults: dict[str, Any] = {name: known[name] for name in ("steps", "guidance") if name in known}
+    several = len(names) > 1
     return Subject(
-        denoiser,
+        Components({name: modules[name] for name in names}) if several else modules[names[0]],
         sample=PipelineAdapter(pipeline, conditions, defaults),
         conditions=conditions,
         name=folder.resolve().name,
         exclude=exclude,
         folder=folder,
-        component=component,
-        stored_dtypes=stored_dtypes(folder / component),
+        components=names,
+        stored_dtypes={
+            f"{name}.{path}" if several else path: dtype
+            for name in names
+            for path, dtype in _dtypes_by_path(modules[name], stored_dtypes(folder / name)).items()
+        },
         extractor=known.get("extractor"),
     )
+
+
+def _dtypes_by_path(module: nn.Module, stored: dict[str, torch.dtype]) -> dict[str, torch.dtype]:
+    """Dtypes by a module's own names: transformers may have loaded tensors under names with a beginning more or less than in the file."""
+    names = module.state_dict().keys()
+    others = {stored_name: dtype for stored_name, dtype in stored.items() if stored_name not in names}
+    found = {name: dtype for name, dtype in stored.items() if name in names}
+    for name in names - found.keys():
+        dtype = next((d for other, d in others.items() if name.endswith(f".{other}") or other.endswith(f".{name}")), None)
+        if dtype is not None:
+            found[name] = dtype
+    return found

@@ -5,15 +5,19 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..errors import InputError
+from .components import Components
 
+# What multiplies its input by a weight.
 KINDS: dict[type[nn.Module], str] = {nn.Linear: "linear", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
+EMBEDDING = "embedding"  # looks rows up, and multiplies nothing
+MIN_EMBEDDING = 0.01  # share of the weights of its component, above which a table of embeddings is worth quantizing
 
 # The role of a layer by the end of its path; the first pattern that matches names it. A path that none matches is its own role, without
 # indices, so that an unknown architecture still groups alike layers together.
@@ -44,7 +48,7 @@ ROLES: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Layer:
-    """One eligible weight. `name` is the module's path; its weight is the tensor `name`.weight."""
+    """One eligible weight. `name` is the module's path; its weight is the tensor `name`.weight, of a table of embeddings (rows, length)."""
 
     name: str
     role: str
@@ -75,17 +79,68 @@ def block_of(path: str) -> str:
     return found[1] if found else ""
 
 
+def kind_of(module: nn.Module) -> str | None:
+    """What a Linear, Conv or Embedding module is called; None for others."""
+    if isinstance(module, nn.Embedding):
+        return EMBEDDING
+    return next((kind for type_, kind in KINDS.items() if isinstance(module, type_)), None)
+
+
+def _component(denoiser: nn.Module, path: str) -> str:
+    return path.partition(".")[0] if isinstance(denoiser, Components) else ""
+
+
+def _sizes(denoiser: nn.Module) -> dict[str, int]:
+    """Numbers of weights of each component."""
+    modules = denoiser.items() if isinstance(denoiser, Components) else [("", denoiser)]
+    return {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in modules}
+
+
+def _place(denoiser: nn.Module, path: str) -> tuple[str, str]:
+    """Role and block of a layer."""
+    if not isinstance(denoiser, Components):
+        return role_of(path), block_of(path)
+    component = _component(denoiser, path)
+    inner = path.removeprefix(f"{component}.")
+    block = block_of(inner)
+    return f"{component}: {role_of(inner)}", f"{component}.{block}" if block else ""
+
+
+def find_ties(denoiser: nn.Module) -> dict[str, str]:
+    """For every name of a parameter that goes by several the first of its names, where it is another: such tensors are stored once."""
+    first: dict[int, str] = {}
+    names = ((name, first.setdefault(id(tensor), name)) for name, tensor in denoiser.named_parameters(remove_duplicate=False))
+    return {name: holder for name, holder in names if name != holder}
+
+
+def tied_layers(ties: Mapping[str, str], paths: Collection[str]) -> dict[str, str]:
+    """Of `find_ties` those of layers, by path: what has its weight from another layer."""
+    pairs = ((alias.rpartition(".weight")[0], holder.rpartition(".weight")[0]) for alias, holder in ties.items())
+    return {alias: holder for alias, holder in pairs if holder in paths}
+
+
 def find_layers(denoiser: nn.Module, exclude: Sequence[str] = ()) -> list[Layer]:
-    """All Linear and Conv layers in module order, less those whose path matches a glob of `exclude`.
+    """All Linear and Conv layers in module order, and large tables of embeddings, less those whose path matches a glob of `exclude`.
+
+    Of several components, those of each have roles and blocks of their own. Modules that share a weight are one layer, by the first one's path.
 
     Raises InputError for NaN or infinite weights and for a glob that matches nothing.
     """
     layers, unused = [], set(exclude)
+    sizes, ties = _sizes(denoiser), find_ties(denoiser)
+    names: dict[str, list[str]] = {}
+    for alias, holder in ties.items():
+        names.setdefault(holder, []).append(alias.removesuffix(".weight"))
     for path, module in denoiser.named_modules():
-        kind = next((kind for type_, kind in KINDS.items() if isinstance(module, type_)), None)
+        kind = kind_of(module)
         if kind is None or module._parameters.get("weight") is None:  # made anew in every call, or there are codes in its place
             continue
-        matching = {glob for glob in exclude if fnmatch.fnmatchcase(path, glob)}
+        if kind == EMBEDDING and module.weight.numel() <= MIN_EMBEDDING * sizes[_component(denoiser, path)]:
+            continue
+        if f"{path}.weight" in ties:
+            continue
+        paths = [path, *names.get(f"{path}.weight", ())]
+        matching = {glob for glob in exclude for name in paths if fnmatch.fnmatchcase(name, glob)}
         unused -= matching
         if matching:
             continue
@@ -94,7 +149,7 @@ def find_layers(denoiser: nn.Module, exclude: Sequence[str] = ()) -> list[Layer]
             raise InputError(
                 f"layer {path}: its weight holds NaN or infinity; repair the model, or leave the layer out with `exclude` {path}"
             )
-        layers.append(Layer(path, role_of(path), block_of(path), kind, tuple(weight.shape), getattr(module, "groups", 1)))
+        layers.append(Layer(path, *_place(denoiser, path), kind, tuple(weight.shape), getattr(module, "groups", 1)))
     if unused:
         raise InputError(f"`exclude` {sorted(unused)[0]}: no Linear or Conv layer has such a path; `sedaq inspect` lists them")
     if not layers:

@@ -26,6 +26,7 @@ def load(
     device: str = "cpu",
     quantized: bool = False,
     weights: str | Path | None = None,
+    components: Sequence[str] = (),
 ) -> Subject:
     """The subject that the argument names.
 
@@ -34,6 +35,7 @@ def load(
         prompts: conditions of a pipeline that takes prompts.
         exclude: globs of layers to leave alone.
         quantized: whether a folder that sedaq wrote is acceptable (to sample it; it can't be quantized again).
+        components: of a pipeline, what is quantized, such as unet, text_encoder, vae; its denoisers where none are named.
         weights: folder that sedaq wrote of a subject that is no diffusers model; its quantized layers take the place of the subject's own.
 
     Raises:
@@ -43,17 +45,18 @@ def load(
         found = load(subject, prompts=prompts, exclude=exclude, device=device)
         return put_quantized(found, Path(weights))
     if isinstance(subject, Subject):
-        if not set(exclude) <= set(subject.exclude) or (prompts and list(prompts) != subject.conditions):
+        others = components and tuple(components) != subject.components
+        if not set(exclude) <= set(subject.exclude) or (prompts and list(prompts) != subject.conditions) or others:
             raise InputError(
-                f"subject {subject.name}: was made in Python, so prompts and globs to exclude belong into its Subject(conditions=…, exclude=…)"
+                f"subject {subject.name}: was made in Python, so prompts, components and globs to exclude belong into its Subject(conditions=…, exclude=…)"
             )
         return subject
     check_device(device)
     text = str(subject)
     if text in SHIPPED:
-        loaded = load_folder(SHIPPED_FOLDER / text, device, prompts, exclude, quantized=False)
+        loaded = load_folder(SHIPPED_FOLDER / text, device, prompts, exclude, quantized=False, components=components)
     elif ".py:" in text:
-        loaded = _load_function(text, exclude)
+        loaded = load(_load_function(text, exclude), components=components)
     elif Path(text).is_file():
         raise InputError(f"{text}: is a file; pass the folder that save_pretrained writes (diffusers' from_single_file reads single files)")
     else:
@@ -63,7 +66,7 @@ def load(
             if not quantized:
                 raise InputError(f"{folder}: already quantized; pass {source}, which it was made from")
             return load(source, prompts=prompts, exclude=exclude, device=device, weights=folder)
-        loaded = load_folder(folder, device, prompts, exclude, quantized)
+        loaded = load_folder(folder, device, prompts, exclude, quantized, components)
     if prompts and loaded.conditions != list(prompts):
         raise InputError(f"`prompts`: {text} takes no prompts; leave `prompts` out")
     if not quantized:

@@ -1,4 +1,4 @@
-"""A Subject: a denoiser, how to sample it, and what is known about its files."""
+"""A Subject: what is quantized of a model, how to sample it, and what is known about its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch import nn
 from ..errors import InputError
 from ..storage import fingerprint, tensor_fingerprint
 from .adapters.base import Adapter, FunctionAdapter
-from .layers import Layer, find_layers
+from .components import Components, is_denoiser
+from .layers import Layer, find_layers, find_ties, tied_layers
 from .sampling import Condition, SamplingConfig
 
 
@@ -24,14 +25,14 @@ class Subject:
     """What is to be quantized.
 
     Args:
-        denoiser: any module; its Linear and Conv layers are the eligible ones.
+        denoiser: any module; its Linear and Conv layers are the eligible ones. Several components of a pipeline are one module `Components`.
         sample: an Adapter, or a function sample(*, seed, start, n_images, steps=None, **settings) → images (n, C, H, W) in [0, 1]. It must
             call `denoiser`, and image i's noise must depend on (seed, i) alone. `settings` are fields of SamplingConfig that were given.
         conditions: labels or prompts; image i has conditions[i mod len].
         name: how plans and reports call it.
         exclude: globs of layer paths to leave alone.
         folder: the diffusers folder that it came from, if any.
-        component: the denoiser's name in the pipeline of `folder`, "" where the folder is a bare denoiser.
+        components: the names of what is quantized in the pipeline of `folder`; none where the folder is a bare denoiser.
         stored_dtypes: dtype on disk of each tensor of the denoiser's state dict, where it differs from the one in memory.
         extractor: name of the feature extractor to use when none is asked for.
         source: FILE.py:FUNCTION, by which `load` made it; "" for others.
@@ -48,14 +49,14 @@ class Subject:
         name: str,
         exclude: Sequence[str] = (),
         folder: Path | None = None,
-        component: str = "",
+        components: Sequence[str] = (),
         stored_dtypes: dict[str, torch.dtype] | None = None,
         extractor: str | None = None,
     ) -> None:
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.adapter = sample if isinstance(sample, Adapter) else FunctionAdapter(sample)
         self.conditions, self.name = list(conditions) if conditions else None, name
-        self.folder, self.component, self.extractor = folder, component, extractor
+        self.folder, self.components, self.extractor = folder, tuple(components), extractor
         self.exclude = tuple(exclude)
         self.stored_dtypes = stored_dtypes or {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -107,11 +108,59 @@ class Subject:
         return find_layers(self.denoiser, self.exclude)
 
     @cached_property
+    def parts(self) -> dict[str, Subject]:
+        """Each component as a subject of its own, by what its layers' paths begin with here: "" where there is one."""
+        if not isinstance(self.denoiser, Components):
+            return {"": self}
+        return {f"{name}.": self._part(name) for name in self.components}
+
+    def _part(self, name: str) -> Subject:
+        def own(values: dict[str, Any]) -> dict[str, Any]:
+            return {path.removeprefix(f"{name}."): value for path, value in values.items() if path.startswith(f"{name}.")}
+
+        part = Subject(
+            self.denoiser[name],  # type: ignore[index]
+            sample=self.adapter,
+            conditions=self.conditions,
+            name=f"{self.name} {name}",
+            exclude=self.exclude,
+            folder=self.folder,
+            components=(name,),
+            stored_dtypes=own(self.stored_dtypes),
+            extractor=self.extractor,
+        )
+        part.layers = [replace(layer, name=path) for path, layer in own({layer.name: layer for layer in self.layers}).items()]
+        return part
+
+    @property
+    def named_components(self) -> tuple[str, ...]:
+        """`components`, where `load` would not choose them unasked of most pipelines."""
+        return self.components if len(self.components) > 1 or not is_denoiser(self.denoiser) else ()
+
+    @property
+    def denoisers(self) -> dict[str, Subject]:
+        """Those of the parts that are asked at every step, whose calls can be recorded and asked again."""
+        parts = self.parts
+        return parts if len(parts) == 1 else {prefix: part for prefix, part in parts.items() if is_denoiser(part.denoiser)}
+
+    @cached_property
     def tensor_specs(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Stored dtype and shape of every tensor in the denoiser's state dict."""
+        """Stored dtype and shape of every tensor in the denoiser's state dict; of one with several names under the first."""
         return {
-            name: (self.stored_dtypes.get(name, tensor.dtype), tuple(tensor.shape)) for name, tensor in self.denoiser.state_dict().items()
+            name: (self.stored_dtypes.get(name, tensor.dtype), tuple(tensor.shape))
+            for name, tensor in self.denoiser.state_dict().items()
+            if name not in self.ties
         }
+
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        """Names of tensors that are stored under another name: find_ties."""
+        return find_ties(self.denoiser)
+
+    @property
+    def tied_layers(self) -> dict[str, str]:
+        """Paths of modules that have their weight from a layer, and that layer's path."""
+        return tied_layers(self.ties, {layer.name for layer in self.layers})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -129,10 +178,9 @@ class Subject:
         return self._fingerprint_with(None) if prompted else self.fingerprint
 
     def _fingerprint_with(self, conditions: list[Condition] | None) -> str:
-        # names with an underscore are diffusers' own notes: its version, and the folder that the model happens to lie in
-        config = {key: value for key, value in dict(getattr(self.denoiser, "config", {})).items() if not key.startswith("_")}
-        config = json.loads(json.dumps(config, default=str))
-        return fingerprint([type(self.denoiser).__name__, config, conditions, list(self.exclude), self._weights_fingerprint])
+        modules = list(self.denoiser.values()) if isinstance(self.denoiser, Components) else [self.denoiser]
+        kinds: list[Any] = [entry for module in modules for entry in (type(module).__name__, _config_of(module))]
+        return fingerprint([*kinds, conditions, list(self.exclude), self._weights_fingerprint])
 
     @property
     def cycle(self) -> int:
@@ -181,3 +229,11 @@ class Subject:
         finally:
             for name, parameter in parameters.items():
                 parameter.data = originals[name]  # type: ignore[union-attr]
+
+
+def _config_of(module: nn.Module) -> dict[str, Any]:
+    """Without names that begin with an underscore, which are diffusers' own notes: its version, and the folder that the model happens to lie in."""
+    config: Any = getattr(module, "config", {})
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # of transformers, of diffusers
+    known: dict[str, Any] = json.loads(json.dumps({key: value for key, value in values.items() if not key.startswith("_")}, default=str))
+    return known

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from .numbers import interval, metric, number
+from .numbers import duration, interval, metric, number
 from .tables import rows_table
 
 if TYPE_CHECKING:
@@ -61,3 +61,19 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
     """One row a metric of an evaluation."""
     rows = [{"metric": name, "value": metric(name, value)} for name, value in result["metrics"].items()]
     return rows_table(rows, ["metric", "value"], title=f"{result['n_images']} images against {result['reference']}")
+
+
+def forecast_table(content: Mapping[str, Any]) -> Table:
+    """What is left of probing: time, memory and disk of each stage, and which settings halve its time."""
+    rows = [
+        {
+            "stage": stage["name"],
+            "time": duration(stage["seconds"]),
+            "peak memory": f"{stage['memory_bytes'] / 1e9:.1f} GB",
+            "disk": f"{stage['disk_bytes'] / 1e6:,.0f} MB" if stage["disk_bytes"] else "",
+            "half as much, or twice the workers, halves it": ", ".join(stage["halved_by"]),
+        }
+        for stage in content["stages"]
+    ]
+    rows.append({"stage": "together", "time": duration(content["seconds"])})
+    return rows_table(rows, list(rows[0]), title=f"{content['n_configs']} probes to measure; times are within a factor of two")

@@ -37,7 +37,7 @@ def find_within_pipeline(run: Run, limit: int, find: Callable[[int, bool], Searc
     Args:
         find: the search for a bound on the denoiser's file; it verifies if told so.
     """
-    if run.subject.folder is None or not run.subject.component:
+    if run.subject.folder is None or not run.subject.components:
         raise InputError(f"`pipeline_size`: {run.subject.name} is not a pipeline's folder; use `size` for the denoiser's file")
     first = find(limit, False)
     room = limit - (pipeline_bytes(run.subject, first.plan) - first.plan.size_bytes) - SPARE_BYTES

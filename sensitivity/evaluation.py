@@ -11,7 +11,7 @@ import torch
 from ..aq.export.apply import apply
 from ..aq.formats import AS_IS
 from ..aq.modules.layers import densify, quantized_modules
-from ..aq.plans.plan import Plan, file_bytes, weight_bits
+from ..aq.plans.plan import Plan, model_file_bytes, weight_bits
 from ..aq.tuning.settings import TuneConfig
 from ..errors import InputError
 from ..kernels.timing import clock
@@ -143,7 +143,7 @@ def evaluate_plan(
         device=run.device,
     )
     as_is = {layer.name: AS_IS for layer in run.subject.layers}
-    size = plan.size_bytes if plan else file_bytes(run.subject.tensor_specs)
+    size = plan.size_bytes if plan else model_file_bytes(run.subject)
     bits = plan.bits_per_weight if plan else weight_bits(run.subject, as_is)
     record = {"key": key, "name": name, "size_bytes": size, "bits_per_weight": bits, "tune_steps": tune_steps, **result}
     with locked(path):  # another process may evaluate, too

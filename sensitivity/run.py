@@ -19,6 +19,7 @@ from ..models.sampling import SamplingConfig
 from ..models.subject import Subject
 from ..runtime.journal import Journal
 from ..storage import read_json, write_json
+from .metrics.reference import REFERENCE_IMAGES
 
 TEN_STEPS = SamplingConfig(steps=10)
 
@@ -35,8 +36,10 @@ class Settings:
         reference: folder of images, .npz, or statistics file to compare with; by default the shipped training statistics, else full-precision
             images made with other noise.
         exclude: leave layers alone whose path matches this glob.
+        components: of a pipeline, what is quantized, such as unet, text_encoder, vae; its denoisers by default.
         rates: total bits per weight that menus have a format for.
         effort: of the encoder: draft, fast, full or seconds a layer.
+        reference_images: sampled as a reference where none is given.
         calibration_images: images whose activations make the calibration matrices.
         weighting: of the calibration's timesteps: uniform, balanced, early, late.
         old_batch_size: of a run begun by version 0.1.0, whose calibration has it in its fingerprint.
@@ -48,12 +51,18 @@ class Settings:
     extractor: str | None = None
     reference: str | None = None
     exclude: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
     rates: tuple[float, ...] = RATES
     effort: str = "fast"
     calibration_images: int = 64
+    reference_images: int = REFERENCE_IMAGES
     weighting: str = "uniform"
 
     old_batch_size: int | None = None
+
+    def load(self, subject: str | Subject, device: str) -> Subject:
+        """What a SUBJECT argument names, as a run with these settings has it."""
+        return load(subject, prompts=self.sampling.prompt_lines, exclude=self.exclude, components=self.components, device=device)
 
     @property
     def steps(self) -> int | None:
@@ -88,6 +97,8 @@ class Settings:
             "effort": self.effort,
             "calibration_images": self.calibration_images,
             "weighting": self.weighting,
+            **({"reference_images": self.reference_images} if self.reference_images != REFERENCE_IMAGES else {}),
+            **({"components": list(self.components)} if self.components else {}),
             **{name: _listed(value) for name, value in newer.items() if value is not None},
         }
 
@@ -138,7 +149,7 @@ class Run:
         found = read_json(path, "run") if path.exists() else None
         if found is not None:
             settings = replace(settings, old_batch_size=found["settings"].get("batch_size"))
-        loaded = load(subject, prompts=settings.sampling.prompt_lines, exclude=settings.exclude, device=device)
+        loaded = settings.load(subject, device)
         run = cls(folder, loaded, settings, None if isinstance(subject, Subject) else _from_anywhere(str(subject)), device)
         if found is not None:
             _refuse_other(path, found, run.identity)
@@ -176,7 +187,7 @@ class Run:
         if argument is None:
             raise InputError(f"`run` {folder}: its subject was made in Python; pass the Subject again")
         settings = Settings.from_dict(content["settings"], batch_size or content.get("batch_size"))
-        loaded = load(argument, prompts=settings.sampling.prompt_lines, exclude=settings.exclude, device=device)
+        loaded = settings.load(argument, device)
         if loaded.fingerprint != content["subject"]["fingerprint"]:
             made_for = content["subject"]
             raise InputError(
@@ -233,7 +244,8 @@ def store_for_plan(
         opened = Run.open(run, subject=subject, device=device)
         folder, loaded = opened.folder, opened.subject
     else:
-        folder, loaded = scratch, load(subject, prompts=sampling.prompt_lines, exclude=exclude, device=device)
+        prompts, components = sampling.prompt_lines, plan.components
+        folder, loaded = scratch, load(subject, prompts=prompts, exclude=exclude, components=components, device=device)
     plan.validate(loaded)
     try:
         made = EncodingStore(

@@ -13,6 +13,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ...errors import InputError
 from ...models.calls import answer_of
+from ...models.layers import EMBEDDING
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
@@ -35,7 +36,7 @@ def measured(subject: Subject, choices: Sequence[Activation], *, sampling: Sampl
     Takes one forward pass of N_ROWS calls a layer and choice.
     """
     buffer = record_calls(subject, seed, sampling or SamplingConfig())
-    names = [layer.name for layer in subject.layers]
+    names = [layer.name for layer in subject.layers if layer.kind != EMBEDDING]
     ready = [calibrated(subject, dict.fromkeys(names, choice), buffer) for choice in choices]
     rows = torch.randperm(len(buffer), generator=torch.Generator().manual_seed(seed))[:N_ROWS]
     device = next(subject.denoiser.parameters()).device
@@ -108,9 +109,27 @@ def choose(
     sampling: SamplingConfig | None = None,
     seed: int = 0,
 ) -> dict[str, Activation]:
-    """How the inputs of each layer are to be rounded for activations of `bits`; what was measured is kept in the folder `keep_in`."""
-    sampling = sampling or SamplingConfig()
-    has_timestep = "timestep" in inspect.signature(subject.denoiser.forward).parameters
+    """How the inputs of each layer are to be rounded for activations of `bits`; what was measured is kept in the folder `keep_in`.
+
+    Of several components, those of the denoisers, by schemes without ranges that are fixed in advance.
+
+    Raises:
+        InputError: for bits or schemes that are not known, and static schemes for several components.
+    """
+    parts = subject.denoisers
+    if any(prefix for prefix in parts) and any(SCHEMES[name].static for name in schemes or ()):
+        raise InputError("`activation_schemes`: ranges that are fixed in advance are for one denoiser; choose schemes by token")
+    found = {}
+    for prefix, part in parts.items():
+        chosen_for_part = _choose(part, bits, schemes, keep_in, sampling or SamplingConfig(), seed, alone=not prefix)
+        found |= {f"{prefix}{name}": choice for name, choice in chosen_for_part.items()}
+    return found
+
+
+def _choose(
+    subject: Subject, bits: int, schemes: Sequence[str] | None, keep_in: Path | None, sampling: SamplingConfig, seed: int, *, alone: bool
+) -> dict[str, Activation]:
+    has_timestep = alone and "timestep" in inspect.signature(subject.denoiser.forward).parameters
     wanted = candidates(bits, schemes, has_timestep=has_timestep)
     key = fingerprint([subject.fingerprint, [[c.bits, c.scheme] for c in wanted], sampling.steps, seed, sampling.identity])
     path = None if keep_in is None else keep_in / f"{key}.json"
@@ -123,4 +142,4 @@ def choose(
             rows = {name: [[c.bits, c.scheme, error] for c, error in of.items()] for name, of in errors.items()}
             write_json(path, "activations", {"damages": rows})
     tokens = tokens_of(subject)
-    return chosen(errors, {layer.name: layer.n_weights * tokens[layer.name] for layer in subject.layers}, bits)
+    return chosen(errors, {layer.name: layer.n_weights * tokens[layer.name] for layer in subject.layers if layer.name in tokens}, bits)

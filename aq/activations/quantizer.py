@@ -231,6 +231,12 @@ class ActivationQuantizers:
         kept = {name: tensors for name, tensors in (self.tensors or {}).items() if name in names}
         return ActivationQuantizers({name: choice for name, choice in self.choices.items() if name in names}, self.edges, kept)
 
+    def of_component(self, prefix: str) -> ActivationQuantizers:
+        """Of the layers whose paths begin so, by what is left of their paths."""
+        mine = self.of({name for name in self.choices if name.startswith(prefix)})
+        choices, tensors = ({name.removeprefix(prefix): value for name, value in of.items()} for of in (mine.choices, mine.tensors or {}))
+        return ActivationQuantizers(choices, self.edges, tensors)
+
     def modules(self, denoiser: nn.Module, device: torch.device | None = None) -> tuple[dict[str, ActivationQuantizer], Clock | None]:
         """One ActivationQuantizer a layer, and the clock that they read; to be attached to `denoiser` or a copy. device: the denoiser's own if None."""
         if not self.choices:

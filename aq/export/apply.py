@@ -16,8 +16,9 @@ import torch
 from ...errors import InputError
 from ...kernels import cost_model
 from ...kernels.timing import clock
-from ...models.folders import DENOISER_COMPONENTS, SUBJECT_FILE, WEIGHTS_FILE, files_of
+from ...models.folders import SUBJECT_FILE, files_of, weights_file
 from ...models.images import all_images
+from ...models.layers import tied_layers
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...runtime.tasks import locked
@@ -28,9 +29,9 @@ from ..encoding import Encoding
 from ..formats import BOOK_TENSORS
 from ..plans.plan import SAFETENSORS_METADATA, Plan, book_holders
 from ..plans.store import EncodingStore
+from ..tuning.components import together, tune_components
 from ..tuning.settings import TuneConfig
 from ..tuning.tune import Tuned
-from ..tuning.tune import tune as tune_encodings
 from .card import CARD_FILE, card_text
 
 PLAN_FILE = "quantization_plan.json"
@@ -55,7 +56,7 @@ def apply(
     tune_images: Path | None = None,
     buffer_folder: Path | None = None,
     sampling: SamplingConfig | None = None,
-) -> Tuned:
+) -> dict[str, Tuned]:
     """Write `subject`, quantized by `plan` and tuned, to the folder `out`: a pipeline if it came from one, else a bare denoiser.
 
     A tuning that is killed goes on when it is begun again: what it needs lies in a hidden folder beside `out` until `out` is written. The way
@@ -67,6 +68,9 @@ def apply(
         tune_images: folder or .npz of a user's own images to learn from beside trajectories.
         buffer_folder: where the replay buffer stays for other tunings of the same model.
         sampling: how the trajectories that tuning learns from are sampled, but for the number of steps, which `tune` has.
+
+    Returns:
+        what was tuned, by component as `tune_components` has it; under "" what was encoded where nothing was to be tuned.
 
     Raises:
         InputError: for a plan of another model, a folder that is in the way or cannot be written.
@@ -81,20 +85,22 @@ def apply(
     if tune is None or (tune.steps == 0 and tune.minutes is None):
         tuned = Tuned(encodings, {}, inputs=inputs)
         save_folder(subject, plan, tuned, out)
-        return tuned
+        return {"": tuned}
     began, folder = clock(), out.with_name(f".{out.name}.tuning")
     images = None if tune_images is None else all_images(tune_images, subject.shape_of(sampling or SamplingConfig()))
-    tuned = tune_encodings(
+    parts = tune_components(
         subject, encodings, tune, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, sampling=sampling
     )
-    save_folder(subject, plan, tuned, out)
+    save_folder(subject, plan, together(parts, encodings, inputs), out)
     shutil.rmtree(folder, ignore_errors=True)  # a tuning that ended at once has made none
     with locked(store.folder / TUNINGS_FILE):  # another process may tune, too
-        append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, out, tuned, tune, clock() - began))
-    return tuned
+        for prefix, tuned in parts.items():
+            name = f"{out.name} {prefix}".rstrip(" .")
+            append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, name, tuned, tune, clock() - began))
+    return parts
 
 
-def _tuning_record(plan: Plan, out: Path, tuned: Tuned, settings: TuneConfig, seconds: float) -> dict[str, Any]:
+def _tuning_record(plan: Plan, name: str, tuned: Tuned, settings: TuneConfig, seconds: float) -> dict[str, Any]:
     losses = [[step, loss if math.isfinite(loss) else None] for step, loss in tuned.losses]
     chosen = {name: value for name, value in vars(settings).items() if name not in ("stages", "optimizer_reset")}
     details = {
@@ -102,13 +108,13 @@ def _tuning_record(plan: Plan, out: Path, tuned: Tuned, settings: TuneConfig, se
         "ending": tuned.ending,
         "seconds": round(seconds, 1),
     }
-    return {"name": out.name, "plan_hash": plan.hash, "held_out_losses": losses, **details}
+    return {"name": name, "plan_hash": plan.hash, "held_out_losses": losses, **details}
 
 
 def check_writable(out: Path) -> None:
     """Raise InputError if `out` holds anything but an earlier result, or cannot be made."""
-    earlier = [out / PLAN_FILE, *(out / component / PLAN_FILE for component in DENOISER_COMPONENTS)]
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not any(path.is_file() for path in earlier):
+    earlier = (out / PLAN_FILE).is_file() or (out.is_dir() and any(out.glob(f"*/{PLAN_FILE}")))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not earlier:
         raise InputError(f"`out` {out}: exists and is not a folder that sedaq wrote; choose another name")
     parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
     try:
@@ -121,12 +127,14 @@ def check_writable(out: Path) -> None:
 
 def _refuse_strays(subject: Subject, out: Path) -> None:
     """Raise InputError where an earlier result holds files that would not be written again, and so would be lost."""
-    if subject.component:
+    if subject.components:
         assert subject.folder is not None
-        copied = {str(path.relative_to(subject.folder)) for path in files_of(subject.folder, subject.component)}
+        copied = {str(path.relative_to(subject.folder)) for path in files_of(subject.folder, subject.components)}
     else:
         copied = {"scheduler_config.json", SUBJECT_FILE}
-    written = {str(Path(subject.component) / name) for name in ("config.json", WEIGHTS_FILE, PLAN_FILE)} | {CARD_FILE}
+    written = {CARD_FILE, PLAN_FILE}
+    for part in subject.parts.values():
+        written |= {str(_folder_of(part, Path()) / name) for name in ("config.json", weights_file(part.denoiser), PLAN_FILE)}
     found = (str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_file())
     stray = next((name for name in found if name not in copied | written), None)
     if stray is not None:
@@ -138,7 +146,7 @@ def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
     names = set(tuned.encodings)
     state = {}
     for name, tensor in subject.denoiser.state_dict().items():
-        if name.rpartition(".")[0] in names and name.endswith(".weight"):
+        if name in subject.ties or (name.rpartition(".")[0] in names and name.endswith(".weight")):
             continue
         state[name] = tuned.others.get(name, tensor).detach().cpu().to(subject.tensor_specs[name][0]).contiguous()
     for path, tensors in ((tuned.inputs and tuned.inputs.tensors) or {}).items():
@@ -160,25 +168,27 @@ def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
     """Write the folder beside `out` and rename it, so that `out` is whole or absent."""
 
     def fill(folder: Path) -> None:
-        target = folder
-        if subject.component:
+        if subject.components:
             assert subject.folder is not None
-            for path in files_of(subject.folder, subject.component):
+            for path in files_of(subject.folder, subject.components):
                 copy = folder / path.relative_to(subject.folder)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, copy)
-            target = folder / subject.component
-            target.mkdir()
         elif subject.folder is not None:
             for name in ("scheduler_config.json", SUBJECT_FILE):
                 if (subject.folder / name).exists():
-                    shutil.copy2(subject.folder / name, target / name)
+                    shutil.copy2(subject.folder / name, folder / name)
         elif subject.source:  # by which the folder can be sampled like a model of diffusers
             write_json(folder / SUBJECT_FILE, "subject", {"source": subject.source})
-        _write_denoiser(subject, plan, tuned, target)
+        _write_components(subject, plan, tuned, folder)
         (folder / CARD_FILE).write_text(card_text(subject, plan), encoding="utf-8")
 
     write_folder(out, fill)
+
+
+def _folder_of(part: Subject, out: Path) -> Path:
+    """Where a component's files go."""
+    return out / part.components[0] if part.components else out
 
 
 def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
@@ -214,36 +224,50 @@ def _swap(new: Path, out: Path) -> None:
 def pipeline_bytes(subject: Subject, plan: Plan) -> int:
     """Of all files that apply writes for a subject that is a pipeline, at most, but for what the kernels' cost model differs in length from machine to machine."""
     assert subject.folder is not None
-    copied = sum(path.stat().st_size for path in files_of(subject.folder, subject.component) if path != subject.folder / CARD_FILE)
+    copied = sum(path.stat().st_size for path in files_of(subject.folder, subject.components) if path != subject.folder / CARD_FILE)
     edges = (MAX_DIGITS,) * (N_BUCKETS - 1) if any(choice.is_static for choice in plan.activations.values()) else ()
-    texts = (_config_text(subject, plan, edges).encode(), json_bytes("plan", plan.to_json()), card_text(subject, plan).encode())
-    return copied + plan.size_bytes + sum(map(len, texts))
+    configs = [_config_text(part, prefix, plan, edges).encode() for prefix, part in subject.parts.items()]
+    return copied + plan.size_bytes + sum(map(len, (*configs, json_bytes("plan", plan.to_json()), card_text(subject, plan).encode())))
 
 
-def _config_text(subject: Subject, plan: Plan, edges: tuple[float, ...]) -> str:
-    denoiser: Any = subject.denoiser
-    config = json.loads(denoiser.to_json_string()) if hasattr(denoiser, "to_json_string") else {}
+def _config_text(part: Subject, prefix: str, plan: Plan, edges: tuple[float, ...]) -> str:
+    """config.json of one component, whose layers begin with `prefix` in the plan."""
+    module: Any = part.denoiser
+    config = json.loads(module.to_json_string()) if hasattr(module, "to_json_string") else {}
+    if hasattr(module, "config") and hasattr(module.config, "to_json_string"):  # of transformers
+        config = json.loads(module.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
+    own = {name.removeprefix(prefix): format for name, format in plan.formats.items() if name.startswith(prefix)}
+    layers = quantized_layers(own)
+    tied = tied_layers(part.ties, layers)
     config["quantization_config"] = {
         "quant_method": "sedaq",
         "schema": SCHEMA,
-        "fingerprint": subject.fingerprint,
-        "layers": quantized_layers(plan.formats),
+        "fingerprint": part.fingerprint,
+        "layers": layers,
         "kernel_costs": cost_model.to_store(),
-        "activations": {name: vars(choice) for name, choice in plan.activations.items()},
+        "activations": {name.removeprefix(prefix): vars(choice) for name, choice in plan.activations.items() if name.startswith(prefix)},
         "timestep_edges": list(edges),
+        **({"tied": tied} if tied else {}),
     }
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
-def _write_denoiser(subject: Subject, plan: Plan, tuned: Tuned, folder: Path) -> None:
+def _write_components(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
     edges = tuned.inputs.edges if tuned.inputs else ()
-    (folder / "config.json").write_text(_config_text(subject, plan, edges), encoding="utf-8")
-    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(quantized_state(subject, tuned), SAFETENSORS_METADATA))
-    plan.save(folder / PLAN_FILE)
-    size = (folder / WEIGHTS_FILE).stat().st_size
+    state = quantized_state(subject, tuned)
+    size = 0
+    for prefix, part in subject.parts.items():
+        folder = _folder_of(part, out)
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(_config_text(part, prefix, plan, edges), encoding="utf-8")
+        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        path = folder / weights_file(part.denoiser)
+        path.write_bytes(safetensors.torch.save(own, SAFETENSORS_METADATA))
+        size += path.stat().st_size
+    plan.save((out if len(subject.parts) > 1 else _folder_of(subject, out)) / PLAN_FILE)
     if size != plan.size_bytes:
-        raise InputError(f"{folder}: the file has {size} bytes where the plan says {plan.size_bytes}; please report this with the plan")
+        raise InputError(f"{out}: the weights have {size} bytes where the plan says {plan.size_bytes}; please report this with the plan")
 
 
 def quantized_layers(formats: Mapping[str, Any]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...models.subject import Subject
-from ..plans.plan import Plan, file_bytes
+from ..plans.plan import Plan, model_file_bytes
 
 CARD_FILE = "README.md"
 _HEADER = "---\nlibrary_name: diffusers\ntags:\n- sedaq\n- quantized\n---\n\n"
@@ -13,8 +13,8 @@ def card_text(subject: Subject, plan: Plan) -> str:
     """All of README.md. A card that the full-precision folder has stays, licence and all; what sedaq did stands below it."""
     own = subject.folder / CARD_FILE if subject.folder is not None else None
     before = own.read_text(encoding="utf-8").rstrip() + "\n\n" if own is not None and own.exists() else _HEADER
-    part = f"its {subject.component}" if subject.component else "its weights"
-    share = plan.size_bytes / file_bytes(subject.tensor_specs)
+    part = f"its {', '.join(subject.components)}" if subject.components else "its weights"
+    share = plan.size_bytes / model_file_bytes(subject)
     lines = [
         f"# {subject.name}, quantized",
         "",
@@ -44,5 +44,5 @@ def _measured(plan: Plan) -> list[str]:
 def _loading(subject: Subject) -> list[str]:
     if subject.source:
         return ["import sedaq", f'subject = sedaq.load("{subject.source.rpartition("/")[2]}", weights="FOLDER")']
-    name = "DiffusionPipeline" if subject.component else type(subject.denoiser).__name__
+    name = "DiffusionPipeline" if subject.components else type(subject.denoiser).__name__
     return ["import sedaq  # makes diffusers know the format", f"from diffusers import {name}", f'model = {name}.from_pretrained("FOLDER")']

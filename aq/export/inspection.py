@@ -8,7 +8,7 @@ from typing import Any
 from ...models.subject import Subject
 from ..formats import AS_IS
 from ..plans.menu import Entry
-from ..plans.plan import Plan, file_bytes, weight_bits
+from ..plans.plan import Plan, model_file_bytes, weight_bits
 from ..profiling.operations import Operations, operations
 
 
@@ -51,7 +51,7 @@ def inspect(
         if plan is not None:
             row["planned"] = str(plan.formats[layer.name])
             row["inputs"] = str(plan.activations.get(layer.name, ""))
-        if plan is not None and tokens is not None:
+        if plan is not None and tokens is not None and layer.name in tokens:  # others look rows up
             size = subject.tensor_specs[f"{layer.name}.weight"][0].itemsize
             counted = operations(plan.formats[layer.name], layer.shape, tokens[layer.name], groups=layer.groups, bytes_a_weight=size)
             row |= {"tokens": tokens[layer.name], "operations": counted.row()}
@@ -61,7 +61,7 @@ def inspect(
         "name": subject.name,
         "n_layers": len(layers),
         "n_weights": sum(layer.n_weights for layer in subject.layers),
-        "size_bytes": file_bytes(subject.tensor_specs),
+        "size_bytes": model_file_bytes(subject),
         "bits_per_weight": weight_bits(subject, as_is),
         "least_bits": weight_bits(subject, {name: entries[0].format for name, entries in menu.items()}),
         "greatest_bits": weight_bits(subject, {name: entries[-1].format for name, entries in menu.items()}),

@@ -30,6 +30,7 @@ class DenseWeight(torch.Tensor):
     """
 
     layer: _Layer
+    _is_hf_initialized = True  # transformers looks at it before it draws initial values
 
     @staticmethod
     def __new__(cls, layer: _Layer, device: torch.device) -> DenseWeight:

@@ -1,6 +1,7 @@
 """How diffusers loads a folder that sedaq wrote: `import sedaq`, then `from_pretrained`.
 
-diffusers 0.42 offers no registration to third parties, so the two tables that it looks quantizers up in are written to.
+diffusers 0.42 offers no registration to third parties, so the two tables that it looks quantizers up in are written to. transformers does offer
+one, and takes seconds to import: text_encoders.py registers when something else imports it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import wrapt
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
@@ -24,12 +26,13 @@ from ...errors import InputError
 from ...kernels import cost_model
 from ...models import folders
 from ...models.hooks import add_hooks
+from ...models.layers import kind_of
 from ...storage import SCHEMA
 from ..activations.quantizer import ACTIVATION, Activation, ActivationQuantizer, Clock, activation_quantizer
 from ..encoding import Encoding
 from ..formats import AS_IS, BOOK_TENSORS, Format
 from ..plans.plan import Plan, book_holders
-from .layers import put_dense_layers, quantized_module, quantized_modules, set_module
+from .layers import put_dense_layers, put_tied, quantized_module, quantized_modules, set_module
 from .quantize import quantize_
 
 
@@ -37,6 +40,9 @@ class _Method(StrEnum):
     """diffusers asks its quantization method for `.value`."""
 
     SEDAQ = "sedaq"
+
+
+METHOD = _Method.SEDAQ.value
 
 
 class SedaqConfig(QuantizationConfigMixin):
@@ -66,6 +72,7 @@ class SedaqConfig(QuantizationConfigMixin):
         layers: dict[str, str] | None = None,
         kernel_costs: dict[str, Any] | None = None,
         activations: dict[str, dict[str, Any]] | None = None,
+        tied: dict[str, str] | None = None,
         timestep_edges: Sequence[float] = (),
         schema: int = SCHEMA,
         fingerprint: str = "",
@@ -86,6 +93,7 @@ class SedaqConfig(QuantizationConfigMixin):
         self.schema, self.layers, self.kernel_costs, self.fingerprint = schema, dict(layers), kernel_costs, fingerprint
         self.activations = {path: Activation(**choice) for path, choice in (activations or {}).items()}
         self.timestep_edges = tuple(timestep_edges)
+        self.tied = dict(tied or {})  # paths of modules that have their weight from a layer, and that layer's
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds as quantization_config."""
@@ -97,6 +105,7 @@ class SedaqConfig(QuantizationConfigMixin):
             "kernel_costs": self.kernel_costs,
             "activations": {path: vars(choice) for path, choice in self.activations.items()},
             "timestep_edges": list(self.timestep_edges),
+            **({"tied": self.tied} if self.tied else {}),
         }
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -117,10 +126,10 @@ class SedaqQuantizer(DiffusersQuantizer):
 
     def put_layers(self, model: nn.Module) -> None:
         """Quantized layers without values in the place of those that the config names."""
-        holders = self._holders
+        holders, originals = self._holders, {}
         for path, text in self.quantization_config.layers.items():
             try:
-                module = model.get_submodule(path)
+                module = originals[path] = model.get_submodule(path)
             except AttributeError as error:
                 raise InputError(
                     f"quantization_config names layer {path!r}, which {type(model).__name__} does not have; the folder is damaged"
@@ -128,14 +137,18 @@ class SedaqQuantizer(DiffusersQuantizer):
             format = Format.parse(text)
             shape = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
             tensors = {name: torch.empty(size, dtype=dtype, device="meta") for name, (dtype, size) in format.tensor_specs(shape).items()}
-            kind = "linear" if len(shape) == 2 else f"conv{len(shape) - 2}d"
-            layer = quantized_module(module, kind, Encoding(format, shape, tensors, 0.0))
+            layer = quantized_module(module, kind_of(module) or "", Encoding(format, shape, tensors, 0.0))
             if holders.get(path, path) != path:
                 for name in BOOK_TENSORS:  # shared after loading; until then there is nothing that could be moved to a device
                     layer._buffers.pop(name, None)
             if path in self.quantization_config.activations:
                 layer.activation = self._rounding(module, self.quantization_config.activations[path])
             set_module(model, path, layer)
+        for alias, holder in self.quantization_config.tied.items():
+            same = model.get_submodule(alias) is originals[holder]
+            put_tied(model, alias, quantized_modules(model)[holder], same=same)
+            if not same:
+                quantized_modules(model)[alias]._buffers.clear()
 
     @staticmethod
     def _rounding(module: nn.Module, choice: Activation) -> ActivationQuantizer:
@@ -169,11 +182,14 @@ class SedaqQuantizer(DiffusersQuantizer):
             if path != holder:
                 held = dict(model.get_submodule(holder).named_buffers(recurse=False))
                 borrower: Any = model.get_submodule(path)
-                borrower.borrow_book({name: held[name] for name in BOOK_TENSORS if name in held})
+                borrower.borrow({name: held[name] for name in BOOK_TENSORS if name in held})
+        for alias, holder in self.quantization_config.tied.items():
+            layer: Any = model.get_submodule(alias)
+            if not layer.stored:
+                layer.borrow(quantized_modules(model)[holder].stored)
         stored_costs = self.quantization_config.kernel_costs
         adopted = cost_model.adopt(stored_costs) if stored_costs else ""
-        for path in self.quantization_config.layers:
-            layer: Any = model.get_submodule(path)
+        for layer in quantized_modules(model).values():
             layer.cost_model = adopted
             layer.prepare()
         static = [
@@ -250,7 +266,8 @@ def restore(module: nn.Module, folder: Path) -> None:
     quantizer = SedaqQuantizer(config, pre_quantized=True)
     device = next(module.parameters()).device
     quantizer.put_layers(module)
-    expected = module.state_dict()
+    names = {name for tensors_of in (module.named_parameters, module.named_buffers) for name, _ in tensors_of()}  # one of several
+    expected = {name: tensor for name, tensor in module.state_dict().items() if name in names}
     if expected.keys() != tensors.keys() or any(tensors[name].shape != tensor.shape for name, tensor in expected.items()):
         raise InputError(f"{folder}: its tensors are not those of this module; pass the subject that it was made from")
     for name, tensor in tensors.items():
@@ -263,12 +280,20 @@ def restore(module: nn.Module, folder: Path) -> None:
 
 
 def register() -> None:
-    """Make diffusers know quant_method "sedaq". Calling it again changes nothing.
+    """Make diffusers and transformers know quant_method "sedaq". Calling it again changes nothing.
 
     Test tools import the root folder a second time, under its own name; only the package by the name `sedaq` registers.
     """
     if __name__.partition(".")[0] != "sedaq":
         return
     folders.restore = restore
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[_Method.SEDAQ.value] = SedaqConfig
-    auto.AUTO_QUANTIZER_MAPPING[_Method.SEDAQ.value] = SedaqQuantizer
+    if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
+        wrapt.register_post_import_hook(_register_text_encoders, "transformers.quantizers.auto")
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = SedaqConfig
+    auto.AUTO_QUANTIZER_MAPPING[METHOD] = SedaqQuantizer
+
+
+def _register_text_encoders(_: Any) -> None:
+    from . import text_encoders
+
+    text_encoders.register()

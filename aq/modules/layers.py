@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from ...kernels.quantized_matrix import Geometry, QuantizedMatrix
 from ...kernels.reference import dequantize
 from ...models.calibration import sides_of_padding
 from ...models.hooks import add_hooks
+from ...models.layers import EMBEDDING, kind_of
 from ..activations.quantizer import ActivationQuantizer, quantizer_hook
 from ..encoding import Encoding, quantized_matrix
 from ..formats import Format
@@ -50,8 +52,8 @@ class _Quantized(nn.Module):
             self.register_buffer(name, tensor)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
-    def borrow_book(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Use codebooks that another layer holds: they are not in this layer's state."""
+    def borrow(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Use codebooks, or all, that another layer holds: they are not in this layer's state."""
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
         self._matrix = None
@@ -128,6 +130,31 @@ class AQLinear(_Quantized, nn.Linear):  # type: ignore[misc]
         """(…, in) → (…, out), in x's dtype."""
         x, precision = self.multiplied(x)
         return product(x, self.matrix(), self.bias, None, precision)
+
+
+class AQEmbedding(_Quantized, nn.Embedding):  # type: ignore[misc]
+    """nn.Embedding over codes: ids (…) → rows (…, length). Only the rows that are looked up are de-quantized.
+
+    What nn.Embedding does beside that is not done: rows are not scaled to a norm in passing.
+    """
+
+    kind = EMBEDDING
+
+    def __init__(self, encoding: Encoding, *, padding_idx: int | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(encoding.format, encoding.shape, encoding.tensors, None, dtype)
+        self.num_embeddings, self.embedding_dim = self.shape
+        self.padding_idx = padding_idx
+
+    def prepare(self) -> None:
+        """No product reads it: codes are unpacked, and that is all."""
+        self.matrix()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """(…) → (…, length), in the dtype that the table had."""
+        matrix = self.matrix()
+        distinct, places = ids.reshape(-1).unique(return_inverse=True)
+        rows = replace(matrix, codes=matrix.codes[distinct], scales=matrix.scales[distinct])
+        return dequantize(rows).to(self.compute_dtype)[places].reshape(*ids.shape, self.embedding_dim)
 
 
 class _AQConv(_Quantized):
@@ -211,13 +238,27 @@ _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
 def quantized_module(module: nn.Module, kind: str, encoding: Encoding) -> _Quantized:
-    """The quantized counterpart of a Linear or Conv module, its bias and geometry kept."""
-    bias, dtype = cast(Any, module.bias), cast(Any, module.weight).dtype
+    """The quantized counterpart of a Linear, Conv or Embedding module, its bias and geometry kept."""
+    dtype = cast(Any, module.weight).dtype
+    if kind == EMBEDDING:
+        return AQEmbedding(encoding, padding_idx=cast(Any, module.padding_idx), dtype=dtype)
+    bias = cast(Any, module.bias)
     if kind == "linear":
         return AQLinear(encoding, bias, dtype=dtype)
     geometry: dict[str, Any] = {name: getattr(module, name) for name in _GEOMETRY} | {"dtype": dtype}
     convolution: _AQConv = _CLASSES[kind](encoding, bias, **geometry)
     return convolution
+
+
+def put_tied(root: nn.Module, alias: str, holder: _Quantized, *, same: bool) -> None:
+    """Put a layer at `alias` whose weight is that of `holder`, with a bias of its own; the holder itself where both were one module."""
+    if same:
+        set_module(root, alias, holder)
+        return
+    module = root.get_submodule(alias)
+    layer = quantized_module(module, kind_of(module) or "", Encoding(holder.format, holder.shape, holder.stored, 0.0))
+    layer.borrow(holder.stored)
+    set_module(root, alias, layer)
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -237,7 +278,8 @@ def put_dense_layers(root: nn.Module) -> None:
         with torch.device("meta"):
             dense = _dense_twin(module)
         dense.weight = nn.Parameter(module.weight.dense(), requires_grad=False)
-        dense.bias = module.bias
+        if module.bias is not None:
+            dense.bias = module.bias
         set_module(root, path, dense)
 
 
@@ -253,6 +295,8 @@ def densify(root: nn.Module) -> None:
 def _dense_twin(module: _Quantized) -> Any:
     if isinstance(module, AQLinear):
         return nn.Linear(module.in_features, module.out_features, module.bias is not None)
+    if isinstance(module, AQEmbedding):
+        return nn.Embedding(module.num_embeddings, module.embedding_dim, module.padding_idx)
     assert isinstance(module, _AQConv)
     geometry: dict[str, Any] = {name: getattr(module, name) for name in _GEOMETRY}
     cls: Any = _DENSE[module.kind]

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from ...errors import InputError
-from ...models.layers import Layer, find_layers
+from ...models.layers import Layer, find_layers, find_ties, tied_layers
 from ..encoder.encoder import encode, fit_book
 from ..encoder.objective import Objective
 from ..encoding import Encoding
 from ..formats import BOOK_TENSORS, Format
 from ..plans.plan import Plan, book_holders
-from .layers import quantized_module, set_module
+from .layers import put_tied, quantized_module, quantized_modules, set_module
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,8 +53,12 @@ def quantize_(
         if path not in made or made[path].format != format or made[path].shape != layers[path].shape:
             raise InputError(f"`encodings`: layer {path} needs one in format {format}; leave `encodings` out to make them now")
     holders = book_holders(formats)
+    tied = tied_layers(find_ties(module), formats)
+    same = {alias for alias, holder in tied.items() if module.get_submodule(alias) is module.get_submodule(holder)}
     for path in formats:
         _replace(module, layers[path], made[path], borrows=holders.get(path, path) != path)
+    for alias, holder in tied.items():
+        put_tied(module, alias, quantized_modules(module)[holder], same=alias in same)
     return module
 
 
@@ -80,7 +84,7 @@ def _replace(module: nn.Module, layer: Layer, encoding: Encoding, *, borrows: bo
     device = module.get_parameter(f"{layer.name}.weight").device
     quantized = quantized_module(original, layer.kind, encoding)
     if borrows:
-        quantized.borrow_book({name: tensor for name, tensor in encoding.tensors.items() if name in BOOK_TENSORS})
+        quantized.borrow({name: tensor for name, tensor in encoding.tensors.items() if name in BOOK_TENSORS})
     quantized.to(device)
     quantized.prepare()
     set_module(module, layer.name, quantized)

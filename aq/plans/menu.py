@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ...models.layers import Layer
+from ...models.layers import EMBEDDING, Layer
 from ...models.subject import Subject
 from ...storage import SAFETENSORS_DTYPES
 from ..formats import AS_IS, BOOK_TENSORS, Format
 from ..scalar_formats import SCALAR_FORMATS
 
 RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+MIN_EMBEDDING_RATE = 3.0
 _GROUP_SIZES = range(2, 33)
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 
@@ -182,13 +183,16 @@ def model_bytes(subject: Subject) -> int:
 def layer_menu(subject: Subject, layer: Layer, formats: Mapping[float, Format]) -> tuple[Entry, ...]:
     """Entries by ascending size from the format of each rate, scalar formats, and the weight as it is last.
 
+    Tables of embeddings have no rate below MIN_EMBEDDING_RATE: nothing mends a row that few tokens have.
     Rates with the same format are one entry, named by the least.
     """
     stored = subject.tensor_specs[f"{layer.name}.weight"][0]
     as_is = entry(subject, layer, AS_IS, 8.0 * stored.itemsize)
     entries: list[Entry] = []
     scalars = [(scalar.bits, Format(name)) for name, scalar in SCALAR_FORMATS.items()]
-    for rate, format in [*sorted(formats.items()), *scalars]:
+    lowest = MIN_EMBEDDING_RATE if layer.kind == EMBEDDING else 0.0
+    of_rates = sorted((rate, format) for rate, format in formats.items() if rate >= lowest)
+    for rate, format in [*of_rates, *scalars]:
         if all(format != known.format for known in entries):
             entries.append(entry(subject, layer, format, rate))
     return (*_ascending(e for e in entries if e.size_bytes < as_is.size_bytes), as_is)

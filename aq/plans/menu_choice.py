@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ...errors import InputError
-from ...models.layers import Layer
+from ...models.layers import EMBEDDING, Layer
 from ...progress import track
 from ...runtime.executors import Forked
 from ...runtime.tasks import json_task
@@ -51,9 +51,9 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     with by_layer.workers(choose, name=lambda layer: f"menu of {layer.name}") as run:
         for layer, choices in track(run(layers), "menus", n_weights, cost=lambda pair: pair[0].n_weights):
             own[layer.name] = choices
-    roles: dict[tuple[str, bool], list[Layer]] = {}
+    roles: dict[tuple[str, str], list[Layer]] = {}
     for layer in layers:
-        roles.setdefault((book_name(layer), layer.kind == "linear"), []).append(layer)
+        roles.setdefault((book_name(layer), _family(layer)), []).append(layer)
     several = [(members, rate) for members in roles.values() if len(members) > 1 for rate in rates]
 
     def choose_shared(item: tuple[list[Layer], float]) -> Format | None:
@@ -67,6 +67,11 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     return {
         layer.name: layer_menu(store.subject, layer, {rate: format for rate, (format, _) in own[layer.name].items()}) for layer in layers
     }
+
+
+def _family(layer: Layer) -> str:
+    """What of one role may share codebooks, as the names of their files have it."""
+    return {"linear": "", EMBEDDING: "embeddings."}.get(layer.kind, "convolutions.")
 
 
 def best_format(objective: Objective, rate: float, *, seed: int = 0, limit: int = N_OWN) -> Format:
@@ -135,7 +140,7 @@ def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> C
 def shared_choice(store: EncodingStore, members: Sequence[Layer], rate: float, own: Mapping[str, Choices]) -> Format | None:
     """The format with codebooks that all `members` share, where it is better."""
     name = book_name(members[0])
-    kind = "convolutions." * (members[0].kind != "linear")
+    kind = _family(members[0])
     path = _path(store, f"{name}.{kind}{rate:g}", members, list(own[members[0].name]))
 
     def make() -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Plan:
     subject_name: str
     subject_fingerprint: str
     formats: dict[str, Format]  # by layer, in module order
-    size_bytes: int  # of the denoiser's safetensors file, header included
+    size_bytes: int  # of the denoiser's safetensors file, header included; of several components together
     bits_per_weight: float
     budget: dict[str, float] = field(default_factory=dict)
     encoding: dict[str, Any] = field(default_factory=dict)  # effort, seed, calibration fingerprint
@@ -35,6 +35,7 @@ class Plan:
     predicted: dict[str, Any] | None = None
     measured: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    components: tuple[str, ...] = ()  # of the pipeline that the plan is for, where they are not its denoiser alone
 
     @classmethod
     def of(cls, subject: Subject, formats: Mapping[str, Format], **details: Any) -> Plan:
@@ -44,10 +45,10 @@ class Plan:
         """
         ordered = {layer.name: formats[layer.name] for layer in subject.layers if layer.name in formats}
         activations = {name: choice for name, choice in details.pop("activations", {}).items() if ordered.get(name, AS_IS) != AS_IS}
-        details["activations"] = activations
+        details |= {"activations": activations, "components": subject.named_components}
         plan = cls(subject.name, subject.model_fingerprint, ordered, 0, 0.0, **details)
         plan._check_layers(subject, set(formats))
-        size, bits = file_bytes(tensor_specs(subject, ordered, activations)), weight_bits(subject, ordered)
+        size, bits = files_bytes(subject, tensor_specs(subject, ordered, activations)), weight_bits(subject, ordered)
         return cls(subject.name, subject.model_fingerprint, ordered, size, bits, **details)
 
     def with_activations(self, subject: Subject, activations: Mapping[str, Activation]) -> Plan:
@@ -70,7 +71,11 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """What a plan file holds, apart from its seal."""
         return {
-            "subject": {"name": self.subject_name, "fingerprint": self.subject_fingerprint},
+            "subject": {
+                "name": self.subject_name,
+                "fingerprint": self.subject_fingerprint,
+                **({"components": list(self.components)} if self.components else {}),
+            },
             "budget": self.budget,
             "layers": {
                 name: {"format": str(format), **_activation_json(self.activations.get(name))} for name, format in self.formats.items()
@@ -104,6 +109,7 @@ class Plan:
                 content["predicted"],
                 content["measured"],
                 content["provenance"],
+                tuple(content["subject"].get("components", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{where}: field {error} is missing or of the wrong type; make the plan again with `sedaq search`") from error
@@ -125,7 +131,7 @@ class Plan:
                 "pass the subject that was searched, or search again"
             )
         self._check_layers(subject, set(self.formats))
-        size = file_bytes(tensor_specs(subject, self.formats, self.activations))
+        size = files_bytes(subject, tensor_specs(subject, self.formats, self.activations))
         if size != self.size_bytes:
             raise InputError(f"the plan states size_bytes {self.size_bytes}, its formats take {size}; search again")
 
@@ -197,3 +203,14 @@ def file_bytes(specs: Mapping[str, TensorSpec]) -> int:
         offset = end
     length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + 8 * math.ceil(length / 8) + offset
+
+
+def files_bytes(subject: Subject, specs: Mapping[str, TensorSpec]) -> int:
+    """Exact bytes of the files that tensors make, one for each component."""
+    parts = ({name.removeprefix(prefix): spec for name, spec in specs.items() if name.startswith(prefix)} for prefix in subject.parts)
+    return sum(map(file_bytes, parts))
+
+
+def model_file_bytes(subject: Subject) -> int:
+    """Of the model in full precision."""
+    return files_bytes(subject, subject.tensor_specs)

@@ -93,10 +93,10 @@ class EncodingStore:
 
     def calibrate(self, memory_bytes: int | None = None) -> None:
         """Make the calibration matrices that are missing, all in as few samplings as `memory_bytes` allows."""
-        if not self._uncalibrated():
+        if not self.uncalibrated():
             return
         with locked(self.folder / "calibration" / self.calibration_fingerprint):
-            missing = self._uncalibrated()  # another process may have made some meanwhile
+            missing = self.uncalibrated()  # another process may have made some meanwhile
             for layer, hessian in self._calibrated(missing, memory_bytes):
                 task = self._hessian_task(layer)
                 task.write(task.path, hessian)
@@ -105,7 +105,8 @@ class EncodingStore:
         own = {name: self.calibration[name] for name in ("seed", "n_images", "weighting") if name in self.calibration}
         return calibrate(self.subject, layers, sampling=self.sampling, memory_bytes=memory_bytes, **own)
 
-    def _uncalibrated(self) -> list[Layer]:
+    def uncalibrated(self) -> list[Layer]:
+        """Layers whose calibration matrices are still to be made."""
         return [layer for layer in self.subject.layers if not self._hessian_task(layer).is_done]
 
     def hessian(self, layer: Layer) -> Hessian:

@@ -18,7 +18,7 @@ from ...kernels import cost_model, dispatch
 from ...kernels.quantized_matrix import QuantizedMatrix
 from ...kernels.timing import clock, interleaved_medians
 from ...models.hooks import After, hooking, input_of
-from ...models.layers import Layer
+from ...models.layers import EMBEDDING, Layer
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
@@ -58,7 +58,8 @@ class StepTimes:
         """
         if next(subject.denoiser.parameters()).device.type != "cpu":
             raise InputError("milliseconds a step are predicted on CPUs only; leave `ms_per_step` out, or take `device` cpu")
-        modules = {layer.name: subject.denoiser.get_submodule(layer.name) for layer in subject.layers}
+        layers = [layer for layer in subject.layers if layer.kind != EMBEDDING]  # which take no time to speak of
+        modules = {layer.name: subject.denoiser.get_submodule(layer.name) for layer in layers}
 
         def step(steps: int) -> None:
             subject.sample(replace(sampling or SamplingConfig(), steps=steps, batch_size=n_images), seed=0, n_images=n_images)
@@ -79,7 +80,7 @@ class StepTimes:
         )
         known: dict[Any, int] = {}
         beyond = {}
-        for layer in track(subject.layers, "milliseconds of layers"):
+        for layer in track(layers, "milliseconds of layers"):
             proxies = [(repr(modules[layer.name]), size) for size, _ in calls[layer.name]]
             for proxy in proxies:
                 if proxy not in known:
@@ -110,7 +111,9 @@ class StepTimes:
         return cost_model.adopt(self.kernel_costs)
 
     def of(self, name: str, format: Format) -> int:
-        """Nanoseconds of one layer with a format."""
+        """Nanoseconds of one layer with a format; none of embeddings."""
+        if name not in self.dense:
+            return 0
         if (name, format) not in self._known:
             self._known[name, format] = self.dense[name] if format.kind == "asis" else max(0, self._quantized(name, format))
         return self._known[name, format]

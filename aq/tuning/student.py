@@ -12,7 +12,7 @@ from torch import nn
 
 from ...errors import InputError
 from ...models.calls import Call, answer_of
-from ...models.layers import KINDS
+from ...models.layers import EMBEDDING, KINDS
 from ...models.subject import Subject
 from ..activations.quantizer import ACTIVATION, RANGES, ActivationQuantizers, attach
 from ..encoding import Encoding
@@ -36,22 +36,28 @@ class Student:
     def __init__(self, subject: Subject, encodings: Mapping[str, Encoding], inputs: ActivationQuantizers | None = None) -> None:
         _check_fit(subject, encodings)
         self.device = next(subject.denoiser.parameters()).device
-        self.layers = {name: TunableLayer(e, self.device) for name, e in encodings.items() if e.format.kind == "additive"}
+        kinds = {layer.name: layer.kind for layer in subject.layers}
+        self.layers = {
+            name: TunableLayer(e, self.device) for name, e in encodings.items() if e.format.kind == "additive" and kinds[name] != EMBEDDING
+        }
         for name, holder in book_holders({name: layer.format for name, layer in self.layers.items()}).items():
             self.layers[name].stored = self.layers[holder].stored
         replaced = [subject.denoiser.get_submodule(name).weight for name in self.layers]
         nothing: dict[int, Any] = {id(weight): nn.Parameter(torch.empty(0), requires_grad=False) for weight in replaced}
         self.denoiser = copy.deepcopy(subject.denoiser, nothing)
+        tied = subject.tied_layers
+        self._users = {name: [alias for alias, holder in tied.items() if holder == name] for name in self.layers}
         for name, encoding in encodings.items():
             module = self.denoiser.get_submodule(name)
             if name in self.layers:
-                del module.weight
+                for path in (name, *self._users[name]):
+                    self.denoiser.get_submodule(path)._parameters.pop("weight", None)
             else:
                 module.weight.data = encoding.dequantize().to(module.weight)  # type: ignore[union-attr, operator, arg-type]
         self._inputs = inputs or ActivationQuantizers({})
         self.roundings, clock = self._inputs.modules(self.denoiser, self.device)
         attach(self.denoiser, self.roundings, clock)
-        # Embeddings look rows up: few of them are met in a short tuning, so they stay.
+        # Embeddings look rows up: few of them are met in a short tuning, so they stay as they are or as they were encoded.
         embeddings = {f"{path}.weight" for path, module in self.denoiser.named_modules() if isinstance(module, nn.Embedding)}
         # So do layers that were excluded.
         layers = {f"{path}.weight" for path, module in self.denoiser.named_modules() if isinstance(module, tuple(KINDS))}
@@ -100,6 +106,8 @@ class Student:
         for path, layer in self.layers.items():
             module: Any = self.denoiser.get_submodule(path)
             module.weight = weights[path] = layer.weight()  # the old one goes before the next is made
+            for alias in self._users[path]:
+                self.denoiser.get_submodule(alias).weight = weights[path]
         return weights
 
     def answer(self, call: Call) -> torch.Tensor:

@@ -15,7 +15,6 @@ from ..sampling import SamplingConfig, conditions_of, split_images
 from .base import Adapter, refuse_others
 
 DEFAULT_STEPS = 20
-BATCH_SIZE = 64
 
 
 class DenoiserAdapter(Adapter):
@@ -24,6 +23,8 @@ class DenoiserAdapter(Adapter):
     Images are what the scheduler's last step gives, from [-1, 1] to [0, 1]. Guidance w combines the outputs with the class and with
     `null_condition` as null + w·(class − null) (Ho & Salimans 2022).
     """
+
+    batch_size = 64
 
     def __init__(
         self, denoiser: nn.Module, scheduler: Any, conditions: Sequence[int] | None, null_condition: int | None, default_steps: int
@@ -43,7 +44,7 @@ class DenoiserAdapter(Adapter):
             raise InputError("`guidance`: this denoiser has no null class; leave `guidance` out")
         device = next(self.denoiser.parameters()).device
         images = []
-        for first, count in split_images(start, n_images, sampling.batch_size or BATCH_SIZE):
+        for first, count in split_images(start, n_images, sampling.batch_size or self.batch_size):
             generators = image_generators(seed, first, count)
             x = initial_noise(generators, self.image_shape).to(device)
             # Ancestral samplers draw noise at every step; each image goes on with its own generator.

@@ -17,7 +17,6 @@ from ..noise import image_generators
 from ..sampling import Condition, SamplingConfig, conditions_of, split_images
 from .base import Adapter, refuse_others
 
-BATCH_SIZE = 4
 # Settings by the names of a pipeline's arguments.
 ARGUMENTS = {
     "steps": "num_inference_steps",
@@ -46,6 +45,8 @@ class PipelineAdapter(Adapter):
         self.pipeline, self.conditions, self.defaults = pipeline, conditions, dict(defaults or {})
         self.parameters = inspect.signature(pipeline.__call__).parameters
         self.scheduler = getattr(pipeline, "scheduler", None)
+        steps = self.parameters.get(ARGUMENTS["steps"])
+        self.default_steps = self.defaults.get("steps") or (None if steps is None else steps.default)
         pipeline.set_progress_bar_config(disable=True)
 
     @torch.inference_mode()
@@ -58,7 +59,7 @@ class PipelineAdapter(Adapter):
             fixed["use_resolution_binning"] = False  # the size that was asked for, not the nearest that the model was trained on
         inputs = self._inputs(sampling)
         images = []
-        for first, count in split_images(start, n_images, sampling.batch_size or BATCH_SIZE):
+        for first, count in split_images(start, n_images, sampling.batch_size or self.batch_size):
             own: dict[str, Any] = {"generator": image_generators(seed, first, count), **self._conditions(first, count)}
             own |= {argument: [values[i % len(values)] for i in range(first, first + count)] for argument, values in inputs.items()}
             images.append(pictures(self._called(**own, **fixed), type(self.pipeline).__name__))

@@ -25,7 +25,7 @@ from .sample import Features, Reference
 __all__ = ["Reference", "build_reference", "load_reference", "sampled_reference", "save_reference", "shipped_reference"]
 
 SHIPPED = Path(__file__).parents[2] / "models" / "shipped" / "reference"
-REFERENCE_IMAGES = 2000  # full-precision images where no reference is given
+REFERENCE_IMAGES = 2000  # full-precision images where no reference is given and nothing is said of their number
 N_FEATURES = 1000  # kept for the kernel distance
 _KIND = "reference"
 
@@ -69,15 +69,17 @@ def build_reference(batches: Iterable[Tensor], extractor: Extractor, *, descript
     return Reference(pooled, sample.rows.half().float(), spatial, description, _combined(identity, extractor))
 
 
-def sampled_reference(subject: Subject, sampling: SamplingConfig, extractor: Extractor, seed: int) -> Reference:
-    """Of REFERENCE_IMAGES full-precision images, on noise that no measurement has: where there are no real ones."""
+def sampled_reference(
+    subject: Subject, sampling: SamplingConfig, extractor: Extractor, seed: int, n_images: int = REFERENCE_IMAGES
+) -> Reference:
+    """Of `n_images` full-precision images, on noise that no measurement has: where there are no real ones."""
     noise = purpose_seed(seed, "reference")
     batches = (
-        subject.sample(sampling, seed=noise, start=i, n_images=min(100, REFERENCE_IMAGES - i))
-        for i in track(range(0, REFERENCE_IMAGES, 100), "reference: full-precision images with other noise")
+        subject.sample(sampling, seed=noise, start=i, n_images=min(100, n_images - i))
+        for i in track(range(0, n_images, 100), "reference: full-precision images with other noise")
     )
-    identity = fingerprint([subject.fingerprint, extractor.fingerprint, noise, sampling.steps, sampling.identity, REFERENCE_IMAGES])
-    description = f"{REFERENCE_IMAGES} full-precision images made with other noise"
+    identity = fingerprint([subject.fingerprint, extractor.fingerprint, noise, sampling.steps, sampling.identity, n_images])
+    description = f"{n_images} full-precision images made with other noise"
     return build_reference(batches, extractor, description=description, identity=identity)
 
 

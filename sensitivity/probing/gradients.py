@@ -8,7 +8,7 @@ at the teacher the loss of distillation has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from ...models.calls import answer_of
 from ...models.hessian import Hessian
 from ...models.hooks import After, hooking
-from ...models.layers import Layer
+from ...models.layers import EMBEDDING, Layer
 from ...models.noise import purpose_seed
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
@@ -30,20 +30,28 @@ N_IMAGES, N_CALLS, BATCH = 16, 128, 16
 def output_gradients(subject: Subject, sampling: SamplingConfig, *, seed: int) -> dict[str, torch.Tensor]:
     """For every layer, per output channel (out,): Σ over an image's tokens of the mean squared Jacobian column, over the mean ‖ε‖².
 
-    Layers that the output does not depend on have zeros.
+    Layers that the output does not depend on have zeros. Those of components that are no denoisers have no entry, nor have embeddings.
     """
+    found = {}
+    for prefix, part in subject.denoisers.items():
+        found |= {f"{prefix}{name}": gradient for name, gradient in _of_denoiser(part, sampling, seed).items()}
+    return found
+
+
+def _of_denoiser(subject: Subject, sampling: SamplingConfig, seed: int) -> dict[str, torch.Tensor]:
     buffer = ReplayBuffer.record(subject, Recording("gradients", N_IMAGES, seed=seed, sampling=sampling))
     rows = torch.randperm(len(buffer), generator=torch.Generator().manual_seed(seed))[:N_CALLS]
     device = next(subject.denoiser.parameters()).device
     rng = torch.Generator().manual_seed(purpose_seed(seed, "gradients"))
-    sums = {layer.name: torch.zeros(layer.shape[0], dtype=torch.float64) for layer in subject.layers}
+    products = [layer for layer in subject.layers if layer.kind != EMBEDDING]
+    sums = {layer.name: torch.zeros(layer.shape[0], dtype=torch.float64) for layer in products}
     size = 0.0
     for chosen in rows.split(BATCH):
         call, target = buffer.batch(chosen, device)
-        with torch.enable_grad(), _outputs(subject) as outputs:
+        with torch.enable_grad(), _outputs(subject, products) as outputs:
             answer = answer_of(subject.denoiser(**call))
             projection = torch.randn(answer.shape, generator=rng).to(device)
-            layers = [layer for layer in subject.layers if layer.name in outputs]
+            layers = [layer for layer in products if layer.name in outputs]
             tensors = [y for layer in layers for y in outputs[layer.name]]
             names = [layer.name for layer in layers for _ in outputs[layer.name]]
             gradients = torch.autograd.grad((answer * projection).sum(), tensors, allow_unused=True)
@@ -56,8 +64,8 @@ def output_gradients(subject: Subject, sampling: SamplingConfig, *, seed: int) -
 
 
 @contextmanager
-def _outputs(subject: Subject) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """Collect every layer's outputs, each part of the graph even where nothing before it wants a gradient."""
+def _outputs(subject: Subject, layers: Sequence[Layer]) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Collect the layers' outputs, each part of the graph even where nothing before it wants a gradient."""
     found: dict[str, list[torch.Tensor]] = {}
 
     def hook(name: str) -> After:
@@ -68,7 +76,12 @@ def _outputs(subject: Subject) -> Iterator[dict[str, list[torch.Tensor]]]:
 
         return keep
 
-    with hooking(subject.denoiser, after={layer.name: hook(layer.name) for layer in subject.layers}):
+    hooks = {layer.name: hook(layer.name) for layer in layers}
+    module = subject.denoiser.get_submodule
+    tied = {
+        alias: hooks[holder] for alias, holder in subject.tied_layers.items() if holder in hooks and module(alias) is not module(holder)
+    }
+    with hooking(subject.denoiser, after=hooks | tied):
         yield found
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ class EntryStatistics:
 
 
 NOTHING = EntryStatistics(0.0, 0.0, 0.0)
+UNKNOWN = math.nan  # the score of a layer outside of the denoisers, until `_scored` fills it in
 
 
 class LayerStatistics:
@@ -56,7 +59,8 @@ class LayerStatistics:
             return NOTHING
         key = (name, str(format))
         if key not in self._known:
-            self._known[key] = self._of_entry(self.run.subject.layer(name), format, self.run.store.hessian(self.run.subject.layer(name)))
+            new = self._of_entry(self.run.subject.layer(name), format, self.run.store.hessian(self.run.subject.layer(name)))
+            self._known[key] = _scored({**self._known, key: new})[key]
         return self._known[key]
 
     def of_entry(self, name: str, entry: Entry) -> EntryStatistics:
@@ -70,6 +74,7 @@ class LayerStatistics:
             for entry in self.run.menus[layer.name]:
                 if entry.format.kind != "asis":
                     known[layer.name, str(entry.format)] = self._of_entry(layer, entry.format, hessian)
+        known = _scored(known)
         content = {
             layer.name: {
                 str(e.format): astuple(known[layer.name, str(e.format)]) for e in self.run.menus[layer.name] if e.format.kind != "asis"
@@ -85,9 +90,11 @@ class LayerStatistics:
         gradients = self._output_gradients()
         if not gradients:
             score = encoding.error
+        elif layer.name not in gradients:
+            score = UNKNOWN
         else:
             score = float(gradients[layer.name] @ row_errors(difference, hessian, layer).numpy())
-        if not all(math.isfinite(value) for value in (weight_error, encoding.error, score)):
+        if not all(math.isfinite(value) or value is UNKNOWN for value in (weight_error, encoding.error, score)):
             raise InputError(
                 f"layer {layer.name}: its error in format {format} is not finite; calibrate again or leave it out with `exclude`"
             )
@@ -115,3 +122,10 @@ class LayerStatistics:
         except InputError as error:
             why_not = str(error)
         return found, {"identity": self._identity, "why_not": why_not}
+
+
+def _scored(known: Mapping[tuple[str, str], EntryStatistics]) -> dict[tuple[str, str], EntryStatistics]:
+    """Layers without gradients, in text encoders and autoencoders, are thought to be as sensitive to their error as the median of the others."""
+    gains = [entry.score / entry.error for entry in known.values() if math.isfinite(entry.score) and entry.error > 0]
+    typical = median(gains) if gains else 1.0
+    return {key: entry if math.isfinite(entry.score) else replace(entry, score=typical * entry.error) for key, entry in known.items()}

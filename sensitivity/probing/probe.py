@@ -7,20 +7,28 @@ errors beside the distance.
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...errors import InputError
+from ...kernels.timing import clock
 from ...progress import track
 from ...storage import write_json
 from ..metrics.registry import DEFAULT, metric_of
 from ..run import Run, Settings
 from .adaptive import Adaptive
 from .designs import AUTO, check_design, design_plans
+from .forecast import forecast
 from .measurer import Measurer, PlanTask
 from .prober import Prober
+
+log = logging.getLogger("sedaq")
+T = TypeVar("T")
 
 
 def probe(
@@ -59,12 +67,26 @@ def probe_run(
     metric: str = DEFAULT,
     executor: str = "serial",
     memory_bytes: int | None = None,
+    max_hours: float | None = None,
 ) -> None:
-    """`probe` of a run that is open, on disk or not yet."""
+    """`probe` of a run that is open, on disk or not yet.
+
+    Args:
+        max_hours: as many plans as there is time for, by a forecast; measuring ends in time, too.
+    """
     if n_configs < 1:
         raise InputError(f"`configs` must be at least 1, got {n_configs}")
+    if max_hours is not None and not max_hours > 0:
+        raise InputError(f"`max_hours`: got {max_hours}; give a number above 0")
     check_design(design)
     metric_of(metric)
+    deadline = math.inf
+    if max_hours is not None:
+        deadline, n_before = clock() + 3600 * max_hours, n_configs
+        expected = forecast(opened, n_configs, executor=executor, memory_bytes=memory_bytes)
+        n_configs -= expected.n_configs - expected.configs_within(deadline - clock())
+        if n_configs < n_before:
+            log.warning("%g hours are expected to be enough for %d of %d plans", max_hours, n_configs, n_before)
     measurer = Measurer(Prober(opened), executor)
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
         opened.subject.check(opened.settings.sampling)
@@ -72,18 +94,28 @@ def probe_run(
     opened.fill_store(memory_bytes)
     with measurer:
         if design == AUTO:
-            _adapt(opened, measurer, n_configs, metric)
+            _adapt(opened, measurer, n_configs, metric, deadline)
         else:
             plans = design_plans(design, opened.subject.layers, opened.menus, n_plans=n_configs, seed=opened.settings.seed)
             tasks = [PlanTask(plan, opened.settings.n_images) for plan in plans]
             n_stored = sum(measurer.is_stored(task) for task in tasks)
             new = islice(measurer.measure(tasks), n_stored, None)  # those that are stored come first
-            for _ in track(new, "probing", len(tasks), done=n_stored):
+            for _ in _until(deadline, track(new, "probing", len(tasks), done=n_stored)):
                 pass
 
 
-def _adapt(run: Run, measurer: Measurer, n_configs: int, metric: str) -> None:
+def _until(deadline: float, measurements: Iterator[T]) -> Iterator[T]:
+    """Measurements, as long as another one is likely to end before the deadline."""
+    start = clock()
+    for n_done, measurement in enumerate(measurements, start=1):
+        yield measurement
+        if clock() + (clock() - start) / n_done > deadline:
+            log.warning("the time that was allowed is over; probe again to go on")
+            return
+
+
+def _adapt(run: Run, measurer: Measurer, n_configs: int, metric: str, deadline: float) -> None:
     adaptive = Adaptive(run, measurer, n_configs, metric)
-    for _ in track(adaptive.measure(), "probing", n_configs, cost=float):
+    for _ in _until(deadline, track(adaptive.measure(), "probing", n_configs, cost=float)):
         pass
     write_json(run.folder / "probing.json", "probing", asdict(adaptive.outcome))

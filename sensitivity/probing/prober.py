@@ -90,7 +90,8 @@ class Prober:
         )
 
     def _sampled_reference(self) -> Reference:
-        return sampled_reference(self.run.subject, self.run.settings.sampling, self.extractor, self.run.settings.seed)
+        settings = self.run.settings
+        return sampled_reference(self.run.subject, settings.sampling, self.extractor, settings.seed, settings.reference_images)
 
     def key(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> str:
         """Under which a measurement is stored: all that its numbers depend on."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sedaq.aq.encoder.encoder import encode
-from sedaq.aq.export.apply import WEIGHTS_FILE, apply
+from sedaq.aq.export.apply import apply
 from sedaq.aq.formats import Format
 from sedaq.aq.modules.layers import AQLinear, densify
 from sedaq.aq.packing import pack, unpack
@@ -17,6 +17,7 @@ from sedaq.aq.plans.plan import Plan
 from sedaq.aq.profiling.step_times import _shapes_only
 from sedaq.aq.scalar_formats import SCALAR_FORMATS, ScalarFormat
 from sedaq.kernels.quantized_matrix import QuantizedMatrix
+from sedaq.models.folders import WEIGHTS_FILE
 from sedaq.models.loading import load
 from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.run import Run, Settings

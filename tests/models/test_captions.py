@@ -54,7 +54,7 @@ def test_the_shipped_pipeline_draws_what_its_captions_say() -> None:
     from sedaq.sensitivity.metrics.extractors import load_extractor
 
     subject = load("digits-sd")
-    assert subject.conditions == full_captions() and (subject.component, subject.extractor) == ("unet", "embedded")
+    assert subject.conditions == full_captions() and (subject.components, subject.extractor) == (("unet",), "embedded")
     images = subject.sample(SamplingConfig(steps=8, batch_size=20), seed=0, n_images=20)
     assert images.shape == (20, 1, 32, 32)
     logits = load_extractor("embedded", image_shape=(1, 32, 32))(images).logits

@@ -42,7 +42,7 @@ def refusal(subject: object, **settings: object) -> str:
 @pytest.mark.parametrize("name", ["mnist-dit", "mnist-unet"])
 def test_shipped_names(name: str) -> None:
     subject = load(name)
-    assert (subject.name, subject.image_shape, subject.extractor, subject.component) == (name, (1, 28, 28), "embedded", "")
+    assert (subject.name, subject.image_shape, subject.extractor, subject.components) == (name, (1, 28, 28), "embedded", ())
     assert subject.conditions == list(range(10))
     assert {dtype for dtype, _ in subject.tensor_specs.values()} == {torch.float16}
     assert all(layer.role for layer in subject.layers)
@@ -53,7 +53,7 @@ def test_shipped_names(name: str) -> None:
 def test_a_bare_denoiser(make_denoiser: Callable[..., Path]) -> None:
     folder = make_denoiser("unet", 3, dtype=torch.float16)
     subject = load(folder)
-    assert (subject.name, subject.folder, subject.component, subject.extractor) == ("unet", folder, "", None)
+    assert (subject.name, subject.folder, subject.components, subject.extractor) == ("unet", folder, (), None)
     assert subject.conditions == [0, 1, 2] and subject.image_shape == (1, 8, 8)
     assert subject.denoiser.dtype == torch.float32 and not subject.denoiser.training
     assert subject.tensor_specs["conv_in.weight"] == (torch.float16, (8, 1, 3, 3))
@@ -74,20 +74,20 @@ def test_the_subject_file_overrides_the_config(make_denoiser: Callable[..., Path
 
 def test_an_unconditional_pipeline(unconditional_pipeline: Path) -> None:
     subject = load(unconditional_pipeline)
-    assert (subject.name, subject.folder, subject.component, subject.conditions) == ("ddim", unconditional_pipeline, "unet", None)
+    assert (subject.name, subject.folder, subject.components, subject.conditions) == ("ddim", unconditional_pipeline, ("unet",), None)
     assert subject.image_shape == (1, 8, 8)
 
 
 def test_a_class_conditional_pipeline_with_an_autoencoder(class_pipeline: Path) -> None:
     subject = load(str(class_pipeline))
-    assert subject.component == "transformer" and subject.conditions == list(range(1000))
+    assert subject.components == ("transformer",) and subject.conditions == list(range(1000))
     assert "transformer_blocks.0.attn1.to_q" in [layer.name for layer in subject.layers]
     assert not any("encoder" in layer.name for layer in subject.layers), "the autoencoder is not the denoiser"
 
 
 def test_the_denoiser_of_a_pipeline_finds_the_pipelines_scheduler(unconditional_pipeline: Path) -> None:
     subject = load(unconditional_pipeline / "unet")
-    assert (subject.name, subject.component) == ("unet", "")
+    assert (subject.name, subject.components) == ("unet", ())
     assert subject.sample(SamplingConfig(steps=1), seed=0, n_images=1).shape == (1, 1, 8, 8)
 
 
@@ -194,9 +194,9 @@ def test_weights_with_nan(make_denoiser: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     "text, culprit",
     [
-        ("{", "not valid JSON"),
-        ("[]", "has no component named transformer, unet"),
-        ('{"vae": ["diffusers", "VAE"]}', "has no component named transformer, unet"),
+        ("{", "not a readable JSON file"),
+        ("[]", "holds no JSON object"),
+        ('{"vae": ["diffusers", "VAE"]}', "vae: is named in model_index.json and missing"),
     ],
 )
 def test_damaged_pipelines(unconditional_pipeline: Path, text: str, culprit: str) -> None:
@@ -207,7 +207,7 @@ def test_damaged_pipelines(unconditional_pipeline: Path, text: str, culprit: str
 
 def test_a_pipeline_without_its_denoiser(unconditional_pipeline: Path) -> None:
     shutil.rmtree(unconditional_pipeline / "unet")
-    assert str(unconditional_pipeline / "unet" / "config.json") in refusal(unconditional_pipeline)
+    assert f"{unconditional_pipeline / 'unet'}: is named in model_index.json and missing" in refusal(unconditional_pipeline)
 
 
 @pytest.mark.parametrize("component", ["", "unet"])

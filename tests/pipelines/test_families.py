@@ -21,7 +21,6 @@ import sedaq
 from sedaq.errors import InputError
 from sedaq.reports import run_report
 from sedaq.sensitivity.explanation import explanation
-from sedaq.sensitivity.metrics import reference
 from sedaq.sensitivity.predictor import cross_validation
 
 from .families import FAMILIES, PROMPTS, saved
@@ -37,7 +36,6 @@ torch.save(subject.sample(config, seed=3, n_images=2), out)
 
 @pytest.fixture
 def less_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "REFERENCE_IMAGES", 12)
     monkeypatch.setattr(run_report, "N_SHOWN", 2)
     monkeypatch.setattr(cross_validation, "REPEATS", 1)
     monkeypatch.setattr(cross_validation, "BOOTSTRAPS", 20)
@@ -115,7 +113,7 @@ def test_the_whole_job(name: str, extractor: str, tmp_path: Path) -> None:
     sampling = sedaq.SamplingConfig(**fields)
     inspected = sedaq.inspect(folder)
     assert inspected["n_layers"] > 5
-    run = sedaq.Run(tmp_path / "run", folder, sampling=sampling, images=8, extractor=extractor)
+    run = sedaq.Run(tmp_path / "run", folder, sampling=sampling, images=8, reference_images=12, extractor=extractor)
     run.probe(12)
     fit = run.fit()
     assert len(fit.to_frame()) > inspected["n_layers"]

@@ -74,7 +74,7 @@ def test_what_cannot_be_is_refused(run, find) -> None:
     ):
         find_within_pipeline(run, 30_000, find)
     with pytest.raises(InputError, match="use `size` for the denoiser's file"):
-        find_within_pipeline(SimpleNamespace(subject=SimpleNamespace(folder=None, component="", name="bare")), 10**6, find)  # type: ignore[arg-type]
+        find_within_pipeline(SimpleNamespace(subject=SimpleNamespace(folder=None, components=(), name="bare")), 10**6, find)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

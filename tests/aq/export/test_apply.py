@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from sedaq.aq.export import apply as apply_module
-from sedaq.aq.export.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble, pipeline_bytes, write_folder
+from sedaq.aq.export.apply import PLAN_FILE, apply, assemble, pipeline_bytes, write_folder
 from sedaq.aq.export.card import card_text
 from sedaq.aq.formats import AS_IS, Format
 from sedaq.aq.modules.layers import densify
@@ -25,6 +25,7 @@ from sedaq.aq.plans.store import EncodingStore
 from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.errors import InputError
 from sedaq.models.adapters.pipeline import PipelineAdapter
+from sedaq.models.folders import WEIGHTS_FILE
 from sedaq.models.loading import load
 from sedaq.models.sampling import SamplingConfig
 

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from sedaq.aq.encoding import Encoding
-from sedaq.aq.export.apply import WEIGHTS_FILE, apply, assemble
+from sedaq.aq.export.apply import apply, assemble
 from sedaq.aq.formats import Format
 from sedaq.aq.plans.plan import Plan, book_holders, tensor_specs
 from sedaq.aq.plans.store import EncodingStore
 from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.errors import InputError
+from sedaq.models.folders import WEIGHTS_FILE
 from sedaq.models.loading import load
 
 from ..conftest import CALIBRATION, SHARED_FORMATS

@@ -12,12 +12,13 @@ import torch
 
 from sedaq.aq.activations.calibration import ranged
 from sedaq.aq.activations.quantizer import SCHEMES, Activation, attached
-from sedaq.aq.export.apply import PLAN_FILE, WEIGHTS_FILE, apply, assemble
+from sedaq.aq.export.apply import PLAN_FILE, apply, assemble
 from sedaq.aq.formats import AS_IS
 from sedaq.aq.modules.layers import densify, quantized_modules
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.tune import tune
+from sedaq.models.folders import WEIGHTS_FILE
 
 SHORT = TuneConfig(steps=8, batch_size=16, n_images=16, sampling_steps=4, check_every=4)
 QUESTION = {"timestep": torch.tensor([5, 95]), "class_labels": torch.tensor([0, 3])}
@@ -123,7 +124,7 @@ def test_ranges_survive_a_cast(subject, rounded_plan, store, tmp_path):
 def test_tuning_learns_ranges_and_what_is_stored_is_what_was_judged(subject, rounded_plan, store, tmp_path, monkeypatch):
     monkeypatch.setenv("SEDAQ_KERNEL", "reference")
     before = ranged(subject, rounded_plan.activations, store.seed)
-    tuned = apply(subject, rounded_plan, store, tmp_path / "q", tune=SHORT)
+    tuned = apply(subject, rounded_plan, store, tmp_path / "q", tune=SHORT)[""]
     assert tuned.best[1] < tuned.losses[0][1]
     assert tuned.inputs is not None and tuned.inputs.choices == before.choices
     static = [name for name, choice in rounded_plan.activations.items() if choice.is_static]

@@ -10,13 +10,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from sedaq.aq.export.apply import PLAN_FILE, WEIGHTS_FILE
+from sedaq.aq.export.apply import PLAN_FILE
 from sedaq.aq.formats import AS_IS
 from sedaq.aq.modules.layers import quantized_modules
 from sedaq.aq.plans.plan import Plan
 from sedaq.errors import InputError
 from sedaq.kernels import cost_model, dispatch, native
 from sedaq.kernels.dispatch import KERNELS
+from sedaq.models.folders import WEIGHTS_FILE
 
 
 @pytest.mark.parametrize("costs", ["this machine's", "the folder's", "of other kernels"])

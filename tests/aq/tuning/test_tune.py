@@ -279,7 +279,7 @@ def test_codes_that_do_not_fit_the_model(subject, blocks, encodings, small):
 
 
 def test_a_tuned_folder_has_the_size_of_the_plan(subject, mixed_plan, store, small, tmp_path):
-    tuned = apply(subject, mixed_plan, store, tmp_path / "tuned", tune=dataclasses.replace(small, steps=4))
+    tuned = apply(subject, mixed_plan, store, tmp_path / "tuned", tune=dataclasses.replace(small, steps=4))[""]
     assert len(tuned.losses) > 1
     plan = Plan.load(tmp_path / "tuned" / "quantization_plan.json")
     assert (tmp_path / "tuned" / "diffusion_pytorch_model.safetensors").stat().st_size == plan.size_bytes
