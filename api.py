@@ -12,7 +12,7 @@ Everything that the command line does can be done with these; a keyword carries 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,51 +36,10 @@ from .sensitivity import run as runs
 from .sensitivity.run import Settings
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from .sensitivity.predictor.fitting import FitResult
     from .sensitivity.probing.forecast import Forecast
 
 Model = str | Path | Subject
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """A predictor's fit: how well it predicts, and what it says of the model."""
-
-    metric: str
-    spearman: float  # rank correlation of predictions and measurements, each probe predicted without itself
-    spearman_ci: tuple[float, float]  # 95 %
-    findings: tuple[str, ...]  # in words
-    notes: tuple[str, ...]  # what a reader should know of the probes
-    summary: Mapping[str, Any]  # all of fit.json
-    folder: Path  # that holds the predictor and its tables
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a layer and menu entry: sensitivity, interval, error, predicted change. It is sensitivity.csv."""
-        import pandas as pd
-
-        return pd.read_csv(self.folder / "sensitivity.csv")
-
-    def to_dict(self) -> dict[str, Any]:
-        """What the verb `fit` prints as JSON."""
-        return dict(self.summary)
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """The images of a model, measured."""
-
-    metrics: Mapping[str, Mapping[str, Any]]  # by name: value, se (standard error), halves
-    n_images: int
-    steps: int | None
-    seed: int
-    extractor: str
-    reference: str
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """What the verb `evaluate` prints as JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class Run:
@@ -226,7 +185,7 @@ class Run:
         Args:
             metric: what to predict, any metric that the probes have. Search, verification and report follow it.
         """
-        from .sensitivity.predictor.fitting import fit
+        from .sensitivity.predictor.fitting import FitResult, fit
 
         summary = fit(self._opened, metric=metric, seed=seed).summary
         low, high = summary["spearman_ci"]
@@ -332,7 +291,7 @@ def evaluate(
     extractor: str | None = None,
     reference: str | Path | None = None,
     device: str = "cpu",
-) -> EvaluationResult:
+) -> evaluation.EvaluationResult:
     """Metrics of a model's images, on noise that no plan was chosen by.
 
     Args:
@@ -354,7 +313,7 @@ def evaluate(
         reference=None if reference is None else str(reference),
         device=device,
     )
-    return EvaluationResult(**found)
+    return evaluation.EvaluationResult(**found)
 
 
 def inspect(

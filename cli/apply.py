@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     metavar="fast|full|SECONDS",
     help="Encode with another effort than the plan's; its measured quality is dropped.",
 )
+@click.option(
+    "--hessian",
+    default=None,
+    metavar="none|FILE",
+    help="Calibrate by nothing, or by a safetensors file with a matrix for each layer. Weights are then read one at a time, so that a model may be larger than memory; it cannot be tuned.",
+)
 @config_options(TuneConfig, "tune", prefix="tune_", defaults=("n_images",), only=("steps", "minutes", "n_images"), n_images="trajectories")
 @click.option(
     "--tune-buffer",
@@ -55,6 +61,7 @@ def command(
     out: Path,
     run_folder: Path | None,
     effort: str | None,
+    hessian: str | None,
     tune: dict[str, Any],
     tune_buffer: Path | None,
     tune_images: Path | None,
@@ -76,6 +83,8 @@ def command(
     if not tunes and any(given_of_tuning.values()):
         flags = " and ".join(flag for flag, given in given_of_tuning.items() if given)
         raise InputError(f"{flags}: for tuning alone; give --tune-steps or --tune-minutes, too")
+    if hessian is not None and (tunes or run_folder or "activations" in inputs):
+        raise InputError("--hessian: nothing is sampled then; leave out --run, --activations and what is for tuning")
     tuning, rounding = TuneConfig(**tune) if tunes else None, SearchConfig(**inputs)
     given = SamplingConfig(**sampling)
     loaded_plan = Plan.load(plan)
@@ -89,6 +98,8 @@ def command(
             exclude=exclude,
             sampling=given,
             device=device,
+            hessian=hessian,
+            mapped=hessian is not None,
         )
         recorded = store.sampling if given.guidance is None else replace(store.sampling, guidance=given.guidance)
         check_writable(out)

@@ -23,7 +23,7 @@ from .config import config_options
 @config_options(SearchConfig, "config")
 @options.workers
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Plan file to write.")
-@options.together(options.device, options.as_json)
+@options.together(options.components, options.device, options.as_json)
 def command(
     subject: str | None,
     run_folder: Path | None,
@@ -33,6 +33,7 @@ def command(
     config: dict[str, Any],
     workers: int,
     out: Path | None,
+    components: tuple[str, ...],
     device: str,
     as_json: bool,
 ) -> None:
@@ -44,9 +45,9 @@ def command(
     if uniform:
         if subject is None or run_folder or front:
             raise click.UsageError("--uniform is for a SUBJECT alone, without --run and --front.")
-        return _uniform(subject, Budget(**budget), config, out or Path("plan.json"), device, as_json)
-    if subject is not None or run_folder is None:
-        raise click.UsageError("give the --run that was probed; a SUBJECT is for --uniform alone.")
+        return _uniform(subject, Budget(**budget), config, out or Path("plan.json"), components, device, as_json)
+    if subject is not None or run_folder is None or components:
+        raise click.UsageError("give the --run that was probed; a SUBJECT and --components are for --uniform alone.")
     if front and (budget or out):
         raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size, --ms-per-step and --out.")
     limits = None if front else Budget(**budget)
@@ -65,10 +66,12 @@ def command(
         click.echo(note)
 
 
-def _uniform(subject: str, budget: Budget, config: dict[str, Any], out: Path, device: str, as_json: bool) -> None:
+def _uniform(
+    subject: str, budget: Budget, config: dict[str, Any], out: Path, components: tuple[str, ...], device: str, as_json: bool
+) -> None:
     from ..search.unmeasured import uniform_plan
 
-    plan = uniform_plan(subject, budget, SearchConfig(**config), device=device)
+    plan = uniform_plan(subject, budget, SearchConfig(**config), components=components, device=device)
     plan.save(out)
     if as_json:
         return options.print_json(plan.to_json())

@@ -92,7 +92,6 @@ class _Accumulator:
     def hessian(self) -> Hessian:
         """The identity of a layer that was never called: its module's weight is read by another, or it sleeps in this way of sampling."""
         if self.weight == 0:
-            log.warning("layer %s received no input while sampling: it is encoded without calibration", self.layer.name)
             return Hessian(tuple(torch.eye(total.shape[1]).expand(total.shape).contiguous() for total in self.sums))
         return Hessian(tuple(total / self.weight for total in self.sums))
 
@@ -208,6 +207,9 @@ def calibrate(
                 n_images=n_images,
                 chunk=32,
             )
+        unused = [name for name, total in sums.items() if total.weight == 0]
+        if unused:
+            log.warning("%d layers received no input while sampling and are encoded without calibration: %s", len(unused), _some(unused))
         for group in groups:
             hessian = sums[group[0].name].hessian()
             yield from ((layer, hessian) for layer in group if layer.name not in strays)
@@ -215,3 +217,7 @@ def calibrate(
         if apart:
             waiting += passes(apart, memory_bytes)
             n_passes = number + len(waiting)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:3])} and others"

@@ -111,6 +111,12 @@ class Hessian(BlockDiagonal):
         return cls((torch.eye(n_in).expand(groups, -1, -1),))
 
     @classmethod
+    def identity_of(cls, shape: tuple[int, ...], groups: int = 1) -> Hessian:
+        """The identity for a weight (out, in, *taps), in the blocks that its calibration would have."""
+        edges = block_edges(shape)
+        return cls(tuple(torch.eye(stop - start).expand(groups, -1, -1) for start, stop in zip(edges, edges[1:], strict=False)))
+
+    @classmethod
     def of(cls, matrix: torch.Tensor) -> Hessian:
         """A whole H from a matrix (in, in) or (groups, in, in)."""
         return cls((matrix if matrix.ndim == 3 else matrix.unsqueeze(0),))

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from .folders import load_folder, put_quantized, source_of
+from .folders import source_of
+from .pretrained import can_be_mapped, load_folder, map_folder, put_quantized
 from .subject import Subject
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
@@ -27,6 +28,7 @@ def load(
     quantized: bool = False,
     weights: str | Path | None = None,
     components: Sequence[str] = (),
+    mapped: bool = False,
 ) -> Subject:
     """The subject that the argument names.
 
@@ -36,6 +38,8 @@ def load(
         exclude: globs of layers to leave alone.
         quantized: whether a folder that sedaq wrote is acceptable (to sample it; it can't be quantized again).
         components: of a pipeline, what is quantized, such as unet, text_encoder, vae; its denoisers where none are named.
+        mapped: leave the weights of a folder in their files, to be read one at a time: layers can be listed and encoded, and nothing sampled.
+            Only weights of diffusers' models in safetensors files can be; others are loaded.
         weights: folder that sedaq wrote of a subject that is no diffusers model; its quantized layers take the place of the subject's own.
 
     Raises:
@@ -53,8 +57,14 @@ def load(
         return subject
     check_device(device)
     text = str(subject)
+
+    def opened(folder: Path) -> Subject:
+        if mapped and can_be_mapped(folder, components):
+            return map_folder(folder, prompts, exclude, components)
+        return load_folder(folder, device, prompts, exclude, quantized, components)
+
     if text in SHIPPED:
-        loaded = load_folder(SHIPPED_FOLDER / text, device, prompts, exclude, quantized=False, components=components)
+        loaded = opened(SHIPPED_FOLDER / text)
     elif ".py:" in text:
         loaded = load(_load_function(text, exclude), components=components)
     elif Path(text).is_file():
@@ -66,10 +76,10 @@ def load(
             if not quantized:
                 raise InputError(f"{folder}: already quantized; pass {source}, which it was made from")
             return load(source, prompts=prompts, exclude=exclude, device=device, weights=folder)
-        loaded = load_folder(folder, device, prompts, exclude, quantized, components)
+        loaded = opened(folder)
     if prompts and loaded.conditions != list(prompts):
         raise InputError(f"`prompts`: {text} takes no prompts; leave `prompts` out")
-    if not quantized:
+    if not quantized and loaded.mapped is None:
         loaded.layers  # noqa: B018  finds NaN in weights now, before any work
         _check_finite(loaded)
     return loaded

@@ -18,6 +18,7 @@ from ..storage import fingerprint, tensor_fingerprint
 from .adapters.base import Adapter, FunctionAdapter
 from .components import Components, is_denoiser
 from .layers import Layer, find_layers, find_ties, tied_layers
+from .mapped import MappedTensors
 from .sampling import Condition, SamplingConfig
 
 
@@ -35,6 +36,7 @@ class Subject:
         components: the names of what is quantized in the pipeline of `folder`; none where the folder is a bare denoiser.
         stored_dtypes: dtype on disk of each tensor of the denoiser's state dict, where it differs from the one in memory.
         extractor: name of the feature extractor to use when none is asked for.
+        mapped: the tensors of the state dict, where `denoiser` is on the meta device and they are read from files as they are needed.
         source: FILE.py:FUNCTION, by which `load` made it; "" for others.
     """
 
@@ -52,8 +54,10 @@ class Subject:
         components: Sequence[str] = (),
         stored_dtypes: dict[str, torch.dtype] | None = None,
         extractor: str | None = None,
+        mapped: MappedTensors | None = None,
     ) -> None:
         self.denoiser = denoiser.eval().requires_grad_(False)
+        self.mapped = mapped
         self.adapter = sample if isinstance(sample, Adapter) else FunctionAdapter(sample)
         self.conditions, self.name = list(conditions) if conditions else None, name
         self.folder, self.components, self.extractor = folder, tuple(components), extractor
@@ -128,6 +132,7 @@ class Subject:
             components=(name,),
             stored_dtypes=own(self.stored_dtypes),
             extractor=self.extractor,
+            mapped=None if self.mapped is None else self.mapped.part(f"{name}."),
         )
         part.layers = [replace(layer, name=path) for path, layer in own({layer.name: layer for layer in self.layers}).items()]
         return part
@@ -169,6 +174,8 @@ class Subject:
 
     @cached_property
     def _weights_fingerprint(self) -> str:
+        if self.mapped is not None:
+            return self.mapped.fingerprint(sorted(self.denoiser.state_dict()))
         return tensor_fingerprint(sorted(self.denoiser.state_dict().items()))
 
     @cached_property
@@ -214,8 +221,19 @@ class Subject:
         raise InputError(f"subject {self.name} has no layer {name!r}; `sedaq inspect` lists them")
 
     def weight(self, name: str) -> torch.Tensor:
-        """The full-precision weight of layer `name`, float32."""
-        return self.denoiser.get_submodule(name).weight.detach().float()  # type: ignore[operator, union-attr]
+        """The full-precision weight of layer `name`, float32. Raises InputError for NaN or infinity in one that is read from its file."""
+        if self.mapped is None:
+            return self.denoiser.get_submodule(name).weight.detach().float()  # type: ignore[operator, union-attr]
+        weight = self.mapped[f"{name}.weight"].float()
+        if not torch.isfinite(weight).all():
+            raise InputError(
+                f"layer {name}: its weight holds NaN or infinity; repair the model, or leave the layer out with `exclude` {name}"
+            )
+        return weight
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor of the denoiser's state dict."""
+        return self.denoiser.state_dict()[name] if self.mapped is None else self.mapped[name]
 
     @contextmanager
     def weights_replaced(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:

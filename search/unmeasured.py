@@ -38,6 +38,7 @@ def uniform_plan(
     *,
     sampling: SamplingConfig | None = None,
     exclude: Sequence[str] = (),
+    components: Sequence[str] = (),
     device: str = "cpu",
 ) -> Plan:
     """The uniform plan within a budget of bits, of bytes or both. Nothing is sampled and nothing encoded: applying it does that.
@@ -54,7 +55,8 @@ def uniform_plan(
         True
     """
     lines = None if sampling is None else sampling.prompt_lines
-    subject = load(str(model) if isinstance(model, Path) else model, prompts=lines, exclude=exclude, device=device)
+    model = str(model) if isinstance(model, Path) else model
+    subject = load(model, prompts=lines, exclude=exclude, components=components, device=device, mapped=True)
     config = config or SearchConfig()
     chosen, notes = uniform_formats(subject, budget, config)
     settings = Settings(sampling=sampling or TEN_STEPS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,23 @@ from .metrics.reference import load_reference, sampled_reference, shipped_refere
 from .metrics.registry import measure
 from .metrics.sample import Features, Sample
 from .run import Run
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The images of a model, measured."""
+
+    metrics: Mapping[str, Mapping[str, Any]]  # by name: value, se (standard error), halves
+    n_images: int
+    steps: int | None
+    seed: int
+    extractor: str
+    reference: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the verb `evaluate` prints as JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from ..models.loading import SHIPPED, load
 from ..models.sampling import SamplingConfig
 from ..models.subject import Subject
 from ..runtime.journal import Journal
-from ..storage import read_json, write_json
+from ..storage import file_sha256, read_json, write_json
 from .metrics.reference import REFERENCE_IMAGES
 
 TEN_STEPS = SamplingConfig(steps=10)
@@ -234,10 +234,16 @@ def store_for_plan(
     exclude: tuple[str, ...] = (),
     sampling: SamplingConfig | None = None,
     device: str = "cpu",
+    hessian: str | None = None,
+    mapped: bool = False,
 ) -> tuple[Plan, EncodingStore]:
     """The encodings that a plan was made with: those of its run, or made anew in `scratch` by what the plan's `encoding` field says.
 
-    With another `effort` the plan comes back without what was predicted and measured, for that no longer holds.
+    Args:
+        hessian: instead of a calibration, "none" for the identity or a file of EncodingStore's `hessians`.
+        mapped: leave the weights in their files; nothing can be sampled then.
+
+    With another `effort` or `hessian` the plan comes back without what was predicted and measured, for that no longer holds.
     """
     sampling = sampling or SamplingConfig()
     if run is not None:
@@ -245,19 +251,25 @@ def store_for_plan(
         folder, loaded = opened.folder, opened.subject
     else:
         prompts, components = sampling.prompt_lines, plan.components
-        folder, loaded = scratch, load(subject, prompts=prompts, exclude=exclude, components=components, device=device)
+        folder = scratch
+        loaded = load(subject, prompts=prompts, exclude=exclude, components=components, device=device, mapped=mapped)
     plan.validate(loaded)
+    path = None if hessian in (None, "none") else Path(str(hessian))
+    if path is not None and not path.is_file():
+        raise InputError(f"`hessian` {path}: no such file; give a safetensors file with a matrix for each layer, or none")
+    instead: dict[str, Any] = {"n_images": 0} if hessian == "none" else {"hessian": file_sha256(path)[:16]} if path else {}
     try:
         made = EncodingStore(
             loaded,
             folder,
-            calibration=plan.encoding["calibration_settings"],
+            calibration=plan.encoding["calibration_settings"] if hessian is None else {"seed": 0, **instead},
+            hessians=path,
             effort=effort or plan.encoding["effort"],
             seed=plan.encoding["seed"],
             batch_size=sampling.batch_size,
         )
     except KeyError as error:
         raise InputError(f"the plan's field 'encoding' lacks {error}; search again") from error
-    if effort is not None and effort != plan.encoding["effort"]:
+    if hessian is not None or (effort is not None and effort != plan.encoding["effort"]):
         plan = replace(plan, encoding=made.identity, predicted=None, measured=None)
     return plan, made

@@ -119,7 +119,7 @@ def choose(
     parts = subject.denoisers
     if any(prefix for prefix in parts) and any(SCHEMES[name].static for name in schemes or ()):
         raise InputError("`activation_schemes`: ranges that are fixed in advance are for one denoiser; choose schemes by token")
-    found = {}
+    found: dict[str, Activation] = {}
     for prefix, part in parts.items():
         chosen_for_part = _choose(part, bits, schemes, keep_in, sampling or SamplingConfig(), seed, alone=not prefix)
         found |= {f"{prefix}{name}": choice for name, choice in chosen_for_part.items()}

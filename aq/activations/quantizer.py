@@ -234,8 +234,8 @@ class ActivationQuantizers:
     def of_component(self, prefix: str) -> ActivationQuantizers:
         """Of the layers whose paths begin so, by what is left of their paths."""
         mine = self.of({name for name in self.choices if name.startswith(prefix)})
-        choices, tensors = ({name.removeprefix(prefix): value for name, value in of.items()} for of in (mine.choices, mine.tensors or {}))
-        return ActivationQuantizers(choices, self.edges, tensors)
+        choices = {name.removeprefix(prefix): choice for name, choice in mine.choices.items()}
+        return ActivationQuantizers(choices, self.edges, {name.removeprefix(prefix): of for name, of in (mine.tensors or {}).items()})
 
     def modules(self, denoiser: nn.Module, device: torch.device | None = None) -> tuple[dict[str, ActivationQuantizer], Clock | None]:
         """One ActivationQuantizer a layer, and the clock that they read; to be attached to `denoiser` or a copy. device: the denoiser's own if None."""

@@ -10,9 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-
 from ...errors import InputError
 from ...kernels import cost_model
 from ...kernels.timing import clock
@@ -22,28 +19,27 @@ from ...models.layers import tied_layers
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...runtime.tasks import locked
-from ...storage import SCHEMA, append_record, json_bytes, write_json
+from ...storage import SCHEMA, append_record, json_bytes, write_json, write_tensors_in_turn
 from ..activations.calibration import ranged
-from ..activations.quantizer import ACTIVATION, N_BUCKETS
+from ..activations.quantizer import N_BUCKETS
 from ..encoding import Encoding
-from ..formats import BOOK_TENSORS
-from ..plans.plan import SAFETENSORS_METADATA, Plan, book_holders
-from ..plans.store import EncodingStore
+from ..plans.plan import SAFETENSORS_METADATA, Plan, tensor_specs
+from ..plans.store import EncodingStore, StoredEncodings
 from ..tuning.components import together, tune_components
 from ..tuning.settings import TuneConfig
 from ..tuning.tune import Tuned
 from .card import CARD_FILE, card_text
+from .state import QuantizedState
 
 PLAN_FILE = "quantization_plan.json"
 MAX_DIGITS = 1 / 3 + 1e3  # no number of a config has a longer text
 TUNINGS_FILE = "tunings.jsonl"  # of a run's folder
 
 
-def assemble(subject: Subject, plan: Plan, store: EncodingStore) -> dict[str, Encoding]:
-    """The encoding of every layer of the plan; missing ones are made."""
-    wanted = [(layer, plan.formats[layer.name]) for layer in subject.layers]
-    store.fill(wanted)
-    return {layer.name: store.get(layer, format) for layer, format in wanted}
+def assemble(subject: Subject, plan: Plan, store: EncodingStore) -> Mapping[str, Encoding]:
+    """The encoding of every layer of the plan, read when it is asked for; missing ones are made."""
+    store.fill([(layer, plan.formats[layer.name]) for layer in subject.layers])
+    return StoredEncodings(store, plan.formats)
 
 
 def apply(
@@ -88,6 +84,7 @@ def apply(
         return {"": tuned}
     began, folder = clock(), out.with_name(f".{out.name}.tuning")
     images = None if tune_images is None else all_images(tune_images, subject.shape_of(sampling or SamplingConfig()))
+    encodings = dict(encodings)
     parts = tune_components(
         subject, encodings, tune, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, sampling=sampling
     )
@@ -139,29 +136,6 @@ def _refuse_strays(subject: Subject, out: Path) -> None:
     stray = next((name for name in found if name not in copied | written), None)
     if stray is not None:
         raise InputError(f"`out` {out}: holds {stray}, which sedaq did not write and would delete; move it away, or choose another name")
-
-
-def quantized_state(subject: Subject, tuned: Tuned) -> dict[str, torch.Tensor]:
-    """Every tensor of the quantized denoiser's file, in its stored dtype."""
-    names = set(tuned.encodings)
-    state = {}
-    for name, tensor in subject.denoiser.state_dict().items():
-        if name in subject.ties or (name.rpartition(".")[0] in names and name.endswith(".weight")):
-            continue
-        state[name] = tuned.others.get(name, tensor).detach().cpu().to(subject.tensor_specs[name][0]).contiguous()
-    for path, tensors in ((tuned.inputs and tuned.inputs.tensors) or {}).items():
-        state |= {f"{path}.{ACTIVATION}.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    holders = book_holders({name: encoding.format for name, encoding in tuned.encodings.items()})
-    for layer, encoding in tuned.encodings.items():
-        holder = holders.get(layer, layer)
-        for name, tensor in encoding.tensors.items():
-            if name not in BOOK_TENSORS or holder == layer:
-                state[f"{layer}.{name}"] = tensor.contiguous()
-            elif not tensor.equal(tuned.encodings[holder].tensors[name]):
-                raise InputError(
-                    f"layer {layer}: its {name} are not those of {holder}, with which it shares them; encode both from one book"
-                )
-    return state
 
 
 def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
@@ -255,15 +229,16 @@ def _config_text(part: Subject, prefix: str, plan: Plan, edges: tuple[float, ...
 
 def _write_components(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
     edges = tuned.inputs.edges if tuned.inputs else ()
-    state = quantized_state(subject, tuned)
-    size = 0
+    state = QuantizedState(subject, tuned)
+    spec, size = tensor_specs(subject, plan.formats, plan.activations), 0
     for prefix, part in subject.parts.items():
         folder = _folder_of(part, out)
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(_config_text(part, prefix, plan, edges), encoding="utf-8")
-        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        names = {name.removeprefix(prefix): name for name in state if name.startswith(prefix)}
+        specs = {name: spec[full] for name, full in names.items()}
         path = folder / weights_file(part.denoiser)
-        path.write_bytes(safetensors.torch.save(own, SAFETENSORS_METADATA))
+        write_tensors_in_turn(path, specs, lambda name, names=names: state[names[name]], SAFETENSORS_METADATA)  # type: ignore[misc]
         size += path.stat().st_size
     plan.save((out if len(subject.parts) > 1 else _folder_of(subject, out)) / PLAN_FILE)
     if size != plan.size_bytes:

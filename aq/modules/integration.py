@@ -24,7 +24,8 @@ from torch import nn
 
 from ...errors import InputError
 from ...kernels import cost_model
-from ...models import folders
+from ...models import pretrained
+from ...models.folders import WEIGHTS_FILE
 from ...models.hooks import add_hooks
 from ...models.layers import kind_of
 from ...storage import SCHEMA
@@ -260,9 +261,9 @@ def restore(module: nn.Module, folder: Path) -> None:
     """
     config = SedaqConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"])
     try:
-        tensors = safetensors.torch.load_file(folder / folders.WEIGHTS_FILE)
+        tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder / folders.WEIGHTS_FILE}: cannot be read; apply the plan again") from error
+        raise InputError(f"{folder / WEIGHTS_FILE}: cannot be read; apply the plan again") from error
     quantizer = SedaqQuantizer(config, pre_quantized=True)
     device = next(module.parameters()).device
     quantizer.put_layers(module)
@@ -286,7 +287,7 @@ def register() -> None:
     """
     if __name__.partition(".")[0] != "sedaq":
         return
-    folders.restore = restore
+    pretrained.restore = restore
     if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
         wrapt.register_post_import_hook(_register_text_encoders, "transformers.quantizers.auto")
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = SedaqConfig
@@ -294,6 +295,4 @@ def register() -> None:
 
 
 def _register_text_encoders(_: Any) -> None:
-    from . import text_encoders
-
-    text_encoders.register()
+    from . import text_encoders  # noqa: F401  which registers

@@ -11,7 +11,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .integration import METHOD, SedaqConfig, SedaqQuantizer
 
 
-class TextEncoderConfig(SedaqConfig, QuantizationConfigMixin):
+class TextEncoderConfig(SedaqConfig, QuantizationConfigMixin):  # type: ignore[misc]
     """SedaqConfig, as transformers wants it."""
 
 
@@ -47,7 +47,7 @@ class TextEncoderQuantizer(HfQuantizer):
         return True
 
 
-def register() -> None:
-    """Make transformers know quant_method "sedaq"."""
+# At the end of the module and not in a function: whoever imports this one first imports transformers' table, whose hook imports it again.
+if __name__.partition(".")[0] == "sedaq":
     register_quantization_config(METHOD)(TextEncoderConfig)
     register_quantizer(METHOD)(TextEncoderQuantizer)

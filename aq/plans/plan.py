@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...models.subject import Subject
-from ...storage import SAFETENSORS_DTYPES, fingerprint, read_json, write_json
+from ...storage import fingerprint, read_json, safetensors_layout, write_json
 from ..activations.quantizer import ACTIVATION, Activation
 from ..formats import AS_IS, BOOK_TENSORS, Format
 from .menu import TensorSpec
@@ -189,20 +188,9 @@ def weight_bits(subject: Subject, formats: Mapping[str, Format]) -> float:
 
 
 def file_bytes(specs: Mapping[str, TensorSpec]) -> int:
-    """Exact bytes of a safetensors file: 8 for the header's length, the header padded to 8, the tensors.
-
-    The writer orders tensors by dtype, widest alignment first, then by name; the order matters for the digits of the offsets.
-    """
-    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
-    rank = list(names)
-    header: dict[str, Any] = {"__metadata__": SAFETENSORS_METADATA}
-    offset = 0
-    for name, (dtype, shape) in sorted(specs.items(), key=lambda item: (-rank.index(item[1][0]), item[0])):
-        end = offset + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + 8 * math.ceil(length / 8) + offset
+    """Exact bytes of a safetensors file, header and tensors."""
+    header, _ = safetensors_layout(specs, SAFETENSORS_METADATA)
+    return len(header) + sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values())
 
 
 def files_bytes(subject: Subject, specs: Mapping[str, TensorSpec]) -> int:

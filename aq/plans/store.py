@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ...errors import InputError
 from ...models.calibration import calibrate, check_weighting
-from ...models.hessian import Hessian
+from ...models.hessian import Hessian, block_edges
 from ...models.layers import Layer
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
@@ -39,6 +40,9 @@ class EncodingStore:
     Args:
         calibration: what the calibration matrices depend on besides the subject: seed, n_images, weighting, steps, and a SamplingConfig's
             identity.
+            Without images nothing is sampled, and every calibration matrix is the identity.
+        hessians: safetensors file with a matrix (in, in), or (groups, in, in), for each layer by its path, in the place of a calibration; its
+            fingerprint is in `calibration`.
         effort, seed: of the encoder.
         batch_size: images sampled at once for calibration.
     """
@@ -52,11 +56,12 @@ class EncodingStore:
         effort: str = "fast",
         seed: int = 0,
         batch_size: int | None = None,
+        hessians: Path | None = None,
     ) -> None:
         parse_effort(effort)
         check_weighting(calibration.get("weighting", "uniform"))
         self.subject, self.folder = subject, Path(folder)
-        self.calibration, self.effort, self.seed = dict(calibration), effort, seed
+        self.calibration, self.effort, self.seed, self.hessians = dict(calibration), effort, seed, hessians
         self.sampling = SamplingConfig.from_dict({**calibration, **({"batch_size": batch_size} if batch_size else {})})
         self.calibration_fingerprint = fingerprint([subject.fingerprint, self.calibration])
         self._fingerprints: dict[str, str] = {}  # of weights
@@ -107,10 +112,19 @@ class EncodingStore:
 
     def uncalibrated(self) -> list[Layer]:
         """Layers whose calibration matrices are still to be made."""
-        return [layer for layer in self.subject.layers if not self._hessian_task(layer).is_done]
+        return [] if self._is_blind or self.hessians else [layer for layer in self.subject.layers if not self._hessian_task(layer).is_done]
+
+    @property
+    def _is_blind(self) -> bool:
+        """Whether nothing is sampled to calibrate."""
+        return self.calibration.get("n_images") == 0
 
     def hessian(self, layer: Layer) -> Hessian:
-        """The calibration matrix of a layer. Those of all layers are made now if it is missing."""
+        """The calibration matrix of a layer, the identity without calibration images. Those of all layers are made now if it is missing."""
+        if self.hessians is not None:
+            return _read_hessian(self.hessians, layer)
+        if self._is_blind:
+            return Hessian.identity_of(layer.shape, layer.groups)
         task = self._hessian_task(layer)
         if not task.is_done:
             self.calibrate()
@@ -223,6 +237,40 @@ class EncodingStore:
 
     def _make(self, item: tuple[Layer, Format]) -> None:
         self.get(*item)
+
+
+class StoredEncodings(Mapping[str, Encoding]):
+    """The encodings of a plan's layers by name, read when they are asked for; the last one stays in memory."""
+
+    def __init__(self, store: EncodingStore, formats: Mapping[str, Format]) -> None:
+        self._store, self._formats = store, {layer.name: formats[layer.name] for layer in store.subject.layers}
+        self._last: tuple[str, Encoding] | None = None
+
+    def __getitem__(self, name: str) -> Encoding:
+        if self._last is None or self._last[0] != name:
+            self._last = None
+            self._last = name, self._store.get(self._store.subject.layer(name), self._formats[name])
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._formats)
+
+    def __len__(self) -> int:
+        return len(self._formats)
+
+
+def _read_hessian(path: Path, layer: Layer) -> Hessian:
+    """Raises InputError for a file without the layer's matrix, or with one of another shape."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            matrix = file.get_tensor(layer.name).float()
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: holds no matrix for layer {layer.name} ({error}); give one for each layer") from error
+    whole = matrix if matrix.ndim == 3 else matrix.expand(layer.groups, *matrix.shape)
+    if whole.shape != (layer.groups, layer.n_in, layer.n_in):
+        raise InputError(f"{path}: the matrix of layer {layer.name} is {tuple(matrix.shape)}; it must be ({layer.n_in}, {layer.n_in})")
+    edges = block_edges(layer.shape)
+    return Hessian(tuple(whole[:, a:b, a:b].contiguous() for a, b in zip(edges, edges[1:], strict=False)))
 
 
 def book_name(layer: Layer) -> str:

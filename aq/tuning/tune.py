@@ -33,7 +33,7 @@ SPOILT = 0.1  # lost of the teacher's answers: every model measured that lost mo
 class Tuned:
     """Encodings and remaining tensors after tuning, and the loss on held-out trajectories on the way."""
 
-    encodings: dict[str, Encoding]
+    encodings: Mapping[str, Encoding]
     others: dict[str, torch.Tensor]  # biases, norms and whatever else was tuned, by name in the state dict
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out mean squared error, weighted as tuning was)
     inputs: ActivationQuantizers | None = None

@@ -45,6 +45,7 @@ class PipelineAdapter(Adapter):
         self.pipeline, self.conditions, self.defaults = pipeline, conditions, dict(defaults or {})
         self.parameters = inspect.signature(pipeline.__call__).parameters
         self.scheduler = getattr(pipeline, "scheduler", None)
+        self.batch_size = self.defaults.pop("batch_size", self.batch_size)
         steps = self.parameters.get(ARGUMENTS["steps"])
         self.default_steps = self.defaults.get("steps") or (None if steps is None else steps.default)
         pipeline.set_progress_bar_config(disable=True)

@@ -245,7 +245,8 @@ def train_mmdit(images: torch.Tensor, labels: torch.Tensor, work: Path, sd: Path
     )
     texts = {text: number for number, text in enumerate(["", *all_captions()])}
     with torch.inference_mode():
-        states, _, pooled, _ = pipeline.encode_prompt(list(texts), None, None, do_classifier_free_guidance=False)
+        # Behind a caption's tokens come zeros in the place of a third encoder's, by default 256 of them.
+        states, _, pooled, _ = pipeline.encode_prompt(list(texts), None, None, do_classifier_free_guidance=False, max_sequence_length=1)
     by_ids = {tuple(captions.tokenizer(text, padding="max_length", max_length=TOKENS).input_ids): row for text, row in texts.items()}
 
     def loss_of(model: Any, batch: Batch) -> torch.Tensor:
@@ -281,7 +282,9 @@ def main() -> None:
     else:
         pipeline = train_mmdit(images, labels, work, shipped / "digits-sd", steps=arguments.steps, seed=arguments.seed)
     pipeline.to(dtype=torch.float16).save_pretrained(out)
-    known = {"conditions": full_captions(), "extractor": "embedded", "steps": 20, "guidance": GUIDANCE}
+    known = {"conditions": full_captions(), "extractor": "embedded", "steps": 20, "guidance": GUIDANCE, "batch_size": 64}
+    if arguments.name == "digits-mmdit":
+        known["max_tokens"] = 1
     write_json(out / SUBJECT_FILE, "subject", known)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,27 @@ from .predictor import PREDICTOR_FILE, Predictor
 class Fitted:
     predictor: Predictor
     summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A predictor's fit: how well it predicts, and what it says of the model."""
+
+    metric: str
+    spearman: float  # rank correlation of predictions and measurements, each probe predicted without itself
+    spearman_ci: tuple[float, float]  # 95 %
+    findings: tuple[str, ...]  # in words
+    notes: tuple[str, ...]  # what a reader should know of the probes
+    summary: Mapping[str, Any]  # all of fit.json
+    folder: Path  # that holds the predictor and its tables
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer and menu entry: sensitivity, interval, error, predicted change. It is sensitivity.csv."""
+        return pd.read_csv(self.folder / "sensitivity.csv")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the verb `fit` prints as JSON."""
+        return dict(self.summary)
 
 
 def error_of(statistics: LayerStatistics) -> Callable[[str, Entry], float]:

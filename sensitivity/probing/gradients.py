@@ -32,7 +32,7 @@ def output_gradients(subject: Subject, sampling: SamplingConfig, *, seed: int) -
 
     Layers that the output does not depend on have zeros. Those of components that are no denoisers have no entry, nor have embeddings.
     """
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for prefix, part in subject.denoisers.items():
         found |= {f"{prefix}{name}": gradient for name, gradient in _of_denoiser(part, sampling, seed).items()}
     return found

@@ -16,8 +16,9 @@ from sedaq.aq.modules.quantize import quantize_
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.plans.store import EncodingStore
 from sedaq.aq.tuning.settings import TuneConfig
-from sedaq.models.folders import WEIGHTS_FILE, put_quantized
+from sedaq.models.folders import WEIGHTS_FILE
 from sedaq.models.layers import find_layers, find_ties
+from sedaq.models.pretrained import put_quantized
 from sedaq.models.subject import Subject
 from sedaq.sensitivity.probing.gradients import output_gradients
 

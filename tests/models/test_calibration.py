@@ -169,7 +169,7 @@ def test_a_layer_that_receives_nothing_has_the_identity_and_is_named(caplog: pyt
     subject = subject_of(model, (3,))
     found = {layer.name: hessian for layer, hessian in calibrate(subject, subject.layers, n_images=2)}
     assert torch.equal(found["unused"].blocks[0], torch.eye(5).unsqueeze(0))
-    assert "layer unused received no input" in caplog.text
+    assert "1 layers received no input while sampling and are encoded without calibration: unused" in caplog.text
 
 
 def test_hooks_are_gone_afterwards_even_when_sampling_fails(several: Subject) -> None:

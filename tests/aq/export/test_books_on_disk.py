@@ -173,6 +173,6 @@ def test_convolutions_share_tap_groups(tmp_path):
 
 def test_a_tuned_folder_loads(blocks, shared_plan, books, tmp_path):
     settings = TuneConfig(steps=4, batch_size=16, n_images=8, sampling_steps=3, check_every=2)
-    tuned = apply(blocks, shared_plan, books, tmp_path / "tuned", tune=settings)
+    tuned = apply(blocks, shared_plan, books, tmp_path / "tuned", tune=settings)[""]
     assert (tmp_path / "tuned" / WEIGHTS_FILE).stat().st_size == shared_plan.size_bytes
     assert_quantized_as(from_pretrained(tmp_path / "tuned"), tuned.encodings)

@@ -11,7 +11,8 @@ from torch import nn
 
 from sedaq.aq.encoder.encoder import encode, fit_book
 from sedaq.aq.encoding import Encoding
-from sedaq.aq.export.apply import apply, assemble, quantized_state
+from sedaq.aq.export.apply import apply, assemble
+from sedaq.aq.export.state import QuantizedState
 from sedaq.aq.formats import BOOK_TENSORS, Format
 from sedaq.aq.plans import store as store_module
 from sedaq.aq.plans.plan import Plan, book_holders, tensor_specs, weight_bits
@@ -164,19 +165,19 @@ def test_a_plan_counts_each_book_once(blocks, shared_plan):
 
 @pytest.mark.parametrize("differing", BOOK_TENSORS)
 def test_layers_whose_codebooks_differ_cannot_be_stored_as_one(differing, blocks, shared_plan, books):
-    encodings = assemble(blocks, shared_plan, books)
+    encodings = dict(assemble(blocks, shared_plan, books))
     name = attention("to_q")[2]
     tensors = {**encodings[name].tensors, differing: encodings[name].tensors[differing] * -1}
     encodings[name] = dataclasses.replace(encodings[name], tensors=tensors)
     with pytest.raises(InputError, match=f"layer {name}: its {differing} are not those of {attention('to_q')[0]}, with which it shares"):
-        quantized_state(blocks, Tuned(encodings, {}))
+        QuantizedState(blocks, Tuned(encodings, {}))
 
 
 # -- tuning --------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_tuning_changes_shared_codebooks_and_keeps_them_equal(blocks, shared_plan, books):
-    encodings = assemble(blocks, shared_plan, books)
+    encodings = dict(assemble(blocks, shared_plan, books))
     settings = TuneConfig(steps=30, batch_size=16, n_images=64, sampling_steps=4, check_every=10)
     tuned = tune(blocks, encodings, settings)
     assert tuned.losses[-1][1] < tuned.losses[0][1]
@@ -186,5 +187,5 @@ def test_tuning_changes_shared_codebooks_and_keeps_them_equal(blocks, shared_pla
         assert not same(book_of(tuned.encodings[names[0]]), book_of(encodings[names[0]]))
     own, shared = (book_of(tuned.encodings[name]) for name in attention("to_v")[:2])
     assert not same(own, shared), "the same format with codebooks of its own is apart"
-    state = quantized_state(blocks, tuned)
+    state = QuantizedState(blocks, tuned)
     assert state.keys() == tensor_specs(blocks, shared_plan.formats).keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 from sedaq.aq.activations.quantizer import Activation, ActivationQuantizers, attached
 from sedaq.aq.formats import AS_IS
 from sedaq.errors import WorkerError
-from sedaq.sensitivity.metrics import reference as reference_module
 from sedaq.sensitivity.probing.assembly import Assembly
 from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.prober import Measurement, Prober
@@ -120,8 +120,8 @@ def test_inputs_are_rounded_while_a_plan_is_measured_and_only_of_layers_with_cod
     torch.testing.assert_close(features.pooled, rounded[1].evidence["pooled"], atol=1e-4, rtol=1e-4)
 
 
-def test_a_sampled_reference_is_kept_and_made_again_when_damaged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference_module, "REFERENCE_IMAGES", 200)
+def test_a_sampled_reference_is_kept_and_made_again_when_damaged(run: Run) -> None:
+    run.settings = dataclasses.replace(run.settings, reference_images=200)
     prober = Prober(run)
     prober.run.subject.extractor = None  # so that what is shipped does not belong to it
     first, path = prober._reference(), run.folder / "reference.safetensors"
