@@ -25,6 +25,7 @@ _PUBLIC = {
     "uniform_plan": "search.unmeasured",
     "inspect": "api",
     "load": "models.loading",
+    "load_file": "aq.export.single_file",
     "Subject": "models.subject",
     "Plan": "aq.plans.plan",
     "Format": "aq.formats",

@@ -227,6 +227,7 @@ class Run:
         tune: TuneConfig | None = None,
         tune_images: str | Path | None = None,
         tune_buffer: str | Path | None = None,
+        single_file: str | Path | None = None,
     ) -> nn.Module:
         """Write the quantized model of a plan to a diffusers folder, and load it.
 
@@ -235,12 +236,17 @@ class Run:
             tune: tune against the full-precision model; not at all by default.
             tune_images: folder or .npz of your own images to learn from beside the model's; none are needed.
             tune_buffer: folder that keeps what the full-precision model sampled for other tunings.
+            single_file: also write the quantized denoiser to this one file, which `sedaq.load_file` reads.
         """
+        from .aq.export.single_file import write_single_file
+
         found = plan if isinstance(plan, Plan) else Plan.load(plan)
         images, buffer = (None if path is None else Path(path) for path in (tune_images, tune_buffer))
         export.apply(
             self.subject, found, self._opened.store, out, tune=tune, tune_images=images, buffer_folder=buffer, sampling=self.sampling
         )
+        if single_file is not None:
+            write_single_file(Path(out), Path(single_file))
         return load(str(out), quantized=True, device=self._opened.device).denoiser
 
     def evaluate(

@@ -86,13 +86,22 @@ def flush_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write to a temporary name beside `path`, flush to disk, rename, and flush the folder."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+
+    write_atomically_by(path, write)
+
+
+def write_atomically_by(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` write and flush a file under a temporary name beside `path`, rename it, and flush the folder."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
         temporary.replace(path)
         flush_folder(path.parent)
     except OSError as error:

@@ -27,7 +27,7 @@ STEPS = 20
 
 def rows_of(name: str, folder: Path, n_images: int, guidances: tuple[float, ...]) -> list[dict[str, Any]]:
     captions = full_captions()
-    subject = sedaq.load(folder, prompts=captions)
+    subject = sedaq.load(folder, prompts=captions, quantized=True)
     extract = load_extractor("embedded", image_shape=(1, 32, 32))
     target = shipped_reference("test", extract)
     wanted = torch.arange(n_images) % len(captions)

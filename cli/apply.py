@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     help="Encode with another effort than the plan's; its measured quality is dropped.",
 )
 @click.option(
+    "--single-file",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Also write the quantized denoiser, config and all, to this one .safetensors file, which sedaq.load_file reads.",
+)
+@click.option(
     "--hessian",
     default=None,
     metavar="none|FILE",
@@ -61,6 +67,7 @@ def command(
     out: Path,
     run_folder: Path | None,
     effort: str | None,
+    single_file: Path | None,
     hessian: str | None,
     tune: dict[str, Any],
     tune_buffer: Path | None,
@@ -72,6 +79,7 @@ def command(
 ) -> None:
     from ..aq.activations.choice import choose, described
     from ..aq.export.apply import apply, check_writable
+    from ..aq.export.single_file import write_single_file
     from ..aq.plans.plan import Plan
     from ..progress import shown
     from ..sensitivity.run import store_for_plan
@@ -117,6 +125,8 @@ def command(
             buffer_folder=tune_buffer,
             sampling=recorded,
         )
+        if single_file is not None:
+            write_single_file(out, single_file)
     click.echo(f"{out}: {chosen.size_bytes:,} bytes, {chosen.bits_per_weight:.3f} bits a weight")
     if chosen.activations:
         click.echo(described(chosen.activations, len(chosen.formats)))

@@ -51,12 +51,21 @@ def load_folder(
 
 def _diffusers_class(path: Path, base: str, remedy: str) -> Any:
     """The diffusers class that a config names, a subclass of `base`."""
+    return _named_class(read_config(path), str(path), base, remedy)
+
+
+def model_class_of(config: Mapping[str, Any], where: str) -> Any:
+    """The class of a denoiser's config. Raises InputError, which names `where`, for one that diffusers does not have."""
+    return _named_class(config, where, "ModelMixin", "model; install the version of diffusers that has it")
+
+
+def _named_class(config: Mapping[str, Any], where: str, base: str, remedy: str) -> Any:
     import diffusers
 
-    name = read_config(path).get("_class_name")
+    name = config.get("_class_name")
     found = getattr(diffusers, str(name), None)
     if not isinstance(found, type) or not issubclass(found, getattr(diffusers, base)):
-        raise InputError(f"{path}: field '_class_name' is {name!r}, which is no diffusers {remedy}")
+        raise InputError(f"{where}: field '_class_name' is {name!r}, which is no diffusers {remedy}")
     return found
 
 

@@ -7,7 +7,7 @@ one, and takes seconds to import: text_encoders.py registers when something else
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import wrapt
+from accelerate.utils import set_module_tensor_to_device
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
@@ -264,19 +265,26 @@ def restore(module: nn.Module, folder: Path) -> None:
         tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS_FILE}: cannot be read; apply the plan again") from error
+    put_stored(module, config, tensors, str(folder), device=next(module.parameters()).device)
+
+
+def put_stored(module: nn.Module, config: SedaqConfig, tensors: Mapping[str, torch.Tensor], where: str, *, device: Any) -> None:
+    """Put quantized layers into a module, and every tensor of a file into its place; parameters without values get them.
+
+    Raises:
+        InputError: which names `where`, for tensors of another module.
+    """
     quantizer = SedaqQuantizer(config, pre_quantized=True)
-    device = next(module.parameters()).device
     quantizer.put_layers(module)
     names = {name for tensors_of in (module.named_parameters, module.named_buffers) for name, _ in tensors_of()}  # one of several
     expected = {name: tensor for name, tensor in module.state_dict().items() if name in names}
     if expected.keys() != tensors.keys() or any(tensors[name].shape != tensor.shape for name, tensor in expected.items()):
-        raise InputError(f"{folder}: its tensors are not those of this module; pass the subject that it was made from")
+        raise InputError(f"{where}: its tensors are not those of this module; pass the subject that it was made from")
     for name, tensor in tensors.items():
         if quantizer.check_if_quantized_param(module, tensor, name):
             quantizer.create_quantized_param(module, tensor, name, device, tensors)
         else:
-            with torch.no_grad():
-                expected[name].copy_(tensor)
+            set_module_tensor_to_device(module, name, device, value=tensor, dtype=expected[name].dtype)
     quantizer.finish(module)
 
 

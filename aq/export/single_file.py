@@ -1,0 +1,72 @@
+"""A quantized denoiser in one safetensors file, with its config and plan in the file's metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ...errors import InputError
+from ...models.folders import WEIGHTS_FILE
+from ...models.pretrained import model_class_of
+from ...storage import write_atomically_by, write_tensors_in_turn
+from ..modules.integration import SedaqConfig, put_stored
+from ..plans.plan import SAFETENSORS_METADATA
+from .apply import PLAN_FILE
+
+_CONFIG, _PLAN = "sedaq_config", "sedaq_plan"
+
+
+def write_single_file(folder: Path, out: Path) -> None:
+    """Everything of a quantized denoiser's folder in the file `out`.
+
+    Args:
+        folder: that `apply` wrote, of a denoiser or of a pipeline with one quantized component.
+
+    Raises:
+        InputError: for a folder without a quantized denoiser, one of several quantized components, and a model that is not of diffusers.
+    """
+    found = [path.parent for path in (folder / PLAN_FILE, *sorted(folder.glob(f"*/{PLAN_FILE}"))) if path.exists()]
+    if len(found) != 1 or not (found[0] / WEIGHTS_FILE).exists():
+        raise InputError(f"`single_file`: {folder} holds not one quantized model of diffusers; keep the folder")
+    source = found[0]
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if "_class_name" not in config:
+        raise InputError(f"`single_file`: {folder} is of a model of your own, which no file can make; keep the folder")
+    metadata = {**SAFETENSORS_METADATA, _CONFIG: json.dumps(config), _PLAN: (source / PLAN_FILE).read_text(encoding="utf-8")}
+    with safe_open(source / WEIGHTS_FILE, framework="pt") as file:
+        specs = {name: (tensor.dtype, tuple(tensor.shape)) for name in file.keys() if (tensor := file.get_tensor(name)) is not None}
+        write_atomically_by(out, lambda path: write_tensors_in_turn(path, specs, file.get_tensor, metadata))
+
+
+def load_file(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+    """The quantized denoiser in a file that `apply` wrote with `single_file`.
+
+    Args:
+        dtype: that it computes in; what is stored stays as it is.
+
+    Raises:
+        InputError: for a file that holds no quantized model.
+
+    Example:
+        >>> load_file("dit-2bit.safetensors")  # doctest: +SKIP
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if _CONFIG in metadata else {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); pass a file that `sedaq apply` wrote") from error
+    if _CONFIG not in metadata:
+        raise InputError(f"{path}: holds no model that sedaq quantized; pass a file that `sedaq apply` wrote")
+    config = json.loads(metadata[_CONFIG])
+    quantization = config.pop("quantization_config")
+    with init_empty_weights():
+        model: nn.Module = model_class_of(config, str(path)).from_config(config)
+    put_stored(model, SedaqConfig(**quantization), tensors, str(path), device="cpu")
+    return model.eval().requires_grad_(False).to(device=device, dtype=dtype)
