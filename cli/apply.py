@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from . import options
 from .config import config_options
 
 if TYPE_CHECKING:
+    from ..aq.plans.plan import Plan
     from ..aq.tuning.tune import Tuned
 
 
@@ -32,6 +34,12 @@ if TYPE_CHECKING:
     default=None,
     metavar="fast|full|SECONDS",
     help="Encode with another effort than the plan's; its measured quality is dropped.",
+)
+@click.option(
+    "--settings",
+    type=click.Choice(["torchao", "quanto"]),
+    default=None,
+    help="Quantize nothing: write to --out, as JSON, the settings with which that library gives each layer as many bits, rounded up.",
 )
 @click.option(
     "--single-file",
@@ -67,6 +75,7 @@ def command(
     out: Path,
     run_folder: Path | None,
     effort: str | None,
+    settings: str | None,
     single_file: Path | None,
     hessian: str | None,
     tune: dict[str, Any],
@@ -96,6 +105,8 @@ def command(
     tuning, rounding = TuneConfig(**tune) if tunes else None, SearchConfig(**inputs)
     given = SamplingConfig(**sampling)
     loaded_plan = Plan.load(plan)
+    if settings is not None:
+        return _write_settings(subject, loaded_plan, settings, out, exclude)
     with tempfile.TemporaryDirectory() as scratch, shown():
         chosen, store = store_for_plan(
             loaded_plan,
@@ -152,3 +163,22 @@ def _print_tuning(component: str, tuned: Tuned) -> None:
             )
     if tuned.ending:
         click.echo(f"{component}tuning: {tuned.ending}")
+
+
+def _write_settings(subject: str, plan: Plan, library: str, out: Path, exclude: tuple[str, ...]) -> None:
+    from ..aq.export.settings import bits_of_layers, settings_for
+    from ..models.loading import load
+    from ..storage import write_atomically
+
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; --settings writes a file")
+    loaded = load(subject, exclude=exclude, components=plan.components, mapped=True)
+    content = settings_for(loaded, plan, library)
+    write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())
+    bits = bits_of_layers(loaded, plan, library)
+    weights = {layer.name: layer.n_weights for layer in loaded.layers}
+    mean = sum(n * weights[name] for name, n in bits.items()) / max(1, sum(weights[name] for name in bits))
+    left = len(weights) - len(bits)
+    click.echo(
+        f"{out}: {len(bits)} layers at {mean:.2f} bits on average, rounded up from {plan.bits_per_weight:.2f}; {left} stay as they are"
+    )
