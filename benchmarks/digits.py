@@ -57,7 +57,7 @@ def rows_of(name: str, folder: Path, n_images: int, guidances: tuple[float, ...]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["digits-sd"])
+    parser.add_argument("--models", nargs="+", default=["digits-sd", "digits-mmdit"])
     parser.add_argument("--folder", type=Path, help="of a single model; the shipped one by default")
     parser.add_argument("--images", type=int, default=900)
     parser.add_argument("--guidances", nargs="+", type=float, default=[1.0, 2.0, 4.0])

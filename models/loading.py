@@ -16,7 +16,7 @@ from .pretrained import can_be_mapped, load_folder, map_folder, put_quantized
 from .subject import Subject
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
-SHIPPED = ("mnist-dit", "mnist-unet", "digits-sd")
+SHIPPED = ("mnist-dit", "mnist-unet", "digits-sd", "digits-mmdit")
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,7 +189,10 @@ def _load_pipeline(
         )
     done = [name for name in present if (folder / name / "config.json").exists() and _refuse_quantized(folder / name, quantized)]
     weighty = [name for name in (*DENOISER_COMPONENTS, *present) if name in present and loaded_weights(folder / name)]
-    pipeline = _from_pretrained(DiffusionPipeline.from_pretrained, folder, _variant(folder / weighty[0]) if weighty else "")
+    # Parts that are null belong to no folder; diffusers wants to be told of those that most pipelines have, such as Stable Diffusion 3's T5.
+    absent = {name: None for name, entry in index.items() if entry == [None, None]}
+    load_from = functools.partial(DiffusionPipeline.from_pretrained, **absent)
+    pipeline = _from_pretrained(load_from, folder, _variant(folder / weighty[0]) if weighty else "")
     modules = {name: module for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
     names = tuple(components) or tuple(name for name in modules if name in done) or denoisers_of(modules)
     for name in names:

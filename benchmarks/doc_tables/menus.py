@@ -49,6 +49,7 @@ def digits(results: Results) -> str:
     return table(
         results.rows("digits"),
         {
+            "pipeline": lambda row: row["model"],
             "guidance": lambda row: fixed(row["guidance"], 0),
             "digit": lambda row: percent(row["digit"], 1),
             "stroke": lambda row: percent(row["stroke"], 1),

@@ -49,12 +49,13 @@ def test_captions_name_what_is_known() -> None:
     assert set(full_captions()) <= set(captions.all_captions())
 
 
-def test_the_shipped_pipeline_draws_what_its_captions_say() -> None:
+@pytest.mark.parametrize(("name", "component"), [("digits-sd", "unet"), ("digits-mmdit", "transformer")])
+def test_the_shipped_pipelines_draw_what_their_captions_say(name: str, component: str) -> None:
     """Of 20 images a random guess gets two digits right, and seven slants."""
     from sedaq.sensitivity.metrics.extractors import load_extractor
 
-    subject = load("digits-sd")
-    assert subject.conditions == full_captions() and (subject.components, subject.extractor) == (("unet",), "embedded")
+    subject = load(name)
+    assert subject.conditions == full_captions() and (subject.components, subject.extractor) == ((component,), "embedded")
     images = subject.sample(SamplingConfig(steps=8, batch_size=20), seed=0, n_images=20)
     assert images.shape == (20, 1, 32, 32)
     logits = load_extractor("embedded", image_shape=(1, 32, 32))(images).logits
