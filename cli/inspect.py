@@ -50,6 +50,7 @@ def command(
     from ..aq.plans.plan import Plan
     from ..aq.profiling.operations import tokens_of
     from ..progress import shown
+    from ..reports.numbers import megabytes
     from ..reports.summaries import show
     from ..reports.tables import inspect_table, operations_table
     from ..sensitivity.run import Run
@@ -67,8 +68,11 @@ def command(
         result = inspect(loaded, run.menus if run else heuristic_menus(loaded), planned, tokens_of(loaded, given) if planned else None)
     if as_json:
         options.print_json(result)
-    else:
-        show(operations_table(result) if planned else inspect_table(result))
+        return
+    show(operations_table(result) if planned else inspect_table(result))
+    for title, sizes in (("stays as it is", result["kept"]), ("other components", result["components"])):
+        if sizes:
+            click.echo(f"{title}: {', '.join(f'{name} {megabytes(size)}' for name, size in sizes.items())}")
 
 
 def _loaded(

@@ -13,7 +13,9 @@ from .config import texts
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SUBJECT_HELP = "SUBJECT is a shipped name (mnist-dit, mnist-unet, digits-sd, digits-mmdit), a diffusers folder, a hub id, or FILE.py:FUNCTION."
+SUBJECT_HELP = (
+    "SUBJECT is a shipped name (mnist-dit, mnist-unet, digits-sd, digits-mmdit), a diffusers folder, a hub id, or FILE.py:FUNCTION."
+)
 
 run_folder = click.option("--run", "run_folder", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

@@ -86,6 +86,15 @@ def kind_of(module: nn.Module) -> str | None:
     return next((kind for type_, kind in KINDS.items() if isinstance(module, type_)), None)
 
 
+def computed_weights(denoiser: nn.Module) -> list[str]:
+    """Paths of Linear and Conv modules that hold no weight of their own: it is made anew in every call, by weight norm and other parametrizations."""
+    return [
+        path
+        for path, module in denoiser.named_modules()
+        if kind_of(module) and module._parameters.get("weight") is None and "codes" not in module._buffers
+    ]
+
+
 def _component(denoiser: nn.Module, path: str) -> str:
     return path.partition(".")[0] if isinstance(denoiser, Components) else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 
 from ..errors import InputError
 from .folders import source_of
+from .layers import computed_weights
 from .pretrained import can_be_mapped, load_folder, map_folder, put_quantized
 from .subject import Subject
 
+log = logging.getLogger("sedaq")
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 SHIPPED = ("mnist-dit", "mnist-unet", "digits-sd", "digits-mmdit")
 
@@ -79,6 +82,9 @@ def load(
         loaded = opened(folder)
     if prompts and loaded.conditions != list(prompts):
         raise InputError(f"`prompts`: {text} takes no prompts; leave `prompts` out")
+    computed = computed_weights(loaded.denoiser)
+    if computed:
+        log.warning("%s: the weights of %s are made anew in every call; these layers stay as they are", loaded.name, ", ".join(computed))
     if not quantized and loaded.mapped is None:
         loaded.layers  # noqa: B018  finds NaN in weights now, before any work
         _check_finite(loaded)

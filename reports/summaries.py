@@ -36,8 +36,8 @@ def fit_table(summary: Mapping[str, Any]) -> Table:
 
 
 def front_table(found: Sequence[SearchResult]) -> Table:
-    """One row a plan: sizes, what is predicted, and what was measured beside the uniform plan of the same size."""
-    rows = []
+    """One row a plan: sizes, what is predicted, and what was measured beside the uniform plan of the same size. Full precision comes last."""
+    rows: list[dict[str, Any]] = []
     for plan in found:
         predicted = plan.predicted
         row: dict[str, Any] = {
@@ -54,6 +54,9 @@ def front_table(found: Sequence[SearchResult]) -> Table:
             row["uniform measured"] = metric(name, plan.uniform_measured["metrics"][name])
             row["worse by, 95 %"] = interval(plan.difference_ci)
         rows.append(row)
+    whole = found[0].predicted if found else {}
+    if "full_precision" in whole:
+        rows.append({f"predicted {whole['metric']}": f"{number(whole['full_precision'])} (full precision)"})
     return rows_table(rows, list(dict.fromkeys(column for row in rows for column in row)))
 
 

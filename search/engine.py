@@ -30,6 +30,7 @@ from .solvers import Effort, Solution, check_solver, solve
 from .uniform import uniform_choices
 from .verify import Verification
 
+RUINED = "the plan is ruined: its images are further from full precision's than these are from each other; allow more bits"
 ROUND = 4  # plans that are measured before the predictor is refitted to them
 Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes, ms_per_step; None: no such bound
 
@@ -148,7 +149,8 @@ class Search:
         evaluator = Evaluator(problem, self.predictor, self.risk)
         predicted = self._predicted(evaluator([choice], solver)) | self._ms_per_step(problem, choice)
         named = {name: value for name, value in budget.items() if value is not None}
-        provenance = self._provenance(problem, choice, solution, solver, verdict.notes)
+        notes = [*verdict.notes, *([RUINED] if verdict.measured and verdict.measured.get("ruined") else [])]
+        provenance = self._provenance(problem, choice, solution, solver, notes)
         plan = self._plan(problem, choice, budget=named, predicted=predicted, measured=verdict.measured, provenance=provenance)
         uniform_plan = self._plan(problem, uniform, budget=named, measured=verdict.uniform_measured)
         found = SearchResult(
@@ -202,7 +204,10 @@ class Search:
 
     def _predicted(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         mean, std = (float(np.mean([getattr(candidate, name) for candidate in candidates])) for name in ("mean", "std"))
-        return {"metric": self.predictor.metric, "value": metric_of(self.predictor.metric).sign * mean, "std": std}
+        sign = metric_of(self.predictor.metric).sign
+        full = getattr(self.predictor, "full_precision", None)
+        whole = {} if full is None else {"full_precision": sign * float(full)}
+        return {"metric": self.predictor.metric, "value": sign * mean, "std": std, **whole}
 
     def _ms_per_step(self, problem: Problem, choice: Choice) -> dict[str, float]:
         return {} if self.times is None else {"ms_per_step": problem.total("nanoseconds", choice) / 1e6}

@@ -8,18 +8,18 @@ from scipy.optimize import OptimizeResult
 from ..errors import InputError, SedaqError
 from .prices import STEPS, Prices
 from .problem import Choice, Problem
-from .program import SECONDS, choose, taken
+from .program import MAX_NODES, choose, taken
 from .repair import repair
 
 
-def solve_exact(problem: Problem, *, seconds: float = SECONDS) -> tuple[Choice, float | None]:
+def solve_exact(problem: Problem, *, max_nodes: int = MAX_NODES) -> tuple[Choice, float | None]:
     """The choice of least additive cost, and its optimality gap.
 
     Rounding to whole options may exceed a limit by a tolerance; then it is solved again with the limit lowered by that much.
 
     Returns:
-        choice, within every budget; gap = (cost − bound) / cost, both counted above the sum of the units' least costs, None where the time
-        limit came before a bound.
+        choice, within every budget; gap = (cost − bound) / cost, both counted above the sum of the units' least costs, None where the
+        limit of nodes came before a bound.
     """
     if not len(problem.limits):
         return problem.costs.argmin(axis=1), 0.0
@@ -29,7 +29,7 @@ def solve_exact(problem: Problem, *, seconds: float = SECONDS) -> tuple[Choice, 
     bounded = np.where(excess <= _reach(problem, excess), excess, np.inf)
     limits = problem.limits
     for _ in range(5):
-        result = _milp(problem, bounded, limits, seconds)
+        result = _milp(problem, bounded, limits, max_nodes)
         if result.x is None:
             return _without_solution(problem, result)
         choice = taken(bounded, result.x)
@@ -49,7 +49,7 @@ def _reach(problem: Problem, excess: np.ndarray) -> float:
     return float(found * (1 + 1e-9))
 
 
-def _milp(problem: Problem, excess: np.ndarray, limits: np.ndarray, seconds: float) -> OptimizeResult:
+def _milp(problem: Problem, excess: np.ndarray, limits: np.ndarray, max_nodes: int) -> OptimizeResult:
     minima = problem.sizes.min(axis=2)
     return choose(
         excess,
@@ -58,7 +58,7 @@ def _milp(problem: Problem, excess: np.ndarray, limits: np.ndarray, seconds: flo
         (problem.sizes - minima[:, :, None]).astype(float),
         problem.book_sizes.astype(float),
         (limits - minima.sum(axis=1)).astype(float),
-        seconds=seconds,
+        max_nodes=max_nodes,
     )
 
 
@@ -71,5 +71,5 @@ def _without_solution(problem: Problem, result: OptimizeResult) -> tuple[Choice,
     choice = problem.sizes[0].argmin(axis=1)
     repaired = repair(problem, choice, fallback=choice)
     if not problem.fits(repaired):
-        raise SedaqError(f"the exact solver found no plan in time ({result.message}); raise the budget, or give only one")
+        raise SedaqError(f"the exact solver found no plan within its limit of nodes ({result.message}); raise the budget, or give only one")
     return repaired, None

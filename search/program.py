@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 
-SECONDS = 30.0  # a limit against hard cases, far above what 803 units take
+MAX_NODES = 20_000  # a limit against hard cases, far above what 803 units take; not of time, by which results would differ between machines
 _REL_GAP, _REL_GAP_OF_MANY = 1e-7, 1e-4
 MANY = 200  # units; above, the last ten-thousandth can take more seconds than all before
 Reals = NDArray[np.float64]
@@ -30,7 +30,7 @@ def choose(
     book_sizes: Reals,
     room: Reals,
     *,
-    seconds: float = SECONDS,
+    max_nodes: int = MAX_NODES,
 ) -> OptimizeResult:
     """The options of least cost; `taken` reads them off the result.
 
@@ -62,7 +62,7 @@ def choose(
             integrality=np.ones(n + n_books),
             bounds=Bounds(0, 1),
             constraints=constraints,
-            options={"mip_rel_gap": _REL_GAP if len(costs) <= MANY else _REL_GAP_OF_MANY, "time_limit": seconds},
+            options={"mip_rel_gap": _REL_GAP if len(costs) <= MANY else _REL_GAP_OF_MANY, "node_limit": max_nodes},
         )
 
 

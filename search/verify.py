@@ -58,4 +58,5 @@ class Verification:
     def content(self, measurement: Measurement) -> dict[str, Any]:
         """As it stands in a plan."""
         metrics = {name: metric.to_json() for name, metric in measurement.metrics.items()}
-        return {"metrics": metrics, "n_images": self.n_images, "steps": self.steps}
+        ruined = {"ruined": True} if getattr(measurement, "ruined", False) else {}
+        return {"metrics": metrics, "n_images": self.n_images, "steps": self.steps, **ruined}

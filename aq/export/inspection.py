@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...models.folders import weights_of
 from ...models.subject import Subject
 from ..formats import AS_IS
 from ..plans.menu import Entry
@@ -22,7 +25,8 @@ def inspect(
 
     Returns:
         {n_layers, n_weights, size_bytes, bits_per_weight, least_bits, greatest_bits, layers: [{name, role, block, kind, shape, n_weights,
-        formats: [{format, bits_per_weight, size_bytes}]}]}; with a plan each layer has its `planned` format and how its `inputs` are rounded, and
+        formats: [{format, bits_per_weight, size_bytes}]}], kept: {kind of tensor that stays as it is: bytes}, components: {the pipeline's others:
+        bytes of their files}}; with a plan each layer has its `planned` format and how its `inputs` are rounded, and
         `plan` its totals; with tokens, both have `operations` (Operations.row) of one image in one step.
     """
     if plan is not None:
@@ -66,9 +70,33 @@ def inspect(
         "least_bits": weight_bits(subject, {name: entries[0].format for name, entries in menu.items()}),
         "greatest_bits": weight_bits(subject, {name: entries[-1].format for name, entries in menu.items()}),
         "layers": layers,
+        "kept": kept_bytes(subject),
+        "components": other_components(subject),
     }
     if plan is not None:
         result["plan"] = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "budget": plan.budget, "hash": plan.hash}
         if tokens is not None:
             result["plan"]["operations"] = total.row()
     return result
+
+
+def kept_bytes(subject: Subject) -> dict[str, int]:
+    """Bytes of what no plan changes, by the class of the module that holds it; biases of layers apart. The most first."""
+    layers = {layer.name for layer in subject.layers}
+    found: Counter[str] = Counter()
+    for name, (dtype, shape) in subject.tensor_specs.items():
+        path, _, tensor = name.rpartition(".")
+        if path in layers and tensor == "weight":
+            continue
+        kind = "biases of layers" if path in layers else type(subject.denoiser.get_submodule(path)).__name__
+        found[kind] += dtype.itemsize * math.prod(shape)
+    return dict(found.most_common())
+
+
+def other_components(subject: Subject) -> dict[str, int]:
+    """Bytes of the weights of a pipeline's other components."""
+    if not subject.components or subject.folder is None:
+        return {}
+    names = [path.name for path in sorted(subject.folder.iterdir()) if path.is_dir() and path.name not in subject.components]
+    sizes = {name: sum(path.stat().st_size for path in weights_of(subject.folder / name)) for name in names}
+    return {name: size for name, size in sizes.items() if size}

@@ -45,7 +45,8 @@ def at_rate(menu: Sequence[Entry], rate: float) -> Format:
     return max((e for e in menu if e.rate <= rate), key=lambda e: e.rate, default=menu[0]).format
 
 
-def _rates(menus: Menus) -> list[float]:
+def rates_of(menus: Menus) -> list[float]:
+    """Those that any menu has, ascending: a uniform plan for each."""
     return sorted({e.rate for menu in menus.values() for e in menu})
 
 
@@ -55,7 +56,7 @@ def stratified(layers: Sequence[Layer], menus: Menus, n_plans: int, seed: int) -
     A random plan first draws the share of layers that get few bits, stratified over 0 … 1 by a van der Corput sequence, then for each layer
     an entry from the lower or the upper half of its menu (Qua²SeDiMo's two-stage draw).
     """
-    for rate in _rates(menus):
+    for rate in rates_of(menus):
         yield {name: at_rate(menu, rate) for name, menu in menus.items()}
     n_draws = DRAWS_PER_PLAN * n_plans
     _, *low_shares = Halton(1, scramble=False).random(1 + n_draws)[:, 0]  # in base 2; the first is 0
@@ -80,7 +81,7 @@ def _one_at_a_time(key: Callable[[Layer], Hashable]) -> Design:
         order = np.random.default_rng(seed).permutation(len(sets))
         shuffled = [list(sets.values())[i] for i in order]
         yield as_is
-        for rate, names in itertools.product(_rates(menus), shuffled):
+        for rate, names in itertools.product(rates_of(menus), shuffled):
             yield as_is | {name: at_rate(menus[name], rate) for name in names}
 
     return plans

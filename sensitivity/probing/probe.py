@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -22,10 +22,11 @@ from ...storage import write_json
 from ..metrics.registry import DEFAULT, metric_of
 from ..run import Run, Settings
 from .adaptive import Adaptive
-from .designs import AUTO, check_design, design_plans
+from .designs import AUTO, Plan, check_design, design_plans, rates_of
 from .forecast import forecast
 from .measurer import Measurer, PlanTask
 from .prober import Prober
+from .ruined import lowest_useful_rate, plans_above
 
 log = logging.getLogger("sedaq")
 T = TypeVar("T")
@@ -97,11 +98,25 @@ def probe_run(
             _adapt(opened, measurer, n_configs, metric, deadline)
         else:
             plans = design_plans(design, opened.subject.layers, opened.menus, n_plans=n_configs, seed=opened.settings.seed)
-            tasks = [PlanTask(plan, opened.settings.n_images) for plan in plans]
-            n_stored = sum(measurer.is_stored(task) for task in tasks)
-            new = islice(measurer.measure(tasks), n_stored, None)  # those that are stored come first
-            for _ in _until(deadline, track(new, "probing", len(tasks), done=n_stored)):
-                pass
+            n_uniform = len(rates_of(opened.menus)) if design == "stratified" else 0
+            if 0 < n_uniform < n_configs:
+                deadline = _measure(measurer, plans[:n_uniform], opened.settings.n_images, deadline)
+                floor = lowest_useful_rate(opened, measurer)
+                if floor is not None:
+                    log.warning("below %g bits every uniform plan is ruined: most probes keep layers above", floor)
+                    plans = plans_above(floor, opened, plans[:n_uniform], n_configs)
+            _measure(measurer, plans, opened.settings.n_images, deadline)
+
+
+def _measure(measurer: Measurer, plans: Sequence[Plan], n_images: int, deadline: float) -> float:
+    """Returns the deadline, or one that is over where time was over."""
+    tasks = [PlanTask(plan, n_images) for plan in plans]
+    n_stored = sum(measurer.is_stored(task) for task in tasks)
+    if n_stored == len(tasks) or clock() > deadline:
+        return deadline
+    new = islice(measurer.measure(tasks), n_stored, None)  # those that are stored come first
+    n_measured = sum(1 for _ in _until(deadline, track(new, "probing", len(tasks), done=n_stored)))
+    return deadline if n_stored + n_measured == len(tasks) else -math.inf
 
 
 def _until(deadline: float, measurements: Iterator[T]) -> Iterator[T]:

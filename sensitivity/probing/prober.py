@@ -25,6 +25,7 @@ from ...runtime.tasks import Task
 from ...storage import fingerprint, load_tensors, save_tensors
 from ..metrics.bootstrap import Estimate
 from ..metrics.extractors import load_extractor
+from ..metrics.fidelity import feature_distance
 from ..metrics.frechet import NotFiniteError
 from ..metrics.reference import load_reference, sampled_reference, save_reference, shipped_reference
 from ..metrics.registry import METRICS, evidence_of, measure, metric_of
@@ -45,6 +46,11 @@ class Measurement:
     @property
     def metrics(self) -> dict[str, Estimate]:
         return {name: Estimate.from_json(value) for name, value in self.record["metrics"].items()}
+
+    @property
+    def ruined(self) -> bool:
+        """is_ruined, as far as it is known."""
+        return bool(self.record.get("ruined"))
 
 
 class Prober:
@@ -205,6 +211,7 @@ class Prober:
             "extractor": f"{self.extractor.name}:{self.extractor.fingerprint}",
             "reference": f"{self.reference.description}:{self.reference.fingerprint}",
             "metrics": {name: metric.to_json() for name, metric in metrics.items()},
+            "ruined": is_ruined(metrics, full_precision),
             "seconds": round(clock() - start, 3),
         }
         return Measurement(record, evidence)
@@ -251,6 +258,15 @@ class Prober:
                 "remove the file, so that the plan is measured again, or fit another metric"
             )
         return measurement.evidence[name]
+
+
+def is_ruined(metrics: Mapping[str, Estimate], full_precision: Sample) -> bool:
+    """Whether images are no longer those of the model: further from full precision's on the same noise than these are from each other.
+
+    Distances of such plans say little about their layers; those of 1.5 bits a weight are of this kind, often.
+    """
+    distance, features = metrics.get("feature_distance"), full_precision.features.pooled
+    return distance is None or not distance.value < feature_distance(features, features.roll(1, 0)).mean().item()
 
 
 def _open_prober(folder: str, split: str, inputs: ActivationQuantizers | None, device: str) -> Prober:

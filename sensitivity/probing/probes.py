@@ -18,6 +18,7 @@ from ..run import Run, probe_journal
 from .layer_statistics import LayerStatistics
 
 MIN_PROBES = 12
+RUINED_SHARE = 1 / 3  # of the probes, above which a fit says so
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,12 @@ def read_probes(
     finite = [record for record in found if excess(record, metric, found) is not None]
     if len(finite) < len(found):
         notes.append(f"{len(found) - len(finite)} of {len(found)} probes have no finite {metric} and are left out")
+    n_ruined = sum(bool(record.get("ruined")) for record in found)
+    if n_ruined > RUINED_SHARE * len(found):
+        notes.append(
+            f"{n_ruined} of {len(found)} probes are ruined: their images are further from full precision's than these are from each other. Probe more, "
+            "by the design layer or from higher rates, or fit feature_distance"
+        )
     largest: dict[str, dict[str, Any]] = {}  # by plan, the measurement with most images
     for record in finite:
         if record["n_images"] > largest.get(record["plan_hash"], {"n_images": 0})["n_images"]:
