@@ -93,13 +93,15 @@ def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None) -> R
         raise InputError(f"{folder}: holds no run.json; pass a run folder, which `sedaq probe` makes")
     run = read_json(folder / "run.json", "run")
     with complaints(folder / "run.json", "make the run again with `sedaq probe`"):
-        fingerprint = run["subject"]["fingerprint"]
-        run["subject"]["name"], dict(run.get("settings") or {})
+        subject = run["subject"]
+        # Plans hold for any prompts; a run is one of its prompts, too. Runs of version 0.1.0 name the latter alone.
+        models = {subject["fingerprint"], subject.get("model_fingerprint", subject["fingerprint"])}
+        subject["name"], dict(run.get("settings") or {})
     front = _read_front(folder / "plans" / "front.json")
     plan, plan_name = _read_plan(folder / "plans", front)
-    if plan is not None and plan.subject_fingerprint != fingerprint:
+    if plan is not None and plan.subject_fingerprint not in models:
         raise InputError(
-            f"{folder / plan_name}: field 'fingerprint' is {plan.subject_fingerprint}, the run's is {fingerprint}; "
+            f"{folder / plan_name}: field 'fingerprint' is {plan.subject_fingerprint}, the run's is {subject['fingerprint']}; "
             "the plan is of another model, move it away"
         )
     latest = {record.get("name", "unnamed"): record for record in read_records(folder / "evaluations.jsonl", "evaluation")}

@@ -166,7 +166,12 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What run.json holds of that which a run keeps."""
         return {
-            "subject": {"name": self.subject.name, "fingerprint": self.subject.fingerprint, "argument": self.subject_argument},
+            "subject": {
+                "name": self.subject.name,
+                "fingerprint": self.subject.fingerprint,
+                "model_fingerprint": self.subject.model_fingerprint,
+                "argument": self.subject_argument,
+            },
             "settings": self.settings.to_dict(),
         }
 
