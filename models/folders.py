@@ -26,9 +26,14 @@ _WEIGHTS = re.compile(
 _INDEX = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
 
 
+def is_of_transformers(module: nn.Module) -> bool:
+    """Whether a component is a model of transformers, as text encoders are."""
+    return any(base.__module__.partition(".")[0] == "transformers" for base in type(module).__mro__)
+
+
 def weights_file(module: nn.Module) -> str:
     """Name of the file that a component's weights are saved in."""
-    return WEIGHTS_FILE if hasattr(module, "_internal_dict") or not hasattr(module, "config") else "model.safetensors"
+    return "model.safetensors" if is_of_transformers(module) else WEIGHTS_FILE
 
 
 def read_config(path: Path) -> dict[str, Any]:

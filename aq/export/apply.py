@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import InputError
 from ...kernels import cost_model
 from ...kernels.timing import clock
-from ...models.folders import SUBJECT_FILE, files_of, weights_file
+from ...models.folders import SUBJECT_FILE, files_of, is_of_transformers, weights_file
 from ...models.images import all_images
 from ...models.layers import tied_layers
 from ...models.sampling import SamplingConfig
@@ -208,7 +208,7 @@ def _config_text(part: Subject, prefix: str, plan: Plan, edges: tuple[float, ...
     """config.json of one component, whose layers begin with `prefix` in the plan."""
     module: Any = part.denoiser
     config = json.loads(module.to_json_string()) if hasattr(module, "to_json_string") else {}
-    if hasattr(module, "config") and hasattr(module.config, "to_json_string"):  # of transformers
+    if is_of_transformers(module):
         config = json.loads(module.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
     own = {name.removeprefix(prefix): format for name, format in plan.formats.items() if name.startswith(prefix)}

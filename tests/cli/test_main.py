@@ -148,6 +148,9 @@ def test_inspect(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     for layer in result["layers"]:
         assert layer.keys() >= {"name", "role", "block", "kind", "shape", "n_weights", "formats"}
         assert all(entry.keys() >= {"format", "bits_per_weight", "size_bytes"} for entry in layer["formats"])
+    assert result["kept"] == {"biases of layers": 4 * (32 + 32 + 28)} and result["components"] == {}
+    assert main(["inspect", "digits-sd"]) == 0
+    assert "other components: text_encoder 0.517 MB, vae 0.873 MB" in capsys.readouterr().out
     assert main(["inspect", made.subject, "--plan", str(made.plan)]) == 0
     out = capsys.readouterr().out
     assert "blocks.0" in out and "of the dense operations" in out and "total" in out

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from sedaq.aq.modules.quantize import quantize_
 from sedaq.errors import InputError
-from sedaq.models.layers import Layer, block_of, find_layers, role_of
+from sedaq.models.layers import Layer, block_of, computed_weights, find_layers, role_of
 
 
 @pytest.mark.parametrize(
@@ -115,3 +116,13 @@ def test_a_weight_that_is_not_finite_is_refused_by_name_unless_excluded(value: f
 def test_a_layer_is_a_value() -> None:
     assert Layer("a", "r", "", "linear", (2, 3)) == Layer("a", "r", "", "linear", (2, 3))
     assert find_layers(Mixed()) == find_layers(Mixed())
+
+
+def test_weights_that_are_made_anew_in_every_call_are_named() -> None:
+    wrap = nn.utils.parametrizations
+    model = nn.Sequential(
+        wrap.weight_norm(nn.Linear(4, 4)), wrap.spectral_norm(nn.Linear(4, 4)), nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4)
+    )
+    assert computed_weights(model) == ["0", "1", "2"] and [layer.name for layer in find_layers(model)] == ["3"]
+    quantize_(model, {"3": "int8"})
+    assert computed_weights(model) == ["0", "1", "2"], "codes are no such thing"

@@ -108,12 +108,24 @@ def test_what_a_family_needs_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("less_repetition")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_whole_job(name: str, extractor: str, tmp_path: Path) -> None:
+    whole_job(name, (), extractor, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("less_repetition")
+def test_the_whole_job_on_all_components(extractor: str, tmp_path: Path) -> None:
+    whole_job("sd", ("unet", "text_encoder", "vae"), extractor, tmp_path)
+
+
+def whole_job(name: str, components: tuple[str, ...], extractor: str, tmp_path: Path) -> None:
     folder = saved(name, tmp_path)
     fields = sampling_of(name, tmp_path)
     sampling = sedaq.SamplingConfig(**fields)
-    inspected = sedaq.inspect(folder)
+    inspected = sedaq.inspect(folder, components=components)
     assert inspected["n_layers"] > 5
-    run = sedaq.Run(tmp_path / "run", folder, sampling=sampling, images=8, reference_images=12, extractor=extractor)
+    run = sedaq.Run(
+        tmp_path / "run", folder, sampling=sampling, images=8, reference_images=12, extractor=extractor, components=components or None
+    )
     run.probe(12)
     fit = run.fit()
     assert len(fit.to_frame()) > inspected["n_layers"]

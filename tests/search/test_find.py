@@ -7,10 +7,12 @@ import numpy as np
 import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
+from rich.console import Console
 
 from sedaq.aq.formats import Format
 from sedaq.aq.plans.plan import Plan
 from sedaq.errors import InputError
+from sedaq.reports.summaries import front_table
 from sedaq.search.find import find_front, find_plan
 from sedaq.search.verify import Verification
 
@@ -280,3 +282,25 @@ def test_a_new_budget_on_the_front_begins_from_it(subject, menu, predictor) -> N
     front = find_front(subject, menu, predictor, bits=[1.75, 2.5], n_trials=30)
     assert all(set(found.plan.provenance["gains"]) == {"front", "swaps"} for found in front)
     assert find_front(subject, menu, predictor, bits=[1.75, 2.5], n_trials=30) == front
+
+
+def test_a_ruined_plan_is_called_ruined(subject, menu, predictor) -> None:
+    class Ruining(FakeProber):
+        def measure(self, plans, **how):
+            found = super().measure(plans, **how)
+            for measurement in found:
+                object.__setattr__(measurement, "ruined", True)
+            return found
+
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(3, Ruining(lambda _: 1.0)))
+    assert found.measured["ruined"] and any(note.startswith("the plan is ruined") for note in found.plan.provenance["notes"])
+    assert Plan.from_json(found.plan.to_json()) == found.plan
+
+
+def test_full_precision_stands_beside_what_is_predicted(subject, menu, predictor) -> None:
+    predictor.full_precision = 4.5
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
+    assert found.predicted["full_precision"] == 4.5
+    console = Console(width=200, record=True)
+    console.print(front_table([found]))
+    assert "4.50 (full precision)" in console.export_text()
