@@ -7,11 +7,12 @@ stroke and the slant, as measured, and their Fréchet distance to MNIST's test s
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from results import keep
+from results import RESULTS, keep
 
 import sedaq
 from sedaq.models.noise import purpose_seed
@@ -63,7 +64,9 @@ def main() -> None:
     parser.add_argument("--guidances", nargs="+", type=float, default=[1.0, 2.0, 4.0])
     arguments = parser.parse_args()
     shipped = Path(sedaq.__path__[0]) / "models" / "shipped"
-    rows = []
+    path = RESULTS / "digits.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [row for row in before if row["model"] not in arguments.models]
     for name in arguments.models:
         rows += rows_of(name, arguments.folder or shipped / name, arguments.images, tuple(arguments.guidances))
     if arguments.folder is None:

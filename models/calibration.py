@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -117,12 +118,13 @@ class _Clock:
 def _accumulating(
     subject: Subject, groups: Sequence[Sequence[Layer]], weighting: str
 ) -> Iterator[tuple[dict[str, _Accumulator], set[str]]]:
-    """Sums of every group, by its first layer, and the names of layers that got another input than that one after all."""
+    """Sums of every group, by its first layer, and after the block the names of layers that got another input than that one after all."""
     sums = {group[0].name: _Accumulator(group[0], weighting) for group in groups}
-    clock, inputs, strays = _Clock(subject, weighting), Inputs(), set[str]()
+    clock, inputs, strays, calls = _Clock(subject, weighting), Inputs(), set[str](), Counter[str]()
 
     def first(layer: Layer) -> Before:
         def add(module: nn.Module, args: Any, kwargs: Any) -> None:
+            calls[layer.name] += 1
             x = input_of(args, kwargs).detach()
             inputs.first_with(layer.name, module, x)
             sums[layer.name].add(input_columns(x, layer, module), clock.weight)
@@ -131,6 +133,7 @@ def _accumulating(
 
     def other(name: str, leader: str) -> Before:
         def check(module: nn.Module, args: Any, kwargs: Any) -> None:
+            calls[name] += 1
             if inputs.first_with(name, module, input_of(args, kwargs).detach()) != leader:
                 strays.add(name)
 
@@ -141,6 +144,7 @@ def _accumulating(
     hooks |= {layer.name: other(layer.name, group[0].name) for group in groups for layer in group[1:]}
     with hooking(subject.denoiser, before=forgetting(subject, inputs)), hooking(subject.denoiser, before={"": clock, **hooks}):
         yield sums, strays
+    strays |= {layer.name for group in groups for layer in group[1:] if calls[layer.name] != calls[group[0].name]}
 
 
 def _apart(subject: Subject) -> dict[str, str]:

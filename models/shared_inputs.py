@@ -42,18 +42,25 @@ class Inputs:
 
 
 def find_shared(subject: Subject, layers: Sequence[Layer], sampling: SamplingConfig) -> dict[str, str]:
-    """For every layer whose input another one got before, in every call of a sampling of one image in two steps: that other layer's name."""
-    firsts: dict[str, set[str]] = {}
-    inputs = Inputs()
+    """For every layer whose input another one got before, in every call of a sampling of one image in two steps: that other layer's name.
+
+    Layers whose weight other modules have, too, share with none: they see more.
+    """
+    firsts: dict[str, list[str]] = {}
+    inputs, tied = Inputs(), set(subject.tied_layers.values())
 
     def hook(name: str) -> Before:
-        return lambda module, args, kwargs: firsts.setdefault(name, set()).add(inputs.first_with(name, module, input_of(args, kwargs)))
+        return lambda module, args, kwargs: firsts.setdefault(name, []).append(inputs.first_with(name, module, input_of(args, kwargs)))
 
-    names = [layer.name for layer in layers]
+    names = [layer.name for layer in layers if layer.name not in tied]
     with hooking(subject.denoiser, before={**forgetting(subject, inputs), **{name: hook(name) for name in names}}):
         subject.sample(replace(sampling, steps=2), seed=0, n_images=1)
-    alone = {name for name in names if firsts.get(name, {name}) == {name}}
-    return {name: next(iter(found)) for name, found in firsts.items() if len(found) == 1 and found <= alone - {name}}
+    alone = {name for name, found in firsts.items() if set(found) == {name}}
+    return {
+        name: found[0]
+        for name, found in firsts.items()
+        if name not in alone and found[0] in alone and found == firsts[found[0]]  # in as many calls
+    }
 
 
 def forgetting(subject: Subject, inputs: Inputs) -> Mapping[str, Before]:

@@ -94,7 +94,7 @@ class _Sampling:
 
 
 def forecast(run: Run, n_configs: int, *, executor: str = "serial", memory_bytes: int | None = None) -> Forecast:
-    """What is left to do in a run until `n_configs` probes are measured. Nothing is written.
+    """What is left to do in a run until `n_configs` probes are measured. Nothing is written. Menus and encodings that were begun count as made.
 
     Args:
         executor, memory_bytes: as for probing.
@@ -151,7 +151,7 @@ def _timed_sampling(run: Run) -> _Sampling:
 
 def _calibration(run: Run, sampling: _Sampling, steps: int, resident: int, memory_bytes: int | None) -> Stage:
     layers = [layer for layer in run.store.uncalibrated() if layer.kind != EMBEDDING]
-    halved = ("calibration_images", "steps", "memory")
+    halved = ("calibration_images", "steps")
     if not layers:
         return Stage("calibration", 0.0, resident, 0, halved)
     memory_bytes = memory_bytes or psutil.virtual_memory().available // 2

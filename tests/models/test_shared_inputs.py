@@ -78,6 +78,36 @@ def test_h_is_that_of_each_alone(moody: bool, monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(found["value"], found["key"]) == (not moody)
 
 
+@pytest.mark.parametrize("when", ["always", "later"])
+def test_a_layer_that_is_called_more_often_has_its_own(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both get the same tensor, and one of them another one beside it: in every call, or in late steps alone."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: torch.Tensor, t: int) -> torch.Tensor:
+            y = self.a(x) + self.b(x)
+            return y.tanh() + (self.a(y.sin()) if when == "always" or t > 2 else 0)
+
+    subject = subject_of(Twice())
+    assert find_shared(subject, subject.layers, STEPS) == ({} if when == "always" else {"b": "a"})
+    found = {layer.name: h.blocks[0] for layer, h in calibrate(subject, subject.layers, n_images=6, sampling=STEPS)}
+    for name, block in alone(subject, monkeypatch).items():
+        assert torch.equal(found[name], block), name
+    assert not torch.equal(found["a"], found["b"])
+
+
+def test_a_layer_whose_weight_others_have_shares_with_none() -> None:
+    model = Attention()
+    model.second.weight = model.first.weight
+    model.value.weight = model.gate.weight
+    subject = subject_of(model)
+    assert find_shared(subject, subject.layers, STEPS) == {}
+
+
 def test_a_changed_tensor_is_another_input() -> None:
     class Writes(nn.Module):
         def __init__(self) -> None:
