@@ -323,7 +323,12 @@ def evaluate(
 
 
 def inspect(
-    model: Model, plan: Plan | str | Path | None = None, *, exclude: Sequence[str] = (), components: Sequence[str] = ()
+    model: Model,
+    plan: Plan | str | Path | None = None,
+    *,
+    exclude: Sequence[str] = (),
+    components: Sequence[str] = (),
+    sampling: SamplingConfig | None = None,
 ) -> dict[str, Any]:
     """Layers, roles, shapes, exact bytes and the formats that a heuristic names for each rate; with a plan, what it makes of every layer.
 
@@ -332,7 +337,9 @@ def inspect(
         39
     """
     planned = Plan.load(plan) if isinstance(plan, str | Path) else plan
-    subject = load(_argument(model), exclude=tuple(exclude), components=components or (planned.components if planned else ()))
+    prompts = None if sampling is None else sampling.prompt_lines
+    components = components or (planned.components if planned else ())
+    subject = load(_argument(model), prompts=prompts, exclude=tuple(exclude), components=components)
     if planned is not None:
         planned.validate(subject)
-    return inspection.inspect(subject, heuristic_menus(subject), planned, tokens_of(subject) if planned else None)
+    return inspection.inspect(subject, heuristic_menus(subject), planned, tokens_of(subject, sampling) if planned else None)

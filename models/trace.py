@@ -54,7 +54,7 @@ class ReplayBuffer:
     """Calls (x_t, t, condition) with the teacher's answers, in the order in which they were made.
 
     A tensor has a batch axis if the length of its axis 0 is the number of rows of the call, with different numbers of images: before recording,
-    one image is sampled in one step to compare with. Such tensors are kept in rows, one an image and call, so that rows of several calls can be
+    one image is sampled in two steps to compare with. Such tensors are kept in rows, one an image and call, so that rows of several calls can be
     mixed; a single number stands for all rows of its call. Tensors without a batch axis and numbers must be equal in all calls; other objects are
     passed through as they came first. Rows of float32 and float64 are kept in float16, those of 16 bits as they are; a call gets each in the dtype
     that it had.
@@ -153,7 +153,7 @@ class ReplayBuffer:
 
 
 def _sizes_of_few(subject: Subject, recording: Recording, chunk: int) -> dict[str, tuple[int, int]]:
-    """For every tensor among the denoiser's arguments, by path: (length of axis 0, rows of the call), of a sampling of one image in one step.
+    """For every tensor among the denoiser's arguments, by path: (length of axis 0, rows of the call), of a sampling of one image in two steps.
 
     Two images where the recording itself samples one at a time.
     """
@@ -168,7 +168,7 @@ def _sizes_of_few(subject: Subject, recording: Recording, chunk: int) -> dict[st
 
     batch_size = recording.sampling.batch_size
     n_images = 2 if 1 in (chunk, batch_size) else 1
-    sampling = replace(recording.sampling, steps=1, batch_size=batch_size and n_images)
+    sampling = replace(recording.sampling, steps=2, batch_size=batch_size and n_images)
     with hooking(subject.denoiser, after={"": note}):
         subject.sample(sampling, seed=purpose_seed(recording.seed, recording.purpose), n_images=n_images)
     return sizes

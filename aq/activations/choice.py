@@ -141,5 +141,5 @@ def _choose(
         if path is not None:
             rows = {name: [[c.bits, c.scheme, error] for c, error in of.items()] for name, of in errors.items()}
             write_json(path, "activations", {"damages": rows})
-    tokens = tokens_of(subject)
+    tokens = tokens_of(subject, sampling)
     return chosen(errors, {layer.name: layer.n_weights * tokens[layer.name] for layer in subject.layers if layer.name in tokens}, bits)
