@@ -85,8 +85,11 @@ def collected(subject: Subject, names: set[str], edges: tuple[float, ...], buffe
 
 
 def fitted(activation: Activation, values: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Ranges with the least squared error among those cut at RATIOS of the greatest values, as Activation.tensor_specs has them."""
-    known = {bucket: _fitted(activation, x) for bucket, x in values.items()}
+    """Ranges with the least squared error among those cut at RATIOS of the greatest values, as Activation.tensor_specs has them.
+
+    Layers that are never called, whose weights others read, have no values; they get the range −1 … 1.
+    """
+    known = {bucket: _fitted(activation, x) for bucket, x in (values or {0: torch.tensor([-1.0, 1.0])}).items()}
     nearest = [min(known, key=lambda other: abs(other - bucket)) for bucket in range(N_BUCKETS)]
     scales, shifts = (torch.tensor([known[bucket][part] for bucket in nearest]) for part in (0, 1))
     return {RANGES: torch.stack([scales.log(), *([shifts] if activation.is_affine else [])])}

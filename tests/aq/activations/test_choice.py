@@ -144,3 +144,14 @@ def test_choices_are_kept_in_a_folder(subject, tmp_path, monkeypatch):
     assert choose(subject, 6, keep_in=tmp_path, sampling=SamplingConfig(steps=4)) == first
     with pytest.raises(pytest.fail.Exception):
         choose(subject, 8, keep_in=tmp_path, sampling=SamplingConfig(steps=4))
+
+
+@pytest.mark.parametrize("scheme", [name for name, scheme in SCHEMES.items() if scheme.static])
+def test_a_layer_that_is_never_called_has_a_range(scheme: str) -> None:
+    """Its weight is read by another, as those of Hunyuan-DiT's pooler are."""
+    choice = Activation(8, scheme)
+    found = fitted(choice, {})
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
+        name: shape for name, (_, shape) in choice.tensor_specs().items()
+    }
+    assert all(torch.isfinite(tensor).all() for tensor in found.values())
