@@ -20,7 +20,8 @@ from sedaq.aq.activations.quantizer import ActivationQuantizers
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.tuning.settings import TuneConfig
-from sedaq.aq.tuning.tune import Tuned, tune
+from sedaq.aq.tuning.tune import tune
+from sedaq.aq.tuning.tuned import Tuned
 from sedaq.kernels.timing import clock
 from sedaq.models.noise import purpose_seed
 from sedaq.models.sampling import conditions_of, sample_in_chunks

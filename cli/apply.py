@@ -19,7 +19,7 @@ from .config import config_options
 
 if TYPE_CHECKING:
     from ..aq.plans.plan import Plan
-    from ..aq.tuning.tune import Tuned
+    from ..aq.tuning.tuned import Tuned
 
 
 @click.command(help=f"Write the quantized model of a saved plan as a diffusers folder.\n\n{options.SUBJECT_HELP}")

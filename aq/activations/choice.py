@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from ...models.layers import EMBEDDING
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
-from ...storage import fingerprint, read_json, write_json
+from ...runtime.tasks import json_task
+from ...storage import fingerprint
 from ..profiling.operations import tokens_of
 from .calibration import BATCH, calibrated, record_calls
 from .quantizer import SCHEMES, Activation, attached
@@ -132,14 +134,13 @@ def _choose(
     has_timestep = alone and "timestep" in inspect.signature(subject.denoiser.forward).parameters
     wanted = candidates(bits, schemes, has_timestep=has_timestep)
     key = fingerprint([subject.fingerprint, [[c.bits, c.scheme] for c in wanted], sampling.steps, seed, sampling.identity])
-    path = None if keep_in is None else keep_in / f"{key}.json"
-    if path is not None and path.exists():
-        rows = read_json(path, "activations")["damages"]
-        errors = {name: {Activation(b, scheme): error for b, scheme, error in of} for name, of in rows.items()}
-    else:
+
+    def make() -> dict[str, Any]:
         errors = measured(subject, wanted, sampling=sampling, seed=seed)
-        if path is not None:
-            rows = {name: [[c.bits, c.scheme, error] for c, error in of.items()] for name, of in errors.items()}
-            write_json(path, "activations", {"damages": rows})
+        return {"damages": {name: [[c.bits, c.scheme, error] for c, error in of.items()] for name, of in errors.items()}}
+
+    task = json_task(f"activations of {subject.name}", (keep_in or Path()) / f"{key}.json", "activations", make)
+    rows = (make() if keep_in is None else task.result())["damages"]
+    errors = {name: {Activation(b, scheme): error for b, scheme, error in of} for name, of in rows.items()}
     tokens = tokens_of(subject, sampling)
     return chosen(errors, {layer.name: layer.n_weights * tokens[layer.name] for layer in subject.layers if layer.name in tokens}, bits)

@@ -27,7 +27,7 @@ from ..plans.plan import SAFETENSORS_METADATA, Plan, tensor_specs
 from ..plans.store import EncodingStore, StoredEncodings
 from ..tuning.components import together, tune_components
 from ..tuning.settings import TuneConfig
-from ..tuning.tune import Tuned
+from ..tuning.tuned import Tuned
 from .card import CARD_FILE, card_text
 from .state import QuantizedState
 
@@ -85,9 +85,8 @@ def apply(
     began, folder = clock(), out.with_name(f".{out.name}.tuning")
     images = None if tune_images is None else all_images(tune_images, subject.shape_of(sampling or SamplingConfig()))
     encodings = dict(encodings)
-    parts = tune_components(
-        subject, encodings, tune, inputs=inputs, images=images, folder=folder, buffer_folder=buffer_folder, sampling=sampling
-    )
+    kept: dict[str, Path | None] = {"folder": folder, "buffer_folder": buffer_folder, "keep_in": store.folder / "tuned"}
+    parts = tune_components(subject, encodings, tune, inputs=inputs, images=images, sampling=sampling, **kept)
     save_folder(subject, plan, together(parts, encodings, inputs), out)
     shutil.rmtree(folder, ignore_errors=True)  # a tuning that ended at once has made none
     with locked(store.folder / TUNINGS_FILE):  # another process may tune, too

@@ -11,7 +11,7 @@ from ...models.subject import Subject
 from ..activations.quantizer import ACTIVATION
 from ..formats import BOOK_TENSORS
 from ..plans.plan import book_holders
-from ..tuning.tune import Tuned
+from ..tuning.tuned import Tuned
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 

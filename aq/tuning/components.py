@@ -14,7 +14,8 @@ from ...models.subject import Subject
 from ..activations.quantizer import ActivationQuantizers
 from ..encoding import Encoding
 from .settings import TuneConfig
-from .tune import Tuned, tune
+from .tune import tune
+from .tuned import Tuned
 
 
 def tune_components(
@@ -26,6 +27,7 @@ def tune_components(
     images: torch.Tensor | None = None,
     folder: Path | None = None,
     buffer_folder: Path | None = None,
+    keep_in: Path | None = None,
     sampling: SamplingConfig | None = None,
 ) -> dict[str, Tuned]:
     """`tune` of every denoiser among the subject's components, by what its layers' paths begin with: "" where there is one component.
@@ -38,7 +40,7 @@ def tune_components(
     denoisers = subject.denoisers
     if images is not None and len(subject.parts) > 1:
         raise InputError("`tune_images`: they teach a single denoiser; leave them out where several components are quantized")
-    shared: dict[str, Any] = {"images": images, "sampling": sampling}
+    shared: dict[str, Any] = {"images": images, "sampling": sampling, "keep_in": keep_in}
     found = {}
     for prefix, part in denoisers.items():
         own = {name.removeprefix(prefix): encoding for name, encoding in encodings.items() if name.startswith(prefix)}

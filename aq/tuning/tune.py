@@ -6,10 +6,9 @@ V step: some groups are encoded anew where the gradients of their dense weights 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,56 +16,19 @@ from torch import nn
 
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
+from ...runtime.tasks import Task
 from ...storage import fingerprint, tensor_fingerprint
-from ..activations.quantizer import ActivationQuantizers, attached
+from ..activations.quantizer import ActivationQuantizers
 from ..encoding import Encoding
+from .artifact import load_tuned, save_tuned
 from .checkpoint import Checkpoint
 from .run import TuningRun
 from .settings import TuneConfig
 from .student import Student
 from .trajectories import Trajectories
+from .tuned import Tuned
 
 SPOILT = 0.1  # lost of the teacher's answers: every model measured that lost more was beyond use (docs/experiments/tuning.md)
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """Encodings and remaining tensors after tuning, and the loss on held-out trajectories on the way."""
-
-    encodings: Mapping[str, Encoding]
-    others: dict[str, torch.Tensor]  # biases, norms and whatever else was tuned, by name in the state dict
-    losses: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out mean squared error, weighted as tuning was)
-    inputs: ActivationQuantizers | None = None
-    ending: str = ""  # what there is to say beside that all steps were done
-    lost: float = math.nan  # loss of what is handed out, of a student's that answers zeros
-
-    @property
-    def best(self) -> tuple[int, float]:
-        """Step and loss of the best state; it is handed out unless `ending` says otherwise."""
-        return min(self.losses, key=lambda pair: pair[1] if math.isfinite(pair[1]) else math.inf)
-
-    def stored_in(self, subject: Subject) -> Student:
-        """The model as its files have it: numbers rounded to what they are stored in."""
-        student = Student(subject, self.encodings, self.inputs)
-        for name, tensor in self.others.items():
-            student.others[name].data.copy_(tensor.to(subject.tensor_specs[name][0]))
-        return student
-
-    @contextmanager
-    def installed(self, subject: Subject) -> Iterator[None]:
-        """Run the block with `subject` made of this as its files have it: de-quantized weights, tuned tensors, rounded inputs."""
-        parameters = dict(subject.denoiser.named_parameters())
-        originals = {name: parameters[name].data for name in self.others}
-        inputs = self.inputs or ActivationQuantizers({})
-        weights = {name: encoding.dequantize() for name, encoding in self.encodings.items()}
-        with subject.weights_replaced(weights), attached(subject.denoiser, *inputs.modules(subject.denoiser)):
-            try:
-                for name, tensor in self.others.items():
-                    parameters[name].data = tensor.to(subject.tensor_specs[name][0]).to(tensor)
-                yield
-            finally:
-                for name, original in originals.items():
-                    parameters[name].data = original
 
 
 def tune(
@@ -78,6 +40,7 @@ def tune(
     images: torch.Tensor | None = None,
     folder: Path | None = None,
     buffer_folder: Path | None = None,
+    keep_in: Path | None = None,
     sampling: SamplingConfig | None = None,
 ) -> Tuned:
     """Tune encodings so that the quantized denoiser answers as the full-precision one does on its own trajectories.
@@ -92,6 +55,7 @@ def tune(
         images: a user's own, (n, C, H, W) in [0, 1], to learn from beside trajectories.
         folder: where the state is kept on the way, so that tuning killed and begun again gives bit for bit what it would have given.
         buffer_folder: where the replay buffer is kept; `folder` if None.
+        keep_in: folder that keeps the result, which the same tuning reads back.
         sampling: how trajectories are sampled, but for the number of steps, which `settings` has.
 
     Raises:
@@ -113,8 +77,25 @@ def tune(
             sampling.identity,
         ]
     )
-    run = TuningRun(subject, student, Trajectories(subject, settings, buffer_folder or folder, sampling, images), settings)
-    checkpoint = Checkpoint(folder, identity) if folder else None
+
+    def make() -> Tuned:
+        trajectories = Trajectories(subject, settings, buffer_folder or folder, sampling, images)
+        run = TuningRun(subject, student, trajectories, settings)
+        return _tuned(subject, run, encodings, inputs, Checkpoint(folder, identity) if folder else None)
+
+    if keep_in is None:
+        return make()
+    return Task(f"tuning of {subject.name}", keep_in / f"{identity}.safetensors", make, save_tuned, load_tuned).result()
+
+
+def _tuned(
+    subject: Subject,
+    run: TuningRun,
+    encodings: Mapping[str, Encoding],
+    inputs: ActivationQuantizers | None,
+    checkpoint: Checkpoint | None,
+) -> Tuned:
+    student, settings = run.student, run.settings
     with _aside(subject.denoiser, student.device, when=settings.teacher_rests):
         if checkpoint is None or not checkpoint.load(run):
             run.begin()

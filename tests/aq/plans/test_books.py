@@ -18,7 +18,8 @@ from sedaq.aq.plans import store as store_module
 from sedaq.aq.plans.plan import Plan, book_holders, tensor_specs, weight_bits
 from sedaq.aq.plans.store import EncodingStore, book_name
 from sedaq.aq.tuning.settings import TuneConfig
-from sedaq.aq.tuning.tune import Tuned, tune
+from sedaq.aq.tuning.tune import tune
+from sedaq.aq.tuning.tuned import Tuned
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
 

@@ -12,7 +12,7 @@ from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
 from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.tunable import TunableLayer
-from sedaq.aq.tuning.tune import Tuned
+from sedaq.aq.tuning.tuned import Tuned
 
 SMALL = TuneConfig(steps=30, batch_size=16, n_images=32, sampling_steps=4, check_every=10)
 

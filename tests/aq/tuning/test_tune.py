@@ -14,11 +14,13 @@ from sedaq.aq.export.apply import apply
 from sedaq.aq.formats import Format
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.tuning import run as tuning_run
+from sedaq.aq.tuning import tune as tune_module
 from sedaq.aq.tuning.run import TuningRun
 from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.student import Student
 from sedaq.aq.tuning.trajectories import Trajectories
-from sedaq.aq.tuning.tune import Tuned, tune
+from sedaq.aq.tuning.tune import tune
+from sedaq.aq.tuning.tuned import Tuned
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 from sedaq.models.subject import Subject
@@ -283,3 +285,27 @@ def test_a_tuned_folder_has_the_size_of_the_plan(subject, mixed_plan, store, sma
     assert len(tuned.losses) > 1
     plan = Plan.load(tmp_path / "tuned" / "quantization_plan.json")
     assert (tmp_path / "tuned" / "diffusion_pytorch_model.safetensors").stat().st_size == plan.size_bytes
+
+
+def test_the_same_tuning_is_read_back(subject, mixed_plan, store, encodings, small, tmp_path, monkeypatch):
+    settings = dataclasses.replace(small, steps=3)
+    first = tune(subject, encodings, settings, keep_in=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(tune_module, "_tuned", lambda *_: pytest.fail("tuned again"))
+        again = tune(subject, encodings, settings, keep_in=tmp_path)
+    assert (again.losses, again.ending, again.lost) == (
+        first.losses,
+        first.ending,
+        first.lost,
+    ) and again.others.keys() == first.others.keys()
+    assert all(torch.equal(again.others[name], tensor) for name, tensor in first.others.items())
+    for name, encoding in first.encodings.items():
+        other = again.encodings[name]
+        assert (other.format, other.shape, other.provenance) == (encoding.format, encoding.shape, encoding.provenance)
+        assert all(torch.equal(other.tensors[key], tensor) for key, tensor in encoding.tensors.items())
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-9])
+    repeated = tune(subject, encodings, settings, keep_in=tmp_path)
+    assert repeated.losses == first.losses, "a damaged file is made again"
+    tune(subject, encodings, dataclasses.replace(settings, seed=1), keep_in=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
