@@ -47,7 +47,7 @@ def main() -> None:
             printed, seconds = run(block, Path(folder))
             rows.append({"block": block, "printed": printed, "seconds": seconds})
             print(f"{seconds:.0f} s: {block.splitlines()[0]}", flush=True)
-        full = sedaq.evaluate("digits-sd", images=256, sampling=sedaq.SamplingConfig(guidance=2.0)).metrics["fid"]["value"]
+        full = sedaq.evaluate("digits-sd", images=128, sampling=sedaq.SamplingConfig(guidance=2.0)).metrics["fid"]["value"]
     keep("guide", "python benchmarks/guide.py", rows, full_precision=full)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ GUIDANCE = 2.0
 METRIC = "feature_distance"  # what plans are chosen by: few bits bring these models no further from MNIST, but away from themselves
 
 
-def rows_of_pipeline(name: str, folder: Path) -> list[dict[str, Any]]:
+def rows_of_pipeline(name: str, folder: Path) -> Iterator[dict[str, Any]]:
     start = clock()
     sampling = sedaq.SamplingConfig(steps=PROBE_STEPS, guidance=GUIDANCE)
     run = sedaq.Run(folder, name, sampling=sampling, images=PROBE_IMAGES).probe(CONFIGS)
@@ -38,7 +39,6 @@ def rows_of_pipeline(name: str, folder: Path) -> list[dict[str, Any]]:
             (f"searched {bits:g}", found.plan, 0),
             (f"searched + tuned {bits:g}", found.plan, TUNE_STEPS),
         ]
-    rows = []
     for label, plan, tune_steps in plans:
         measured = run.evaluate(label, plan, tune_steps=tune_steps, images=IMAGES, steps=STEPS)
         quantized = run.folder / "models" / label.replace(" ", "") if plan else run.subject.folder
@@ -46,11 +46,9 @@ def rows_of_pipeline(name: str, folder: Path) -> list[dict[str, Any]]:
         followed = rows_of(label, quantized, CAPTIONED, (GUIDANCE,))[0]
         said = {key: followed[key] for key in ("digit", "stroke", "slant")}
         kept = {key: measured[key] for key in ("size_bytes", "bits_per_weight", "tune_steps", "metrics")}
-        rows.append({"model": name, "plan": label, **kept, **said, "spearman": fitted.spearman})
-        print(rows[-1], flush=True)
+        yield {"model": name, "plan": label, **kept, **said, "spearman": fitted.spearman}
     run.report()
     print(f"{name}: {clock() - start:.0f} s", flush=True)
-    return rows
 
 
 def main() -> None:
@@ -60,10 +58,12 @@ def main() -> None:
     path = RESULTS / "pipelines.json"
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [row for row in before if row["model"] not in names]
+    conditions = {"configs": CONFIGS, "probe_images": PROBE_IMAGES, "probe_steps": PROBE_STEPS, "images": IMAGES, "steps": STEPS}
     for name in names:
-        rows += rows_of_pipeline(name, Path("build/pipelines") / name)
-        conditions = {"configs": CONFIGS, "probe_images": PROBE_IMAGES, "probe_steps": PROBE_STEPS, "images": IMAGES, "steps": STEPS}
-        keep("pipelines", "python benchmarks/pipelines.py", rows, guidance=GUIDANCE, metric=METRIC, **conditions)
+        for row in rows_of_pipeline(name, Path("build/pipelines") / name):
+            print(row, flush=True)
+            rows.append(row)
+            keep("pipelines", "python benchmarks/pipelines.py", rows, guidance=GUIDANCE, metric=METRIC, **conditions)
 
 
 if __name__ == "__main__":

@@ -44,5 +44,8 @@ def _measured(plan: Plan) -> list[str]:
 def _loading(subject: Subject) -> list[str]:
     if subject.source:
         return ["import sedaq", f'subject = sedaq.load("{subject.source.rpartition("/")[2]}", weights="FOLDER")']
-    name = "DiffusionPipeline" if subject.components else type(subject.denoiser).__name__
+    if subject.components:  # the dtype, for text encoders that are stored in 16 bits would load in them, and the rest in 32
+        load = 'model = DiffusionPipeline.from_pretrained("FOLDER", dtype=torch.float32)'
+        return ["import sedaq  # makes diffusers know the format", "import torch", "from diffusers import DiffusionPipeline", load]
+    name = type(subject.denoiser).__name__
     return ["import sedaq  # makes diffusers know the format", f"from diffusers import {name}", f'model = {name}.from_pretrained("FOLDER")']
