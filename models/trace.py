@@ -50,6 +50,10 @@ def require_float32(subject: Subject, purpose: str) -> None:
         raise InputError(f"subject {subject.name}: its denoiser is in 16 bits; load it in float32 to {purpose}")
 
 
+class NeverCalledError(InputError):
+    """A denoiser that sleeps in this way of sampling, as an expert for late timesteps does in short ones."""
+
+
 class ReplayBuffer:
     """Calls (x_t, t, condition) with the teacher's answers, in the order in which they were made.
 
@@ -84,7 +88,7 @@ class ReplayBuffer:
                 chunk=chunk,
             )
         if not recorder.rows:
-            raise InputError(f"subject {subject.name}: sampling did not call the denoiser's forward, so its calls cannot be replayed")
+            raise NeverCalledError(f"subject {subject.name}: sampling did not call the denoiser's forward, so its calls cannot be replayed")
         lengths = [len(answer) for answer in recorder.rows[OUTPUT]]
         return cls({path: torch.cat(rows) for path, rows in recorder.rows.items()}, recorder.template(), lengths)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ...models.calls import answer_of
 from ...models.layers import EMBEDDING
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
+from ...models.trace import NeverCalledError
 from ...progress import track
 from ...runtime.tasks import json_task
 from ...storage import fingerprint
@@ -29,6 +31,7 @@ RAISED = {8: 16, 6: 8}  # bits that sensitive layers get instead
 SHARE = 0.05  # of all multiply-adds that may be raised
 REAL_IS_WORTH = 4.0  # arithmetic of 8 bits may cost as much error as a bit does; then it is preferred to what is simulated
 
+log = logging.getLogger("sedaq")
 OutputErrors = dict[str, dict[Activation, float]]
 
 
@@ -123,7 +126,13 @@ def choose(
         raise InputError("`activation_schemes`: ranges that are fixed in advance are for one denoiser; choose schemes by token")
     found: dict[str, Activation] = {}
     for prefix, part in parts.items():
-        chosen_for_part = _choose(part, bits, schemes, keep_in, sampling or SamplingConfig(), seed, alone=not prefix)
+        try:
+            chosen_for_part = _choose(part, bits, schemes, keep_in, sampling or SamplingConfig(), seed, alone=not prefix)
+        except NeverCalledError:
+            if not prefix:
+                raise
+            log.warning("%s is not called in this way of sampling; its inputs stay as they are", part.name)
+            continue
         found |= {f"{prefix}{name}": choice for name, choice in chosen_for_part.items()}
     return found
 

@@ -11,6 +11,7 @@ import torch
 from ...errors import InputError
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
+from ...models.trace import NeverCalledError
 from ..activations.quantizer import ActivationQuantizers
 from ..encoding import Encoding
 from .settings import TuneConfig
@@ -47,7 +48,12 @@ def tune_components(
         folders = (None if path is None else path / prefix.rstrip(".") for path in (folder, buffer_folder))
         rounded = inputs.of_component(prefix) if inputs and prefix else inputs
         kept, buffers = folders
-        found[prefix] = tune(part, own, settings, inputs=rounded, folder=kept, buffer_folder=buffers, **shared)
+        try:
+            found[prefix] = tune(part, own, settings, inputs=rounded, folder=kept, buffer_folder=buffers, **shared)
+        except NeverCalledError:
+            if not prefix:
+                raise
+            found[prefix] = Tuned(own, {}, inputs=rounded, ending="it is not called in this way of sampling, and stays as it was encoded")
     return found
 
 

@@ -22,7 +22,7 @@ from ...models.layers import EMBEDDING, Layer
 from ...models.noise import purpose_seed
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
-from ...models.trace import Recording, ReplayBuffer
+from ...models.trace import NeverCalledError, Recording, ReplayBuffer
 
 N_IMAGES, N_CALLS, BATCH = 16, 128, 16
 
@@ -30,11 +30,18 @@ N_IMAGES, N_CALLS, BATCH = 16, 128, 16
 def output_gradients(subject: Subject, sampling: SamplingConfig, *, seed: int) -> dict[str, torch.Tensor]:
     """For every layer, per output channel (out,): Σ over an image's tokens of the mean squared Jacobian column, over the mean ‖ε‖².
 
-    Layers that the output does not depend on have zeros. Those of components that are no denoisers have no entry, nor have embeddings.
+    Layers that the output does not depend on have zeros. Those of components that are no denoisers, or are not called, have no entry, nor have
+    embeddings.
     """
     found: dict[str, torch.Tensor] = {}
     for prefix, part in subject.denoisers.items():
-        found |= {f"{prefix}{name}": gradient for name, gradient in _of_denoiser(part, sampling, seed).items()}
+        try:
+            of_part = _of_denoiser(part, sampling, seed)
+        except NeverCalledError:
+            if not prefix:
+                raise
+            continue  # its layers are thought to be like the others
+        found |= {f"{prefix}{name}": gradient for name, gradient in of_part.items()}
     return found
 
 

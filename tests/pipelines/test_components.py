@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import sedaq
+from sedaq.aq.activations.choice import choose
 from sedaq.aq.export.apply import PLAN_FILE, apply, pipeline_bytes
 from sedaq.aq.modules.layers import AQEmbedding, quantized_modules
 from sedaq.aq.plans.menu import heuristic_menus
@@ -158,3 +159,18 @@ def test_a_run_keeps_its_components(tmp_path: Path) -> None:
     assert again.subject.components == ("unet", "text_encoder")
     with pytest.raises(InputError, match=r"was begun with components = \('unet', 'text_encoder'\)"):
         sedaq.Run(tmp_path / "run", components=["unet"])
+
+
+def test_an_expert_that_sleeps(tmp_path: Path) -> None:
+    """Two steps end before the second expert's timesteps: it is encoded, and left out of what asks denoisers again."""
+    short = sedaq.SamplingConfig(steps=2, **FAMILIES["wan-experts"].settings)
+    subject = load(saved("wan-experts", tmp_path), prompts=PROMPTS)
+    assert {name.partition(".")[0] for name in output_gradients(subject, short, seed=0)} == {"transformer"}
+    assert {name.partition(".")[0] for name in choose(subject, 8, sampling=short)} == {"transformer"}
+    store = stored(subject, tmp_path / "store", short)
+    tuning = sedaq.TuneConfig(steps=2, n_images=4, batch_size=2, sampling_steps=2)
+    parts = apply(subject, uniform(subject, 3.0, store), store, tmp_path / "out", tune=tuning, sampling=short)
+    assert parts["transformer."].losses and parts["transformer_2."].ending.startswith("it is not called")
+    alone = load(tmp_path / "wan-experts", prompts=PROMPTS, components=["transformer_2"])
+    with pytest.raises(InputError, match="did not call the denoiser's forward"):
+        output_gradients(alone, short, seed=0)
