@@ -14,7 +14,7 @@ from results import keep
 
 from sedaq.aq.plans.plan import file_bytes, tensor_specs
 from sedaq.errors import InputError
-from sedaq.models.pretrained import architecture
+from sedaq.models.unloaded import architecture
 from sedaq.search.config import Budget
 from sedaq.search.unmeasured import uniform_formats
 

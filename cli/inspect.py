@@ -79,7 +79,7 @@ def _loaded(
     subject: str | None, model_config: Path | None, sampling: SamplingConfig, exclude: tuple[str, ...], components: tuple[str, ...]
 ) -> Any:
     from ..models.loading import load
-    from ..models.pretrained import architecture
+    from ..models.unloaded import architecture
 
     if model_config is None:
         return load(str(subject), prompts=sampling.prompt_lines, exclude=exclude, components=components)

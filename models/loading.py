@@ -14,8 +14,9 @@ import torch
 from ..errors import InputError
 from .folders import source_of
 from .layers import computed_weights
-from .pretrained import can_be_mapped, load_folder, map_folder, put_quantized
+from .pretrained import load_folder, put_quantized
 from .subject import Subject
+from .unloaded import can_be_mapped, map_folder
 
 log = logging.getLogger("sedaq")
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"

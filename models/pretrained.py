@@ -16,9 +16,8 @@ from ..errors import InputError
 from ..storage import read_json
 from .adapters.denoiser import DEFAULT_STEPS, DenoiserAdapter
 from .adapters.pipeline import PipelineAdapter
-from .components import Components, denoisers_of, is_denoiser
-from .folders import DENOISER_COMPONENTS, SUBJECT_FILE, loaded_weights, read_config, stored_dtypes, weights_of
-from .mapped import MappedTensors
+from .components import Components, denoisers_of
+from .folders import DENOISER_COMPONENTS, SUBJECT_FILE, loaded_weights, read_config, stored_dtypes
 from .sampling import Condition
 from .subject import Subject
 
@@ -50,7 +49,7 @@ def load_folder(
     )
 
 
-def _diffusers_class(path: Path, base: str, remedy: str) -> Any:
+def diffusers_class(path: Path, base: str, remedy: str) -> Any:
     """The diffusers class that a config names, a subclass of `base`."""
     return _named_class(read_config(path), str(path), base, remedy)
 
@@ -70,7 +69,7 @@ def _named_class(config: Mapping[str, Any], where: str, base: str, remedy: str) 
     return found
 
 
-def _refuse_quantized(folder: Path, quantized: bool) -> bool:
+def refuse_quantized(folder: Path, quantized: bool) -> bool:
     """Whether the denoiser in `folder` was quantized by sedaq."""
     is_quantized = "quantization_config" in read_config(folder / "config.json")
     if is_quantized and not quantized:
@@ -106,8 +105,8 @@ def _refuse_missing(module: nn.Module, folder: Path) -> None:
 
 def load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str], quantized: bool = False) -> Subject:
     """The subject of a bare denoiser's folder, sampled by the scheduler whose config lies in it or beside it."""
-    _refuse_quantized(folder, quantized)
-    model_class = _diffusers_class(folder / "config.json", "ModelMixin", "model; pass a denoiser's folder")
+    refuse_quantized(folder, quantized)
+    model_class = diffusers_class(folder / "config.json", "ModelMixin", "model; pass a denoiser's folder")
     _refuse_unusual(model_class, folder)
     scheduler_folder = folder if (folder / "scheduler_config.json").exists() else folder.parent / "scheduler"
     path = scheduler_folder / "scheduler_config.json"
@@ -115,7 +114,7 @@ def load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str], 
         raise InputError(
             f"{folder}: a bare denoiser needs its scheduler_config.json beside config.json; copy it there, or pass the pipeline's folder"
         )
-    scheduler_class = _diffusers_class(path, "SchedulerMixin", "scheduler; copy the one that the model was trained with")
+    scheduler_class = diffusers_class(path, "SchedulerMixin", "scheduler; copy the one that the model was trained with")
     if read_config(path).get("use_dynamic_shifting"):
         raise InputError(f"{path}: shifts timesteps by the size of images, which a pipeline tells it; pass the pipeline's folder")
     scheduler = _from_pretrained(lambda path, **_: scheduler_class.from_pretrained(path), scheduler_folder)
@@ -128,7 +127,7 @@ def load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str], 
             f"{folder / 'config.json'}: field 'sample_size' is missing or null, so the size of images is not known; pass the pipeline's folder"
         )
 
-    known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else _class_conditions(denoiser)
+    known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else class_conditions(denoiser)
     adapter = DenoiserAdapter(denoiser, scheduler, known["conditions"], known["null_condition"], known.get("steps", DEFAULT_STEPS))
     return Subject(
         denoiser,
@@ -158,7 +157,7 @@ def _refuse_unusual(model_class: type, folder: Path) -> None:
         )
 
 
-def _class_conditions(denoiser: nn.Module) -> dict[str, Any]:
+def class_conditions(denoiser: nn.Module) -> dict[str, Any]:
     """All classes in turn, by the denoiser's config; none for an unconditional one."""
     config: Any = denoiser.config
     n_classes = getattr(config, "num_class_embeds", None)
@@ -187,7 +186,7 @@ def _load_pipeline(
         raise InputError(
             f"{folder}: its {empty} is null in model_index.json, so there is nothing to quantize; pass a pipeline that has one"
         )
-    done = [name for name in present if (folder / name / "config.json").exists() and _refuse_quantized(folder / name, quantized)]
+    done = [name for name in present if (folder / name / "config.json").exists() and refuse_quantized(folder / name, quantized)]
     weighty = [name for name in (*DENOISER_COMPONENTS, *present) if name in present and loaded_weights(folder / name)]
     # Parts that are null belong to no folder; diffusers wants to be told of those that most pipelines have, such as Stable Diffusion 3's T5.
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
@@ -205,7 +204,7 @@ def _load_pipeline(
         )
     pipeline = pipeline.to(device)
     known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else {}
-    conditions: Sequence[Condition] | None = _class_conditions(modules[names[0]])["conditions"]
+    conditions: Sequence[Condition] | None = class_conditions(modules[names[0]])["conditions"]
     if "prompt" in inspect.signature(pipeline.__call__).parameters:
         conditions = prompts or known.get("conditions")
     defaults: dict[str, Any] = {name: known[name] for name in ("steps", "guidance", "max_tokens", "batch_size") if name in known}
@@ -237,118 +236,3 @@ def _dtypes_by_path(module: nn.Module, stored: dict[str, torch.dtype]) -> dict[s
         if dtype is not None:
             found[name] = dtype
     return found
-
-
-# -- without reading weights --------------------------------------------------------------------------------------------------------------
-
-
-def architecture(path: Path) -> Subject:
-    """A denoiser of which only the config is read, on the meta device: it takes no memory, and can be inspected. Tensors count as float16.
-
-    Args:
-        path: config.json of a denoiser, its folder, or a pipeline's.
-
-    Raises:
-        InputError: for a config that diffusers makes no model of.
-    """
-    modules = _meta_modules(path, ()) if (path / "model_index.json").exists() else {"": _meta_model(path)}
-    denoiser = _as_one(modules)
-    stored = {name: torch.float16 for name, tensor in denoiser.state_dict().items() if tensor.is_floating_point()}
-    name = type(next(iter(modules.values()))).__name__
-    components = tuple(name for name in modules if name)
-    return Subject(denoiser, sample=_never_sampled(path), name=name, components=components, stored_dtypes=stored)
-
-
-def can_be_mapped(folder: Path, components: Sequence[str]) -> bool:
-    """Whether `map_folder` has all that it needs: models of diffusers, and their weights in safetensors files."""
-    if not (folder / "model_index.json").exists():
-        return _all_safetensors(folder)
-    index = read_config(folder / "model_index.json")
-    theirs = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] == "diffusers"]
-    wanted = components or [name for name in theirs if loaded_weights(folder / name)]
-    return set(wanted) <= set(theirs) and all(_all_safetensors(folder / name) for name in wanted)
-
-
-def _all_safetensors(folder: Path) -> bool:
-    paths = weights_of(folder)
-    return bool(paths) and all(path.suffix == ".safetensors" for path in paths)
-
-
-def map_folder(folder: Path, prompts: Sequence[str] | None, exclude: Sequence[str], components: Sequence[str]) -> Subject:
-    """The subject of a folder whose weights stay in their files: its layers can be listed and encoded, and nothing sampled.
-
-    Raises:
-        InputError: components that diffusers does not make, weights that are no safetensors, or not those of the config.
-    """
-    is_pipeline = (folder / "model_index.json").exists()
-    modules = _meta_modules(folder, components) if is_pipeline else {"": _meta_model(folder)}
-    several = len(modules) > 1
-    mapped = MappedTensors({f"{name}." if several else "": folder / name for name in modules})
-    denoiser = _as_one(modules)
-    lacking = [name for name in denoiser.state_dict() if name not in mapped]
-    if lacking:
-        raise InputError(f"{folder}: its weights lack the tensor {lacking[0]}; load the model with diffusers and save it again")
-    known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else {}
-    conditions = known.get("conditions") or _class_conditions(next(iter(modules.values())))["conditions"]
-    if (
-        is_pipeline
-        and "prompt" in inspect.signature(_diffusers_class(folder / "model_index.json", "DiffusionPipeline", "").__call__).parameters
-    ):
-        conditions = prompts or known.get("conditions")
-    for name in modules:
-        _refuse_quantized(folder / name, quantized=False)
-    return Subject(
-        denoiser,
-        sample=_never_sampled(folder),
-        conditions=conditions,
-        name=folder.resolve().name,
-        exclude=exclude,
-        folder=folder,
-        components=tuple(name for name in modules if name),
-        stored_dtypes={
-            f"{name}.{path}" if several else path: dtype for name in modules for path, dtype in stored_dtypes(folder / name).items()
-        },
-        extractor=known.get("extractor"),
-        mapped=mapped,
-    )
-
-
-def _as_one(modules: Mapping[str, nn.Module]) -> nn.Module:
-    return next(iter(modules.values())) if len(modules) == 1 else Components(dict(modules))
-
-
-def _meta_modules(folder: Path, components: Sequence[str]) -> dict[str, nn.Module]:
-    """Those components of a pipeline that are named, or its denoisers, on the meta device."""
-    index = read_config(folder / "model_index.json")
-    found = {}
-    for name in components or [name for name, entry in index.items() if isinstance(entry, list) and entry[0] == "diffusers"]:
-        if not (folder / name / "config.json").exists():
-            if components:
-                raise InputError(f"`components` {name}: {folder} has no such model; choose of the components in its model_index.json")
-            continue
-        module = _meta_model(folder / name)
-        if components or is_denoiser(module):
-            found[name] = module
-    if not found:
-        raise InputError(f"{folder}: none of its components is a denoiser, told the time; name `components`")
-    return found
-
-
-def _meta_model(path: Path) -> nn.Module:
-    file = path / "config.json" if path.is_dir() else path
-    model_class = _diffusers_class(file, "ModelMixin", "model; pass a denoiser's config")
-    try:
-        with torch.device("meta"):
-            model: nn.Module = model_class.from_config(
-                {name: value for name, value in read_config(file).items() if name != "quantization_config"}
-            )
-            return model
-    except (TypeError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"{file}: diffusers cannot build it ({str(error).splitlines()[0]}); check the config") from error
-
-
-def _never_sampled(path: Path) -> Callable[..., torch.Tensor]:
-    def _sample(**_: Any) -> torch.Tensor:
-        raise InputError(f"{path}: its weights were not loaded, so that nothing can be sampled; load the folder for that")
-
-    return _sample

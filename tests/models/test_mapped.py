@@ -12,8 +12,8 @@ import torch
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 from sedaq.models.mapped import MappedTensors
-from sedaq.models.pretrained import can_be_mapped
 from sedaq.models.subject import Subject
+from sedaq.models.unloaded import can_be_mapped
 
 
 @pytest.fixture(autouse=True)
