@@ -86,6 +86,13 @@ def kind_of(module: nn.Module) -> str | None:
     return next((kind for type_, kind in KINDS.items() if isinstance(module, type_)), None)
 
 
+def put_channels_last(module: nn.Module) -> None:
+    """Lay the weights of 2-D convolutions out so that channels come last, which is faster on CPUs; all else stays, weights of 3-D ones too."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def computed_weights(denoiser: nn.Module) -> list[str]:
     """Paths of Linear and Conv modules that hold no weight of their own: it is made anew in every call, by weight norm and other parametrizations."""
     return [

@@ -17,7 +17,7 @@ from ...kernels.quantized_matrix import Geometry, QuantizedMatrix
 from ...kernels.reference import dequantize
 from ...models.calibration import sides_of_padding
 from ...models.hooks import add_hooks
-from ...models.layers import EMBEDDING, kind_of
+from ...models.layers import EMBEDDING, kind_of, put_channels_last
 from ..activations.quantizer import ActivationQuantizer, quantizer_hook
 from ..encoding import Encoding, quantized_matrix
 from ..formats import Format
@@ -289,7 +289,7 @@ def densify(root: nn.Module) -> None:
     put_dense_layers(root)
     for path, activation in rounded.items():
         add_hooks(root.get_submodule(path), before={"": quantizer_hook(activation)})
-    root.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    put_channels_last(root)
 
 
 def _dense_twin(module: _Quantized) -> Any:

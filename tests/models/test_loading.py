@@ -123,7 +123,9 @@ def test_the_fingerprint_follows_weights_and_settings_but_not_the_place(make_den
 
 
 def test_unknown_names_say_what_may_be_passed(tmp_path: Path) -> None:
-    assert "unknown subject 'mnist-dot': no such folder; pass a shipped name (mnist-dit, mnist-unet, digits-sd, digits-mmdit)" in refusal("mnist-dot")
+    assert "unknown subject 'mnist-dot': no such folder; pass a shipped name (mnist-dit, mnist-unet, digits-sd, digits-mmdit)" in refusal(
+        "mnist-dot"
+    )
     assert "no such folder" in refusal(tmp_path / "absent")
     assert "neither model_index.json nor config.json" in refusal(tmp_path)
 

@@ -12,6 +12,7 @@ from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.encoding import Encoding
 from sedaq.aq.formats import Format
 from sedaq.aq.modules.layers import AQConv1d, AQConv2d, AQConv3d, AQLinear, densify, quantized_module
+from sedaq.aq.modules.quantize import quantize_
 from sedaq.errors import InputError
 
 KERNELS = ("reference", "dequantize")
@@ -233,3 +234,15 @@ def test_torch_compile_takes_coded_layers_whole(warm):
     torch.compiler.reset()
     for found, wanted in zip(torch.compile(model, fullgraph=True)(x, images), expected, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_models_with_convolutions_of_all_kinds_are_densified():
+    """torch has no layout with channels last for all of them: videos' are 3-D."""
+    model = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.Flatten(2), nn.Conv1d(4, 4, 3), nn.Unflatten(2, (3, 3)), nn.Conv2d(4, 4, 3))
+    x = torch.randn(1, 2, 1, 1, 11)
+    quantize_(model, {"0": "int8", "2": "int8", "4": "int8"})
+    before = model(x)
+    densify(model)
+    assert [type(model[i]) for i in (0, 2, 4)] == [nn.Conv3d, nn.Conv1d, nn.Conv2d]
+    assert model[4].weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-5)
