@@ -166,7 +166,8 @@ def _read_tunings(path: Path) -> list[dict[str, Any]]:
                 int(step), as_float(loss)
             str(record["ending"]), as_float(record["seconds"])
             latest.pop(record["name"], None)
-            latest[record["name"]] = record
+            if record["held_out_losses"]:  # none where there was nothing to tune
+                latest[record["name"]] = record
     return list(latest.values())
 
 

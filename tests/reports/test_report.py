@@ -17,9 +17,9 @@ from matplotlib.image import imread
 
 from sedaq.errors import InputError
 from sedaq.reports.figures import FIGURES, FigureSpec
-from sedaq.reports.inputs import fidelity_of
+from sedaq.reports.inputs import fidelity_of, read_run
 from sedaq.reports.report import write_report
-from sedaq.storage import read_json, write_json
+from sedaq.storage import append_record, read_json, write_json
 
 from .conftest import EVALUATIONS, damage, layer_names, sensitivity_frame, toy_grids, write_run
 
@@ -296,3 +296,15 @@ def test_no_run_folder_and_wrong_grids_are_refused(copied: Path, tmp_path: Path)
         write_report(copied, grids={"a": torch.zeros(2, 1, 4, 4), "b": torch.zeros(3, 1, 4, 4)})
     with pytest.raises(InputError, match="shape"):
         write_report(copied, grids={"a": torch.zeros(4, 4)})
+
+
+def test_a_tuning_that_had_nothing_to_tune_has_no_line(full_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(full_run, folder)
+    before = read_run(folder).tunings
+    empty = {**before[0], "name": "asleep", "held_out_losses": []}
+    append_record(
+        folder / "tunings.jsonl", "tuning", {key: value for key, value in empty.items() if key not in ("kind", "schema", "sha256")}
+    )
+    assert [record["name"] for record in read_run(folder).tunings] == [record["name"] for record in before]
+    write_report(folder)
