@@ -51,7 +51,7 @@ class Run:
         sampling: how images are sampled; 10 steps unless it says others.
         images: of each probe, 512 by default.
         calibration_images: images whose activations make the calibration matrices, 64 by default.
-        reference_images: sampled as a reference where none is given, 2,048 by default.
+        reference_images: sampled as a reference where none is given, 2,000 by default.
         rates: total bits per weight that menus have a format for; 1.5 to 4 by halves by default.
         seed: of every random choice, 0 by default.
         extractor: what the Fréchet distance looks at: embedded, inception[:FILE] or transformers:FOLDER; the model's own by default.

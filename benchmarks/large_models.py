@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def write_random(model: Any, scheduler: Any, folder: Path) -> list[int]:
     for file, specs in zip(names, shards, strict=True):
 
         def random(name: str, specs: dict[str, Any] = specs) -> torch.Tensor:
-            rng = torch.Generator().manual_seed(hash(name) % 2**31)
+            rng = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             return (0.02 * torch.randn(specs[name][1], generator=rng)).bfloat16()
 
         write_tensors_in_turn(folder / file, specs, random, {"format": "pt"})

@@ -58,6 +58,8 @@ def map_folder(folder: Path, prompts: Sequence[str] | None, exclude: Sequence[st
         InputError: components that diffusers does not make, weights that are no safetensors, or not those of the config.
     """
     is_pipeline = (folder / "model_index.json").exists()
+    if components and not is_pipeline:
+        raise InputError(f"`components`: {folder} is no pipeline; leave `components` out")
     modules = _meta_modules(folder, components) if is_pipeline else {"": _meta_model(folder)}
     several = len(modules) > 1
     mapped = MappedTensors({f"{name}." if several else "": folder / name for name in modules})

@@ -79,4 +79,4 @@ def forecast_table(content: Mapping[str, Any]) -> Table:
         for stage in content["stages"]
     ]
     rows.append({"stage": "together", "time": duration(content["seconds"])})
-    return rows_table(rows, list(rows[0]), title=f"{content['n_configs']} probes to measure; times are within a factor of two")
+    return rows_table(rows, list(rows[0]), title=f"{content['n_configs']} probes to measure; times are rough")

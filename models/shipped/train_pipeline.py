@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -282,6 +283,9 @@ def main() -> None:
     else:
         pipeline = train_mmdit(images, labels, work, shipped / "digits-sd", steps=arguments.steps, seed=arguments.seed)
     pipeline.to(dtype=torch.float16).save_pretrained(out)
+    for path in out.glob("*/config.json"):  # diffusers notes where a part was loaded from
+        config = {name: value for name, value in json.loads(path.read_text()).items() if name != "_name_or_path"}
+        path.write_text(json.dumps(config, indent=2) + "\n")
     known = {"conditions": full_captions(), "extractor": "embedded", "steps": 20, "guidance": GUIDANCE, "batch_size": 64}
     if arguments.name == "digits-mmdit":
         known["max_tokens"] = 1

@@ -1,6 +1,6 @@
 """What probing a run will take, told from a minute of it: one sampling and one encoding of every shape of weight are timed.
 
-Times are of this machine as it is now, and rough: within a factor of two (docs/long-runs.md has measured cases).
+Times are of this machine as it is now, and rough: docs/guide.md has one forecast beside what it took.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 
-from sedaq.models.loading import load
+from sedaq.models.loading import SHIPPED_FOLDER, load
 from sedaq.models.sampling import SamplingConfig
 from sedaq.models.shipped import captions
 from sedaq.models.shipped.captions import SLANTS, STROKES, caption, full_captions, slant, slants_of, stroke_width, strokes_of
@@ -47,6 +48,11 @@ def test_captions_name_what_is_known() -> None:
     assert caption(3, 0, 1) == "a thin handwritten three, upright" and caption(0, None, None) == "a handwritten zero"
     assert len(set(full_captions())) == 90 and len(set(captions.all_captions())) == 160
     assert set(full_captions()) <= set(captions.all_captions())
+
+
+def test_shipped_folders_name_no_place_on_the_machine_that_made_them() -> None:
+    found = [path for path in SHIPPED_FOLDER.rglob("*.json") if re.search(r'"/\w+/', path.read_text(encoding="utf-8"))]
+    assert len(list(SHIPPED_FOLDER.rglob("config.json"))) > 8 and found == []
 
 
 @pytest.mark.parametrize(("name", "component"), [("digits-sd", "unet"), ("digits-mmdit", "transformer")])

@@ -82,6 +82,12 @@ def test_hashes_are_kept_until_a_file_changes(make_denoiser: Callable[..., Path]
     assert load(folder, mapped=True).fingerprint != before
 
 
+def test_a_bare_denoiser_has_no_components(make_denoiser: Callable[..., Path]) -> None:
+    for mapped in (False, True):
+        with pytest.raises(InputError, match="is no pipeline; leave `components` out"):
+            load(make_denoiser("unet"), components=["unet"], mapped=mapped)
+
+
 def test_what_is_wrong_is_named(make_denoiser: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_denoiser("unet")
     path = next(folder.glob("*.safetensors"))
