@@ -16,8 +16,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def find_commands(path: Path) -> list[list[str]]:
-    """The words of every line of code that starts with `sedaq`."""
-    lines = re.findall(r"^ +sedaq (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    """The words of every line of code that starts with `sedaq`; what a command printed is none, though a row of its table may start so."""
+    written = re.sub(r"<!-- = .*?<!-- end -->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = re.findall(r"^ +sedaq (.+)$", written, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
 
