@@ -33,6 +33,7 @@ def load(
     weights: str | Path | None = None,
     components: Sequence[str] = (),
     mapped: bool = False,
+    dtype: str | None = None,
 ) -> Subject:
     """The subject that the argument names.
 
@@ -44,13 +45,14 @@ def load(
         components: of a pipeline, what is quantized, such as unet, text_encoder, vae; its denoisers where none are named.
         mapped: leave the weights of a folder in their files, to be read one at a time: layers can be listed and encoded, and nothing sampled.
             Only weights of diffusers' models in safetensors files can be; others are loaded.
+        dtype: what it computes in, float32 by default, bfloat16 or float16. Layers are encoded from the weights as they are stored all the same.
         weights: folder that sedaq wrote of a subject that is no diffusers model; its quantized layers take the place of the subject's own.
 
     Raises:
         InputError: naming what was not understood or found, and what to pass instead.
     """
     if weights is not None:
-        found = load(subject, prompts=prompts, exclude=exclude, device=device)
+        found = load(subject, prompts=prompts, exclude=exclude, device=device, dtype=dtype)
         return put_quantized(found, Path(weights))
     if isinstance(subject, Subject):
         others = components and tuple(components) != subject.components
@@ -65,7 +67,7 @@ def load(
     def opened(folder: Path) -> Subject:
         if mapped and can_be_mapped(folder, components):
             return map_folder(folder, prompts, exclude, components)
-        return load_folder(folder, device, prompts, exclude, quantized, components)
+        return load_folder(folder, device, prompts, exclude, quantized, components, dtype or "float32")
 
     if text in SHIPPED:
         loaded = opened(SHIPPED_FOLDER / text)
@@ -79,14 +81,14 @@ def load(
         if source:
             if not quantized:
                 raise InputError(f"{folder}: already quantized; pass {source}, which it was made from")
-            return load(source, prompts=prompts, exclude=exclude, device=device, weights=folder)
+            return load(source, prompts=prompts, exclude=exclude, device=device, weights=folder, dtype=dtype)
         loaded = opened(folder)
     if prompts and loaded.conditions != list(prompts):
         raise InputError(f"`prompts`: {text} takes no prompts; leave `prompts` out")
     computed = computed_weights(loaded.denoiser)
     if computed:
         log.warning("%s: the weights of %s are made anew in every call; these layers stay as they are", loaded.name, ", ".join(computed))
-    if not quantized and loaded.mapped is None:
+    if not quantized and not next(loaded.denoiser.parameters()).is_meta:
         loaded.layers  # noqa: B018  finds NaN in weights now, before any work
         _check_finite(loaded)
     return loaded

@@ -17,9 +17,11 @@ from ..storage import read_json
 from .adapters.denoiser import DEFAULT_STEPS, DenoiserAdapter
 from .adapters.pipeline import PipelineAdapter
 from .components import Components, denoisers_of
-from .folders import DENOISER_COMPONENTS, SUBJECT_FILE, loaded_weights, read_config, stored_dtypes
+from .encoded_prompts import EncodedPrompts
+from .folders import DENOISER_COMPONENTS, SUBJECT_FILE, is_of_transformers, loaded_weights, read_config, stored_dtypes
 from .layers import put_channels_last
-from .sampling import Condition
+from .mapped import MappedTensors
+from .sampling import Condition, dtype_of
 from .subject import Subject
 
 # aq/ knows how quantized layers are put into a module, and is above this floor: it enters its function when sedaq is imported.
@@ -36,15 +38,21 @@ def put_quantized(subject: Subject, folder: Path) -> Subject:
 
 
 def load_folder(
-    folder: Path, device: str, prompts: Sequence[str] | None, exclude: Sequence[str], quantized: bool, components: Sequence[str] = ()
+    folder: Path,
+    device: str,
+    prompts: Sequence[str] | None,
+    exclude: Sequence[str],
+    quantized: bool,
+    components: Sequence[str] = (),
+    dtype: str = "float32",
 ) -> Subject:
     """The subject of a pipeline's or a bare denoiser's folder."""
     if (folder / "model_index.json").exists():
-        return _load_pipeline(folder, device, prompts, exclude, quantized, components)
+        return _load_pipeline(folder, device, prompts, exclude, quantized, components, dtype)
     if components:
         raise InputError(f"`components`: {folder} is no pipeline; leave `components` out")
     if (folder / "config.json").exists():
-        return load_denoiser(folder, folder.resolve().name, device, exclude, quantized)
+        return load_denoiser(folder, folder.resolve().name, device, exclude, quantized, dtype)
     raise InputError(
         f"{folder}: not a diffusers folder (neither model_index.json nor config.json in it); pass the folder that save_pretrained wrote"
     )
@@ -78,10 +86,10 @@ def refuse_quantized(folder: Path, quantized: bool) -> bool:
     return is_quantized
 
 
-def _from_pretrained(load_from: Callable[..., Any], folder: Path, variant: str = "") -> Any:
-    """Load in float32 (CPUs have no fast float16), with one line for what diffusers says at length."""
+def _from_pretrained(load_from: Callable[..., Any], folder: Path, variant: str = "", dtype: str = "float32") -> Any:
+    """Load in float32 unless another dtype is named (few CPUs have a fast float16), with one line for what diffusers says at length."""
     try:
-        return load_from(folder, torch_dtype=torch.float32, local_files_only=True, **({"variant": variant} if variant else {}))
+        return load_from(folder, torch_dtype=dtype_of(dtype), local_files_only=True, **({"variant": variant} if variant else {}))
     except ImportError as error:
         raise InputError(
             f"{folder}: needs a package that is not installed ({str(error).strip().splitlines()[0]}); text models need transformers"
@@ -104,7 +112,7 @@ def _refuse_missing(module: nn.Module, folder: Path) -> None:
         raise InputError(f"{folder}: its weights lack the tensor {missing[0]}{others}; the folder is incomplete, save or download it again")
 
 
-def load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str], quantized: bool = False) -> Subject:
+def load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str], quantized: bool = False, dtype: str = "float32") -> Subject:
     """The subject of a bare denoiser's folder, sampled by the scheduler whose config lies in it or beside it."""
     refuse_quantized(folder, quantized)
     model_class = diffusers_class(folder / "config.json", "ModelMixin", "model; pass a denoiser's folder")
@@ -119,7 +127,7 @@ def load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str], 
     if read_config(path).get("use_dynamic_shifting"):
         raise InputError(f"{path}: shifts timesteps by the size of images, which a pipeline tells it; pass the pipeline's folder")
     scheduler = _from_pretrained(lambda path, **_: scheduler_class.from_pretrained(path), scheduler_folder)
-    denoiser = _from_pretrained(model_class.from_pretrained, folder, _variant(folder))
+    denoiser = _from_pretrained(model_class.from_pretrained, folder, _variant(folder), dtype)
     _refuse_missing(denoiser, folder)
     # In this layout a probe of mnist-unet takes 10.3 s on two cores instead of 12.7 s.
     denoiser = denoiser.to(device)
@@ -130,7 +138,9 @@ def load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str], 
         )
 
     known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else class_conditions(denoiser)
-    adapter = DenoiserAdapter(denoiser, scheduler, known["conditions"], known["null_condition"], known.get("steps", DEFAULT_STEPS))
+    adapter = DenoiserAdapter(
+        denoiser, scheduler, known["conditions"], known["null_condition"], known.get("steps", DEFAULT_STEPS), dtype_of(dtype)
+    )
     return Subject(
         denoiser,
         sample=adapter,
@@ -140,6 +150,7 @@ def load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str], 
         folder=folder,
         stored_dtypes=stored_dtypes(folder),
         extractor=known.get("extractor"),
+        mapped=_exact_weights({"": denoiser}, {"": folder}, dtype, quantized),
     )
 
 
@@ -172,7 +183,13 @@ def class_conditions(denoiser: nn.Module) -> dict[str, Any]:
 
 
 def _load_pipeline(
-    folder: Path, device: str, prompts: Sequence[str] | None, exclude: Sequence[str], quantized: bool, components: Sequence[str]
+    folder: Path,
+    device: str,
+    prompts: Sequence[str] | None,
+    exclude: Sequence[str],
+    quantized: bool,
+    components: Sequence[str],
+    dtype: str,
 ) -> Subject:
     from diffusers import DiffusionPipeline
 
@@ -193,7 +210,7 @@ def _load_pipeline(
     # Parts that are null belong to no folder; diffusers wants to be told of those that most pipelines have, such as Stable Diffusion 3's T5.
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
     load_from = functools.partial(DiffusionPipeline.from_pretrained, **absent)
-    pipeline = _from_pretrained(load_from, folder, _variant(folder / weighty[0]) if weighty else "")
+    pipeline = _from_pretrained(load_from, folder, _variant(folder / weighty[0]) if weighty else "", dtype)
     modules = {name: module for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
     names = tuple(components) or tuple(name for name in modules if name in done) or denoisers_of(modules)
     for name in names:
@@ -205,6 +222,15 @@ def _load_pipeline(
             f"{folder}: none of its components is a denoiser, told the time; name `components`, or pass a sedaq.Subject with your own sample function"
         )
     pipeline = pipeline.to(device)
+    adapter_dtype = dtype_of(dtype)
+    encoders = [
+        EncodedPrompts(
+            module,
+            functools.partial(type(module).from_pretrained, folder / name, dtype=adapter_dtype, variant=_variant(folder / name) or None),
+        )
+        for name, module in modules.items()
+        if name.startswith("text_encoder") and name not in (*names, *done) and is_of_transformers(module)
+    ]
     known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else {}
     conditions: Sequence[Condition] | None = class_conditions(modules[names[0]])["conditions"]
     if "prompt" in inspect.signature(pipeline.__call__).parameters:
@@ -213,7 +239,7 @@ def _load_pipeline(
     several = len(names) > 1
     return Subject(
         Components({name: modules[name] for name in names}) if several else modules[names[0]],
-        sample=PipelineAdapter(pipeline, conditions, defaults),
+        sample=PipelineAdapter(pipeline, conditions, defaults, adapter_dtype, encoders),
         conditions=conditions,
         name=folder.resolve().name,
         exclude=exclude,
@@ -225,7 +251,24 @@ def _load_pipeline(
             for path, dtype in _dtypes_by_path(modules[name], stored_dtypes(folder / name)).items()
         },
         extractor=known.get("extractor"),
+        mapped=_exact_weights(
+            {f"{name}." if several else "": modules[name] for name in names},
+            {f"{name}." if several else "": folder / name for name in names},
+            dtype,
+            quantized,
+        ),
     )
+
+
+def _exact_weights(modules: Mapping[str, nn.Module], folders: Mapping[str, Path], dtype: str, quantized: bool) -> MappedTensors | None:
+    """Where layers are encoded from when memory holds them rounded. Raises InputError for files that cannot be read in parts."""
+    if dtype == "float32" or quantized:
+        return None
+    mapped = MappedTensors(folders)
+    lacking = [f"{prefix}{name}" for prefix, module in modules.items() for name in module.state_dict() if f"{prefix}{name}" not in mapped]
+    if lacking:
+        raise InputError(f"`dtype` {dtype}: the tensor {lacking[0]} has another name in its file; leave `dtype` out for this model")
+    return mapped
 
 
 def _dtypes_by_path(module: nn.Module, stored: dict[str, torch.dtype]) -> dict[str, torch.dtype]:

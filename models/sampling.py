@@ -15,6 +15,7 @@ from ..progress import track
 from .images import files_fingerprint
 
 Condition = int | str
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class SamplingConfig:
         negative_prompts: likewise, what images are guided away from; given when sampling.
         input_images: folder of images to start from, for image-to-image, inpainting and ControlNet; image i starts from file i modulo their number, by name.
         input_masks: folder of masks, likewise.
+        dtype: what the model computes in: float32 (where nothing is said), bfloat16 or float16. A subject is loaded in it.
         batch_size: images sampled at once. It changes memory and speed, so no identity depends on it.
 
     Raises:
@@ -51,6 +53,7 @@ class SamplingConfig:
     negative_prompts: str | tuple[str, ...] | None = None
     input_images: str | Path | None = None
     input_masks: str | Path | None = None
+    dtype: str | None = None
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class SamplingConfig:
                 raise InputError(f"`{name}`: got {value!r}; give a whole number of 1 or more")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise InputError(f"`guidance`: got {self.guidance!r}; give a finite number")
+        if self.dtype is not None:
+            dtype_of(self.dtype)
         for name in ("prompts", "negative_prompts"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
@@ -76,9 +81,9 @@ class SamplingConfig:
 
     @property
     def given(self) -> dict[str, Any]:
-        """What a sampler is told beside the number of steps: fields that are not None, without prompts, which subjects are loaded with."""
+        """What a sampler is told beside the number of steps: fields that are not None, without those that subjects are loaded with."""
         values = {field.name: getattr(self, field.name) for field in fields(self)} | {"negative_prompts": self.negative_prompt_lines}
-        return {name: value for name, value in values.items() if value is not None and name not in ("steps", "prompts")}
+        return {name: value for name, value in values.items() if value is not None and name not in ("steps", "prompts", "dtype")}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -88,7 +93,8 @@ class SamplingConfig:
             for name in ("input_images", "input_masks")
             if (value := getattr(self, name)) is not None
         }
-        return {name: value for name, value in self.given.items() if name != "batch_size"} | files
+        computed = {} if self.dtype in (None, "float32") else {"dtype": self.dtype}
+        return {name: value for name, value in self.given.items() if name != "batch_size"} | computed | files
 
     @property
     def prompt_lines(self) -> list[str] | None:
@@ -111,6 +117,13 @@ def _read_lines(name: str, value: str | tuple[str, ...] | None) -> list[str] | N
     if not lines:
         raise InputError(f"`{name}` {value}: holds no prompts; give a text file with one prompt a line")
     return lines
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """What a model computes in, by its name. Raises InputError for one that none does."""
+    if name not in DTYPES:
+        raise InputError(f"`dtype`: got {name!r}; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def conditions_of(conditions: Sequence[Condition] | None, start: int, n_images: int) -> list[Condition] | None:

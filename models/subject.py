@@ -36,7 +36,7 @@ class Subject:
         components: the names of what is quantized in the pipeline of `folder`; none where the folder is a bare denoiser.
         stored_dtypes: dtype on disk of each tensor of the denoiser's state dict, where it differs from the one in memory.
         extractor: name of the feature extractor to use when none is asked for.
-        mapped: the tensors of the state dict, where `denoiser` is on the meta device and they are read from files as they are needed.
+        mapped: the tensors of the state dict in their files, where `denoiser` is on the meta device, or computes in another dtype than float32.
         source: FILE.py:FUNCTION, by which `load` made it; "" for others.
     """
 
@@ -78,6 +78,11 @@ class Subject:
         sampling = sampling or SamplingConfig()
         if sampling.prompts is not None and sampling.prompt_lines != self.conditions:
             raise InputError(f"`prompts`: subject {self.name} has other conditions; load it with these prompts")
+        computed = None if self.adapter.dtype is None else str(self.adapter.dtype).removeprefix("torch.")
+        if sampling.dtype not in (None, computed):
+            raise InputError(
+                f"`dtype`: subject {self.name} computes in {computed or 'what its sample function chooses'}; load it in {sampling.dtype}"
+            )
         images = self.adapter.sample(sampling, seed=seed, start=start, n_images=n_images)
         if images.ndim not in (4, 5) or len(images) != n_images:
             raise InputError(

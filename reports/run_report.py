@@ -58,5 +58,7 @@ def image_grids(run: Run) -> dict[str, torch.Tensor]:
     if tuned.exists():
         weights = [file_sha256(path) for path in sorted(tuned.rglob("*.safetensors"))]
         prompts = run.settings.sampling.prompt_lines
-        grids["searched + tuned"] = grid(weights, lambda: sampled(load(tuned, prompts=prompts, quantized=True, device=run.device)))
+        grids["searched + tuned"] = grid(
+            weights, lambda: sampled(load(tuned, prompts=prompts, quantized=True, device=run.device, dtype=run.settings.sampling.dtype))
+        )
     return grids

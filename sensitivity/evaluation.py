@@ -78,7 +78,7 @@ def evaluate(
     start = clock()
     sampling = sampling or SamplingConfig()
     lines = sampling.prompt_lines
-    measured = load(subject, prompts=lines, device=device, quantized=True)
+    measured = load(subject, prompts=lines, device=device, quantized=True, dtype=sampling.dtype)
     is_quantized = bool(quantized_modules(measured.denoiser))
     densify(measured.denoiser)
     name = extractor or measured.extractor
@@ -93,7 +93,7 @@ def evaluate(
         images = _images(of, sampling, purpose_seed(seed, "evaluate"), n_images, description, folder)
         return images, extract(images)
 
-    full = None if against is None else load(against, prompts=lines, device=device)
+    full = None if against is None else load(against, prompts=lines, device=device, dtype=sampling.dtype)
 
     def default() -> Any:
         if measured.extractor == "embedded" and extract.name == "embedded":

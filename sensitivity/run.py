@@ -62,7 +62,10 @@ class Settings:
 
     def load(self, subject: str | Subject, device: str) -> Subject:
         """What a SUBJECT argument names, as a run with these settings has it."""
-        return load(subject, prompts=self.sampling.prompt_lines, exclude=self.exclude, components=self.components, device=device)
+        sampling = self.sampling
+        return load(
+            subject, prompts=sampling.prompt_lines, exclude=self.exclude, components=self.components, device=device, dtype=sampling.dtype
+        )
 
     @property
     def steps(self) -> int | None:
@@ -81,7 +84,7 @@ class Settings:
         sampling = self.sampling
         newer = {
             name: getattr(sampling, name)
-            for name in ("height", "width", "n_frames", "max_tokens", "negative_prompts", "input_images", "input_masks")
+            for name in ("height", "width", "n_frames", "max_tokens", "negative_prompts", "input_images", "input_masks", "dtype")
         }
         return {
             "seed": self.seed,
@@ -257,7 +260,7 @@ def store_for_plan(
     else:
         prompts, components = sampling.prompt_lines, plan.components
         folder = scratch
-        loaded = load(subject, prompts=prompts, exclude=exclude, components=components, device=device, mapped=mapped)
+        loaded = load(subject, prompts=prompts, exclude=exclude, components=components, device=device, mapped=mapped, dtype=sampling.dtype)
     plan.validate(loaded)
     path = None if hessian in (None, "none") else Path(str(hessian))
     if path is not None and not path.is_file():

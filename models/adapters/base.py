@@ -20,6 +20,7 @@ class Adapter(ABC):
         scheduler: the diffusers scheduler, None where there is none to show.
         image_shape: (C, H, W) of the images, None where it is not known before some are sampled.
         batch_size: images sampled at once where nothing is said of it.
+        dtype: what the model computes in, None where only the sampler knows.
         default_steps: of a sampling that says nothing of its steps, None where only the sampler knows.
     """
 
@@ -27,6 +28,7 @@ class Adapter(ABC):
     image_shape: tuple[int, ...] | None = None
     batch_size: int = 4
     default_steps: int | None = None
+    dtype: torch.dtype | None = None
 
     @abstractmethod
     def sample(self, sampling: SamplingConfig, *, seed: int, start: int, n_images: int) -> torch.Tensor:

@@ -27,12 +27,19 @@ class DenoiserAdapter(Adapter):
     batch_size = 64
 
     def __init__(
-        self, denoiser: nn.Module, scheduler: Any, conditions: Sequence[int] | None, null_condition: int | None, default_steps: int
+        self,
+        denoiser: nn.Module,
+        scheduler: Any,
+        conditions: Sequence[int] | None,
+        null_condition: int | None,
+        default_steps: int,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         config: Any = denoiser.config
         size = config.sample_size if isinstance(config.sample_size, (list, tuple)) else (config.sample_size, config.sample_size)
         self.image_shape: tuple[int, ...] = (config.in_channels, *size)
         self.denoiser, self.scheduler = denoiser, scheduler
+        self.dtype: torch.dtype = dtype
         self.conditions, self.null_condition, self.default_steps = conditions, null_condition, default_steps
         self.step_draws_noise = "generator" in inspect.signature(scheduler.step).parameters
 
@@ -60,7 +67,7 @@ class DenoiserAdapter(Adapter):
         return torch.cat(images)
 
     def _output(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, guidance: float | None) -> torch.Tensor:
-        times = t.expand(len(x))
+        x, times = x.to(self.dtype), t.expand(len(x))
         if labels is None:
             return self._channels(self.denoiser(x, times).sample)
         if guidance is None:
@@ -72,4 +79,4 @@ class DenoiserAdapter(Adapter):
 
     def _channels(self, output: torch.Tensor) -> torch.Tensor:
         """The mean where the model also predicts a variance (twice the channels)."""
-        return output[:, : self.image_shape[0]]
+        return output[:, : self.image_shape[0]].float()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ...errors import InputError
+from ..encoded_prompts import EncodedPrompts
 from ..images import opened_images
 from ..noise import image_generators
 from ..sampling import Condition, SamplingConfig, conditions_of, split_images
@@ -39,12 +40,22 @@ class PipelineAdapter(Adapter):
     Args:
         conditions: prompts or labels; image i has conditions[i mod len].
         defaults: settings by their names in SamplingConfig, where a sampling does not say them; the pipeline's own by default.
+        dtype: what it computes in.
+        encoders: text encoders whose weights are let go once they were asked.
     """
 
-    def __init__(self, pipeline: Any, conditions: Sequence[Condition] | None, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        conditions: Sequence[Condition] | None,
+        defaults: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        encoders: Sequence[EncodedPrompts] = (),
+    ) -> None:
         self.pipeline, self.conditions, self.defaults = pipeline, conditions, dict(defaults or {})
         self.parameters = inspect.signature(pipeline.__call__).parameters
         self.scheduler = getattr(pipeline, "scheduler", None)
+        self.dtype, self.encoders = dtype, encoders
         self.batch_size = self.defaults.pop("batch_size", self.batch_size)
         steps = self.parameters.get(ARGUMENTS["steps"])
         self.default_steps = self.defaults.get("steps") or (None if steps is None else steps.default)
@@ -64,6 +75,8 @@ class PipelineAdapter(Adapter):
             own: dict[str, Any] = {"generator": image_generators(seed, first, count), **self._conditions(first, count)}
             own |= {argument: [values[i % len(values)] for i in range(first, first + count)] for argument, values in inputs.items()}
             images.append(pictures(self._called(**own, **fixed), type(self.pipeline).__name__))
+        for encoder in self.encoders:
+            encoder.release()
         return torch.cat(images)
 
     def _called(self, **arguments: Any) -> Any:
