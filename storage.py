@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -108,6 +109,34 @@ def write_atomically_by(path: Path, write: Callable[[Path], None]) -> None:
         raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+
+
+def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a folder beside `out`, and rename it to `out`; an earlier `out` is deleted only when the new one is in its place."""
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        _swap(temporary, out)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Rename `new` to `out`; where that fails, an earlier `out` is back under its name."""
+    if not out.exists():
+        new.rename(out)
+        return
+    old = new.with_name(f"{new.name}.old")
+    out.rename(old)
+    try:
+        new.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
 
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]

@@ -14,7 +14,8 @@ from .config import texts
 F = TypeVar("F", bound=Callable[..., Any])
 
 SUBJECT_HELP = (
-    "SUBJECT is a shipped name (mnist-dit, mnist-unet, digits-sd, digits-mmdit), a diffusers folder, a hub id, or FILE.py:FUNCTION."
+    "SUBJECT is a shipped name (mnist-dit, mnist-unet, digits-sd, digits-mmdit), a diffusers folder, a hub id, "
+    "FILE.safetensors:FOLDER (a checkpoint, and a folder with the configs of its kind), or FILE.py:FUNCTION."
 )
 
 run_folder = click.option("--run", "run_folder", type=click.Path(path_type=Path), required=True, help="Folder of the run.")

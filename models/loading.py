@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
+from . import single_files
 from .folders import source_of
 from .layers import computed_weights
 from .pretrained import load_folder, put_quantized
@@ -38,7 +39,8 @@ def load(
     """The subject that the argument names.
 
     Args:
-        subject: a shipped name, a local diffusers folder (pipeline or bare denoiser), a quantized folder, a hub id, or FILE.py:FUNCTION.
+        subject: a shipped name, a local diffusers folder (pipeline or bare denoiser), a quantized folder, a hub id, FILE.safetensors:FOLDER
+            (a checkpoint, and a folder with the configs of its kind), or FILE.py:FUNCTION.
         prompts: conditions of a pipeline that takes prompts.
         exclude: globs of layers to leave alone.
         quantized: whether a folder that sedaq wrote is acceptable (to sample it; it can't be quantized again).
@@ -73,8 +75,10 @@ def load(
         loaded = opened(SHIPPED_FOLDER / text)
     elif ".py:" in text:
         loaded = load(_load_function(text, exclude), components=components)
+    elif single_files.MARK in text:
+        loaded = opened(single_files.converted(*single_files.split(text)))
     elif Path(text).is_file():
-        raise InputError(f"{text}: is a file; pass the folder that save_pretrained writes (diffusers' from_single_file reads single files)")
+        raise InputError(f"{text}: is a file; pass {text}:FOLDER, with a diffusers folder that has the configs of this kind of model")
     else:
         folder = Path(text) if Path(text).is_dir() else _download(text)
         source = source_of(folder)

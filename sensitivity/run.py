@@ -16,6 +16,7 @@ from ..aq.plans.store import EncodingStore
 from ..errors import InputError
 from ..models.loading import SHIPPED, load
 from ..models.sampling import SamplingConfig
+from ..models.single_files import MARK, split
 from ..models.subject import Subject
 from ..runtime.journal import Journal
 from ..storage import file_sha256, read_json, write_json
@@ -215,6 +216,8 @@ class Run:
 
 def _from_anywhere(argument: str) -> str:
     """The SUBJECT argument, its path made absolute if it has one: later verbs may be called from another folder."""
+    if MARK in argument:
+        return ":".join(str(path.resolve()) for path in split(argument))
     path = argument.rpartition(":")[0] if ".py:" in argument else argument
     return str(Path(argument).resolve()) if argument not in SHIPPED and Path(path).exists() else argument
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from sedaq.storage import (
     read_records,
     save_tensors,
     tensor_fingerprint,
+    write_folder,
     write_json,
     write_tensors_in_turn,
 )
@@ -321,3 +323,31 @@ def test_tensors_written_in_turn_make_the_librarys_file(n: int, tmp_path: Path) 
 def test_a_tensor_that_is_not_as_announced(tmp_path: Path) -> None:
     with pytest.raises(SedaqError, match="tensor a is torch.float32"):
         write_tensors_in_turn(tmp_path / "a", {"a": (torch.float16, (2,))}, lambda _: torch.zeros(2), {})
+
+
+def test_an_earlier_folder_outlives_a_swap_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    write_folder(out, lambda folder: (folder / "a").write_text("earlier") and None)
+    rename = Path.rename
+
+    def fail_once_the_name_is_free(self: Path, target: Path) -> Path:
+        if Path(target) == out and (self / "b").exists():
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once_the_name_is_free)
+    with pytest.raises(InputError, match=r"out: cannot be written \(Input/output error\)"):
+        write_folder(out, lambda folder: (folder / "b").write_text("later") and None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "a").read_text() == "earlier" and not (out / "b").exists()
+
+
+def test_an_earlier_folder_is_whole_until_the_new_one_is_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    write_folder(out, lambda folder: (folder / "a").write_text("earlier") and None)
+    seen: list[list[str]] = []
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: (seen.append(sorted(path.name for path in out.iterdir())), rmtree(*a, **k)))
+    write_folder(out, lambda folder: (folder / "b").write_text("later") and None)
+    assert seen and all(names == ["b"] for names in seen)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...models.layers import tied_layers
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...runtime.tasks import locked
-from ...storage import SCHEMA, append_record, json_bytes, write_json, write_tensors_in_turn
+from ...storage import SCHEMA, append_record, json_bytes, write_folder, write_json, write_tensors_in_turn
 from ..activations.calibration import ranged
 from ..activations.quantizer import N_BUCKETS
 from ..encoding import Encoding
@@ -162,36 +162,6 @@ def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
 def _folder_of(part: Subject, out: Path) -> Path:
     """Where a component's files go."""
     return out / part.components[0] if part.components else out
-
-
-def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a folder beside `out`, and rename it to `out`; an earlier `out` is deleted only when the new one is in its place."""
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        _swap(temporary, out)
-    except OSError as error:
-        raise InputError(
-            f"`out` {out}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _swap(new: Path, out: Path) -> None:
-    """Rename `new` to `out`; where that fails, an earlier `out` is back under its name."""
-    if not out.exists():
-        new.rename(out)
-        return
-    old = new.with_name(f"{new.name}.old")
-    out.rename(old)
-    try:
-        new.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
 
 
 def pipeline_bytes(subject: Subject, plan: Plan) -> int:

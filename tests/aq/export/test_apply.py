@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from sedaq.aq.export import apply as apply_module
-from sedaq.aq.export.apply import PLAN_FILE, apply, assemble, pipeline_bytes, write_folder
+from sedaq.aq.export.apply import PLAN_FILE, apply, assemble, pipeline_bytes
 from sedaq.aq.export.card import card_text
 from sedaq.aq.formats import AS_IS, Format
 from sedaq.aq.modules.layers import densify
@@ -268,34 +267,6 @@ def test_nothing_is_half_written(earlier, subject, mixed_plan, store, tmp_path, 
         apply(subject, mixed_plan, store, out)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if earlier else [])
     assert not earlier or {path.name: path.read_bytes() for path in out.iterdir()} == before
-
-
-def test_an_earlier_result_outlives_a_swap_that_fails(tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    write_folder(out, lambda folder: (folder / "a").write_text("earlier") and None)
-    rename = Path.rename
-
-    def fail_once_the_name_is_free(self, target):
-        if Path(target) == out and (self / "b").exists():
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail_once_the_name_is_free)
-    with pytest.raises(InputError, match=r"`out` .*Input/output error"):
-        write_folder(out, lambda folder: (folder / "b").write_text("later") and None)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (out / "a").read_text() == "earlier" and not (out / "b").exists()
-
-
-def test_an_earlier_result_is_whole_until_the_new_one_is_in_its_place(tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    write_folder(out, lambda folder: (folder / "a").write_text("earlier") and None)
-    seen = []
-    rmtree = shutil.rmtree
-    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: (seen.append(sorted(path.name for path in out.iterdir())), rmtree(*a, **k)))
-    write_folder(out, lambda folder: (folder / "b").write_text("later") and None)
-    assert seen and all(names == ["b"] for names in seen)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_unknown_keywords_are_refused(subject, mixed_plan, store, tmp_path):
