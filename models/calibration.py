@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -151,6 +152,22 @@ def _apart(subject: Subject) -> dict[str, str]:
     """Modules of their own that have their weight from a layer, which sees what they get, too."""
     module = subject.denoiser.get_submodule
     return {alias: holder for alias, holder in subject.tied_layers.items() if module(alias) is not module(holder)}
+
+
+def tokens_per_image(subject: Subject, layers: Sequence[Layer], sampling: SamplingConfig) -> dict[str, float]:
+    """How many input vectors an image gives each layer: those of one image in two steps, times half of the steps."""
+    counts: Counter[str] = Counter()
+
+    def hook(layer: Layer) -> Before:
+        def count(module: nn.Module, args: Any, kwargs: Any) -> None:
+            counts[layer.name] += input_columns(input_of(args, kwargs).detach(), layer, module).shape[1]
+
+        return count
+
+    with hooking(subject.denoiser, before={layer.name: hook(layer) for layer in layers}):
+        subject.sample(replace(sampling, steps=2), seed=0, n_images=1)
+    steps = sampling.steps or subject.adapter.default_steps or 2
+    return {layer.name: counts[layer.name] * steps / 2 for layer in layers}
 
 
 def hessian_bytes(layer: Layer) -> int:

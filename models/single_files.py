@@ -89,7 +89,7 @@ def _from_single_file(kind: Any, file: Path, folder: Path, dtype: torch.dtype, *
             f"{file}: diffusers reads no single files of {kind.__name__}; convert it with its publisher's script, and pass the folder"
         )
     try:
-        model = kind.from_single_file(str(file), config=str(folder), local_files_only=True, torch_dtype=dtype, **options)
+        model = kind.from_single_file(str(file), config=str(folder), local_files_only=True, dtype=dtype, **options)
     except Exception as error:  # diffusers' converters raise whatever a missing name leads to
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
