@@ -199,7 +199,7 @@ def _unseal(where: str, kind: str, body: Any) -> dict[str, Any]:
     content = {key: value for key, value in body.items() if key not in _OWN_FIELDS}
     try:
         sha256 = _seal(kind, content)["sha256"]
-    except ValueError:  # NaN or a half character, which json reads and sedaq never writes
+    except (ValueError, RecursionError):  # NaN or a half character, which json reads and sedaq never writes
         sha256 = None
     if sha256 is None or sha256 != body.get("sha256"):
         raise DamagedError(
@@ -217,15 +217,23 @@ def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     write_atomically(path, json_bytes(kind, content))
 
 
+def parsed(text: str | bytes, where: str, remedy: str) -> Any:
+    """A JSON value. Raises DamagedError, which names `where`, for text that is none, or nested deeper than Python reads."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise DamagedError(f"{where}: is nested too deep; {remedy}") from None
+    except ValueError as error:
+        raise DamagedError(f"{where}: not valid JSON ({error}); {remedy}") from error
+
+
 def read_json(path: Path, kind: str) -> dict[str, Any]:
     """Content that write_json wrote. Raises DamagedError for a damaged or foreign file, InputError for a missing one."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise DamagedError(f"{path}: not valid JSON ({error}); the file is damaged, write it again with sedaq") from error
-    return _unseal(str(path), kind, body)
+    return _unseal(str(path), kind, parsed(text, str(path), "the file is damaged, write it again with sedaq"))
 
 
 def append_record(path: Path, kind: str, content: Mapping[str, Any]) -> None:
@@ -265,11 +273,7 @@ def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         where = f"{path} line {number}"
-        try:
-            body = json.loads(line)
-        except ValueError as error:
-            raise DamagedError(f"{where}: not valid JSON ({error}); remove the line, its work will be done again") from error
-        records.append(_unseal(where, kind, body))
+        records.append(_unseal(where, kind, parsed(line, where, "remove the line, its work will be done again")))
     return records
 
 
@@ -292,12 +296,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
         raise DamagedError(f"{path}: not a whole safetensors file ({error}); delete it, it will be made again") from error
     if header is None:
         raise DamagedError(f"{path}: has no field 'sedaq' in its header; it was not written by sedaq")
-    try:
-        body = json.loads(header)
-    except ValueError as error:
-        raise DamagedError(
-            f"{path}: field 'sedaq' of its header is not valid JSON ({error}); the file is damaged, delete it and it will be made again"
-        ) from error
+    body = parsed(header, f"{path}: field 'sedaq' of its header", "the file is damaged, delete it and it will be made again")
     metadata = _unseal(str(path), kind, body)
     if metadata.pop("tensors", None) != tensor_fingerprint(sorted(tensors.items())):
         raise DamagedError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..errors import InputError
+from ..errors import DamagedError, InputError
 
 Call = dict[str, Any]  # argument name → value, a tree
 FLOAT = torch.float16  # that rows of float32 and float64 are kept in
@@ -72,6 +72,40 @@ def named_leaves(call: Call) -> tuple[dict[str, Any], pytree.TreeSpec]:
     return named, spec
 
 
+def _as_json(tree: Any) -> Any:
+    """Dicts, lists and tuples of numbered leaves as JSON. Raises InputError for other containers."""
+    if isinstance(tree, int):
+        return tree
+    if type(tree) in (list, tuple):
+        return {type(tree).__name__: [_as_json(part) for part in tree]}
+    if type(tree) is dict:
+        return {"dict": [[key, _as_json(part)] for key, part in tree.items()]}
+    raise InputError(f"the denoiser is asked with a {type(tree).__name__}, which no file can hold; give it dicts, lists and tuples")
+
+
+def _from_json(node: Any) -> Any:
+    """The inverse of `_as_json`. Nothing but dicts, lists and tuples is made of what a file says."""
+    kinds: dict[str, Any] = {
+        "list": lambda parts: [_from_json(part) for part in parts],
+        "tuple": lambda parts: tuple(_from_json(part) for part in parts),
+        "dict": lambda parts: {key: _from_json(part) for key, part in parts},
+    }
+    if isinstance(node, int):
+        return node
+    try:
+        ((kind, parts),) = node.items()
+        return kinds[kind](parts)
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError("its structure is none of dicts, lists and tuples; record it again") from error
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise DamagedError(f"holds the dtype {name!r}, which torch has not; record it again")
+    return found
+
+
 @dataclass(frozen=True)
 class Template:
     """What all calls have in common. fixed: leaves without a batch axis, by path. dtypes: of the leaves with one, as they came."""
@@ -101,15 +135,24 @@ class Template:
                     f"the denoiser's argument {path!r} is a {type(leaf).__name__}, which no file can hold; leave it out"
                 ) from error
         dtypes = {path: str(dtype).removeprefix("torch.") for path, dtype in self.dtypes.items()}
-        return tensors, {"fixed": others, "spec": pytree.treespec_dumps(self.spec), "paths": self.paths, "dtypes": dtypes}
+        structure = _as_json(pytree.tree_unflatten(range(self.spec.num_leaves), self.spec))
+        return tensors, {"fixed": others, "structure": structure, "paths": self.paths, "dtypes": dtypes}
 
     @classmethod
     def from_file(cls, tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any]) -> Template:
-        """The inverse of `to_file`; version 0.1.0 kept tensors in dicts alone, and all that came in float32 in FLOAT."""
+        """The inverse of `to_file`; version 0.1.0 kept tensors in dicts alone, and all that came in float32 in FLOAT.
+
+        Raises DamagedError for a structure that `to_file` does not write.
+        """
         fixed = metadata["fixed"] | {name.removeprefix(_FIXED): t for name, t in tensors.items() if name.startswith(_FIXED)}
-        if "spec" in metadata:
-            dtypes = {path: getattr(torch, name) for path, name in metadata["dtypes"].items()}
-            return cls(pytree.treespec_loads(metadata["spec"]), metadata["paths"], fixed, dtypes)
+        if "spec" in metadata:  # of torch's own kind, which imports what it names
+            raise DamagedError("recorded by an earlier version of sedaq; record it again")
+        if "structure" in metadata:
+            dtypes = {path: _dtype(name) for path, name in metadata["dtypes"].items()}
+            spec = pytree.tree_structure(_from_json(metadata["structure"]))
+            if len(metadata["paths"]) != spec.num_leaves or fixed.keys() | dtypes.keys() != set(metadata["paths"]):
+                raise DamagedError("its paths are not those of its structure; record it again")
+            return cls(spec, metadata["paths"], fixed, dtypes)
         rows = {name: torch.float32 if t.dtype == FLOAT else t.dtype for name, t in tensors.items() if name != OUTPUT}
         call: Call = {}
         for path in (*fixed, *rows):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..errors import InputError
-from ..storage import SAFETENSORS_DTYPES, read_json
+from ..storage import SAFETENSORS_DTYPES, parsed, read_json
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 # Names of denoisers, for what is asked of a folder before it is loaded.
@@ -39,12 +39,44 @@ def weights_file(module: nn.Module) -> str:
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError for anything else."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable JSON file; the folder is damaged, save it again") from error
+        config = parsed(path.read_bytes(), str(path), "the folder is damaged, save it again")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); the folder is damaged, save it again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds no JSON object with a field '_class_name'; the folder is damaged, save it again")
     return config
+
+
+def components_in(folder: Path) -> dict[str, tuple[str | None, str | None]]:
+    """The components that model_index.json names, with library and class; both are None for one that is absent.
+
+    Raises:
+        InputError: a name that would lead out of the folder, and a library that would be imported and is not of diffusers' models.
+    """
+    path = folder / "model_index.json"
+    found: dict[str, tuple[str | None, str | None]] = {}
+    for name, entry in read_config(path).items():
+        if (
+            name.startswith("_")
+            or not isinstance(entry, list)
+            or len(entry) != 2
+            or not all(part is None or isinstance(part, str) for part in entry)
+        ):
+            continue  # a setting of the pipeline
+        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+            raise InputError(f"{path}: has a component {name!r}, which is no name of a folder in it; get the model from somewhere else")
+        library = entry[0]
+        if library not in (None, "diffusers", "transformers") and not _is_pipeline_of_diffusers(library):
+            raise InputError(
+                f"{path}: the {name} comes from {library!r}, code that sedaq does not run; pass a sedaq.Subject made in your own FILE.py"
+            )
+        found[name] = library, entry[1]
+    return found
+
+
+def _is_pipeline_of_diffusers(name: str) -> bool:
+    """Whether diffusers has a folder of that name, such as stable_diffusion's, whose safety checker is no model of its own elsewhere."""
+    return re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) is not None and importlib.util.find_spec(f"diffusers.pipelines.{name}") is not None
 
 
 def _weights_kind(name: str) -> tuple[str, str] | None:
@@ -74,7 +106,7 @@ def files_of(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
     Args:
         without: components that are left out.
     """
-    index = read_config(folder / "model_index.json")
+    index = components_in(folder)
     yield from (folder / name for name in ("model_index.json", SUBJECT_FILE) if (folder / name).exists())
     yield from (path for path in sorted(folder.iterdir()) if path.is_file() and re.match(r"(?i)(readme|licen[cs]e|notice)", path.name))
     for name in index:

@@ -18,7 +18,7 @@ from .adapters.denoiser import DEFAULT_STEPS, DenoiserAdapter
 from .adapters.pipeline import PipelineAdapter
 from .components import Components, denoisers_of
 from .encoded_prompts import EncodedPrompts
-from .folders import DENOISER_COMPONENTS, SUBJECT_FILE, is_of_transformers, loaded_weights, read_config, stored_dtypes
+from .folders import DENOISER_COMPONENTS, SUBJECT_FILE, components_in, is_of_transformers, loaded_weights, read_config, stored_dtypes
 from .layers import put_channels_last
 from .mapped import MappedTensors
 from .sampling import Condition, dtype_of
@@ -191,16 +191,17 @@ def _load_pipeline(
     components: Sequence[str],
     dtype: str,
 ) -> Subject:
-    from diffusers import DiffusionPipeline
-
-    index = read_config(folder / "model_index.json")
-    present = [name for name, entry in index.items() if isinstance(entry, list) and entry != [None, None]]
+    pipeline_class = diffusers_class(
+        folder / "model_index.json", "DiffusionPipeline", "pipeline; pass the folder that save_pretrained wrote"
+    )
+    index = components_in(folder)
+    present = [name for name, entry in index.items() if entry != (None, None)]
     for name in present:
         if not (folder / name).is_dir():
             raise InputError(
                 f"{folder / name}: is named in model_index.json and missing; the folder is incomplete, save or download it again"
             )
-    empty = next((name for name in DENOISER_COMPONENTS if index.get(name) == [None, None]), None)
+    empty = next((name for name in DENOISER_COMPONENTS if index.get(name) == (None, None)), None)
     if empty and not components and not set(DENOISER_COMPONENTS) & set(present):
         raise InputError(
             f"{folder}: its {empty} is null in model_index.json, so there is nothing to quantize; pass a pipeline that has one"
@@ -208,8 +209,8 @@ def _load_pipeline(
     done = [name for name in present if (folder / name / "config.json").exists() and refuse_quantized(folder / name, quantized)]
     weighty = [name for name in (*DENOISER_COMPONENTS, *present) if name in present and loaded_weights(folder / name)]
     # Parts that are null belong to no folder; diffusers wants to be told of those that most pipelines have, such as Stable Diffusion 3's T5.
-    absent = {name: None for name, entry in index.items() if entry == [None, None]}
-    load_from = functools.partial(DiffusionPipeline.from_pretrained, **absent)
+    absent = {name: None for name, entry in index.items() if entry == (None, None)}
+    load_from = functools.partial(pipeline_class.from_pretrained, trust_remote_code=False, **absent)
     pipeline = _from_pretrained(load_from, folder, _variant(folder / weighty[0]) if weighty else "", dtype)
     modules = {name: module for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
     names = tuple(components) or tuple(name for name in modules if name in done) or denoisers_of(modules)

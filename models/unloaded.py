@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import InputError
 from ..storage import read_json
 from .components import Components, is_denoiser
-from .folders import SUBJECT_FILE, loaded_weights, read_config, stored_dtypes, weights_of
+from .folders import SUBJECT_FILE, components_in, loaded_weights, read_config, stored_dtypes, weights_of
 from .mapped import MappedTensors
 from .pretrained import class_conditions, diffusers_class, refuse_quantized
 from .subject import Subject
@@ -40,8 +40,7 @@ def can_be_mapped(folder: Path, components: Sequence[str]) -> bool:
     """Whether `map_folder` has all that it needs: models of diffusers, and their weights in safetensors files."""
     if not (folder / "model_index.json").exists():
         return _all_safetensors(folder)
-    index = read_config(folder / "model_index.json")
-    theirs = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] == "diffusers"]
+    theirs = [name for name, (library, _) in components_in(folder).items() if library == "diffusers"]
     wanted = components or [name for name in theirs if loaded_weights(folder / name)]
     return set(wanted) <= set(theirs) and all(_all_safetensors(folder / name) for name in wanted)
 
@@ -98,10 +97,10 @@ def _as_one(modules: Mapping[str, nn.Module]) -> nn.Module:
 
 def _meta_modules(folder: Path, components: Sequence[str]) -> dict[str, nn.Module]:
     """Those components of a pipeline that are named, or its denoisers, on the meta device."""
-    index = read_config(folder / "model_index.json")
+    named = components_in(folder)
     found = {}
-    for name in components or [name for name, entry in index.items() if isinstance(entry, list) and entry[0] == "diffusers"]:
-        if not (folder / name / "config.json").exists():
+    for name in components or [name for name, (library, _) in named.items() if library == "diffusers"]:
+        if name not in named or not (folder / name / "config.json").exists():
             if components:
                 raise InputError(f"`components` {name}: {folder} has no such model; choose of the components in its model_index.json")
             continue

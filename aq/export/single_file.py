@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ...errors import InputError
-from ...models.folders import WEIGHTS_FILE
+from ...models.folders import WEIGHTS_FILE, read_config
 from ...models.pretrained import model_class_of
-from ...storage import write_atomically_by, write_tensors_in_turn
-from ..modules.integration import SedaqConfig, put_stored
+from ...storage import parsed, write_atomically_by, write_tensors_in_turn
+from ..modules.integration import put_stored, stored_config
 from ..plans.plan import SAFETENSORS_METADATA
 from .apply import PLAN_FILE
 
@@ -34,7 +34,7 @@ def write_single_file(folder: Path, out: Path) -> None:
     if len(found) != 1 or not (found[0] / WEIGHTS_FILE).exists():
         raise InputError(f"`single_file`: {folder} holds not one quantized model of diffusers; keep the folder")
     source = found[0]
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_config(source / "config.json")
     if "_class_name" not in config:
         raise InputError(f"`single_file`: {folder} is of a model of your own, which no file can make; keep the folder")
     metadata = {**SAFETENSORS_METADATA, _CONFIG: json.dumps(config), _PLAN: (source / PLAN_FILE).read_text(encoding="utf-8")}
@@ -64,9 +64,10 @@ def load_file(path: str | Path, *, dtype: torch.dtype = torch.float32, device: s
         raise InputError(f"{path}: cannot be read ({error}); pass a file that `sedaq apply` wrote") from error
     if _CONFIG not in metadata:
         raise InputError(f"{path}: holds no model that sedaq quantized; pass a file that `sedaq apply` wrote")
-    config = json.loads(metadata[_CONFIG])
-    quantization = config.pop("quantization_config")
+    config = parsed(metadata[_CONFIG], str(path), "apply the plan again")
+    quantization = stored_config(config, str(path))
+    config.pop("quantization_config")
     with init_empty_weights():
         model: nn.Module = model_class_of(config, str(path)).from_config(config)
-    put_stored(model, SedaqConfig(**quantization), tensors, str(path), device="cpu")
+    put_stored(model, quantization, tensors, str(path), device="cpu")
     return model.eval().requires_grad_(False).to(device=device, dtype=dtype)

@@ -6,7 +6,6 @@ one, and takes seconds to import: text_encoders.py registers when something else
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import nn
 from ...errors import InputError
 from ...kernels import cost_model
 from ...models import pretrained
-from ...models.folders import WEIGHTS_FILE
+from ...models.folders import WEIGHTS_FILE, read_config
 from ...models.hooks import add_hooks
 from ...models.layers import kind_of
 from ...storage import SCHEMA
@@ -254,13 +253,21 @@ def refuse_fusion() -> None:
     raise InputError("projections with codes cannot be fused; fuse those of the full-precision model, then quantize it")
 
 
+def stored_config(config: Mapping[str, Any], where: str) -> SedaqConfig:
+    """What a model's config says of its quantization. Raises InputError, which names `where`, for one that sedaq did not write."""
+    try:
+        return SedaqConfig(**config["quantization_config"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{where}: holds no quantization_config of sedaq; the file is damaged, apply the plan again") from error
+
+
 def restore(module: nn.Module, folder: Path) -> None:
     """Put the layers of a folder that sedaq wrote into a module that is no diffusers model, with all else that the file holds.
 
     Raises:
         InputError: a folder that is damaged, or of another module.
     """
-    config = SedaqConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"])
+    config = stored_config(read_config(folder / "config.json"), str(folder / "config.json"))
     try:
         tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:

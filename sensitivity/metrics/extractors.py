@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ...errors import InputError
 from ...models.sampling import Condition
 from ...models.shipped.classifier import DigitClassifier
-from ...storage import cache_folder, file_sha256, fingerprint, tensor_fingerprint
+from ...storage import cache_folder, file_sha256, fingerprint, parsed, tensor_fingerprint
 from .inception import InceptionV3
 from .sample import Features
 
@@ -193,9 +192,9 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     """Side in pixels, mean and deviation from preprocessor_config.json; transformers' own classes for it want torchvision."""
     path = folder / "preprocessor_config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON; copy the model's whole folder") from error
+        config = parsed(path.read_bytes(), str(path), "copy the model's whole folder")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy the model's whole folder") from error
     size = config.get("crop_size") or config.get("size") or 224
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge") or 224
@@ -210,7 +209,7 @@ def _transformers_network(folder: Path) -> nn.Module:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; transformers:FOLDER wants a local folder with a vision model")
     try:
-        network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: transformers cannot load it ({str(error).splitlines()[0]}); give a vision model's folder") from error
     loaded: nn.Module = network.float().eval()
@@ -225,7 +224,7 @@ def _reader(folder: Path, network: Any, device: str) -> Callable[[list[str]], Te
 
         if not any((folder / name).exists() for name in TOKENIZER_FILES):  # transformers would make an empty one
             raise InputError(f"{folder}: has a text model and no tokenizer ({' or '.join(TOKENIZER_FILES)}); copy the model's whole folder")
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         longest = network.config.text_config.max_position_embeddings
         tokens = tokenizer(prompts, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
         embeddings: Tensor = network.get_text_features(**tokens).pooler_output

@@ -154,4 +154,4 @@ def test_images_of_unknown_size(make_denoiser: Callable[..., Path]) -> None:
 
 
 def test_a_single_file(make_denoiser: Callable[..., Path]) -> None:
-    assert "is a file; pass the folder" in refusal(make_denoiser("unet") / WEIGHTS)
+    assert ":FOLDER, with a diffusers folder that has the configs" in refusal(make_denoiser("unet") / WEIGHTS)

@@ -154,7 +154,7 @@ def test_a_denoiser_without_a_scheduler(make_denoiser: Callable[..., Path]) -> N
 @pytest.mark.parametrize(
     "file, text, culprit",
     [
-        ("config.json", "{", "not a readable JSON file"),
+        ("config.json", "{", "not valid JSON"),
         ("config.json", "[]", "field '_class_name'"),
         ("config.json", "{}", "field '_class_name' is None"),
         ("config.json", '{"_class_name": "NoSuchModel"}', "field '_class_name' is 'NoSuchModel'"),
@@ -196,9 +196,20 @@ def test_weights_with_nan(make_denoiser: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     "text, culprit",
     [
-        ("{", "not a readable JSON file"),
+        ("{", "not valid JSON"),
         ("[]", "holds no JSON object"),
-        ('{"vae": ["diffusers", "VAE"]}', "vae: is named in model_index.json and missing"),
+        ("[" * 100_000, "nested too deep"),
+        ("{}", "field '_class_name' is None, which is no diffusers pipeline"),
+        ('{"_class_name": "UNet2DModel"}', "which is no diffusers pipeline"),
+        ('{"_class_name": ["mine", "MyPipeline"]}', "which is no diffusers pipeline"),
+        (
+            '{"_class_name": "DDIMPipeline", "../vae": ["diffusers", "UNet2DModel"]}',
+            "a component '../vae', which is no name of a folder in it",
+        ),
+        ('{"_class_name": "DDIMPipeline", "/etc": ["diffusers", "UNet2DModel"]}', "a component '/etc'"),
+        ('{"_class_name": "DDIMPipeline", "unet": ["mine", "UNet2DModel"]}', "the unet comes from 'mine', code that sedaq does not run"),
+        ('{"_class_name": "DDIMPipeline", "unet": ["../mine", "UNet2DModel"]}', "code that sedaq does not run"),
+        ('{"_class_name": "DDIMPipeline", "vae": ["diffusers", "VAE"]}', "vae: is named in model_index.json and missing"),
     ],
 )
 def test_damaged_pipelines(unconditional_pipeline: Path, text: str, culprit: str) -> None:

@@ -263,7 +263,7 @@ def test_nothing_is_half_written(earlier, subject, mixed_plan, store, tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Plan, "save", full_disk)
-    with pytest.raises(InputError, match=r"`out` .*No space left"):
+    with pytest.raises(InputError, match=r"out: cannot be written .No space left"):
         apply(subject, mixed_plan, store, out)
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if earlier else [])
     assert not earlier or {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -354,7 +354,7 @@ def test_a_module_of_ones_own_is_written_and_put_back(tmp_path):
     safetensors.torch.save_file(tensors, tmp_path / "out" / WEIGHTS_FILE)
     with pytest.raises(InputError, match="its tensors are not those of this module"):
         load(text, weights=tmp_path / "out")
-    with pytest.raises(InputError, match=r"config.json: not a readable JSON file|holds no quantized layers"):
+    with pytest.raises(InputError, match=r"config.json: cannot be read|holds no quantized layers"):
         load(text, weights=tmp_path)
 
 
