@@ -18,8 +18,9 @@ export PYTHONSAFEPATH := 1
 demo: .venv/installed
 	.venv/bin/sedaq demo
 
+# One process a core, each with one thread of torch; the tests of a file stay together, for they share what was expensive to make.
 test: .venv/tools
-	.venv/bin/pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv/bin/pytest -n logical --maxprocesses 8 --dist loadfile
 
 test-slow: .venv/tools
 	.venv/bin/pytest -m slow

@@ -47,10 +47,10 @@ class Run:
 
     Args:
         folder: is made by the first `probe`; one that holds a run opens it.
-        model: what `sedaq.load` takes. A run that was begun with a name or a path knows it.
+        model: what `sedaq.load` takes. A run knows a shipped name or a folder that it was begun with; others have to be named for what samples or encodes.
         sampling: how images are sampled; 10 steps unless it says others.
         images: of each probe, 512 by default.
-        calibration_images: images whose activations make the calibration matrices, 64 by default.
+        calibration_images: images whose activations make the calibration matrices; 16 to 64 by default, fewer of large images.
         reference_images: sampled as a reference where none is given, 2,000 by default.
         rates: total bits per weight that menus have a format for; 1.5 to 4 by halves by default.
         seed: of every random choice, 0 by default.
@@ -247,7 +247,7 @@ class Run:
         )
         if single_file is not None:
             write_single_file(Path(out), Path(single_file))
-        return load(str(out), quantized=True, device=self._opened.device).denoiser
+        return evaluation.load_applied(self._opened, out).denoiser
 
     def evaluate(
         self, name: str, plan: Plan | None, *, tune_steps: int = 0, images: int = 2000, steps: int | None = None
@@ -296,6 +296,7 @@ def evaluate(
     seed: int = 0,
     extractor: str | None = None,
     reference: str | Path | None = None,
+    weights: str | Path | None = None,
     device: str = "cpu",
 ) -> evaluation.EvaluationResult:
     """Metrics of a model's images, on noise that no plan was chosen by.
@@ -305,6 +306,7 @@ def evaluate(
         against: the full-precision model, for paired measures on the same noise.
         images: how many.
         reference: real images or statistics; the test set's for shipped models by default.
+        weights: folder that `apply` wrote of a model of your own code, FILE.py:FUNCTION, which is then `model`.
 
     Example:
         >>> evaluate("small", against="mnist-dit").metrics["fid"]["value"]  # doctest: +SKIP
@@ -317,6 +319,7 @@ def evaluate(
         seed=seed,
         extractor=extractor,
         reference=None if reference is None else str(reference),
+        weights=weights,
         device=device,
     )
     return evaluation.EvaluationResult(**found)

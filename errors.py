@@ -22,5 +22,9 @@ class DamagedError(InputError):
     """A stored file is not what was written; whoever can make it again does."""
 
 
+class UntrustedError(InputError):
+    """A model that only a file names, and that is code or would be downloaded."""
+
+
 class WorkerError(SedaqError):
     """A worker process died."""

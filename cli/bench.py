@@ -177,6 +177,7 @@ def model(subjects: tuple[str, ...], images: int, arithmetic: str, layers: bool,
 
 @command.command(help="Searched plans beside what others do at equal bytes, measured on noise that no choice was made on.")
 @options.run_folder
+@options.run_subject
 @click.option("--bits", default="1.5,2,2.5,3,4", show_default=True, help="Total bits, separated by commas.")
 @click.option(
     "--method",
@@ -194,6 +195,7 @@ def model(subjects: tuple[str, ...], images: int, arithmetic: str, layers: bool,
 @options.together(options.device, options.as_json)
 def search(
     run_folder: Path,
+    run_subject: str | None,
     bits: str,
     method: tuple[str, ...],
     images: int,
@@ -213,7 +215,7 @@ def search(
         rates = [float(text) for text in bits.split(",")]
     except ValueError as error:
         raise InputError(f"--bits {bits!r}: give numbers separated by commas, such as 1.5,2") from error
-    run = Run.open(run_folder, device=device)
+    run = Run.open(run_folder, subject=run_subject, device=device)
     settings: dict[str, Any] = {
         "methods": method or tuple(BASELINES),
         "n_images": images,

@@ -17,6 +17,9 @@ from .config import config_options
 @click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="How many are sampled.")
 @config_options(SamplingConfig, "sampling")
 @options.seed
+@click.option(
+    "--weights", type=click.Path(), default=None, metavar="DIR", help="What `sedaq apply` wrote of a SUBJECT that is FILE.py:FUNCTION."
+)
 @options.together(options.reference, options.extractor, options.device)
 @options.as_json
 def command(
@@ -27,6 +30,7 @@ def command(
     seed: int,
     reference: str | None,
     extractor: str | None,
+    weights: str | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -43,6 +47,7 @@ def command(
             seed=seed,
             extractor=extractor,
             reference=reference,
+            weights=weights,
             device=device,
         ).to_dict()
     if as_json:

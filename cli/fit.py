@@ -11,16 +11,17 @@ from . import options
 
 @click.command(help="Fit the predictor to a run's probes, cross-validate it and explain it; writes sensitivity.csv.")
 @options.run_folder
+@options.run_subject
 @click.option("--metric", default="fid", show_default=True, help="What to predict: any metric that the probes have.")
 @options.as_json
 @options.device
-def command(run_folder: Path, metric: str, as_json: bool, device: str) -> None:
+def command(run_folder: Path, run_subject: str | None, metric: str, as_json: bool, device: str) -> None:
     from ..api import Run
     from ..progress import shown
     from ..reports.summaries import fit_table, show
 
     with shown():
-        fitted = Run(run_folder, device=device).fit(metric)
+        fitted = Run(run_folder, run_subject, device=device).fit(metric)
     for note in fitted.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:

@@ -19,6 +19,13 @@ SUBJECT_HELP = (
 )
 
 run_folder = click.option("--run", "run_folder", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+run_subject = click.option(
+    "--subject",
+    "run_subject",
+    default=None,
+    metavar="SUBJECT",
+    help="The run's model, where it is code of your own (FILE.py:FUNCTION), of the hub, or lies elsewhere now.",
+)
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 device = click.option("--device", default="cpu", show_default=True, help="torch device.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -11,12 +11,13 @@ from . import options
 
 @click.command(help="Write report.html, its figures and their numbers.")
 @options.run_folder
+@options.run_subject
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Page to write; report.html in the run by default.")
 @options.device
-def command(run_folder: Path, out: Path | None, device: str) -> None:
+def command(run_folder: Path, run_subject: str | None, out: Path | None, device: str) -> None:
     from ..api import Run
     from ..progress import shown
 
     with shown():
-        page = Run(run_folder, device=device).report(out)
+        page = Run(run_folder, run_subject, device=device).report(out)
     click.echo(f"{page}")

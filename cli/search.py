@@ -17,6 +17,7 @@ from .config import config_options
 )
 @click.argument("subject", required=False)
 @click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Folder of the run.")
+@options.run_subject
 @click.option("--uniform", is_flag=True, help="The uniform plan of a SUBJECT that was never probed, at once.")
 @click.option("--front", is_flag=True, help="Plans from 1.5 to 4 bits at once.")
 @config_options(Budget, "budget")
@@ -27,6 +28,7 @@ from .config import config_options
 def command(
     subject: str | None,
     run_folder: Path | None,
+    run_subject: str | None,
     uniform: bool,
     front: bool,
     budget: dict[str, Any],
@@ -43,7 +45,7 @@ def command(
     from ..reports.summaries import front_table, show
 
     if uniform:
-        if subject is None or run_folder or front:
+        if subject is None or run_folder or run_subject or front:
             raise click.UsageError("--uniform is for a SUBJECT alone, without --run and --front.")
         return _uniform(subject, Budget(**budget), config, out or Path("plan.json"), components, device, as_json)
     if subject is not None or run_folder is None or components:
@@ -52,7 +54,7 @@ def command(
         raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size, --ms-per-step and --out.")
     limits = None if front else Budget(**budget)
     SearchConfig(**config)  # what is wrong is said before the model is loaded
-    run = Run(run_folder, executor=options.executor(workers), device=device)
+    run = Run(run_folder, run_subject, executor=options.executor(workers), device=device)
     with shown():
         found = run.front(**config) if limits is None else [run.search(limits, out=out, **config)]
     if as_json:

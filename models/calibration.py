@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import psutil
@@ -168,6 +169,18 @@ def tokens_per_image(subject: Subject, layers: Sequence[Layer], sampling: Sampli
         subject.sample(replace(sampling, steps=2), seed=0, n_images=1)
     steps = sampling.steps or subject.adapter.default_steps or 2
     return {layer.name: counts[layer.name] * steps / 2 for layer in layers}
+
+
+TOKENS_PER_INPUT = 256  # that the median layer sees, where nothing is said; docs/experiments/calibration.md has what fewer cost
+MIN_IMAGES, MAX_IMAGES = 16, 64  # prompts and trajectories are to differ; beyond, a few percent of error are left
+
+
+def images_needed(subject: Subject, sampling: SamplingConfig) -> int:
+    """How many images calibration is to sample: fewer of large images, which have many tokens each."""
+    layers = [layer for layer in subject.layers if layer.kind != EMBEDDING]
+    tokens = tokens_per_image(subject, layers, sampling)
+    per_input = median(tokens[layer.name] / layer.n_in for layer in layers) if layers else 0
+    return min(max(math.ceil(TOKENS_PER_INPUT / per_input), MIN_IMAGES), MAX_IMAGES) if per_input else MAX_IMAGES
 
 
 def hessian_bytes(layer: Layer) -> int:

@@ -83,9 +83,8 @@ def load(
         folder = Path(text) if Path(text).is_dir() else _download(text)
         source = source_of(folder)
         if source:
-            if not quantized:
-                raise InputError(f"{folder}: already quantized; pass {source}, which it was made from")
-            return load(source, prompts=prompts, exclude=exclude, device=device, weights=folder, dtype=dtype)
+            why = "holds quantized layers of your own code" if quantized else "already quantized"
+            raise InputError(f"{folder}: {why}; pass {source}, which it was made from, and the folder as `weights`")
         loaded = opened(folder)
     if prompts and loaded.conditions != list(prompts):
         raise InputError(f"`prompts`: {text} takes no prompts; leave `prompts` out")
@@ -96,6 +95,14 @@ def load(
         loaded.layers  # noqa: B018  finds NaN in weights now, before any work
         _check_finite(loaded)
     return loaded
+
+
+def may_be_reopened(note: str) -> bool:
+    """Whether a model that a file names may be loaded unasked: one that sedaq ships, or a folder that holds none of its user's code. Nothing is run or
+    downloaded because a file says so."""
+    if single_files.MARK in note:
+        return all(Path(part).exists() for part in note.rsplit(":", 1))
+    return note in SHIPPED or (Path(note).is_dir() and not source_of(Path(note)))
 
 
 def _check_finite(subject: Subject) -> None:

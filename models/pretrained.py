@@ -227,7 +227,9 @@ def _load_pipeline(
     encoders = [
         EncodedPrompts(
             module,
-            functools.partial(type(module).from_pretrained, folder / name, dtype=adapter_dtype, variant=_variant(folder / name) or None),
+            functools.partial(
+                _class_of(module).from_pretrained, folder / name, dtype=adapter_dtype, variant=_variant(folder / name) or None
+            ),
         )
         for name, module in modules.items()
         if name.startswith("text_encoder") and name not in (*names, *done) and is_of_transformers(module)
@@ -259,6 +261,10 @@ def _load_pipeline(
             quantized,
         ),
     )
+
+
+def _class_of(module: nn.Module) -> Any:
+    return type(module)
 
 
 def _exact_weights(modules: Mapping[str, nn.Module], folders: Mapping[str, Path], dtype: str, quantized: bool) -> MappedTensors | None:

@@ -37,10 +37,10 @@ class Subject:
         stored_dtypes: dtype on disk of each tensor of the denoiser's state dict, where it differs from the one in memory.
         extractor: name of the feature extractor to use when none is asked for.
         mapped: the tensors of the state dict in their files, where `denoiser` is on the meta device, or computes in another dtype than float32.
+
+    Attributes:
         source: FILE.py:FUNCTION, by which `load` made it; "" for others.
     """
-
-    source = ""
 
     def __init__(
         self,
@@ -63,7 +63,9 @@ class Subject:
         self.folder, self.components, self.extractor = folder, tuple(components), extractor
         self.exclude = tuple(exclude)
         self.stored_dtypes = stored_dtypes or {}
+        self.source = ""
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._weight_fingerprints: dict[str, str] = {}
 
     def sample(self, sampling: SamplingConfig | None = None, *, seed: int, start: int = 0, n_images: int) -> torch.Tensor:
         """Images start … start + n_images − 1 of `seed`, (n_images, C, H, W) in [0, 1]; videos (n_images, frames, C, H, W).
@@ -235,6 +237,12 @@ class Subject:
                 f"layer {name}: its weight holds NaN or infinity; repair the model, or leave the layer out with `exclude` {name}"
             )
         return weight
+
+    def weight_fingerprint(self, name: str) -> str:
+        """tensor_fingerprint of a layer's full-precision weight."""
+        if name not in self._weight_fingerprints:
+            self._weight_fingerprints[name] = tensor_fingerprint([(name, self.weight(name))])
+        return self._weight_fingerprints[name]
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of the denoiser's state dict."""

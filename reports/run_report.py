@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,20 +12,25 @@ from typing import Any
 import torch
 
 from ..aq.plans.plan import Plan
-from ..models.loading import load
+from ..errors import UntrustedError
 from ..models.noise import purpose_seed
 from ..models.subject import Subject
 from ..runtime.tasks import tensor_task
+from ..sensitivity.evaluation import load_applied
 from ..sensitivity.probing.assembly import Assembly
 from ..sensitivity.run import Run
 from ..storage import file_sha256, fingerprint
 from .report import write_report
 
+log = logging.getLogger("sedaq")
 N_SHOWN = 20  # images in a grid
 
 
 def write_run_report(run: Run, out: Path | None = None) -> Path:
-    """The page of `run`, with images of the full-precision model, of plans/uniform.json and plans/plan.json, and of tuned folders in models/."""
+    """The page of `run`, with images of the full-precision model, of plans/uniform.json and plans/plan.json, and of tuned folders in models/.
+
+    Images that were not sampled before are left out where the model may not be loaded.
+    """
     return write_report(run.folder, out, grids=image_grids(run))
 
 
@@ -33,9 +39,15 @@ def image_grids(run: Run) -> dict[str, torch.Tensor]:
 
     seed, sampling = purpose_seed(run.settings.seed, "figures"), replace(run.settings.sampling, steps=None)
 
-    def grid(variant: Any, sample: Callable[[], torch.Tensor]) -> torch.Tensor:
+    grids: dict[str, torch.Tensor] = {}
+
+    def add(name: str, variant: Any, sample: Callable[[], torch.Tensor]) -> None:
         key = fingerprint([run.subject.fingerprint, variant, sampling.identity, seed, N_SHOWN])
-        return tensor_task("images of the report", run.folder / "images" / f"{key}.safetensors", "images", sample).result()
+        task = tensor_task("images of the report", run.folder / "images" / f"{key}.safetensors", "images", sample)
+        try:
+            grids[name] = task.result()
+        except UntrustedError as error:
+            log.warning("no images of %s: %s", name, error)
 
     def sampled(subject: Subject) -> torch.Tensor:
         images = subject.sample(sampling, seed=seed, n_images=N_SHOWN)
@@ -49,16 +61,13 @@ def image_grids(run: Run) -> dict[str, torch.Tensor]:
         finally:
             assembly.restore()
 
-    grids = {"full precision": grid(None, lambda: sampled(run.subject))}
+    add("full precision", None, lambda: sampled(run.subject))
     plans = {name: run.folder / "plans" / file for name, file in (("uniform", "uniform.json"), ("searched", "plan.json"))}
     for name, plan in [(name, Plan.load(path)) for name, path in plans.items() if path.exists()]:
         plan.validate(run.subject)
-        grids[name] = grid(plan.hash, partial(of_plan, plan))
+        add(name, plan.hash, partial(of_plan, plan))
     tuned = run.folder / "models" / "searched+tuned"
     if tuned.exists():
         weights = [file_sha256(path) for path in sorted(tuned.rglob("*.safetensors"))]
-        prompts = run.settings.sampling.prompt_lines
-        grids["searched + tuned"] = grid(
-            weights, lambda: sampled(load(tuned, prompts=prompts, quantized=True, device=run.device, dtype=run.settings.sampling.dtype))
-        )
+        add("searched + tuned", weights, lambda: sampled(load_applied(run, tuned)))
     return grids

@@ -55,6 +55,7 @@ def evaluate(
     seed: int = 0,
     extractor: str | None = None,
     reference: str | None = None,
+    weights: str | Path | None = None,
     keep_in: Path | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def evaluate(
         against: the full-precision subject, for paired measures (PSNR, feature distance) on the same noise.
         reference: images or statistics; the test set's statistics by default for shipped subjects and what was made from them, and of others
             images that `against` makes of other noise.
+        weights: folder that sedaq wrote of a subject that is no diffusers model.
         keep_in: folder that keeps full-precision images for other evaluations.
 
     Returns:
@@ -78,7 +80,7 @@ def evaluate(
     start = clock()
     sampling = sampling or SamplingConfig()
     lines = sampling.prompt_lines
-    measured = load(subject, prompts=lines, device=device, quantized=True, dtype=sampling.dtype)
+    measured = load(subject, prompts=lines, device=device, quantized=True, dtype=sampling.dtype, weights=weights)
     is_quantized = bool(quantized_modules(measured.denoiser))
     densify(measured.denoiser)
     name = extractor or measured.extractor
@@ -131,6 +133,13 @@ def _images(of: Subject, sampling: SamplingConfig, seed: int, n_images: int, des
     return tensor_task(f"images of {of.name}", folder / f"{key}.safetensors", "images", make).result()
 
 
+def load_applied(run: Run, folder: str | Path) -> Subject:
+    """A folder that was applied, to be sampled as the run's model is."""
+    sampling, source = run.settings.sampling, run.subject.source
+    how: dict[str, Any] = {"prompts": sampling.prompt_lines, "device": run.device, "dtype": sampling.dtype}
+    return load(source, weights=folder, **how) if source else load(folder, quantized=True, **how)
+
+
 def evaluate_plan(
     run: Run, name: str, plan: Plan | None, *, tune_steps: int = 0, n_images: int = 2000, steps: int | None = None
 ) -> dict[str, Any]:
@@ -150,7 +159,8 @@ def evaluate_plan(
         apply(run.subject, plan, run.store, folder, tune=TuneConfig(steps=tune_steps), sampling=run.settings.sampling)
     settings = run.settings
     result = evaluate(
-        subject if plan is None else folder,
+        subject if plan is None or run.subject.source else folder,
+        weights=folder if plan is not None and run.subject.source else None,
         against=None if plan is None else subject,
         n_images=n_images,
         sampling=replace(settings.sampling, steps=steps),

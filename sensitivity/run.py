@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,10 @@ from ..aq.plans.menu import RATES, Entry, entry
 from ..aq.plans.menu_choice import measured_menus
 from ..aq.plans.plan import Plan
 from ..aq.plans.store import EncodingStore
-from ..errors import InputError
-from ..models.loading import SHIPPED, load
+from ..errors import DamagedError, InputError, UntrustedError
+from ..models.calibration import images_needed
+from ..models.loading import SHIPPED, load, may_be_reopened
+from ..models.outline import OutlinedSubject, outline_of
 from ..models.sampling import SamplingConfig
 from ..models.single_files import MARK, split
 from ..models.subject import Subject
@@ -23,6 +25,7 @@ from ..storage import file_sha256, read_json, write_json
 from .metrics.reference import REFERENCE_IMAGES
 
 TEN_STEPS = SamplingConfig(steps=10)
+OUTLINE_FILE = "layers.json"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Settings:
         rates: total bits per weight that menus have a format for.
         effort: of the encoder: draft, fast, full or seconds a layer.
         reference_images: sampled as a reference where none is given.
-        calibration_images: images whose activations make the calibration matrices.
+        calibration_images: images whose activations make the calibration matrices; 16 to 64 by default, fewer of large images, which have many tokens.
         weighting: of the calibration's timesteps: uniform, balanced, early, late.
         old_batch_size: of a run begun by version 0.1.0, whose calibration has it in its fingerprint.
     """
@@ -55,7 +58,7 @@ class Settings:
     components: tuple[str, ...] = ()
     rates: tuple[float, ...] = RATES
     effort: str = "fast"
-    calibration_images: int = 64
+    calibration_images: int | None = None
     reference_images: int = REFERENCE_IMAGES
     weighting: str = "uniform"
 
@@ -127,20 +130,24 @@ def probe_journal(folder: Path) -> Journal:
 class Run:
     """An open run folder.
 
-    `subject_argument` is kept so that later verbs need the run's folder alone; it is None for a Subject made in Python, which must be passed again.
+    Attributes:
+        subject: what is quantized; of a run that is opened without naming it, an outline, and the model itself is loaded when something is sampled or
+            encoded.
+        subject_argument: by which other processes load it, None for a Subject made in Python.
     """
 
     def __init__(self, folder: Path, subject: Subject, settings: Settings, subject_argument: str | None, device: str) -> None:
         self.folder, self.subject, self.settings = folder, subject, settings
         self.subject_argument, self.device = subject_argument, device
-        self.store = EncodingStore(
-            subject,
-            folder,
-            calibration=settings.calibration,
-            effort=settings.effort,
-            seed=settings.seed,
-            batch_size=settings.sampling.batch_size,
-        )
+
+    @cached_property
+    def store(self) -> EncodingStore:
+        """The encodings of all layers that were made so far."""
+        if self.settings.calibration_images is None:
+            self.settings = replace(self.settings, calibration_images=images_needed(self.subject, self.settings.sampling))
+        settings = self.settings
+        how: dict[str, Any] = {"effort": settings.effort, "seed": settings.seed, "batch_size": settings.sampling.batch_size}
+        return EncodingStore(self.subject, self.folder, calibration=settings.calibration, **how)
 
     @classmethod
     def begin(cls, subject: str | Subject, folder: str | Path, settings: Settings, *, device: str = "cpu") -> Run:
@@ -152,7 +159,8 @@ class Run:
         path = folder / "run.json"
         found = read_json(path, "run") if path.exists() else None
         if found is not None:
-            settings = replace(settings, old_batch_size=found["settings"].get("batch_size"))
+            images = settings.calibration_images or found["settings"].get("calibration_images")
+            settings = replace(settings, old_batch_size=found["settings"].get("batch_size"), calibration_images=images)
         loaded = settings.load(subject, device)
         run = cls(folder, loaded, settings, None if isinstance(subject, Subject) else _from_anywhere(str(subject)), device)
         if found is not None:
@@ -169,6 +177,7 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """What run.json holds of that which a run keeps."""
+        self.store  # noqa: B018  says how many images calibration takes
         return {
             "subject": {
                 "name": self.subject.name,
@@ -184,25 +193,48 @@ class Run:
         if not (self.folder / "run.json").exists():
             batch_size = self.settings.sampling.batch_size
             write_json(self.folder / "run.json", "run", self.identity | ({"batch_size": batch_size} if batch_size else {}))
+        if not (self.folder / OUTLINE_FILE).exists():
+            write_json(self.folder / OUTLINE_FILE, "outline", outline_of(self.subject))
 
     @classmethod
     def open(cls, folder: str | Path, *, subject: str | Subject | None = None, device: str = "cpu", batch_size: int | None = None) -> Run:
-        """Open an existing run, to sample with another batch size if one is given."""
+        """Open an existing run.
+
+        Args:
+            subject: the model, which must have the run's fingerprint, wherever it lies now. A run that is opened without it loads its model only if it
+                is one that sedaq ships, or a folder without code.
+            batch_size: to sample with.
+        """
         folder = Path(folder)
         if not (folder / "run.json").exists():
             raise InputError(f"`run` {folder}: holds no run (no run.json); make one with `sedaq probe`")
         content = read_json(folder / "run.json", "run")
-        argument = subject if subject is not None else content["subject"]["argument"]
-        if argument is None:
-            raise InputError(f"`run` {folder}: its subject was made in Python; pass the Subject again")
         settings = Settings.from_dict(content["settings"], batch_size or content.get("batch_size"))
-        loaded = settings.load(argument, device)
-        if loaded.fingerprint != content["subject"]["fingerprint"]:
-            made_for = content["subject"]
-            raise InputError(
-                f"`run` {folder}: was made for {made_for['name']} with fingerprint {made_for['fingerprint']}, the subject now has {loaded.fingerprint}; start a new run"
-            )
-        return cls(folder, loaded, settings, content["subject"]["argument"], device)
+        known, note = content["subject"], content["subject"]["argument"]
+
+        def checked(loaded: Subject) -> Subject:
+            if loaded.fingerprint != known["fingerprint"]:
+                raise InputError(
+                    f"`run` {folder}: was made for {known['name']} with fingerprint {known['fingerprint']}, the subject now has {loaded.fingerprint}; start a new run"
+                )
+            return loaded
+
+        def reopened() -> Subject:
+            if note is None:
+                raise UntrustedError(f"`run` {folder}: its subject was made in Python; pass the Subject again")
+            if not may_be_reopened(note):
+                raise UntrustedError(
+                    f"`run` {folder}: its model is {note}, which a file may not have run or downloaded; if you trust it, pass `subject` {note}"
+                )
+            return checked(settings.load(note, device))
+
+        if subject is not None:
+            argument = None if isinstance(subject, Subject) else _from_anywhere(str(subject))
+            run = cls(folder, checked(settings.load(subject, device)), settings, argument, device)
+        else:
+            run = cls(folder, _outlined(folder, known["fingerprint"], reopened) or reopened(), settings, note, device)
+        run.write()
+        return run
 
     def entry(self, layer: str, format: Format) -> Entry:
         """The menu entry of a format, or a new one for a format that is not on the menu."""
@@ -212,6 +244,20 @@ class Run:
         """Encode every layer in every format of its menu; `memory_bytes` bounds a calibration pass."""
         self.store.calibrate(memory_bytes)
         self.store.fill([(layer, e.format) for layer in self.subject.layers for e in self.menus[layer.name]])
+
+
+def _outlined(folder: Path, fingerprint: str, load: Callable[[], Subject]) -> Subject | None:
+    """The outline of a run's subject; None where it is missing, damaged or another's, as in runs of version 0.1.0."""
+    if not (folder / OUTLINE_FILE).exists():
+        return None
+    try:
+        found = OutlinedSubject(read_json(folder / OUTLINE_FILE, "outline"), load)
+    except DamagedError:
+        found = None
+    if found is None or found.fingerprint != fingerprint:
+        (folder / OUTLINE_FILE).unlink()
+        return None
+    return found
 
 
 def _from_anywhere(argument: str) -> str:

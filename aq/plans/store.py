@@ -24,7 +24,7 @@ from ...models.subject import Subject
 from ...progress import track
 from ...runtime.executors import Forked
 from ...runtime.tasks import Task, locked
-from ...storage import fingerprint, load_tensors, save_tensors, tensor_fingerprint
+from ...storage import fingerprint, load_tensors, save_tensors
 from ..encoder.encoder import encode_objective, fit_book, parse_effort
 from ..encoder.objective import Objective
 from ..encoding import Encoding
@@ -64,7 +64,6 @@ class EncodingStore:
         self.calibration, self.effort, self.seed, self.hessians = dict(calibration), effort, seed, hessians
         self.sampling = SamplingConfig.from_dict({**calibration, **({"batch_size": batch_size} if batch_size else {})})
         self.calibration_fingerprint = fingerprint([subject.fingerprint, self.calibration])
-        self._fingerprints: dict[str, str] = {}  # of weights
         self._objective: tuple[str, Objective] | None = None  # of the layer that was encoded last, and its name
 
     @property
@@ -134,10 +133,8 @@ class EncodingStore:
 
     def key(self, names: Iterable[str], *what: Any) -> str:
         """Fingerprint of something made from the weights and calibration of layers."""
-        for name in names:
-            if name not in self._fingerprints:
-                self._fingerprints[name] = tensor_fingerprint([(name, self.subject.weight(name))])
-        return fingerprint([*(self._fingerprints[name] for name in names), *what, self.calibration_fingerprint, self.seed])
+        weights = [self.subject.weight_fingerprint(name) for name in names]
+        return fingerprint([*weights, *what, self.calibration_fingerprint, self.seed])
 
     def task(self, layer: Layer, format: Format) -> Task[Encoding]:
         """Encodes a layer in a format that has codes."""

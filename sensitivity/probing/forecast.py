@@ -150,13 +150,13 @@ def _timed_sampling(run: Run) -> _Sampling:
 
 
 def _calibration(run: Run, sampling: _Sampling, steps: int, resident: int, memory_bytes: int | None) -> Stage:
-    layers = [layer for layer in run.store.uncalibrated() if layer.kind != EMBEDDING]
+    layers, n_images = [layer for layer in run.store.uncalibrated() if layer.kind != EMBEDDING], run.store.calibration["n_images"]
     halved = ("calibration_images", "steps")
     if not layers:
         return Stage("calibration", 0.0, resident, 0, halved)
     memory_bytes = memory_bytes or psutil.virtual_memory().available // 2
     groups = groups_of(layers, find_shared(run.subject, layers, run.settings.sampling))
-    planned, n_images = passes(groups, memory_bytes), run.settings.calibration_images
+    planned = passes(groups, memory_bytes)
     start = clock()
     how: SamplingConfig = replace(run.settings.sampling, steps=2)
     for _ in calibrate(

@@ -24,6 +24,7 @@ from ..run import Run, Settings
 from .adaptive import Adaptive
 from .designs import AUTO, Plan, check_design, design_plans, rates_of
 from .forecast import forecast
+from .layer_statistics import LayerStatistics
 from .measurer import Measurer, PlanTask
 from .prober import Prober
 from .ruined import lowest_useful_rate, plans_above
@@ -106,6 +107,7 @@ def probe_run(
                     log.warning("below %g bits every uniform plan is ruined: most probes keep layers above", floor)
                     plans = plans_above(floor, opened, plans[:n_uniform], n_configs)
             _measure(measurer, plans, opened.settings.n_images, deadline)
+    LayerStatistics(opened)  # what `fit` wants to know of the weights, so that it need not load the model
 
 
 def _measure(measurer: Measurer, plans: Sequence[Plan], n_images: int, deadline: float) -> float:

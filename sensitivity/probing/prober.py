@@ -77,7 +77,8 @@ class Prober:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by what it is opened from, for workers in other processes."""
-        return _open_prober, (str(self.run.folder), self.split, self.inputs, self.run.device)
+        run = self.run
+        return _open_prober, (str(run.folder), run.subject_argument, run.settings.sampling.batch_size, self.split, self.inputs, run.device)
 
     def _reference(self) -> Reference:
         def default() -> Reference:
@@ -269,5 +270,7 @@ def is_ruined(metrics: Mapping[str, Estimate], full_precision: Sample) -> bool:
     return distance is None or not distance.value < feature_distance(features, features.roll(1, 0)).mean().item()
 
 
-def _open_prober(folder: str, split: str, inputs: ActivationQuantizers | None, device: str) -> Prober:
-    return Prober(Run.open(folder, device=device), split=split, inputs=inputs)
+def _open_prober(
+    folder: str, subject: str | None, batch_size: int | None, split: str, inputs: ActivationQuantizers | None, device: str
+) -> Prober:
+    return Prober(Run.open(folder, subject=subject, device=device, batch_size=batch_size), split=split, inputs=inputs)

@@ -43,7 +43,7 @@ def probed(subject: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(probed: Path, tmp_path: Path) -> Run:
+def run(probed: Path, subject: str, tmp_path: Path) -> Run:
     """A copy of the probed run."""
     shutil.copytree(probed, tmp_path / "run")
-    return Run.open(tmp_path / "run")
+    return Run.open(tmp_path / "run", subject=subject)

@@ -177,7 +177,7 @@ def test_a_run_of_version_0_1_0_with_a_batch_size_keeps_its_calibration(subject:
     plain = Run.begin(subject, tmp_path / "run", SETTINGS)
     old = {**plain.identity, "settings": {**plain.identity["settings"], "batch_size": 4}}
     write_json(tmp_path / "run" / "run.json", "run", old)
-    for run in (Run.open(tmp_path / "run"), Run.begin(subject, tmp_path / "run", SETTINGS)):
+    for run in (Run.open(tmp_path / "run", subject=subject), Run.begin(subject, tmp_path / "run", SETTINGS)):
         assert run.store.calibration == {"seed": 0, "n_images": 8, "steps": 2, "weighting": "uniform", "batch_size": 4}
         assert run.identity == old
 
@@ -186,7 +186,7 @@ def test_a_run_of_a_subject_made_in_python_wants_it_again(subject: str, tmp_path
     made = sedaq.load(subject)
     Run.begin(made, tmp_path / "run", SETTINGS).write()
     with pytest.raises(InputError, match="its subject was made in Python; pass the Subject again"):
-        Run.open(tmp_path / "run")
+        Run.open(tmp_path / "run").subject.sample(seed=0, n_images=1)
     assert Run.open(tmp_path / "run", subject=made).subject is made
 
 

@@ -27,10 +27,10 @@ def small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fresh(run: Run) -> Run:
+def fresh(run: Run, subject: str) -> Run:
     """A run with encodings and no probe."""
     (run.folder / "probes.jsonl").unlink()
-    return Run.open(run.folder)
+    return Run.open(run.folder, subject=subject)
 
 
 def plans_of(folder: Path) -> list[tuple[str, int]]:
@@ -54,7 +54,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(fresh: Run, subjec
     shutil.copytree(fresh.folder, tmp_path / "other")
     probe(subject, fresh.folder, n_configs=18, design="auto", settings=SETTINGS)
     whole = plans_of(fresh.folder)
-    other = Run.open(tmp_path / "other")
+    other = Run.open(tmp_path / "other", subject=subject)
     with Measurer(Prober(other)) as measurer:
         for count, _ in enumerate(Adaptive(other, measurer, 18).measure()):
             if count == 11:

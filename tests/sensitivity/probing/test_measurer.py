@@ -147,7 +147,7 @@ def lines_of(run: Run) -> list[dict[str, Any]]:
 
 def copied(run: Run, folder: Path) -> Run:
     shutil.copytree(run.folder, folder)
-    return Run.open(folder)
+    return Run.open(folder, subject=run.subject_argument)
 
 
 @pytest.fixture

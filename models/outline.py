@@ -1,0 +1,63 @@
+"""What a run knows of its subject without the model: names, shapes and fingerprints. The rest is loaded when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..errors import DamagedError
+from ..storage import SAFETENSORS_DTYPES
+from .layers import Layer
+from .subject import Subject
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SAFETENSORS_DTYPES.values()}
+
+
+def outline_of(subject: Subject) -> dict[str, Any]:
+    """The outline of a subject as JSON."""
+    return {
+        "name": subject.name,
+        "fingerprint": subject.fingerprint,
+        "model_fingerprint": subject.model_fingerprint,
+        "layers": [asdict(layer) for layer in subject.layers],
+        "tensors": {name: [str(dtype).removeprefix("torch."), list(shape)] for name, (dtype, shape) in subject.tensor_specs.items()},
+        "weights": {layer.name: subject.weight_fingerprint(layer.name) for layer in subject.layers},
+    }
+
+
+class OutlinedSubject(Subject):
+    """A subject of which an outline is known. What else it has is loaded when it is first asked for.
+
+    Args:
+        outline: that `outline_of` made.
+        load: gives the subject, or raises InputError where it may not be loaded.
+
+    Raises:
+        DamagedError: for an outline with other fields.
+    """
+
+    def __init__(self, outline: Mapping[str, Any], load: Callable[[], Subject]) -> None:
+        try:
+            self.__dict__ |= {
+                "_load": load,
+                "name": outline["name"],
+                "fingerprint": outline["fingerprint"],
+                "model_fingerprint": outline["model_fingerprint"],
+                "layers": [Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in outline["layers"]],
+                "tensor_specs": {name: (_DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in outline["tensors"].items()},
+                "_weight_fingerprints": dict(outline["weights"]),
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedError(f"the outline of a subject lacks or misspells {error}; write it again") from error
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether more than the outline is there."""
+        return "denoiser" in self.__dict__
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or self.is_loaded:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        self.__dict__ |= {key: value for key, value in self._load().__dict__.items() if key not in self.__dict__}
+        return getattr(self, name)
