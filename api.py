@@ -238,8 +238,10 @@ class Run:
             tune_buffer: folder that keeps what the full-precision model sampled for other tunings.
             single_file: also write the quantized denoiser to this one file, which `sedaq.load_file` reads.
         """
-        from .aq.export.single_file import write_single_file
+        from .aq.export.single_file import check_single_file, write_single_file
 
+        if single_file is not None:
+            check_single_file(Path(single_file), Path(out))
         found = plan if isinstance(plan, Plan) else Plan.load(plan)
         images, buffer = (None if path is None else Path(path) for path in (tune_images, tune_buffer))
         export.apply(

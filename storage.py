@@ -74,6 +74,27 @@ def unwritable(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left")
 
 
+def check_out(argument: str, path: Path, mark: str) -> None:
+    """Before any work: raise InputError where a file cannot be written to `path`, or one lies there that sedaq did not write.
+
+    Args:
+        mark: text near the beginning of the files that it may replace.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(f"`{argument}` {path}: is a folder; name a file")
+        if path.exists():
+            with open(path, "rb") as file:
+                if mark.encode() not in file.read(1 << 16):
+                    raise InputError(f"`{argument}` {path}: exists, and sedaq did not write it; choose another name, or move it away")
+        parent = next(folder for folder in path.resolve().parents if folder.exists())
+        temporary = parent / f".sedaq-{uuid.uuid4().hex[:8]}"
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 def flush_folder(folder: Path) -> None:
     """Flush the names in a folder to disk: a new or renamed file outlives a power cut only then."""
     if os.name == "nt":  # Windows opens no folders, and flushes names with their files

@@ -88,7 +88,7 @@ def command(
 ) -> None:
     from ..aq.activations.choice import choose, described
     from ..aq.export.apply import apply, check_writable
-    from ..aq.export.single_file import write_single_file
+    from ..aq.export.single_file import check_single_file, write_single_file
     from ..aq.plans.plan import Plan
     from ..progress import shown
     from ..sensitivity.run import store_for_plan
@@ -107,6 +107,8 @@ def command(
     loaded_plan = Plan.load(plan)
     if settings is not None:
         return _write_settings(subject, loaded_plan, settings, out, exclude)
+    if single_file is not None:
+        check_single_file(single_file, out)
     with tempfile.TemporaryDirectory() as scratch, shown():
         chosen, store = store_for_plan(
             loaded_plan,
@@ -166,12 +168,11 @@ def _print_tuning(component: str, tuned: Tuned) -> None:
 
 
 def _write_settings(subject: str, plan: Plan, library: str, out: Path, exclude: tuple[str, ...]) -> None:
-    from ..aq.export.settings import bits_of_layers, settings_for
+    from ..aq.export.settings import SETTINGS_MARKS, bits_of_layers, settings_for
     from ..models.loading import load
-    from ..storage import write_atomically
+    from ..storage import check_out, write_atomically
 
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; --settings writes a file")
+    check_out("out", out, SETTINGS_MARKS[library])
     loaded = load(subject, exclude=exclude, components=plan.components, mapped=True)
     content = settings_for(loaded, plan, library)
     write_atomically(out, (json.dumps(content, indent=1) + "\n").encode())

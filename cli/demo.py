@@ -11,6 +11,7 @@ from . import options
 
 SUBJECT, BITS = "mnist-dit", 2.0
 N_CONFIGS, TUNE_STEPS, N_IMAGES = 16, 200, 1000  # with 16 probes the predictor orders plans as well as their noise allows
+MARK_FILE = "demo.json"  # by which a demo's folder is known
 FRONT_BITS, FRONT_IMAGES = (1.5, 2.0, 3.0, 4.0), 256
 
 
@@ -24,13 +25,15 @@ def command(out: Path, fresh: bool, device: str) -> None:
     from ..progress import shown
     from ..reports.summaries import show
     from ..reports.tables import evaluation_table
+    from ..storage import write_json
 
     if fresh and out.exists():
-        if not (out / "run.json").exists() and any(out.iterdir()):
+        if any(out.iterdir()) and not (out / MARK_FILE).exists():
             raise InputError(f"--fresh --out {out}: is not a demo's folder, so it is not deleted; choose another")
         shutil.rmtree(out)
     with shown():
         run = Run(out, SUBJECT, device=device).probe(N_CONFIGS)
+        write_json(out / MARK_FILE, "demo", {"subject": SUBJECT, "bits": BITS})
         run.fit()
         run.front(FRONT_BITS, verify=2, images=FRONT_IMAGES)
         found = run.search(Budget(bits=BITS), verify=5, out=out / "plans" / "plan.json")

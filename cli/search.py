@@ -71,8 +71,11 @@ def command(
 def _uniform(
     subject: str, budget: Budget, config: dict[str, Any], out: Path, components: tuple[str, ...], device: str, as_json: bool
 ) -> None:
+    from ..aq.plans.plan import PLAN_MARK
     from ..search.unmeasured import uniform_plan
+    from ..storage import check_out
 
+    check_out("out", out, PLAN_MARK)
     plan = uniform_plan(subject, budget, SearchConfig(**config), components=components, device=device)
     plan.save(out)
     if as_json:

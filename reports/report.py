@@ -16,7 +16,7 @@ import torch
 
 from ..errors import InputError
 from ..sensitivity.metrics.registry import METRICS
-from ..storage import write_atomically
+from ..storage import check_out, write_atomically
 from . import numbers
 from .figures import FIGURES, FigureSpec, conditions, evaluation_conditions
 from .inputs import RunData, checked_grids, complaints, read_run, save_grids, text_of
@@ -24,6 +24,7 @@ from .plan_figures import grid_image, rates_of
 from .style import DPI, save_png, spot_boxes, svg_bytes
 from .tables import evaluation_columns
 
+MARK = '<meta name="generator" content="sedaq">'  # in every page
 MAX_ROWS_SHOWN = 40  # of the numbers behind a figure; longer tables are in the CSV only
 
 
@@ -46,6 +47,8 @@ def write_report(run_folder: Path, out: Path | None = None, *, grids: dict[str, 
     """
     run_folder = Path(run_folder)
     page = run_folder / "report.html" if out is None else Path(out)
+    if out is not None:
+        check_out("out", page, MARK)
     data = read_run(run_folder, grids)
     folder = run_folder / "figures"
     sections = [_section(spec, data, folder) for spec in FIGURES]

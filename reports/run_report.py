@@ -19,8 +19,8 @@ from ..runtime.tasks import tensor_task
 from ..sensitivity.evaluation import load_applied
 from ..sensitivity.probing.assembly import Assembly
 from ..sensitivity.run import Run
-from ..storage import file_sha256, fingerprint
-from .report import write_report
+from ..storage import check_out, file_sha256, fingerprint
+from .report import MARK, write_report
 
 log = logging.getLogger("sedaq")
 N_SHOWN = 20  # images in a grid
@@ -31,6 +31,8 @@ def write_run_report(run: Run, out: Path | None = None) -> Path:
 
     Images that were not sampled before are left out where the model may not be loaded.
     """
+    if out is not None:
+        check_out("out", out, MARK)  # before images are sampled
     return write_report(run.folder, out, grids=image_grids(run))
 
 

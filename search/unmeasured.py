@@ -10,6 +10,7 @@ from ..aq.plans.menu import heuristic_menus
 from ..aq.plans.plan import Plan
 from ..aq.plans.store import EncodingStore
 from ..errors import InputError
+from ..models.calibration import MAX_IMAGES
 from ..models.loading import load
 from ..models.sampling import SamplingConfig
 from ..models.subject import Subject
@@ -59,7 +60,7 @@ def uniform_plan(
     subject = load(model, prompts=lines, exclude=exclude, components=components, device=device, mapped=True)
     config = config or SearchConfig()
     chosen, notes = uniform_formats(subject, budget, config)
-    settings = Settings(sampling=sampling or TEN_STEPS)
+    settings = Settings(sampling=sampling or TEN_STEPS, calibration_images=MAX_IMAGES)  # that `apply` samples
     store = EncodingStore(subject, Path(), calibration=settings.calibration, effort=settings.effort, seed=settings.seed)
     named = {"bits_per_weight": budget.bits, "size_bytes": budget.size_bytes}
     return Plan.of(

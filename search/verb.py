@@ -12,6 +12,7 @@ from ..aq.activations.choice import choose
 from ..aq.activations.quantizer import Activation
 from ..aq.export.apply import pipeline_bytes
 from ..aq.formats import Format
+from ..aq.plans.plan import PLAN_MARK
 from ..aq.profiling.step_times import StepTimes
 from ..errors import InputError
 from ..sensitivity.predictor.fitting import load_predictor
@@ -20,7 +21,7 @@ from ..sensitivity.probing.measurer import Measurer, PlanTask
 from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import read_probes
 from ..sensitivity.run import Run
-from ..storage import write_json
+from ..storage import check_out, write_json
 from .artifacts import found_before
 from .config import Budget, SearchConfig
 from .engine import SearchResult
@@ -62,6 +63,8 @@ def search_run(
     Args:
         executor: where plans are measured: "serial", or "processes:N".
     """
+    if out is not None:
+        check_out("out", out, PLAN_MARK)
     config = config or SearchConfig()
     predictor, times, choices = load_predictor(run), None, rounded_layers(run, config.activations, config.activation_schemes)
     if budget.ms_per_step is not None:

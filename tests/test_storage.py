@@ -18,6 +18,7 @@ from sedaq.storage import (
     append_record,
     cache_folder,
     canonical_json,
+    check_out,
     fingerprint,
     load_tensors,
     read_json,
@@ -351,3 +352,25 @@ def test_an_earlier_folder_is_whole_until_the_new_one_is_in_its_place(tmp_path: 
     write_folder(out, lambda folder: (folder / "b").write_text("later") and None)
     assert seen and all(names == ["b"] for names in seen)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("content", ["my notes", '{"kind": "other"}', ""])
+def test_a_file_of_somebody_elses_is_not_written_over(content: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text(content)
+    with pytest.raises(InputError, match="`out` .*notes.txt: exists, and sedaq did not write it"):
+        check_out("out", tmp_path / "notes.txt", '"kind": "plan"')
+    with pytest.raises(InputError, match="is a folder; name a file"):
+        check_out("out", tmp_path, '"kind": "plan"')
+
+
+def test_our_own_file_and_a_new_place_are_free(tmp_path: Path) -> None:
+    write_json(tmp_path / "plan.json", "plan", {"x": 1})
+    check_out("out", tmp_path / "plan.json", '"kind": "plan"')
+    check_out("out", tmp_path / "not yet" / "there" / "plan.json", '"kind": "plan"')
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"], "nothing is left of the trial"
+
+
+@pytest.mark.parametrize("path", ["/proc/x.json", "/dev/null/x.json", f"/tmp/{'n' * 300}.json"])
+def test_places_that_cannot_be_written_are_refused_before_work(path: str) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        check_out("out", Path(path), "mark")

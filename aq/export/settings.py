@@ -55,6 +55,7 @@ def _quanto(bits: dict[str, int]) -> dict[str, Any]:
     return {name: {"weights": f"qint{n}", "activations": "none"} for name, n in bits.items()}
 
 
+SETTINGS_MARKS = {"torchao": "FqnToConfig", "quanto": '"weights": "qint'}  # in every file of settings
 LIBRARIES: dict[str, Callable[[dict[str, int]], dict[str, Any]]] = {"torchao": _torchao, "quanto": _quanto}
 
 

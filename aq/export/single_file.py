@@ -13,12 +13,19 @@ from torch import nn
 from ...errors import InputError
 from ...models.folders import WEIGHTS_FILE, read_config
 from ...models.pretrained import model_class_of
-from ...storage import parsed, write_atomically_by, write_tensors_in_turn
+from ...storage import check_out, parsed, write_atomically_by, write_tensors_in_turn
 from ..modules.integration import put_stored, stored_config
 from ..plans.plan import SAFETENSORS_METADATA
 from .apply import PLAN_FILE
 
 _CONFIG, _PLAN = "sedaq_config", "sedaq_plan"
+
+
+def check_single_file(out: Path, folder: Path) -> None:
+    """Before any work: raise InputError where the file cannot be written, or would lie in the folder `folder`, which apply writes anew."""
+    if folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(f"`single_file` {out}: lies in {folder}, which is written anew every time; choose a place outside of it")
+    check_out("single_file", out, _CONFIG)
 
 
 def write_single_file(folder: Path, out: Path) -> None:

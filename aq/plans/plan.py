@@ -10,12 +10,13 @@ from typing import Any
 
 from ...errors import InputError
 from ...models.subject import Subject
-from ...storage import fingerprint, read_json, safetensors_layout, write_json
+from ...storage import check_out, fingerprint, read_json, safetensors_layout, write_json
 from ..activations.quantizer import ACTIVATION, Activation
 from ..formats import AS_IS, BOOK_TENSORS, Format
 from .menu import TensorSpec
 
 SAFETENSORS_METADATA = {"format": "pt"}
+PLAN_MARK = '"kind": "plan"'  # in every plan file
 UNROUNDED = 16  # activation bits of a layer whose inputs stay as they are
 
 
@@ -114,7 +115,8 @@ class Plan:
             raise InputError(f"{where}: field {error} is missing or of the wrong type; make the plan again with `sedaq search`") from error
 
     def save(self, path: str | Path) -> None:
-        """Write a plan file. Raises InputError where `path` cannot be written."""
+        """Write a plan file. Raises InputError where `path` cannot be written, or holds anything but a plan."""
+        check_out("out", Path(path), PLAN_MARK)
         write_json(Path(path), "plan", self.to_json())
 
     @classmethod

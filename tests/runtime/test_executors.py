@@ -40,7 +40,12 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("executor, count", [(Processes(2), 7), *((e, n) for e in (Serial(), Forked()) for n in (0, 1, 2, 7))], ids=str)
+def name_of(value: object) -> str:
+    """The same in every process, as pytest-xdist wants it; a function in a field would bring its address."""
+    return str(value) if isinstance(value, int) else type(value).__name__
+
+
+@pytest.mark.parametrize("executor, count", [(Processes(2), 7), *((e, n) for e in (Serial(), Forked()) for n in (0, 1, 2, 7))], ids=name_of)
 def test_results_do_not_depend_on_the_executor(executor: Executor, count: int) -> None:
     share = {3} if executor == Processes(2) else {1}
     with torch_threads(6 if executor == Processes(2) else 2), executor.workers(describe) as run:
@@ -86,7 +91,7 @@ def test_those_that_are_to_be_alone_come_last_here_and_with_all_threads() -> Non
 # -- failures ----------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("executor", [Serial(), Forked()], ids=str)
+@pytest.mark.parametrize("executor", [Serial(), Forked()], ids=name_of)
 def test_exceptions_come_through_and_the_next_items_are_not_disturbed(executor: Executor, tmp_path: Path) -> None:
     with executor.workers(partial(fail_at_one, tmp_path)) as run:
         with pytest.raises(InputError, match="layer x: cannot be"):
@@ -94,7 +99,7 @@ def test_exceptions_come_through_and_the_next_items_are_not_disturbed(executor: 
         assert sorted(run([3, 4])) == [(3, 3), (4, 4)]
 
 
-@pytest.mark.parametrize("executor", [Processes(2), Forked()], ids=str)
+@pytest.mark.parametrize("executor", [Processes(2), Forked()], ids=name_of)
 def test_a_worker_that_is_killed_is_named_with_its_item_and_loses_nothing_else(executor: Executor, tmp_path: Path) -> None:
     with (
         pytest.raises(WorkerError, match="item 1: its worker process was killed by SIGKILL; what other workers finished is kept"),
