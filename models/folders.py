@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import InputError
@@ -130,20 +132,36 @@ def weights_of(folder: Path) -> list[Path]:
     return [folder / name for name in names if _WEIGHTS.fullmatch(name) and _weights_kind(name) == chosen]
 
 
-def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """Dtype on disk of every tensor of the weights that are loaded from a denoiser's folder."""
-    dtypes: dict[str, torch.dtype] = {}
+@contextmanager
+def opened_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, to be read in parts. Raises InputError for one that is cut short or is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a whole safetensors file; the folder is incomplete, save or download it again") from error
+
+
+def tensor_headers(folder: Path) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
+    """Dtype, None for one that torch has not, and shape on disk of every tensor of the weights that are loaded from a component's folder."""
+    found: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {}
     for path in weights_of(folder):
         if path.suffix == ".bin":
-            tensors = torch.load(path, map_location="meta", weights_only=True)
-            dtypes |= {name: tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point()}
+            try:
+                tensors = torch.load(path, map_location="meta", weights_only=True)
+            except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
+                raise InputError(f"{path}: not a whole file of weights; the folder is incomplete, save or download it again") from error
+            found |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
             continue
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                dtype = SAFETENSORS_DTYPES.get(file.get_slice(name).get_dtype())
-                if dtype is not None and dtype.is_floating_point:
-                    dtypes[name] = dtype
-    return dtypes
+        with opened_tensors(path) as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            found |= {name: (SAFETENSORS_DTYPES.get(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
+    return found
+
+
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Dtype on disk of every floating-point tensor of the weights that are loaded from a denoiser's folder."""
+    return {name: dtype for name, (dtype, _) in tensor_headers(folder).items() if dtype is not None and dtype.is_floating_point}
 
 
 def source_of(folder: Path) -> str:

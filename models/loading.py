@@ -13,6 +13,7 @@ import torch
 
 from ..errors import InputError
 from . import single_files
+from .checks import check_finite
 from .folders import source_of
 from .layers import computed_weights
 from .pretrained import load_folder, put_quantized
@@ -93,7 +94,7 @@ def load(
         log.warning("%s: the weights of %s are made anew in every call; these layers stay as they are", loaded.name, ", ".join(computed))
     if not quantized and not next(loaded.denoiser.parameters()).is_meta:
         loaded.layers  # noqa: B018  finds NaN in weights now, before any work
-        _check_finite(loaded)
+    check_finite(loaded.name, loaded.denoiser.state_dict().items())
     return loaded
 
 
@@ -103,13 +104,6 @@ def may_be_reopened(note: str) -> bool:
     if single_files.MARK in note:
         return all(Path(part).exists() for part in note.rsplit(":", 1))
     return note in SHIPPED or (Path(note).is_dir() and not source_of(Path(note)))
-
-
-def _check_finite(subject: Subject) -> None:
-    """Raise InputError for NaN or infinity in any tensor."""
-    for name, tensor in subject.denoiser.state_dict().items():
-        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
-            raise InputError(f"{subject.name}: its tensor {name} holds NaN or infinity; repair the model")
 
 
 def check_device(device: str) -> None:

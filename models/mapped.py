@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from ..errors import InputError
 from ..storage import cache_folder, fingerprint, read_json, tensor_fingerprint, write_json
-from .folders import weights_of
+from .folders import opened_tensors, weights_of
 
 
 class MappedTensors(Mapping[str, torch.Tensor]):
@@ -29,13 +28,13 @@ class MappedTensors(Mapping[str, torch.Tensor]):
             if not paths or any(path.suffix != ".safetensors" for path in paths):
                 raise InputError(f"{folder}: holds no .safetensors weights, which alone can be read in parts; save the model with them")
             for path in paths:
-                with safe_open(path, framework="pt") as file:
+                with opened_tensors(path) as file:
                     self._files |= {f"{prefix}{name}": (path, name) for name in file.keys()}
             self.paths += paths
 
     def __getitem__(self, name: str) -> torch.Tensor:
         path, inner = self._files[name]
-        with safe_open(path, framework="pt") as file:
+        with opened_tensors(path) as file:
             found: torch.Tensor = file.get_tensor(inner)
             return found
 

@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import InputError
 from ..storage import fingerprint, tensor_fingerprint
 from .adapters.base import Adapter, FunctionAdapter
+from .checks import check_finite
 from .components import Components, is_denoiser
 from .layers import Layer, find_layers, find_ties, tied_layers
 from .mapped import MappedTensors
@@ -245,8 +246,12 @@ class Subject:
         return self._weight_fingerprints[name]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor of the denoiser's state dict."""
-        return self.denoiser.state_dict()[name] if self.mapped is None else self.mapped[name]
+        """A tensor of the denoiser's state dict. Raises InputError for NaN or infinity in one that is read from its file."""
+        if self.mapped is None:
+            found: torch.Tensor = self.denoiser.state_dict()[name]
+            return found
+        check_finite(self.name, [(name, self.mapped[name])])
+        return self.mapped[name]
 
     @contextmanager
     def weights_replaced(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..storage import read_json
+from .checks import check_weights
 from .components import Components, is_denoiser
 from .folders import SUBJECT_FILE, components_in, loaded_weights, read_config, stored_dtypes, weights_of
 from .mapped import MappedTensors
@@ -63,9 +64,8 @@ def map_folder(folder: Path, prompts: Sequence[str] | None, exclude: Sequence[st
     several = len(modules) > 1
     mapped = MappedTensors({f"{name}." if several else "": folder / name for name in modules})
     denoiser = _as_one(modules)
-    lacking = [name for name in denoiser.state_dict() if name not in mapped]
-    if lacking:
-        raise InputError(f"{folder}: its weights lack the tensor {lacking[0]}; load the model with diffusers and save it again")
+    for name, module in modules.items():
+        check_weights(module, folder / name)
     known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else {}
     conditions = known.get("conditions") or class_conditions(next(iter(modules.values())))["conditions"]
     if (
@@ -103,6 +103,10 @@ def _meta_modules(folder: Path, components: Sequence[str]) -> dict[str, nn.Modul
         if name not in named or not (folder / name / "config.json").exists():
             if components:
                 raise InputError(f"`components` {name}: {folder} has no such model; choose of the components in its model_index.json")
+            if not (folder / name).is_dir() or loaded_weights(folder / name):
+                raise InputError(
+                    f"{folder / name}: is named in model_index.json, and its config.json is missing; the folder is incomplete, save or download it again"
+                )
             continue
         module = _meta_model(folder / name)
         if components or is_denoiser(module):

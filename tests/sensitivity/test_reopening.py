@@ -11,12 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from sedaq.aq.export.apply import apply
-from sedaq.aq.modules.layers import quantized_modules
-from sedaq.aq.plans.menu import heuristic_menus
-from sedaq.aq.plans.plan import Plan
 from sedaq.cli.main import main
-from sedaq.errors import InputError, UntrustedError
+from sedaq.errors import UntrustedError
 from sedaq.models import loading
 from sedaq.models.loading import load, may_be_reopened
 from sedaq.models.outline import OutlinedSubject, outline_of
@@ -134,14 +130,3 @@ def test_an_outline_knows_names_and_fingerprints_and_loads_the_rest_once(subject
     assert found.denoiser is not None and loads == [1] and found.is_loaded
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         found.nothing  # noqa: B018
-
-
-def test_a_folder_of_ones_own_code_is_sampled_when_the_code_is_named(run: Run, subject: str, tmp_path: Path) -> None:
-    plan = Plan.of(run.subject, {name: entries[0].format for name, entries in heuristic_menus(run.subject, [2.0]).items()})
-    apply(run.subject, plan, run.store, tmp_path / "out")
-    with pytest.raises(
-        InputError, match=r"quantized layers of your own code; pass .*:make, which it was made from, and the folder as `weights`"
-    ):
-        load(tmp_path / "out", quantized=True)
-    made = load(subject, weights=tmp_path / "out")
-    assert len(quantized_modules(made.denoiser)) == len(run.subject.layers)

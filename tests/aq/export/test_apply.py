@@ -316,48 +316,6 @@ def test_a_card_that_is_there_stays(subject, mixed_plan, monkeypatch, tmp_path):
     assert text.startswith("---\nlicense: mit\n---\n# Mine\n\n# ") and "Fréchet distance 12.35 ± 0.5 (512 images, 10 steps)" in text
 
 
-OWN = """
-import torch
-from torch import nn
-from sedaq import Subject
-from sedaq.models.noise import image_noise
-
-def make():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 16))
-
-    def sample(*, seed, start, n_images, steps=None):
-        return net(image_noise(seed, start, n_images, (16,))).sigmoid().reshape(n_images, 1, 4, 4)
-
-    return Subject(net, sample=sample, name="own")
-"""
-
-
-def test_a_module_of_ones_own_is_written_and_put_back(tmp_path):
-    """It is no diffusers model: `load` gives the layers back to what FILE.py:FUNCTION makes, in this process and in another."""
-    (tmp_path / "own.py").write_text(OWN)
-    text = f"{tmp_path / 'own.py'}:make"
-    subject = load(text)
-    store = EncodingStore(subject, tmp_path / "run", calibration={"n_images": 2})
-    plan = Plan.of(subject, {"0": Format.parse("1x3g4"), "2": Format.parse("int8")}, encoding=store.identity)
-    apply(subject, plan, store, tmp_path / "out")
-    assert (tmp_path / "out" / WEIGHTS_FILE).stat().st_size == plan.size_bytes
-    wanted = {layer.name: store.get(layer, plan.formats[layer.name]).dequantize() for layer in subject.layers}
-    with subject.weights_replaced(wanted):
-        expected = subject.sample(seed=0, n_images=2)
-    for found in (load(text, weights=tmp_path / "out"), load(tmp_path / "out", quantized=True), load(load(text), weights=tmp_path / "out")):
-        torch.testing.assert_close(found.sample(seed=0, n_images=2), expected, atol=1e-6, rtol=1e-5)
-    with pytest.raises(InputError, match=r"already quantized; pass .*own.py:make, which it was made from"):
-        load(tmp_path / "out")
-    tensors = safetensors.torch.load_file(tmp_path / "out" / WEIGHTS_FILE)
-    del tensors["1.bias"]
-    safetensors.torch.save_file(tensors, tmp_path / "out" / WEIGHTS_FILE)
-    with pytest.raises(InputError, match="its tensors are not those of this module"):
-        load(text, weights=tmp_path / "out")
-    with pytest.raises(InputError, match=r"config.json: cannot be read|holds no quantized layers"):
-        load(text, weights=tmp_path)
-
-
 def test_files_of_the_user_are_not_deleted(subject, mixed_plan, store, quantized):
     apply(subject, mixed_plan, store, quantized)  # what sedaq wrote is replaced
     (quantized / "NOTES.md").write_text("mine")

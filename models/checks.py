@@ -1,0 +1,77 @@
+"""What is looked at in a model before any work: a model that is damaged is named at once, and not after hours."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .folders import tensor_headers
+
+
+def check_weights(module: nn.Module, folder: Path) -> None:
+    """Raise InputError where the files of a component of diffusers lack tensors that it has, or hold them in another shape or as whole numbers."""
+    stored = tensor_headers(folder)
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in stored]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"{folder}: its weights lack the tensor {missing[0]}{others}; the folder is incomplete, save or download it again")
+    for name, tensor in expected.items():
+        dtype, shape = stored[name]
+        if shape != tuple(tensor.shape):
+            raise InputError(
+                f"{folder}: its tensor {name} has shape {shape} where the config means {tuple(tensor.shape)}; take both from one model"
+            )
+        if dtype is not None and dtype.is_floating_point != tensor.is_floating_point():
+            raise InputError(
+                f"{folder}: its tensor {name} is stored as {dtype}, not as the numbers of its layer; get the model in full precision"
+            )
+
+
+def refuse_missing(module: nn.Module, folder: Path) -> None:
+    """Raise InputError where a component that was loaded has tensors without values."""
+    missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"{folder}: its weights lack the tensor {missing[0]}{others}; the folder is incomplete, save or download it again")
+
+
+def check_finite(who: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raise InputError for NaN or infinity in any tensor."""
+    for name, tensor in tensors:
+        if (
+            tensor.is_floating_point()
+            and not tensor.is_meta
+            and not torch.isfinite(tensor.float() if tensor.itemsize < 2 else tensor).all()
+        ):
+            raise InputError(f"{who}: its tensor {name} holds NaN or infinity; repair the model")
+
+
+def check_size(denoiser: nn.Module, path: Path) -> None:
+    """Raise InputError for a bare denoiser whose config, at `path`, does not say how large square or flat images are."""
+    size = getattr(denoiser.config, "sample_size", None)
+    if size is None:
+        raise InputError(f"{path}: field 'sample_size' is missing or null, so the size of images is not known; pass the pipeline's folder")
+    sides = size if isinstance(size, (list, tuple)) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise InputError(f"{path}: field 'sample_size' is {size!r}; it must be a whole number above 0, or two")
+    flat = any(isinstance(module, (nn.Conv1d, nn.Conv3d)) for module in denoiser.modules())
+    if flat:
+        raise InputError(f"{path.parent}: makes sound or videos, of which a bare denoiser does not say enough; pass the pipeline's folder")
+
+
+def refuse_absent(pipeline_class: Any, components: Mapping[str, tuple[str | None, str | None]], folder: Path) -> None:
+    """Raise InputError for a component that is null in model_index.json and that the pipeline cannot do without."""
+    parameters = inspect.signature(pipeline_class.__init__).parameters
+    needed = {"vae", "scheduler"} | (set() if "text_encoder_2" in parameters else {"text_encoder", "tokenizer"})
+    for name in sorted(needed - set(pipeline_class._optional_components)):
+        if name in parameters and components.get(name) == (None, None):
+            raise InputError(
+                f"{folder}: its {name} is null in model_index.json, and a {pipeline_class.__name__} needs one; pass a pipeline that has it"
+            )

@@ -1,0 +1,117 @@
+"""Damaged models, in every way that a file can be: one line at once, whichever way the model is opened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sedaq import Budget, InputError, evaluate, inspect, load, uniform_plan
+from sedaq.cli.main import main
+from sedaq.models.folders import stored_dtypes
+from sedaq.models.loading import SHIPPED_FOLDER
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+Harm = Callable[[Path], None]
+
+
+def changing(change: Callable[[dict[str, torch.Tensor]], object]) -> Harm:
+    def harm(path: Path) -> None:
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return harm
+
+
+def to_nan(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(-1)[0] = float("nan")
+
+    return change
+
+
+HARMS: dict[str, tuple[Harm, str]] = {
+    "a tensor is gone": (changing(lambda t: t.pop("proj_out_1.bias")), "lack the tensor proj_out_1.bias"),
+    "another shape": (changing(lambda t: t.update({"proj_out_1.bias": torch.zeros(3)})), "diffusers cannot load it|has shape"),
+    "whole numbers": (changing(lambda t: t.update({"proj_out_1.bias": t["proj_out_1.bias"].int()})), "is stored as torch.int32"),
+    "cut in half": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "incomplete"),
+    "empty": (lambda path: path.write_bytes(b""), "incomplete"),
+}
+
+
+@pytest.fixture
+def dit(tmp_path: Path) -> Path:
+    shutil.copytree(SHIPPED_FOLDER / "mnist-dit", tmp_path / "dit")
+    return tmp_path / "dit"
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["loaded", "in its files"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_damaged_weights(harm: str, mapped: bool, dit: Path) -> None:
+    do, words = HARMS[harm]
+    do(dit / WEIGHTS)
+    with pytest.raises(InputError, match=words) as raised:
+        load(dit, mapped=mapped)
+    assert "\n" not in str(raised.value) and str(dit) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["proj_out_1.bias", "proj_out_1.weight"])
+@pytest.mark.parametrize("use", [inspect, lambda folder: evaluate(folder, images=8), lambda folder: load(folder, quantized=True)])
+def test_nan_is_named_by_every_way_in(name: str, use: Callable[[Path], object], dit: Path) -> None:
+    changing(to_nan(name))(dit / WEIGHTS)
+    with pytest.raises(InputError, match="holds NaN or infinity; repair the model|its weight holds NaN or infinity"):
+        use(dit)
+
+
+def test_nan_is_not_copied_into_a_folder(dit: Path, tmp_path: Path) -> None:
+    changing(to_nan("proj_out_1.bias"))(dit / WEIGHTS)
+    uniform_plan(dit, Budget(bits=3.0)).save(tmp_path / "plan.json")
+    assert main(["apply", str(dit), str(tmp_path / "plan.json"), "--hessian", "none", "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("component", ["vae", "text_encoder"])
+def test_nan_in_another_component(component: str, tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd")
+    path = next((tmp_path / "sd" / component).glob("*.safetensors"))
+    changing(to_nan(next(iter(load_file(path)))))(path)
+    with pytest.raises(InputError, match=f"sd {component}: its tensor .* holds NaN"):
+        load(tmp_path / "sd")
+
+
+@pytest.mark.parametrize("component", ["vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_component_that_is_null(component: str, tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd")
+    index = json.loads((tmp_path / "sd" / "model_index.json").read_text())
+    (tmp_path / "sd" / "model_index.json").write_text(json.dumps({**index, component: [None, None]}))
+    with pytest.raises(InputError, match=f"its {component} is null in model_index.json, and a StableDiffusionPipeline needs one"):
+        load(tmp_path / "sd")
+
+
+@pytest.mark.parametrize("size", ["[8,8]", [8], [8, 8, 8], -1, 0, 8.5])
+def test_sizes_of_images_that_are_none(size: object, dit: Path) -> None:
+    config = json.loads((dit / "config.json").read_text())
+    (dit / "config.json").write_text(json.dumps({**config, "sample_size": size}))
+    with pytest.raises(InputError):
+        load(dit)
+
+
+def test_weights_of_eight_bits_are_counted_as_such(dit: Path) -> None:
+    tensors = {name: tensor.to(torch.float8_e4m3fn) if tensor.ndim > 1 else tensor for name, tensor in load_file(dit / WEIGHTS).items()}
+    save_file(tensors, dit / WEIGHTS, {"format": "pt"})
+    assert stored_dtypes(dit)["proj_out_1.weight"] == torch.float8_e4m3fn
+    found = inspect(dit)
+    assert found["size_bytes"] == (dit / WEIGHTS).stat().st_size and found["bits_per_weight"] == 8
+
+
+def test_a_component_whose_config_is_gone(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd")
+    (tmp_path / "sd" / "unet" / "config.json").unlink()
+    with pytest.raises(InputError, match="config.json is missing; the folder is incomplete"):
+        load(tmp_path / "sd", mapped=True)
