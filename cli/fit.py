@@ -21,7 +21,7 @@ def command(run_folder: Path, run_subject: str | None, metric: str, as_json: boo
     from ..reports.summaries import fit_table, show
 
     with shown():
-        fitted = Run(run_folder, run_subject, device=device).fit(metric)
+        fitted = Run(run_folder, model=run_subject, device=device).fit(metric)
     for note in fitted.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:

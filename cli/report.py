@@ -19,5 +19,5 @@ def command(run_folder: Path, run_subject: str | None, out: Path | None, device:
     from ..progress import shown
 
     with shown():
-        page = Run(run_folder, run_subject, device=device).report(out)
+        page = Run(run_folder, model=run_subject, device=device).report(out)
     click.echo(f"{page}")

@@ -54,7 +54,7 @@ def command(
         raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size, --ms-per-step and --out.")
     limits = None if front else Budget(**budget)
     SearchConfig(**config)  # what is wrong is said before the model is loaded
-    run = Run(run_folder, run_subject, executor=options.executor(workers), device=device)
+    run = Run(run_folder, model=run_subject, executor=options.executor(workers), device=device)
     with shown():
         found = run.front(**config) if limits is None else [run.search(limits, out=out, **config)]
     if as_json:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..errors import InputError
 from .folders import tensor_headers
+from .hooks import hooking
+from .sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    from .subject import Subject
 
 
 def check_weights(module: nn.Module, folder: Path) -> None:
@@ -75,3 +80,24 @@ def refuse_absent(pipeline_class: Any, components: Mapping[str, tuple[str | None
             raise InputError(
                 f"{folder}: its {name} is null in model_index.json, and a {pipeline_class.__name__} needs one; pass a pipeline that has it"
             )
+
+
+def check_sampler(subject: Subject, sampling: SamplingConfig) -> None:
+    """Raise InputError for a sampler that nothing could be measured with: Subject.check."""
+    who, calls = f"subject {subject.name}: ", []
+    few = {layer.name: (lambda *_: calls.append(1)) for layer in subject.layers[:: max(1, len(subject.layers) // 32)]}
+    with hooking(subject.denoiser, before=few):
+        both = subject.sample(sampling, seed=0, n_images=2)
+    if few and not calls:
+        raise InputError(f"{who}sampling did not call its layers; its sample function must call the denoiser")
+    if not both.is_floating_point() or not torch.isfinite(both).all() or both.min() < -1e-3 or both.max() > 1 + 1e-3:
+        seen = f"{str(both.dtype).removeprefix('torch.')} from {both.min().item():g} to {both.max().item():g}"
+        raise InputError(f"{who}its images are {seen}; they must be floating-point numbers from 0 to 1")
+    second, other = subject.sample(sampling, seed=0, start=1, n_images=1), subject.sample(sampling, seed=1, n_images=1)
+    apart = (both[0] - both[1]).abs().mean() if both[0].shape == both[1].shape else torch.ones(())
+    if second.shape[1:] != both.shape[1:] or (second[0] - both[1]).abs().mean() > 1e-3 + 0.1 * apart:
+        raise InputError(
+            f"{who}image 1 of seed 0 came out differently when it was sampled again, by itself; its noise must depend on (seed, index) alone"
+        )
+    if torch.equal(other[0], both[0]):
+        raise InputError(f"{who}image 0 is the same with another seed; its noise must depend on (seed, index)")

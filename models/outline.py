@@ -20,6 +20,8 @@ def outline_of(subject: Subject) -> dict[str, Any]:
         "name": subject.name,
         "fingerprint": subject.fingerprint,
         "model_fingerprint": subject.model_fingerprint,
+        "prefixes": subject.prefixes,
+        "named_components": list(subject.named_components),
         "layers": [asdict(layer) for layer in subject.layers],
         "tensors": {name: [str(dtype).removeprefix("torch."), list(shape)] for name, (dtype, shape) in subject.tensor_specs.items()},
         "weights": {layer.name: subject.weight_fingerprint(layer.name) for layer in subject.layers},
@@ -44,12 +46,18 @@ class OutlinedSubject(Subject):
                 "name": outline["name"],
                 "fingerprint": outline["fingerprint"],
                 "model_fingerprint": outline["model_fingerprint"],
+                "prefixes": list(outline["prefixes"]),
+                "named_components": tuple(outline["named_components"]),
                 "layers": [Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in outline["layers"]],
                 "tensor_specs": {name: (_DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in outline["tensors"].items()},
                 "_weight_fingerprints": dict(outline["weights"]),
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedError(f"the outline of a subject lacks or misspells {error}; write it again") from error
+
+    def weight_fingerprint(self, name: str) -> str:
+        """As it was when the outline was made."""
+        return str(self._weight_fingerprints[name])
 
     @property
     def is_loaded(self) -> bool:

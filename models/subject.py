@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import InputError
 from ..storage import fingerprint, tensor_fingerprint
 from .adapters.base import Adapter, FunctionAdapter
-from .checks import check_finite
+from .checks import check_finite, check_sampler
 from .components import Components, is_denoiser
 from .layers import Layer, find_layers, find_ties, tied_layers
 from .mapped import MappedTensors
@@ -66,7 +66,6 @@ class Subject:
         self.stored_dtypes = stored_dtypes or {}
         self.source = ""
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._weight_fingerprints: dict[str, str] = {}
 
     def sample(self, sampling: SamplingConfig | None = None, *, seed: int, start: int = 0, n_images: int) -> torch.Tensor:
         """Images start … start + n_images − 1 of `seed`, (n_images, C, H, W) in [0, 1]; videos (n_images, frames, C, H, W).
@@ -87,6 +86,8 @@ class Subject:
                 f"`dtype`: subject {self.name} computes in {computed or 'what its sample function chooses'}; load it in {sampling.dtype}"
             )
         images = self.adapter.sample(sampling, seed=seed, start=start, n_images=n_images)
+        if not isinstance(images, torch.Tensor):
+            raise InputError(f"subject {self.name}: its sample function gave a {type(images).__name__}; it must give a torch.Tensor")
         if images.ndim not in (4, 5) or len(images) != n_images:
             raise InputError(
                 f"subject {self.name}: its sample function gave shape {tuple(images.shape)}; it must give ({n_images}, C, H, W), or ({n_images}, frames, C, H, W)"
@@ -94,25 +95,16 @@ class Subject:
         return images
 
     def check(self, sampling: SamplingConfig) -> None:
-        """Sample an image for two steps, twice, before work that would be in vain.
+        """Sample a few images for two steps, before work that would be in vain.
 
         Raises:
-            InputError: numbers that are not from 0 to 1, or two images that differ, so that nothing could be paired.
+            InputError: numbers that are not from 0 to 1, images that depend on more or on less than the seed and their index, so that nothing could be
+                paired, and a sampler that does not call the layers.
         """
         trained = getattr(getattr(self.scheduler, "config", None), "num_train_timesteps", None)
         if trained is not None and sampling.steps is not None and sampling.steps > trained:
             raise InputError(f"`steps`: got {sampling.steps}; {self.name} was trained on {trained} timesteps, give no more")
-        first, again = (self.sample(replace(sampling, steps=2), seed=0, n_images=1) for _ in range(2))
-        low, high = first.aminmax()
-        in_range = first.is_floating_point() and not (low.item() < -1e-3 or high.item() > 1 + 1e-3)  # NaN is told of elsewhere
-        if not in_range:
-            raise InputError(
-                f"subject {self.name}: its images are {str(first.dtype).removeprefix('torch.')} from {low:g} to {high:g}; they must be floating-point numbers from 0 to 1"
-            )
-        if not torch.allclose(first, again, atol=1e-3, equal_nan=True):
-            raise InputError(
-                f"subject {self.name}: image 0 of seed 0 came out differently when it was sampled again; its noise must depend on (seed, index) alone"
-            )
+        check_sampler(self, replace(sampling, steps=2))
 
     @cached_property
     def layers(self) -> list[Layer]:
@@ -145,7 +137,12 @@ class Subject:
         part.layers = [replace(layer, name=path) for path, layer in own({layer.name: layer for layer in self.layers}).items()]
         return part
 
-    @property
+    @cached_property
+    def prefixes(self) -> list[str]:
+        """What the layers' paths of each component begin with: keys of `parts`."""
+        return list(self.parts)
+
+    @cached_property
     def named_components(self) -> tuple[str, ...]:
         """`components`, where `load` would not choose them unasked of most pipelines."""
         return self.components if len(self.components) > 1 or not is_denoiser(self.denoiser) else ()
@@ -241,9 +238,7 @@ class Subject:
 
     def weight_fingerprint(self, name: str) -> str:
         """tensor_fingerprint of a layer's full-precision weight."""
-        if name not in self._weight_fingerprints:
-            self._weight_fingerprints[name] = tensor_fingerprint([(name, self.weight(name))])
-        return self._weight_fingerprints[name]
+        return tensor_fingerprint([(name, self.weight(name))])
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor of the denoiser's state dict. Raises InputError for NaN or infinity in one that is read from its file."""

@@ -22,7 +22,7 @@ from ..models.sampling import SamplingConfig, conditions_of, sample_in_chunks
 from ..models.subject import Subject
 from ..runtime.tasks import locked, tensor_task
 from ..storage import append_record, fingerprint, read_records
-from .metrics.extractors import load_extractor
+from .metrics.extractors import CHOICES, load_extractor
 from .metrics.reference import load_reference, sampled_reference, shipped_reference
 from .metrics.registry import measure
 from .metrics.sample import Features, Sample
@@ -85,9 +85,7 @@ def evaluate(
     densify(measured.denoiser)
     name = extractor or measured.extractor
     if name is None:
-        raise InputError(
-            f"subject {measured.name} has no extractor of its own; choose one with `extractor` (inception[:FILE] or transformers:FOLDER)"
-        )
+        raise InputError(f"subject {measured.name} has no extractor of its own; choose one with `extractor`: {CHOICES}")
     measured.check(sampling)
     extract = load_extractor(name, image_shape=measured.shape_of(sampling), device=device)
 
@@ -96,6 +94,12 @@ def evaluate(
         return images, extract(images)
 
     full = None if against is None else load(against, prompts=lines, device=device, dtype=sampling.dtype)
+    if full is not None:
+        full.check(sampling)
+        if full.shape_of(sampling) != measured.shape_of(sampling) or full.conditions != measured.conditions:
+            raise InputError(
+                f"`against` {full.name}: makes other images than {measured.name}, so they cannot be paired; pass the model that it was made from"
+            )
 
     def default() -> Any:
         if measured.extractor == "embedded" and extract.name == "embedded":

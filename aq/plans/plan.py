@@ -197,7 +197,7 @@ def file_bytes(specs: Mapping[str, TensorSpec]) -> int:
 
 def files_bytes(subject: Subject, specs: Mapping[str, TensorSpec]) -> int:
     """Exact bytes of the files that tensors make, one for each component."""
-    parts = ({name.removeprefix(prefix): spec for name, spec in specs.items() if name.startswith(prefix)} for prefix in subject.parts)
+    parts = ({name.removeprefix(prefix): spec for name, spec in specs.items() if name.startswith(prefix)} for prefix in subject.prefixes)
     return sum(map(file_bytes, parts))
 
 

@@ -64,6 +64,7 @@ class EncodingStore:
         self.calibration, self.effort, self.seed, self.hessians = dict(calibration), effort, seed, hessians
         self.sampling = SamplingConfig.from_dict({**calibration, **({"batch_size": batch_size} if batch_size else {})})
         self.calibration_fingerprint = fingerprint([subject.fingerprint, self.calibration])
+        self._fingerprints: dict[str, str] = {}  # of weights
         self._objective: tuple[str, Objective] | None = None  # of the layer that was encoded last, and its name
 
     @property
@@ -133,8 +134,10 @@ class EncodingStore:
 
     def key(self, names: Iterable[str], *what: Any) -> str:
         """Fingerprint of something made from the weights and calibration of layers."""
-        weights = [self.subject.weight_fingerprint(name) for name in names]
-        return fingerprint([*weights, *what, self.calibration_fingerprint, self.seed])
+        for name in names:
+            if name not in self._fingerprints:
+                self._fingerprints[name] = self.subject.weight_fingerprint(name)
+        return fingerprint([*(self._fingerprints[name] for name in names), *what, self.calibration_fingerprint, self.seed])
 
     def task(self, layer: Layer, format: Format) -> Task[Encoding]:
         """Encodes a layer in a format that has codes."""

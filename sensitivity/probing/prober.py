@@ -24,7 +24,7 @@ from ...models.sampling import conditions_of
 from ...runtime.tasks import Task
 from ...storage import fingerprint, load_tensors, save_tensors
 from ..metrics.bootstrap import Estimate
-from ..metrics.extractors import load_extractor
+from ..metrics.extractors import CHOICES, load_extractor
 from ..metrics.fidelity import feature_distance
 from ..metrics.frechet import NotFiniteError
 from ..metrics.reference import load_reference, sampled_reference, save_reference, shipped_reference
@@ -65,9 +65,7 @@ class Prober:
         self.run, self.split, self.inputs = run, split, inputs
         name = run.settings.extractor or run.subject.extractor
         if name is None:
-            raise InputError(
-                f"subject {run.subject.name} has no extractor of its own; choose one with `extractor` (inception[:FILE] or transformers:FOLDER)"
-            )
+            raise InputError(f"subject {run.subject.name} has no extractor of its own; choose one with `extractor`: {CHOICES}")
         self.extractor = load_extractor(name, image_shape=run.subject.shape_of(run.settings.sampling), device=run.device)
         self.reference = self._reference()
         self._full_precision: dict[tuple[str, int, int | None], Sample] = {}

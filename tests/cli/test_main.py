@@ -203,12 +203,11 @@ def test_search_and_its_plan(made: Made, capsys: pytest.CaptureFixture[str], tmp
     assert stored["layers"] == found["plan"]["layers"]
     planned = as_json(capsys, "inspect", made.subject, "--plan", tmp_path / "deep" / "p.json")
     assert [layer["planned"] for layer in planned["layers"]] == [layer["format"] for layer in stored["layers"].values()]
-    whole = as_json(
-        capsys, "search", "--run", made.run, "--bits", "16", "--ms-per-step", "1e6", "--step-images", "2", "--out", tmp_path / "t"
-    )
+    timed = ("search", "--run", made.run, "--subject", made.subject, "--step-images", "2", "--out", tmp_path / "t")
+    whole = as_json(capsys, *timed, "--bits", "16", "--ms-per-step", "1e6")
     ms = whole["predicted"]["ms_per_step"]
-    quick = as_json(capsys, "search", "--run", made.run, "--ms-per-step", ms, "--step-images", "2", "--out", tmp_path / "t")
-    assert main(["search", "--run", str(made.run), "--ms-per-step", "1e-6", "--step-images", "2"]) == 2
+    quick = as_json(capsys, *timed, "--ms-per-step", ms)
+    assert main([*map(str, timed), "--ms-per-step", "1e-6"]) == 2
     assert "the budget of 1e-06 ms a step cannot be met; the least reachable is" in capsys.readouterr().err
     assert 0 < quick["predicted"]["ms_per_step"] <= ms and quick["plan"]["budget"] == {"ms_per_step": ms}
     front = as_json(capsys, "search", "--run", made.run, "--front")
@@ -227,7 +226,7 @@ def test_two_workers_lead_to_the_same_plan(made: Made, tmp_path: Path, monkeypat
 
 def test_bench_search_measures_all_at_equal_bytes(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     shutil.copytree(made.run, tmp_path / "run")
-    arguments = ["--bits", "3,5", "--images", "16", "--steps", "1", "--verify", "2", "--random", "2"]
+    arguments = ["--subject", made.subject, "--bits", "3,5", "--images", "16", "--steps", "1", "--verify", "2", "--random", "2"]
     rows = as_json(capsys, "bench", "search", "--run", tmp_path / "run", *arguments)
     methods = {row["method"] for row in rows}
     assert methods >= {"searched", "uniform", "weight-error knapsack", "first and last high", "best of random"}

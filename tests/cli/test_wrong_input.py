@@ -148,7 +148,7 @@ def test_a_missing_predictor(refused: Refused, made: Made, tmp_path: Path) -> No
     run = tmp_path / "given-run"
     run.mkdir()
     (run / "run.json").write_bytes((made.run / "run.json").read_bytes())
-    message = refused("search", "--run", run, "--bits", "2")
+    message = refused("search", "--run", run, "--subject", made.subject, "--bits", "2")
     assert "has no predictor" in message and "run `sedaq fit` first" in message
 
 
@@ -156,7 +156,7 @@ def test_too_few_probes(refused: Refused, made: Made, tmp_path: Path) -> None:
     run = tmp_path / "given-run"
     run.mkdir()
     (run / "run.json").write_bytes((made.run / "run.json").read_bytes())
-    message = refused("fit", "--run", run)
+    message = refused("fit", "--run", run, "--subject", made.subject)
     assert "holds 0 probes" in message and "run `sedaq probe` with more `configs`" in message
 
 
@@ -229,7 +229,7 @@ def test_a_plan_for_another_model(refused: Refused, made: Made, subject: str, ve
     ],
 )
 def test_searches(refused: Refused, made: Made, options: list[str], culprit: str, remedy: str) -> None:
-    message = refused("search", "--run", made.run, *options)
+    message = refused("search", "--run", made.run, "--subject", made.subject, *options)
     assert culprit in message and remedy in message
 
 
@@ -271,10 +271,11 @@ def test_tuning_and_rounding_that_contradict(refused: Refused, made: Made) -> No
         assert f"{option}: for tuning alone; give --tune-steps" in refused(*target, option, "8")
     assert "--tune-trajectories: got 6" in refused(*target, "--tune-steps", "5", "--tune-trajectories", "6")
     assert "--tune-steps: got -1" in refused(*target, "--tune-steps", "-1")
-    for verb in (target, ("search", "--run", made.run, "--bits", "3")):
+    named = ("search", "--run", made.run, "--subject", made.subject, "--bits", "3")
+    for verb in (target, named):
         assert "--activations 5: choose 8 or 6" in refused(*verb, "--activations", "5")
         assert "--activation-schemes: they are for --activations" in refused(*verb, "--activation-schemes", "token")
-    search = ("search", "--run", made.run, "--bits", "3", "--activations", "8", "--activation-schemes")
+    search = (*named, "--activations", "8", "--activation-schemes")
     assert "scheme 'channel' is unknown; choose among token" in refused(*search, "channel")
     assert "no argument `timestep`" in refused(*search, "step")
 

@@ -6,15 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from sedaq import Budget, InputError, evaluate, inspect, load, uniform_plan
+from sedaq import Budget, InputError, SamplingConfig, Subject, evaluate, inspect, load, uniform_plan
 from sedaq.cli.main import main
 from sedaq.models.folders import stored_dtypes
 from sedaq.models.loading import SHIPPED_FOLDER
+from sedaq.models.noise import image_noise
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Harm = Callable[[Path], None]
@@ -115,3 +118,61 @@ def test_a_component_whose_config_is_gone(tmp_path: Path) -> None:
     (tmp_path / "sd" / "unet" / "config.json").unlink()
     with pytest.raises(InputError, match="config.json is missing; the folder is incomplete"):
         load(tmp_path / "sd", mapped=True)
+
+
+# -- samplers ----------------------------------------------------------------------------------------------------------------------------
+
+
+def subject_by(make: Callable[..., Any]) -> Subject:
+    """A subject whose sampler asks the denoiser, and then makes images by (images, seed, start) → images of the right ones."""
+    net = nn.Linear(16, 16)
+
+    def sample(*, seed: int, start: int, n_images: int, steps: int | None = None) -> Any:
+        right = net(image_noise(seed, start, n_images, (16,))).sigmoid().reshape(n_images, 1, 4, 4)
+        return make(right, seed, start)
+
+    return Subject(net, sample=sample, name="odd")
+
+
+def test_a_right_sampler_passes() -> None:
+    subject_by(lambda images, seed, start: images).check(SamplingConfig())
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda images, seed, start: 2 * images - 1, "float32 from -.* they must be"),
+        (lambda images, seed, start: (255 * images).to(torch.uint8), "uint8 from .*; they must be"),
+        (lambda images, seed, start: images / 0 * 0, "from nan to nan; they must be"),
+        (lambda images, seed, start: torch.cat([images[:1], 3 * images[1:]]), "they must be"),
+        (lambda images, seed, start: torch.rand(images.shape), "came out differently"),
+        (lambda images, seed, start: image_noise(0, 0, len(images), (1, 4, 4)).sigmoid(), "came out differently"),
+        (lambda images, seed, start: image_noise(len(images), start, len(images), (1, 4, 4)).sigmoid(), "came out differently"),
+        (lambda images, seed, start: images if len(images) > 1 else images[..., :2], "came out differently"),
+        (lambda images, seed, start: image_noise(0, start, len(images), (1, 4, 4)).sigmoid(), "is the same with another seed"),
+        (lambda images, seed, start: images.detach().numpy(), "gave a ndarray; it must give a torch.Tensor"),
+        (lambda images, seed, start: list(images), "gave a list; it must give a torch.Tensor"),
+    ],
+)
+def test_samplers_that_nothing_can_be_measured_with(make: Callable[..., Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        subject_by(make).check(SamplingConfig())
+
+
+def test_a_sampler_that_does_not_ask_the_denoiser() -> None:
+    idle = Subject(
+        nn.Linear(2, 2),
+        sample=lambda *, seed, start, n_images, steps=None: image_noise(seed, start, n_images, (1, 4, 4)).sigmoid(),
+        name="idle",
+    )
+    with pytest.raises(InputError, match="did not call its layers; its sample function must call the denoiser"):
+        idle.check(SamplingConfig())
+
+
+@pytest.mark.parametrize(
+    ("against", "text"),
+    [("digits-sd", "makes other images than mnist-dit"), (subject_by(lambda images, seed, start: 2 * images - 1), "they must be")],
+)
+def test_a_model_to_compare_with_is_looked_at_before_sampling(against: Any, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        evaluate("mnist-dit", against, images=8, sampling=SamplingConfig(steps=2))

@@ -20,7 +20,6 @@ from sedaq.models.adapters.denoiser import DenoiserAdapter
 from sedaq.models.adapters.pipeline import PipelineAdapter, pictures, spectrograms
 from sedaq.models.loading import load
 from sedaq.models.sampling import SamplingConfig, sample_in_chunks
-from sedaq.models.subject import Subject
 
 TOLERANCE = 1e-4  # promised: batch sizes change the order of sums
 TWO_STEPS = SamplingConfig(steps=2)
@@ -185,20 +184,6 @@ def test_the_spectrogram_of_a_tone() -> None:
 
 
 # -- checks before work ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "make, text",
-    [
-        (lambda n: torch.linspace(-1, 1, 16 * n).reshape(n, 1, 4, 4), "float32 from -1 to 1; they must be"),
-        (lambda n: torch.full((n, 1, 4, 4), 200, dtype=torch.uint8), "uint8 from 200 to 200; they must be"),
-        (lambda n: torch.rand(n, 1, 4, 4), "came out differently when it was sampled again"),
-    ],
-)
-def test_samplers_that_cannot_be_measured(make, text: str) -> None:
-    subject = Subject(torch.nn.Linear(2, 2), sample=lambda *, seed, start, n_images, steps=None: make(n_images), name="odd")
-    with pytest.raises(InputError, match=text):
-        subject.check(SamplingConfig())
 
 
 def test_more_steps_than_there_are_timesteps(make_denoiser: Callable[..., Path]) -> None:
