@@ -241,9 +241,9 @@ def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
 
 
 def parsed(text: str | bytes, where: str, remedy: str) -> Any:
-    """A JSON value. Raises DamagedError, which names `where`, for text that is none, or nested deeper than Python reads."""
+    """A JSON value; a byte order mark before it is passed over. Raises DamagedError, which names `where`, for text that is none, or nested deeper than Python reads."""
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix(b"\xef\xbb\xbf") if isinstance(text, bytes) else text)
     except RecursionError:
         raise DamagedError(f"{where}: is nested too deep; {remedy}") from None
     except ValueError as error:

@@ -189,7 +189,7 @@ def add_config_file(command: click.Command, verb: str, known: Callable[[], Param
 def _values(path: Path, verb: str, known: Parameters) -> dict[str, Any]:
     """What a file says for one verb. Raises InputError for a file that is no TOML, and a key that no verb has, by name."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"`config` {path}: cannot be read; check the path") from error
     except tomllib.TOMLDecodeError as error:

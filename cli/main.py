@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
 import logging
 import os
 import re
@@ -85,10 +87,27 @@ def cli(debug: bool) -> None:
     disable_progress_bar()  # diffusers' own, of a second while it loads a pipeline
 
 
+PLAIN = {"−": "-", "–": "-", "—": "-", "×": "x", "±": "+-", "…": "...", "·": "*", "→": "->", "≤": "<=", "≥": ">=", "²": "2", "Δ": "d"}
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """What stands for letters that a terminal cannot show."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return "".join(PLAIN.get(letter, "?") for letter in letters), error.end
+
+
+codecs.register_error("sedaq-plain", _plainly)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 1 the work failed, 2 the input is wrong."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="sedaq-plain")
     # --debug may stand behind the verb as well.
     given = (["--debug"] if debug else []) + [word for word in given if word != "--debug"]
     try:

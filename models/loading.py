@@ -78,6 +78,8 @@ def load(
         loaded = load(_load_function(text, exclude), components=components)
     elif single_files.MARK in text:
         loaded = opened(single_files.converted(*single_files.split(text)))
+    elif Path(text).is_file() and text.endswith(".py"):
+        raise InputError(f"{text}: is code; pass {text}:FUNCTION, with a function that returns a sedaq.Subject")
     elif Path(text).is_file():
         raise InputError(f"{text}: is a file; pass {text}:FOLDER, with a diffusers folder that has the configs of this kind of model")
     else:
@@ -123,6 +125,8 @@ def _load_function(text: str, exclude: Sequence[str]) -> Subject:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
+    if str(path.resolve().parent) not in sys.path:  # as when Python runs the file: it may import what lies beside it, now or later
+        sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except (SyntaxError, ImportError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from ..errors import InputError
 from ..storage import fingerprint, tensor_fingerprint
 from .adapters.base import Adapter, FunctionAdapter
 from .checks import check_finite, check_sampler
-from .components import Components, is_denoiser
+from .components import Components, essentials, is_denoiser, whole_config
 from .layers import Layer, find_layers, find_ties, tied_layers
 from .mapped import MappedTensors
 from .sampling import Condition, SamplingConfig
@@ -175,7 +174,7 @@ class Subject:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits over configuration, conditions and the weights as they were when this was first read."""
-        return self._fingerprint_with(self.conditions)
+        return self._fingerprint_with(self.conditions, essentials)
 
     @cached_property
     def _weights_fingerprint(self) -> str:
@@ -186,12 +185,27 @@ class Subject:
     @cached_property
     def model_fingerprint(self) -> str:
         """The same without prompts, which are no part of a model: plans hold for any."""
-        prompted = bool(self.conditions) and isinstance(self.conditions[0], str)  # type: ignore[index]
-        return self._fingerprint_with(None) if prompted else self.fingerprint
+        return self._fingerprint_with(None, essentials) if self._is_prompted else self.fingerprint
 
-    def _fingerprint_with(self, conditions: list[Condition] | None) -> str:
+    @cached_property
+    def earlier_fingerprints(self) -> tuple[str, ...]:
+        """Fingerprints that plans and runs of earlier versions may have of it, with all of its configuration in them."""
+        return self._fingerprint_with(self.conditions, whole_config), self._fingerprint_with(None, whole_config)
+
+    def adopt(self, fingerprint: str) -> bool:
+        """Whether `fingerprint` is of this subject. It is called by that name from now on, if an earlier version gave it."""
+        if fingerprint in self.earlier_fingerprints:
+            whole, without_prompts = self.earlier_fingerprints
+            self.fingerprint, self.model_fingerprint = whole, without_prompts if self._is_prompted else whole
+        return fingerprint == self.fingerprint
+
+    @property
+    def _is_prompted(self) -> bool:
+        return bool(self.conditions) and isinstance(self.conditions[0], str)  # type: ignore[index]
+
+    def _fingerprint_with(self, conditions: list[Condition] | None, config_of: Callable[[nn.Module], dict[str, Any]]) -> str:
         modules = list(self.denoiser.values()) if isinstance(self.denoiser, Components) else [self.denoiser]
-        kinds: list[Any] = [entry for module in modules for entry in (type(module).__name__, _config_of(module))]
+        kinds: list[Any] = [entry for module in modules for entry in (type(module).__name__, config_of(module))]
         return fingerprint([*kinds, conditions, list(self.exclude), self._weights_fingerprint])
 
     @property
@@ -260,11 +274,3 @@ class Subject:
         finally:
             for name, parameter in parameters.items():
                 parameter.data = originals[name]  # type: ignore[union-attr]
-
-
-def _config_of(module: nn.Module) -> dict[str, Any]:
-    """Without names that begin with an underscore, which are diffusers' own notes: its version, and the folder that the model happens to lie in."""
-    config: Any = getattr(module, "config", {})
-    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # of transformers, of diffusers
-    known: dict[str, Any] = json.loads(json.dumps({key: value for key, value in values.items() if not key.startswith("_")}, default=str))
-    return known

@@ -108,7 +108,7 @@ class ReplayBuffer:
         def read(path: Path) -> ReplayBuffer:
             tensors, metadata = load_tensors(path, "replay")
             owner = metadata["subject"]
-            if owner["fingerprint"] != subject.fingerprint:
+            if owner["fingerprint"] not in (subject.fingerprint, *subject.earlier_fingerprints):
                 raise InputError(
                     f"replay buffer {path}: was recorded from {owner['name']} ({owner['fingerprint']}), not from {subject.name} ({subject.fingerprint}); "
                     "pass another folder, or delete it"

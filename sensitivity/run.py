@@ -162,6 +162,8 @@ class Run:
             images = settings.calibration_images or found["settings"].get("calibration_images")
             settings = replace(settings, old_batch_size=found["settings"].get("batch_size"), calibration_images=images)
         loaded = settings.load(subject, device)
+        if found is not None:
+            loaded.adopt(found["subject"]["fingerprint"])
         run = cls(folder, loaded, settings, None if isinstance(subject, Subject) else _from_anywhere(str(subject)), device)
         if found is not None:
             _refuse_other(path, found, run.identity)
@@ -189,10 +191,15 @@ class Run:
         }
 
     def write(self) -> None:
-        """Put the run on disk, unless it is there."""
-        if not (self.folder / "run.json").exists():
+        """Put the run on disk, unless it is there; the argument by which its subject is loaded is kept up to date."""
+        path = self.folder / "run.json"
+        if path.exists() and self.subject_argument is not None:
+            content = read_json(path, "run")
+            if content["subject"]["argument"] != self.subject_argument:
+                write_json(path, "run", {**content, "subject": {**content["subject"], "argument": self.subject_argument}})
+        if not path.exists():
             batch_size = self.settings.sampling.batch_size
-            write_json(self.folder / "run.json", "run", self.identity | ({"batch_size": batch_size} if batch_size else {}))
+            write_json(path, "run", self.identity | ({"batch_size": batch_size} if batch_size else {}))
         if not (self.folder / OUTLINE_FILE).exists():
             write_json(self.folder / OUTLINE_FILE, "outline", outline_of(self.subject))
 
@@ -213,7 +220,7 @@ class Run:
         known, note = content["subject"], content["subject"]["argument"]
 
         def checked(loaded: Subject) -> Subject:
-            if loaded.fingerprint != known["fingerprint"]:
+            if not loaded.adopt(known["fingerprint"]):
                 raise InputError(
                     f"`run` {folder}: was made for {known['name']} with fingerprint {known['fingerprint']}, the subject now has {loaded.fingerprint}; start a new run"
                 )

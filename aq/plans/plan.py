@@ -126,7 +126,8 @@ class Plan:
 
     def validate(self, subject: Subject) -> None:
         """Raise InputError unless this plan was made for `subject` and its sizes are right."""
-        if self.subject_fingerprint not in (subject.model_fingerprint, subject.fingerprint):  # the latter in plans of version 0.1.0
+        known = (subject.model_fingerprint, subject.fingerprint)  # the latter in plans of version 0.1.0
+        if self.subject_fingerprint not in known and self.subject_fingerprint not in subject.earlier_fingerprints:
             raise InputError(
                 f"the plan was made for {self.subject_name} (fingerprint {self.subject_fingerprint}), not for {subject.name} ({subject.model_fingerprint}); "
                 "pass the subject that was searched, or search again"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -277,3 +279,15 @@ def test_arguments_in_messages_become_flags() -> None:
     message = "`ms_per_step` and `run_folder` are flags of `sedaq search`; `unknown` is none"
     assert with_flags(message, flags_of(verb)) == "--ms-per-step and --run are flags of `sedaq search`; `unknown` is none"
     assert flags_of(importlib.import_module("sedaq.cli.bench").command)["repeats"] == "--repeats"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+@pytest.mark.parametrize("words", [["inspect", "mnist-dit"], ["probe", "--help"], ["inspect", "--help"]])
+def test_terminals_that_lack_letters(encoding: str, words: list[str]) -> None:
+    settings = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-m", "sedaq", *words], capture_output=True, env=settings, encoding=encoding, errors="replace")
+    assert done.returncode == 0 and "Error" not in done.stderr and len(done.stdout) > 200
+
+
+def test_plain_letters_stand_for_others() -> None:
+    assert "−0.5 ± 1 × é".encode("ascii", errors="sedaq-plain") == b"-0.5 +- 1 x ?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,3 +251,19 @@ def test_prompts_for_a_subject_that_takes_none(make_denoiser, class_pipeline: Pa
     (tmp_path / "own.py").write_text(PYTHON_SUBJECT)
     subject = {"denoiser": make_denoiser("unet"), "pipeline": class_pipeline, "python": f"{tmp_path / 'own.py'}:make"}[of]
     assert "takes no prompts" in refusal(subject, prompts=["a cat"])
+
+
+def test_code_imports_what_lies_beside_it_now_and_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    (tmp_path / "beside_it.py").write_text("WIDTH = 4\n")
+    (tmp_path / "later_beside_it.py").write_text("NAME = 'mine'\n")
+    (tmp_path / "with_imports.py").write_text(
+        "import torch\nfrom beside_it import WIDTH\nfrom sedaq import Subject\n"
+        "def make():\n    from later_beside_it import NAME\n    return Subject(torch.nn.Linear(WIDTH, 4), sample=None, name=NAME)\n"
+    )
+    assert load(f"{tmp_path / 'with_imports.py'}:make").name == "mine"
+
+
+def test_code_without_its_function(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(PYTHON_SUBJECT)
+    assert "own.py:FUNCTION, with a function that returns a sedaq.Subject" in refusal(tmp_path / "own.py")

@@ -81,6 +81,7 @@ def test_with_its_name_it_works_wherever_it_lies(handed_on: Path, subject: str, 
     fit(Run.open(handed_on))
     assert main(["search", "--run", str(handed_on), "--subject", moved, "--bits", "3", "--verify", "2"]) == 0
     assert Run.open(handed_on, subject=moved).subject_argument == moved
+    assert read_json(handed_on / "run.json", "run")["subject"]["argument"] == moved, "and its place is known from now on"
 
 
 def test_a_hub_id_is_not_downloaded(handed_on: Path, monkeypatch: pytest.MonkeyPatch) -> None:
