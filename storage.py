@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -76,27 +75,6 @@ def unwritable(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to, with space left")
 
 
-def check_out(argument: str, path: Path, mark: str) -> None:
-    """Before any work: raise InputError where a file cannot be written to `path`, or one lies there that sedaq did not write.
-
-    Args:
-        mark: text near the beginning of the files that it may replace.
-    """
-    try:
-        if path.is_dir():
-            raise InputError(f"`{argument}` {path}: is a folder; name a file")
-        if path.exists():
-            with open(path, "rb") as file:
-                if mark.encode() not in file.read(1 << 16):
-                    raise InputError(f"`{argument}` {path}: exists, and sedaq did not write it; choose another name, or move it away")
-        parent = next(folder for folder in path.resolve().parents if folder.exists())
-        temporary = parent / f".sedaq-{uuid.uuid4().hex[:8]}"
-        temporary.touch()
-        temporary.unlink()
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
 def flush_folder(folder: Path) -> None:
     """Flush the names in a folder to disk: a new or renamed file outlives a power cut only then."""
     if os.name == "nt":  # Windows opens no folders, and flushes names with their files
@@ -132,34 +110,6 @@ def write_atomically_by(path: Path, write: Callable[[Path], None]) -> None:
         raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
-
-
-def write_folder(out: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a folder beside `out`, and rename it to `out`; an earlier `out` is deleted only when the new one is in its place."""
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        _swap(temporary, out)
-    except OSError as error:
-        raise unwritable(out, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _swap(new: Path, out: Path) -> None:
-    """Rename `new` to `out`; where that fails, an earlier `out` is back under its name."""
-    if not out.exists():
-        new.rename(out)
-        return
-    old = new.with_name(f"{new.name}.old")
-    out.rename(old)
-    try:
-        new.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
 
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     help="Folder or .npz of your own images to learn from beside the model's trajectories; none are needed.",
 )
 @config_options(SearchConfig, "inputs", only=("activations", "activation_schemes"))
-@config_options(SamplingConfig, "sampling", only=("guidance", "prompts", "batch_size"))
+@config_options(SamplingConfig, "sampling", only=("guidance", "prompts", "input_images", "input_masks", "batch_size"))
 @options.together(options.exclude, options.device)
 def command(
     subject: str,
@@ -170,7 +170,8 @@ def _print_tuning(component: str, tuned: Tuned) -> None:
 def _write_settings(subject: str, plan: Plan, library: str, out: Path, exclude: tuple[str, ...]) -> None:
     from ..aq.export.settings import SETTINGS_MARKS, bits_of_layers, settings_for
     from ..models.loading import load
-    from ..storage import check_out, write_atomically
+    from ..outputs import check_out
+    from ..storage import write_atomically
 
     check_out("out", out, SETTINGS_MARKS[library])
     loaded = load(subject, exclude=exclude, components=plan.components, mapped=True)

@@ -72,8 +72,8 @@ def _uniform(
     subject: str, budget: Budget, config: dict[str, Any], out: Path, components: tuple[str, ...], device: str, as_json: bool
 ) -> None:
     from ..aq.plans.plan import PLAN_MARK
+    from ..outputs import check_out
     from ..search.unmeasured import uniform_plan
-    from ..storage import check_out
 
     check_out("out", out, PLAN_MARK)
     plan = uniform_plan(subject, budget, SearchConfig(**config), components=components, device=device)

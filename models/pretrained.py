@@ -21,6 +21,7 @@ from .components import Components, denoisers_of
 from .encoded_prompts import EncodedPrompts
 from .folders import DENOISER_COMPONENTS, SUBJECT_FILE, components_in, is_of_transformers, loaded_weights, read_config, stored_dtypes
 from .layers import put_channels_last
+from .manifest import verify
 from .mapped import MappedTensors
 from .sampling import Condition, dtype_of
 from .subject import Subject
@@ -34,6 +35,7 @@ def put_quantized(subject: Subject, folder: Path) -> Subject:
     if "quantization_config" not in read_config(folder / "config.json"):
         raise InputError(f"`weights` {folder}: holds no quantized layers; pass the folder that `sedaq apply` wrote")
     assert restore is not None
+    verify(folder)
     restore(subject.denoiser, folder)
     return subject
 
@@ -48,6 +50,8 @@ def load_folder(
     dtype: str = "float32",
 ) -> Subject:
     """The subject of a pipeline's or a bare denoiser's folder."""
+    if quantized:
+        verify(folder)
     if (folder / "model_index.json").exists():
         return _load_pipeline(folder, device, prompts, exclude, quantized, components, dtype)
     if components:

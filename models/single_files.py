@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
-from ..storage import SAFETENSORS_DTYPES, cache_folder, fingerprint, write_folder
+from ..outputs import write_folder
+from ..storage import SAFETENSORS_DTYPES, cache_folder, fingerprint
 from .folders import SUBJECT_FILE, files_of
 from .pretrained import diffusers_class
 from .unloaded import architecture

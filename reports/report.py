@@ -15,8 +15,9 @@ import pandas as pd
 import torch
 
 from ..errors import InputError
+from ..outputs import check_out
 from ..sensitivity.metrics.registry import METRICS
-from ..storage import check_out, write_atomically
+from ..storage import write_atomically
 from . import numbers
 from .figures import FIGURES, FigureSpec, conditions, evaluation_conditions
 from .inputs import RunData, checked_grids, complaints, read_run, save_grids, text_of

@@ -15,11 +15,12 @@ from ..aq.plans.plan import Plan
 from ..errors import UntrustedError
 from ..models.noise import purpose_seed
 from ..models.subject import Subject
+from ..outputs import check_out
 from ..runtime.tasks import tensor_task
 from ..sensitivity.evaluation import load_applied
 from ..sensitivity.probing.assembly import Assembly
 from ..sensitivity.run import Run
-from ..storage import check_out, file_sha256, fingerprint
+from ..storage import file_sha256, fingerprint
 from .report import MARK, write_report
 
 log = logging.getLogger("sedaq")

@@ -15,13 +15,14 @@ from ..aq.formats import Format
 from ..aq.plans.plan import PLAN_MARK
 from ..aq.profiling.step_times import StepTimes
 from ..errors import InputError
+from ..outputs import check_out
 from ..sensitivity.predictor.fitting import load_predictor
 from ..sensitivity.predictor.predictor import Predictor
 from ..sensitivity.probing.measurer import Measurer, PlanTask
 from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import read_probes
 from ..sensitivity.run import Run
-from ..storage import check_out, write_json
+from ..storage import write_json
 from .artifacts import found_before
 from .config import Budget, SearchConfig
 from .engine import SearchResult

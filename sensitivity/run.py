@@ -146,7 +146,7 @@ class Run:
         if self.settings.calibration_images is None:
             self.settings = replace(self.settings, calibration_images=images_needed(self.subject, self.settings.sampling))
         settings = self.settings
-        how: dict[str, Any] = {"effort": settings.effort, "seed": settings.seed, "batch_size": settings.sampling.batch_size}
+        how: dict[str, Any] = {"effort": settings.effort, "seed": settings.seed, "given": settings.sampling}
         return EncodingStore(self.subject, self.folder, calibration=settings.calibration, **how)
 
     @classmethod
@@ -330,7 +330,7 @@ def store_for_plan(
             hessians=path,
             effort=effort or plan.encoding["effort"],
             seed=plan.encoding["seed"],
-            batch_size=sampling.batch_size,
+            given=sampling if run is None else opened.settings.sampling,
         )
     except KeyError as error:
         raise InputError(f"the plan's field 'encoding' lacks {error}; search again") from error

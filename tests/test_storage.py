@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from pathlib import Path
 
@@ -18,14 +17,12 @@ from sedaq.storage import (
     append_record,
     cache_folder,
     canonical_json,
-    check_out,
     fingerprint,
     load_tensors,
     read_json,
     read_records,
     save_tensors,
     tensor_fingerprint,
-    write_folder,
     write_json,
     write_tensors_in_turn,
 )
@@ -324,53 +321,3 @@ def test_tensors_written_in_turn_make_the_librarys_file(n: int, tmp_path: Path) 
 def test_a_tensor_that_is_not_as_announced(tmp_path: Path) -> None:
     with pytest.raises(SedaqError, match="tensor a is torch.float32"):
         write_tensors_in_turn(tmp_path / "a", {"a": (torch.float16, (2,))}, lambda _: torch.zeros(2), {})
-
-
-def test_an_earlier_folder_outlives_a_swap_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "out"
-    write_folder(out, lambda folder: (folder / "a").write_text("earlier") and None)
-    rename = Path.rename
-
-    def fail_once_the_name_is_free(self: Path, target: Path) -> Path:
-        if Path(target) == out and (self / "b").exists():
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail_once_the_name_is_free)
-    with pytest.raises(InputError, match=r"out: cannot be written \(Input/output error\)"):
-        write_folder(out, lambda folder: (folder / "b").write_text("later") and None)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (out / "a").read_text() == "earlier" and not (out / "b").exists()
-
-
-def test_an_earlier_folder_is_whole_until_the_new_one_is_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "out"
-    write_folder(out, lambda folder: (folder / "a").write_text("earlier") and None)
-    seen: list[list[str]] = []
-    rmtree = shutil.rmtree
-    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: (seen.append(sorted(path.name for path in out.iterdir())), rmtree(*a, **k)))
-    write_folder(out, lambda folder: (folder / "b").write_text("later") and None)
-    assert seen and all(names == ["b"] for names in seen)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("content", ["my notes", '{"kind": "other"}', ""])
-def test_a_file_of_somebody_elses_is_not_written_over(content: str, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text(content)
-    with pytest.raises(InputError, match="`out` .*notes.txt: exists, and sedaq did not write it"):
-        check_out("out", tmp_path / "notes.txt", '"kind": "plan"')
-    with pytest.raises(InputError, match="is a folder; name a file"):
-        check_out("out", tmp_path, '"kind": "plan"')
-
-
-def test_our_own_file_and_a_new_place_are_free(tmp_path: Path) -> None:
-    write_json(tmp_path / "plan.json", "plan", {"x": 1})
-    check_out("out", tmp_path / "plan.json", '"kind": "plan"')
-    check_out("out", tmp_path / "not yet" / "there" / "plan.json", '"kind": "plan"')
-    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"], "nothing is left of the trial"
-
-
-@pytest.mark.parametrize("path", ["/proc/x.json", "/dev/null/x.json", f"/tmp/{'n' * 300}.json"])
-def test_places_that_cannot_be_written_are_refused_before_work(path: str) -> None:
-    with pytest.raises(InputError, match="cannot be written"):
-        check_out("out", Path(path), "mark")

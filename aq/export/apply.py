@@ -16,10 +16,12 @@ from ...kernels.timing import clock
 from ...models.folders import SUBJECT_FILE, files_of, is_of_transformers, weights_file
 from ...models.images import all_images
 from ...models.layers import tied_layers
+from ...models.manifest import MANIFEST_FILE, foreign_to, manifest_bytes, write_manifest
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
+from ...outputs import write_folder
 from ...runtime.tasks import locked
-from ...storage import SCHEMA, append_record, json_bytes, write_folder, write_json, write_tensors_in_turn
+from ...storage import SCHEMA, append_record, json_bytes, write_json, write_tensors_in_turn
 from ..activations.calibration import ranged
 from ..activations.quantizer import N_BUCKETS
 from ..encoding import Encoding
@@ -33,6 +35,7 @@ from .state import QuantizedState
 
 PLAN_FILE = "quantization_plan.json"
 MAX_DIGITS = 1 / 3 + 1e3  # no number of a config has a longer text
+_BESIDE = ("scheduler_config.json", SUBJECT_FILE)  # what a bare denoiser's folder has beside config and weights
 TUNINGS_FILE = "tunings.jsonl"  # of a run's folder
 
 
@@ -122,19 +125,29 @@ def check_writable(out: Path) -> None:
 
 
 def _refuse_strays(subject: Subject, out: Path) -> None:
-    """Raise InputError where an earlier result holds files that would not be written again, and so would be lost."""
-    if subject.components:
-        assert subject.folder is not None
-        copied = {str(path.relative_to(subject.folder)) for path in files_of(subject.folder, subject.components)}
-    else:
-        copied = {"scheduler_config.json", SUBJECT_FILE}
-    written = {CARD_FILE, PLAN_FILE}
-    for part in subject.parts.values():
-        written |= {str(_folder_of(part, Path()) / name) for name in ("config.json", weights_file(part.denoiser), PLAN_FILE)}
-    found = (str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_file())
-    stray = next((name for name in found if name not in copied | written), None)
+    """Raise InputError where an earlier result holds what sedaq did not write as it is, and would be lost."""
+    if (out / MANIFEST_FILE).exists():
+        stray = foreign_to(out)
+    else:  # of an earlier version
+        known = _names(subject) | {SUBJECT_FILE, "scheduler_config.json", str(Path(PLAN_FILE))}
+        found = (str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_file())
+        stray = next((name for name in found if name not in known), None)
     if stray is not None:
         raise InputError(f"`out` {out}: holds {stray}, which sedaq did not write and would delete; move it away, or choose another name")
+
+
+def _names(subject: Subject) -> set[str]:
+    """Of all files that apply writes for a subject, but for the manifest."""
+    copied = {CARD_FILE}
+    if subject.components:
+        assert subject.folder is not None
+        copied |= {str(path.relative_to(subject.folder)) for path in files_of(subject.folder, subject.components)}
+    elif subject.folder is not None:
+        copied |= {name for name in _BESIDE if (subject.folder / name).exists()}
+    written = {
+        str(_folder_of(part, Path()) / name) for part in subject.parts.values() for name in ("config.json", weights_file(part.denoiser))
+    }
+    return copied | written | {str((Path() if len(subject.parts) > 1 else _folder_of(subject, Path())) / PLAN_FILE)}
 
 
 def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
@@ -148,15 +161,16 @@ def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, copy)
         elif subject.folder is not None:
-            for name in ("scheduler_config.json", SUBJECT_FILE):
+            for name in _BESIDE:
                 if (subject.folder / name).exists():
                     shutil.copy2(subject.folder / name, folder / name)
         elif subject.source:  # by which the folder can be sampled like a model of diffusers
             write_json(folder / SUBJECT_FILE, "subject", {"source": subject.source})
         _write_components(subject, plan, tuned, folder)
         (folder / CARD_FILE).write_text(card_text(subject, plan), encoding="utf-8")
+        write_manifest(folder)
 
-    write_folder(out, fill)
+    write_folder(out, fill, before_replacing=lambda: _refuse_strays(subject, out))
 
 
 def _folder_of(part: Subject, out: Path) -> Path:
@@ -170,7 +184,12 @@ def pipeline_bytes(subject: Subject, plan: Plan) -> int:
     copied = sum(path.stat().st_size for path in files_of(subject.folder, subject.components) if path != subject.folder / CARD_FILE)
     edges = (MAX_DIGITS,) * (N_BUCKETS - 1) if any(choice.is_static for choice in plan.activations.values()) else ()
     configs = [_config_text(part, prefix, plan, edges).encode() for prefix, part in subject.parts.items()]
-    return copied + plan.size_bytes + sum(map(len, (*configs, json_bytes("plan", plan.to_json()), card_text(subject, plan).encode())))
+    return (
+        copied
+        + plan.size_bytes
+        + manifest_bytes(_names(subject))
+        + sum(map(len, (*configs, json_bytes("plan", plan.to_json()), card_text(subject, plan).encode())))
+    )
 
 
 def _config_text(part: Subject, prefix: str, plan: Plan, edges: tuple[float, ...]) -> str:

@@ -13,7 +13,8 @@ from torch import nn
 from ...errors import InputError
 from ...models.folders import WEIGHTS_FILE, read_config
 from ...models.pretrained import model_class_of
-from ...storage import check_out, parsed, write_atomically_by, write_tensors_in_turn
+from ...outputs import check_out
+from ...storage import parsed, write_atomically_by, write_tensors_in_turn
 from ..modules.integration import put_stored, stored_config
 from ..plans.plan import SAFETENSORS_METADATA
 from .apply import PLAN_FILE

@@ -10,7 +10,8 @@ from typing import Any
 
 from ...errors import InputError
 from ...models.subject import Subject
-from ...storage import check_out, fingerprint, read_json, safetensors_layout, write_json
+from ...outputs import check_out
+from ...storage import fingerprint, read_json, safetensors_layout, write_json
 from ..activations.quantizer import ACTIVATION, Activation
 from ..formats import AS_IS, BOOK_TENSORS, Format
 from .menu import TensorSpec

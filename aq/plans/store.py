@@ -31,7 +31,18 @@ from ..encoding import Encoding
 from ..formats import Format
 
 ALONE_ABOVE = 1 << 21  # weights of a layer that is encoded alone; smaller ones are encoded several at once
+_FOLDERS = ("input_images", "input_masks")  # of which a calibration knows the fingerprints alone
 MAX_BOOK_MEMBERS = 16  # layers that shared codebooks are fitted on at most, twice as many at worst
+
+
+def _sampling(calibration: Mapping[str, Any], given: SamplingConfig) -> SamplingConfig:
+    """How to sample for a calibration. Raises InputError where it took input images and none are given, or others."""
+    named = {name: value for name in ("batch_size", *_FOLDERS) if (value := getattr(given, name)) is not None}
+    found = SamplingConfig.from_dict({**{name: value for name, value in calibration.items() if name not in _FOLDERS}, **named})
+    for name in _FOLDERS:
+        if calibration.get(name) != found.identity.get(name):
+            raise InputError(f"`{name}`: not those that were calibrated with; give the same folder")
+    return found
 
 
 class EncodingStore:
@@ -44,7 +55,7 @@ class EncodingStore:
         hessians: safetensors file with a matrix (in, in), or (groups, in, in), for each layer by its path, in the place of a calibration; its
             fingerprint is in `calibration`.
         effort, seed: of the encoder.
-        batch_size: images sampled at once for calibration.
+        given: what `calibration` cannot say of sampling: how many images at once, and where input images lie, of which it has fingerprints.
     """
 
     def __init__(
@@ -55,14 +66,14 @@ class EncodingStore:
         calibration: Mapping[str, Any],
         effort: str = "fast",
         seed: int = 0,
-        batch_size: int | None = None,
+        given: SamplingConfig | None = None,
         hessians: Path | None = None,
     ) -> None:
         parse_effort(effort)
         check_weighting(calibration.get("weighting", "uniform"))
         self.subject, self.folder = subject, Path(folder)
         self.calibration, self.effort, self.seed, self.hessians = dict(calibration), effort, seed, hessians
-        self.sampling = SamplingConfig.from_dict({**calibration, **({"batch_size": batch_size} if batch_size else {})})
+        self.sampling = _sampling(calibration, given or SamplingConfig())
         self.calibration_fingerprint = fingerprint([subject.fingerprint, self.calibration])
         self._fingerprints: dict[str, str] = {}  # of weights
         self._objective: tuple[str, Objective] | None = None  # of the layer that was encoded last, and its name

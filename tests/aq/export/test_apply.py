@@ -26,6 +26,7 @@ from sedaq.errors import InputError
 from sedaq.models.adapters.pipeline import PipelineAdapter
 from sedaq.models.folders import WEIGHTS_FILE
 from sedaq.models.loading import load
+from sedaq.models.manifest import MANIFEST_FILE
 from sedaq.models.sampling import SamplingConfig
 
 CALIBRATION = {"seed": 0, "n_images": 8, "steps": 2}
@@ -76,7 +77,14 @@ def test_the_folder_loads_in_a_fresh_process(subject, mixed_plan, store, quantiz
 
 def test_what_the_folder_holds(subject, mixed_plan, quantized):
     assert (quantized / WEIGHTS_FILE).stat().st_size == mixed_plan.size_bytes
-    assert {path.name for path in quantized.iterdir()} == {WEIGHTS_FILE, PLAN_FILE, "config.json", "scheduler_config.json", "README.md"}
+    assert {path.name for path in quantized.iterdir()} == {
+        WEIGHTS_FILE,
+        PLAN_FILE,
+        MANIFEST_FILE,
+        "config.json",
+        "scheduler_config.json",
+        "README.md",
+    }
     assert [path.name for path in quantized.parent.iterdir()] == ["quantized"], "a temporary folder was left"
     Plan.load(quantized / PLAN_FILE).validate(subject)
     config = json.loads((quantized / "config.json").read_text())["quantization_config"]

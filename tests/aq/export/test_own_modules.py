@@ -15,6 +15,7 @@ from sedaq.aq.plans.store import EncodingStore
 from sedaq.errors import InputError
 from sedaq.models.folders import WEIGHTS_FILE
 from sedaq.models.loading import load
+from sedaq.models.manifest import MANIFEST_FILE
 
 OWN = """
 import torch
@@ -53,6 +54,9 @@ def test_a_module_of_ones_own_is_written_and_put_back(tmp_path: Path) -> None:
     tensors = safetensors.torch.load_file(tmp_path / "out" / WEIGHTS_FILE)
     del tensors["1.bias"]
     safetensors.torch.save_file(tensors, tmp_path / "out" / WEIGHTS_FILE)
+    with pytest.raises(InputError, match=f"{WEIGHTS_FILE}: does not hold the bytes that sedaq wrote"):
+        load(text, weights=tmp_path / "out")
+    (tmp_path / "out" / MANIFEST_FILE).unlink()
     with pytest.raises(InputError, match="its tensors are not those of this module"):
         load(text, weights=tmp_path / "out")
     with pytest.raises(InputError, match=r"config.json: cannot be read|holds no quantized layers"):
