@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,8 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from ...aq.plans.menu import Entry
-from ...errors import InputError
-from ...storage import fingerprint, read_json, write_atomically, write_json
+from ...errors import DamagedError, InputError
+from ...storage import file_sha256, fingerprint, read_json, write_atomically, write_json
 from ..explanation.explanation import Explanation, additivity, group_rows, interaction_rows, layer_rows, stability
 from ..explanation.findings import findings
 from ..metrics.registry import DEFAULT, metric_of
@@ -22,6 +24,8 @@ from ..run import Run
 from .additive import Array
 from .cross_validation import OURS, cross_validate, interval, judge, learning_curve, noise_ceiling, spearman
 from .predictor import PREDICTOR_FILE, Predictor
+
+log = logging.getLogger("sedaq")
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,10 @@ def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
         return found
     with threadpool_limits(1):  # matrices are small: threads that wait for each other take ten times as long on a busy machine
         predictor, tables, summary = _fit(run, statistics, probes, metric, seed)
-    summary = {"metric": metric, "probes": identity["probes"], **summary}
-    _write(run.folder / "predictor", predictor, identity, tables, summary)
+    files = {name: table.to_csv(index=False).encode() for name, table in tables.items()}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    summary = {"metric": metric, "probes": identity["probes"], **summary, "tables": hashes}
+    _write(run.folder / "predictor", predictor, identity, files, summary)
     return Fitted(predictor, summary)
 
 
@@ -129,23 +135,29 @@ def _judged(probes: Probes, predicted: dict[str, Array], seed: int, *, sign: int
     }
 
 
-def _write(folder: Path, predictor: Predictor, identity: dict[str, Any], tables: dict[str, pd.DataFrame], summary: dict[str, Any]) -> None:
+def _write(folder: Path, predictor: Predictor, identity: dict[str, Any], tables: dict[str, bytes], summary: dict[str, Any]) -> None:
     """fit.json last: with it the fit is whole."""
     predictor.save(folder, identity)
     for name, table in tables.items():
-        write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
+        write_atomically(folder / f"{name}.csv", table)
     write_json(folder / "fit.json", "fit", summary)
 
 
 def _read_back(folder: Path, identity: dict[str, Any], statistics: LayerStatistics) -> Fitted | None:
-    """An earlier fit of the same probes."""
-    if not (folder / "fit.json").exists() or not (folder / PREDICTOR_FILE).exists():
+    """An earlier fit of the same probes; None where there is none, or one of its files is missing, damaged or of another fit."""
+    try:
+        if not (folder / "fit.json").exists() or not (folder / PREDICTOR_FILE).exists():
+            return None
+        summary = read_json(folder / "fit.json", "fit")
+        if summary["probes"] != identity["probes"]:
+            return None
+        predictor, found = Predictor.load(folder, error_of(statistics))
+        same = all(found[name] == value for name, value in identity.items())
+        whole = all(file_sha256(folder / f"{name}.csv") == sha256 for name, sha256 in summary["tables"].items())
+        return Fitted(predictor, summary) if same and whole else None
+    except (DamagedError, OSError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s: an earlier fit is not whole (%s); the predictor is fitted again", folder, error)
         return None
-    summary = read_json(folder / "fit.json", "fit")
-    if summary["probes"] != identity["probes"] or "n_trees" not in summary:
-        return None
-    predictor, found = Predictor.load(folder, error_of(statistics))
-    return Fitted(predictor, summary) if all(found[name] == value for name, value in identity.items()) else None
 
 
 def load_predictor(run: Run) -> Predictor:

@@ -19,12 +19,12 @@ import numpy as np
 import xgboost
 
 from ...aq.plans.menu import Entry
-from ...errors import InputError
-from ...storage import file_sha256, read_json, write_json
+from ...errors import DamagedError
+from ...storage import read_json, write_json
 from ..probing.probes import LayerTable, Probes
 from .additive import Additive, Array, LayerPriors, WarmStart, choose_ridge, fit_samples
 from .features import TreeFeatures
-from .trees import choose_number, fit_trees, inputs
+from .trees import choose_number, fit_trees, inputs, trees_from_json, trees_to_json
 
 ErrorOf = Callable[[str, Entry], float]  # layer name, entry → relative output error of the encoding
 Choice = Mapping[str, Entry]
@@ -205,17 +205,12 @@ class Predictor:
     # -- files -----------------------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """additive.json and one file of xgboost's own for each member."""
-        folder.mkdir(parents=True, exist_ok=True)
-        members = []
-        for number, member in enumerate(self.members):
-            path = folder / f"trees{number}.ubj"
-            path.unlink(missing_ok=True)  # of an earlier fit
-            if member.trees is not None:
-                temporary = folder / f".trees{number}.ubj"
-                member.trees.save_model(temporary)
-                temporary.replace(path)
-            members.append({**member.additive.to_json(), "trees": file_sha256(path) if member.trees is not None else None})
+        """Write additive.json, which holds the members' trees, too."""
+        for earlier in folder.glob("trees*.ubj"):  # of version 0.1.0
+            earlier.unlink()
+        members = [
+            {**member.additive.to_json(), "trees": None if member.trees is None else trees_to_json(member.trees)} for member in self.members
+        ]
         table = {
             "names": self.layers,
             "roles": list(self.table.roles),
@@ -230,21 +225,18 @@ class Predictor:
     def load(cls, folder: Path, error_of: ErrorOf) -> tuple[Predictor, dict[str, Any]]:
         """The predictor and the identity that it was saved with."""
         content = read_json(folder / PREDICTOR_FILE, "predictor")
-        if "ridge" not in content or "knee" not in content["members"][0]:
-            raise InputError(f"{folder / PREDICTOR_FILE}: was written by an earlier version of sedaq; run `sedaq fit` again")
-        members = []
-        for number, stored in enumerate(content["members"]):
-            path = folder / f"trees{number}.ubj"
-            if stored["trees"] is None:
-                members.append(Member(Additive.from_json(stored), None))
-                continue
-            if not path.exists() or file_sha256(path) != stored["trees"]:
-                raise InputError(f"{path}: is missing or damaged (its sha256 is not the one in additive.json); run `sedaq fit` again")
-            trees = xgboost.XGBRegressor()
-            trees.load_model(path)
-            members.append(Member(Additive.from_json(stored), trees))
-        table = content["table"]
-        priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
-        layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)
-        numbers = {name: content[stored] for name, stored in SCALARS.items()}
-        return cls(content["metric"], layers, members, error_of=error_of, **numbers), content
+        if "ridge" not in content or "knee" not in content["members"][0] or any(isinstance(m["trees"], str) for m in content["members"]):
+            raise DamagedError(f"{folder / PREDICTOR_FILE}: was written by an earlier version of sedaq; run `sedaq fit` again")
+        try:
+            table = content["table"]
+            priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
+            layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)
+            n_features = len(layers.features.monotone)
+            members = [
+                Member(Additive.from_json(stored), None if stored["trees"] is None else trees_from_json(stored["trees"], n_features))
+                for stored in content["members"]
+            ]
+            numbers = {name: content[stored] for name, stored in SCALARS.items()}
+            return cls(content["metric"], layers, members, error_of=error_of, **numbers), content
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, DamagedError) as error:
+            raise DamagedError(f"{folder / PREDICTOR_FILE}: is damaged ({error}); run `sedaq fit` again") from error

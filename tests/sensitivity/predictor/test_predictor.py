@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xgboost
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from sedaq.errors import InputError
+from sedaq.errors import DamagedError
 from sedaq.sensitivity.predictor.predictor import Predictor
+from sedaq.sensitivity.predictor.trees import REAL, WHOLE, trees_from_json, trees_to_json
 from sedaq.sensitivity.probing.probes import Probes
 
 from ..surrogates import FULL_PRECISION, MENU, N_LAYERS, NAMES, clashing_probes, error_of, known_surrogate, random_probes
@@ -113,28 +118,69 @@ def test_where_noise_hides_what_the_law_leaves_there_are_no_trees(noisy: Predict
     assert noisy.n_trees == 0 and all(member.trees is None for member in noisy.members)
 
 
-def test_a_fit_without_trees_leaves_none_of_an_earlier_one(noisy: Predictor, clashing, tmp_path: Path) -> None:
-    clashing[0].save(tmp_path, {})
-    assert list(tmp_path.glob("*.ubj"))
+def test_a_fit_clears_files_of_an_earlier_version_away(noisy: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "trees0.ubj").write_text("of version 0.1.0")
     noisy.save(tmp_path, {})
-    assert not list(tmp_path.glob("*.ubj")) and Predictor.load(tmp_path, error_of)[0].n_trees == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["additive.json"] and Predictor.load(tmp_path, error_of)[0].n_trees == 0
 
 
 def test_saved_and_loaded_predictors_are_equal(clashing, tmp_path: Path) -> None:
     predictor, probes = clashing
     predictor.save(tmp_path, {"subject": "s"})
     loaded, content = Predictor.load(tmp_path, error_of)
-    assert content["subject"] == "s" and loaded.layers == predictor.layers and loaded.metric == "fid"
+    assert (
+        content["subject"] == "s"
+        and loaded.layers == predictor.layers
+        and loaded.metric == "fid"
+        and loaded.n_trees == predictor.n_trees > 0
+    )
     for a, b in zip(predictor.predict_arrays(probes.errors, probes.rates), loaded.predict_arrays(probes.errors, probes.rates), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".ubj", ".json")]
-    trees = tmp_path / "trees1.ubj"
-    trees.write_bytes(trees.read_bytes()[:-1] + b"x")
-    with pytest.raises(InputError, match=r"trees1\.ubj: is missing or damaged .*run `sedaq fit` again"):
-        Predictor.load(tmp_path, error_of)
-    trees.unlink()
-    with pytest.raises(InputError, match=r"trees1\.ubj: is missing"):
-        Predictor.load(tmp_path, error_of)
+    for a, b in zip(predictor.contributions(probes.errors, probes.rates), loaded.contributions(probes.errors, probes.rates), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+Trees = list[dict[str, list[float]]]
+FORGED: dict[str, Callable[[Trees], object]] = {
+    "a child before its parent": lambda trees: trees[0]["left_children"].__setitem__(1, 0),
+    "a child far away": lambda trees: trees[0]["left_children"].__setitem__(0, 10**6),
+    "a negative child": lambda trees: trees[0]["right_children"].__setitem__(0, -7),
+    "a child with two parents": lambda trees: trees[0]["right_children"].__setitem__(0, trees[0]["left_children"][0]),
+    "one child": lambda trees: trees[0]["right_children"].__setitem__(0, -1),
+    "a feature that is none": lambda trees: trees[0]["split_indices"].__setitem__(0, 10**6),
+    "a negative feature": lambda trees: trees[0]["split_indices"].__setitem__(0, -1),
+    "NaN": lambda trees: trees[0]["base_weights"].__setitem__(0, float("nan")),
+    "fewer weights than nodes": lambda trees: trees[0]["split_conditions"].pop(),
+    "no nodes": lambda trees: [trees[0][name].clear() for name in trees[0]],
+    "a field less": lambda trees: trees[0].pop("sum_hessian"),
+    "text": lambda trees: trees[0].update(left_children="abc"),
+    "thousands of nodes": lambda trees: [trees[0][name].extend([-1] * 5000) for name in trees[0]],
+}
+
+
+@pytest.mark.parametrize("forgery", FORGED)
+def test_forged_trees_never_reach_xgboost(forgery: str, clashing) -> None:
+    trees = next(member.trees for member in clashing[0].members if member.trees is not None)
+    stored = trees_to_json(trees)
+    n_features = trees.n_features_in_
+    assert trees_from_json(stored, n_features) is not None
+    FORGED[forgery](stored)
+    with pytest.raises(DamagedError, match="tree 0: "):
+        trees_from_json(stored, n_features)
+
+
+@given(st.data())
+def test_no_tree_of_any_numbers_crashes(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 7))
+    whole = st.lists(st.integers(-2, 8), min_size=n, max_size=n)
+    tree = {name: data.draw(whole) for name in WHOLE} | {
+        name: data.draw(st.lists(st.floats(width=32), min_size=n, max_size=n)) for name in REAL
+    }
+    try:
+        found = trees_from_json([tree], 3)
+    except DamagedError:
+        return
+    assert np.isfinite(found.get_booster().predict(xgboost.DMatrix(np.random.default_rng(0).normal(size=(5, 3))))).all()
 
 
 def test_the_same_seed_fits_the_same_predictor(synthetic) -> None:
