@@ -6,7 +6,12 @@ Importing it makes diffusers able to load folders that sedaq wrote; everything e
 from __future__ import annotations
 
 import importlib
+import signal
+import sys
 from typing import Any
+
+if sys.argv[0].endswith("/sedaq") or (sys.argv[0] == "-m" and "sedaq" in sys.orig_argv):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the command is still imported ends it without a word; cli.main takes over
 
 from .aq.modules.integration import register as _register
 

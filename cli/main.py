@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping
 
@@ -121,8 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"sedaq{verb}: {error.format_message()} See `sedaq{verb} --help`.", 2)
     except click.ClickException as error:
         return _fail(f"sedaq: {error.format_message()}", 2)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("sedaq: stopped; run the same command again to go on", 130)
+    except (KeyboardInterrupt, click.Abort) as error:
+        ended = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+        return _fail("sedaq: stopped; what is finished is kept, run the same command again to go on", 143 if ended else 130)
     except SedaqError as error:
         if debug:
             raise
@@ -138,12 +140,22 @@ def main(arguments: list[str] | None = None) -> int:
         )
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, as Ctrl-C asks."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
 def _fail(message: str, code: int) -> int:
     click.echo(" ".join(message.split()), err=True)
     return code
 
 
 def run() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())
 
 

@@ -35,7 +35,7 @@ class Executor(Protocol):
             name: what messages call an item.
 
         Raises:
-            WorkerError: a worker died, for example killed for lack of memory.
+            WorkerError: the workers of an item died three times, for example killed for lack of memory; all other items are done then.
         """
         ...
 

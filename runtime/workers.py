@@ -5,9 +5,11 @@ Unlike concurrent.futures.ProcessPoolExecutor, a worker that dies takes no other
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -19,6 +21,8 @@ import torch
 from .. import progress
 from ..errors import SedaqError, WorkerError
 
+log = logging.getLogger("sedaq")
+MAX_TRIES = 3  # of an item whose workers die
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -37,34 +41,48 @@ class Pool(Generic[T, R]):
         self._workers: list[_Worker[T, R]] = []
 
     def run(self, items: Sequence[T]) -> Iterator[tuple[T, R]]:
-        """(item, result) in the order of completion. Raises what the function raises, and WorkerError for a worker that died."""
-        waiting = deque(items)
-        self._workers = [worker for worker in self._workers if worker.finish()]  # what an earlier caller did not wait for
-        while len(self._workers) < min(self.n, len(waiting)):
-            pipes = [worker.pipe for worker in self._workers]
-            self._workers.append(_Worker(self._function, self._start_method, self._threads, pipes))
-        idle = list(self._workers)
-        busy: dict[Any, tuple[_Worker[T, R], T]] = {}
-        while waiting or busy:
-            while waiting and idle:
-                worker = idle.pop()
-                worker.start(item := waiting.popleft())
-                busy[worker.pipe] = worker, item
-            for pipe in wait(list(busy)):
-                worker, item = busy.pop(pipe)
-                idle.append(worker)
-                yield item, self._answer(worker, item)
+        """(item, result) in the order of completion. An item whose worker dies is tried again by a new one; after `MAX_TRIES` it is set aside.
 
-    def _answer(self, worker: _Worker[T, R], item: T) -> R:
-        try:
-            return worker.answer()
-        except EOFError:
-            self._workers.remove(worker)
-            ending = worker.ending()
-        raise WorkerError(
-            f"{self._name(item)}: its worker process {ending}; what other workers finished is kept, "
-            "so run the same again, with fewer workers if memory was short"
-        )
+        Raises what the function raises, and, when all others are done, WorkerError for the items that were set aside.
+        """
+        waiting = deque(enumerate(items))
+        tries: Counter[int] = Counter()
+        endings: dict[int, str] = {}
+        self._workers = [worker for worker in self._workers if worker.finish()]  # what an earlier caller did not wait for
+        idle = list(self._workers)
+        busy: dict[Any, tuple[_Worker[T, R], int]] = {}
+        while waiting or busy:
+            while waiting and (idle or len(self._workers) < self.n):
+                worker = idle.pop() if idle else self._started()
+                index, item = waiting.popleft()
+                worker.start(item)
+                busy[worker.pipe] = worker, index
+            for pipe in wait(list(busy)):
+                worker, index = busy.pop(pipe)
+                try:
+                    result = worker.answer()
+                except EOFError:
+                    self._workers.remove(worker)
+                    tries[index] += 1
+                    endings[index] = worker.ending()
+                    if tries[index] < MAX_TRIES:
+                        log.warning("%s: its worker process %s; it is tried again", self._name(items[index]), endings[index])
+                        waiting.append((index, items[index]))
+                    continue
+                idle.append(worker)
+                yield items[index], result
+        dead = [index for index in endings if tries[index] == MAX_TRIES]
+        if dead:
+            others = f" ({len(dead)} items ended so)" if len(dead) > 1 else ""
+            raise WorkerError(
+                f"{self._name(items[dead[0]])}: its worker process {endings[dead[0]]}, {MAX_TRIES} times{others}; all else is done and kept, "
+                "so run the same again, with fewer workers if memory was short"
+            )
+
+    def _started(self) -> _Worker[T, R]:
+        pipes = [worker.pipe for worker in self._workers]
+        self._workers.append(_Worker(self._function, self._start_method, self._threads, pipes))
+        return self._workers[-1]
 
     def __enter__(self) -> Pool[T, R]:
         return self
@@ -133,10 +151,25 @@ class _Worker(Generic[T, R]):
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, whatever it is at: nobody would take the answer."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _serve(pipe: Connection, threads: int, function: Callable[[Any], Any] | None, inherited: Sequence[Connection]) -> None:
     """What a worker does: answer items until None comes, or until its parent is gone, which ends the pipe."""
     for parents in inherited:  # a pipe ends when nobody else holds the parent's end
         parents.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent says what becomes of them
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_with_parent()
     progress.stop_listening()
     torch.set_num_threads(threads)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ from sedaq.progress import listening, track
 from sedaq.runtime.executors import Executor, Forked, Processes, Serial, parse_executor
 
 sys.path.append(str(Path(__file__).parent))  # where spawned workers find the module, too
-from worker_functions import OpensHereOnly, describe, die_at_one, fail_at_one
+from worker_functions import OpensHereOnly, describe, die_at_one, die_the_first_time, fail_at_one
 
 
 @contextmanager
@@ -102,11 +104,11 @@ def test_exceptions_come_through_and_the_next_items_are_not_disturbed(executor: 
 @pytest.mark.parametrize("executor", [Processes(2), Forked()], ids=name_of)
 def test_a_worker_that_is_killed_is_named_with_its_item_and_loses_nothing_else(executor: Executor, tmp_path: Path) -> None:
     with (
-        pytest.raises(WorkerError, match="item 1: its worker process was killed by SIGKILL; what other workers finished is kept"),
+        pytest.raises(WorkerError, match="item 1: its worker process was killed by SIGKILL, 3 times; all else is done and kept"),
         executor.workers(partial(die_at_one, tmp_path), name="item {}".format) as run,
     ):
         list(run([0, 1, 2, 3]))
-    assert (tmp_path / "0").exists(), "its neighbour finished what it was at"
+    assert all((tmp_path / str(item)).exists() for item in (0, 2, 3)), "all others are done"
     assert not (tmp_path / "1").exists() and multiprocessing.active_children() == []
 
 
@@ -117,12 +119,45 @@ def test_workers_go_on_after_one_was_killed(tmp_path: Path) -> None:
         assert sorted(run([3, 4, 5])) == [(3, 3), (4, 4), (5, 5)]
 
 
+@pytest.mark.parametrize("executor", [Processes(2), Forked()], ids=name_of)
+def test_what_a_killed_worker_was_at_is_done_by_another(executor: Executor, tmp_path: Path) -> None:
+    with executor.workers(partial(die_the_first_time, tmp_path)) as run:
+        assert sorted(run([1, 2, 3])) == [(1, 1), (2, 2), (3, 3)]
+    assert multiprocessing.active_children() == []
+
+
+ORPHANS = """
+import os, sys, time
+from sedaq.runtime.executors import Forked
+import torch
+
+def wait_long(item):
+    print(os.getpid(), flush=True)
+    time.sleep(120)
+
+torch.set_num_threads(2)
+with Forked().workers(wait_long) as run:
+    list(run([1, 2]))
+"""
+
+
+def test_workers_end_with_their_parent() -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [int(process.stdout.readline()) for _ in range(2)]
+        os.kill(process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while any(psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE for worker in workers):
+            assert time.monotonic() < deadline, "a worker lives on"
+            time.sleep(0.05)
+
+
 def leave(code: int) -> None:
     os._exit(code)
 
 
 def test_a_worker_that_exits_is_named_with_its_code() -> None:
-    with pytest.raises(WorkerError, match="^3: its worker process ended with exit code 3;"), Forked().workers(leave) as run:
+    with pytest.raises(WorkerError, match="^3: its worker process ended with exit code 3, 3 times"), Forked().workers(leave) as run:
         list(run([3, 3]))
 
 

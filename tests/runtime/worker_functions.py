@@ -43,3 +43,10 @@ class OpensHereOnly:
 
     def __call__(self, item: int) -> int:
         return item
+
+
+def die_the_first_time(folder: Path, item: int) -> int:
+    if not (folder / f"tried {item}").exists():
+        (folder / f"tried {item}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
