@@ -132,6 +132,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"sedaq: {where}{error.strerror or error}; check the path, the rights and the space on that disk", 2)
     except Exception as error:
         if debug:
             raise

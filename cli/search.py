@@ -41,6 +41,7 @@ def command(
 ) -> None:
     from ..api import Run
     from ..aq.activations.choice import described
+    from ..aq.plans.plan import share_of_file
     from ..progress import shown
     from ..reports.summaries import front_table, show
 
@@ -64,6 +65,8 @@ def command(
     show(front_table(found))
     if "activations" in config:
         click.echo(described(found[0].plan.activations, len(found[0].plan.formats)))
+    if not front:
+        click.echo(share_of_file(run.subject, found[0].plan))
     for note in found[0].plan.provenance["notes"] if not front else ():
         click.echo(note)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -123,6 +124,27 @@ def files_of(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
                 and not any(part.startswith(".") for part in path.relative_to(folder).parts)
             ):
                 yield path
+
+
+def copies_of(folder: Path, without: Collection[str] = ()) -> Iterator[tuple[str, Path, bytes | None]]:
+    """What a copy of a pipeline without some components holds: name, the file that it is copied from, and other content where that differs.
+
+    Weights lose the name of their variant, so that they are loaded without being asked for by it.
+    """
+    for path in files_of(folder, without):
+        plain = _plain_name(path.name)
+        content = None
+        if _INDEX.fullmatch(path.name) and plain != path.name:
+            index = read_config(path)
+            index["weight_map"] = {name: _plain_name(file) for name, file in index.get("weight_map", {}).items()}
+            content = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+        yield str(path.relative_to(folder).with_name(plain)), path, content
+
+
+def _plain_name(name: str) -> str:
+    """The name of a file of weights, or of its index, without its variant."""
+    found = _WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name)
+    return name.replace(f".{found['variant']}", "", 1) if found and found["variant"] else name
 
 
 def weights_of(folder: Path) -> list[Path]:

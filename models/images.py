@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import BadZipFile
@@ -16,6 +17,8 @@ from ..storage import file_sha256, fingerprint
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH_SIZE = 256  # images
+# What Pillow and NumPy raise for files that are damaged, or larger than they should be.
+UNREADABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, MemoryError)
 
 
 def image_batches(path: Path, image_shape: tuple[int, ...]) -> tuple[int, Iterator[Tensor]]:
@@ -45,7 +48,7 @@ def opened_images(argument: str, folder: Path) -> list[Image.Image]:
     for path in image_files(argument, folder):
         try:
             opened.append(Image.open(path).convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{path}: not a readable image; remove it or replace it") from error
     return opened
 
@@ -73,7 +76,7 @@ def _read_image(path: Path, image_shape: tuple[int, ...]) -> Tensor:
         with Image.open(path) as file:
             gray = file.mode in ("1", "L", "LA") and image_shape[0] == 1
             pixels = np.array(file.convert("L" if gray else "RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a readable image; remove it or replace it") from error
     image = torch.from_numpy(pixels)
     image = image.unsqueeze(0) if gray else image.permute(2, 0, 1)
@@ -95,7 +98,7 @@ def _read_array(path: Path) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, BadZipFile, AttributeError) as error:
+    except (*UNREADABLE, EOFError, BadZipFile, zlib.error, AttributeError, TypeError, KeyError, NotImplementedError) as error:
         raise InputError(f"{path}: cannot be read as .npz; it is damaged or no such file") from error
     candidates = [array for array in arrays.values() if array.dtype == np.uint8 and array.ndim in (3, 4)]
     if len(candidates) != 1:

@@ -217,7 +217,7 @@ def _load_pipeline(
     # Parts that are null belong to no folder; diffusers wants to be told of those that most pipelines have, such as Stable Diffusion 3's T5.
     absent = {name: None for name, entry in index.items() if entry == (None, None)}
     load_from = functools.partial(pipeline_class.from_pretrained, trust_remote_code=False, **absent)
-    pipeline = _from_pretrained(load_from, folder, _variant(folder / weighty[0]) if weighty else "", dtype)
+    pipeline = _from_pretrained(load_from, folder, next((v for name in weighty if (v := _variant(folder / name))), ""), dtype)
     modules = {name: module for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
     names = tuple(components) or tuple(name for name in modules if name in done) or denoisers_of(modules)
     for name in names:

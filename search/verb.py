@@ -91,8 +91,9 @@ def search_run(
         return [find(None) if budget.pipeline_bytes is None else find_within_pipeline(run, budget.pipeline_bytes, find)]
 
     (found,) = found_before(run, asdict(budget), config, search, activations=choices, times=times)
-    path = out or run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json"
-    found.plan.save(path)
+    for path in (run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json", out):
+        if path is not None:
+            found.plan.save(path)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import InputError
 from ...kernels import cost_model
 from ...kernels.timing import clock
-from ...models.folders import SUBJECT_FILE, files_of, is_of_transformers, weights_file
+from ...models.folders import SUBJECT_FILE, copies_of, is_of_transformers, weights_file
 from ...models.images import all_images
 from ...models.layers import tied_layers
 from ...models.manifest import MANIFEST_FILE, foreign_to, manifest_bytes, write_manifest
@@ -141,7 +141,7 @@ def _names(subject: Subject) -> set[str]:
     copied = {CARD_FILE}
     if subject.components:
         assert subject.folder is not None
-        copied |= {str(path.relative_to(subject.folder)) for path in files_of(subject.folder, subject.components)}
+        copied |= {name for name, _, _ in copies_of(subject.folder, subject.components)}
     elif subject.folder is not None:
         copied |= {name for name in _BESIDE if (subject.folder / name).exists()}
     written = {
@@ -156,10 +156,11 @@ def save_folder(subject: Subject, plan: Plan, tuned: Tuned, out: Path) -> None:
     def fill(folder: Path) -> None:
         if subject.components:
             assert subject.folder is not None
-            for path in files_of(subject.folder, subject.components):
-                copy = folder / path.relative_to(subject.folder)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, copy)
+            for name, path, content in copies_of(subject.folder, subject.components):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, folder / name)
+                if content is not None:
+                    (folder / name).write_bytes(content)
         elif subject.folder is not None:
             for name in _BESIDE:
                 if (subject.folder / name).exists():
@@ -181,7 +182,8 @@ def _folder_of(part: Subject, out: Path) -> Path:
 def pipeline_bytes(subject: Subject, plan: Plan) -> int:
     """Of all files that apply writes for a subject that is a pipeline, at most, but for what the kernels' cost model differs in length from machine to machine."""
     assert subject.folder is not None
-    copied = sum(path.stat().st_size for path in files_of(subject.folder, subject.components) if path != subject.folder / CARD_FILE)
+    copies = copies_of(subject.folder, subject.components)
+    copied = sum(path.stat().st_size if content is None else len(content) for name, path, content in copies if name != CARD_FILE)
     edges = (MAX_DIGITS,) * (N_BUCKETS - 1) if any(choice.is_static for choice in plan.activations.values()) else ()
     configs = [_config_text(part, prefix, plan, edges).encode() for prefix, part in subject.parts.items()]
     return (

@@ -206,3 +206,11 @@ def files_bytes(subject: Subject, specs: Mapping[str, TensorSpec]) -> int:
 def model_file_bytes(subject: Subject) -> int:
     """Of the model in full precision."""
     return files_bytes(subject, subject.tensor_specs)
+
+
+def share_of_file(subject: Subject, plan: Plan) -> str:
+    """What a plan makes of the whole file, in words: bits are of the layers alone, and other tensors stay as they are."""
+    weights = {f"{layer.name}.weight" for layer in subject.layers}
+    kept = sum(dtype.itemsize * math.prod(shape) for name, (dtype, shape) in subject.tensor_specs.items() if name not in weights)
+    share = plan.size_bytes / model_file_bytes(subject)
+    return f"{plan.size_bytes:,} bytes, {share:.1%} of the original file; {kept:,} of them are tensors that no plan changes, which `sedaq inspect` lists"

@@ -260,12 +260,13 @@ class Prober:
 
 
 def is_ruined(metrics: Mapping[str, Estimate], full_precision: Sample) -> bool:
-    """Whether images are no longer those of the model: further from full precision's on the same noise than these are from each other.
+    """Whether images are no longer those of the model: further from full precision's on the same noise than these are from others of their conditions.
 
     Distances of such plans say little about their layers; those of 1.5 bits a weight are of this kind, often.
     """
     distance, features = metrics.get("feature_distance"), full_precision.features.pooled
-    return distance is None or not distance.value < feature_distance(features, features.roll(1, 0)).mean().item()
+    others = features.roll(full_precision.cycle if len(features) > full_precision.cycle else 1, 0)
+    return distance is None or not distance.value < feature_distance(features, others).mean().item()
 
 
 def _open_prober(

@@ -99,7 +99,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], list[s
         (SedaqError("the solver stopped"), 1, "sedaq: the solver stopped"),
         (RuntimeError("first\nsecond"), 1, "sedaq: failed with RuntimeError: first (--debug shows where)"),
         (ValueError(), 1, "sedaq: failed with ValueError: (--debug shows where)"),
-        (KeyboardInterrupt(), 130, "sedaq: stopped; run the same command again to go on"),
+        (KeyboardInterrupt(), 130, "sedaq: stopped; what is finished is kept, run the same command again to go on"),
     ],
 )
 def test_failures_are_one_line(failing, error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:

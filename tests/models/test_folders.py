@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, UNet2DConditionModel
 
 from sedaq.errors import InputError
-from sedaq.models.folders import files_of, loaded_weights, stored_dtypes
-from sedaq.models.loading import load
+from sedaq.models.folders import copies_of, files_of, loaded_weights, stored_dtypes
+from sedaq.models.loading import SHIPPED_FOLDER, load
+from sedaq.models.sampling import SamplingConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -66,6 +68,37 @@ def test_the_only_variant_is_loaded(make_denoiser: Callable[..., Path], uncondit
         (weights / WEIGHTS).rename(weights / "diffusion_pytorch_model.fp16.safetensors")
         assert load(folder).fingerprint == before
     assert set(stored_dtypes(f).values()) == {torch.float16}
+
+
+@pytest.mark.parametrize("components", [("unet",), ("unet", "vae", "text_encoder")])
+def test_a_pipeline_of_variants_becomes_one_without(components: tuple[str, ...], tmp_path: Path) -> None:
+    """All of it, or of some components alone: the copy is loaded without being asked for a variant."""
+    folder = Path(shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd"))
+    whole = load(folder).sample(SamplingConfig(steps=2), seed=0, n_images=2)
+    for name in components[1:] or ("vae",):
+        for path in (folder / name).glob("*.safetensors"):
+            path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    assert torch.equal(load(folder).sample(SamplingConfig(steps=2), seed=0, n_images=2), whole)
+    out = tmp_path / "copy"
+    for name, path, content in copies_of(folder):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(path.read_bytes() if content is None else content)
+    assert not list(out.rglob("*fp16*"))
+    assert torch.equal(load(out).sample(SamplingConfig(steps=2), seed=0, n_images=2), whole)
+
+
+def test_indexes_of_shards_lose_the_variant_with_their_shards(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    shards = {f"t{n}": f"diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)}
+    for shard in shards.values():
+        (tmp_path / "unet" / shard).touch()
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text(json.dumps({"weight_map": shards}))
+    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"]}))
+    found = {name: content for name, _, content in copies_of(tmp_path)}
+    plain = {f"t{n}": f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)}
+    assert {f"unet/{shard}" for shard in plain.values()} <= found.keys()
+    index = found["unet/diffusion_pytorch_model.safetensors.index.json"]
+    assert index is not None and json.loads(index)["weight_map"] == plain
 
 
 def test_bin_files_are_counted_as_they_are_stored(make_denoiser: Callable[..., Path]) -> None:

@@ -64,8 +64,8 @@ def test_plans_above_the_floor() -> None:
     assert len({tuple(map(str, plan.values())) for plan in plans}) == 40
 
 
-def sample(images: torch.Tensor) -> Any:
-    return SimpleNamespace(features=SimpleNamespace(pooled=images))
+def sample(images: torch.Tensor, cycle: int = 1) -> Any:
+    return SimpleNamespace(cycle=cycle, features=SimpleNamespace(pooled=images))
 
 
 def test_when_images_are_ruined() -> None:
@@ -75,3 +75,12 @@ def test_when_images_are_ruined() -> None:
     for distance, expected in ((0.0, False), (0.5 * apart, False), (1e6, True), (float("nan"), True)):
         assert is_ruined({"feature_distance": Estimate(distance, 0.0, (distance, distance))}, sample(features)) == expected
     assert is_ruined({}, sample(features))
+
+
+def test_ruined_images_are_held_against_others_of_their_conditions() -> None:
+    """Two classes far apart: an image as far from its own as another of its class is ruined, however far the other class is."""
+    classes = torch.tensor([[0.0, 0.0], [100.0, 0.0]]).repeat(4, 1)
+    features = classes + torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    within = (features - features.roll(2, 0)).norm(dim=1).mean().item()
+    for distance, expected in ((0.5 * within, False), (2 * within, True)):
+        assert is_ruined({"feature_distance": Estimate(distance, 0.0, (distance, distance))}, sample(features, cycle=2)) == expected
