@@ -98,6 +98,23 @@ def damping(results: Results) -> str:
     return lay_out(heads, [line(value) for value in dict.fromkeys(row["damping"] for row in results.rows("damping"))])
 
 
+def calibration_images(results: Results) -> str:
+    """How many images: the error on fresh inputs beside that of the most images, and the input vectors that the median layer saw for each of its inputs."""
+    models = ("mnist-dit", "mnist-unet", "digits-sd")
+    heads = ["images", *(f"{model}{what}" for model in models for what in (", tokens an input", ", error"))]
+    numbers = list(dict.fromkeys(row["n_images"] for row in results.rows("calibration_images")))
+
+    def line(n: int) -> list[str]:
+        cells = [str(n)]
+        for model in models:
+            row = results.row("calibration_images", subject=model, n_images=n)
+            most = results.row("calibration_images", subject=model, n_images=max(numbers))
+            cells += [fixed(row["tokens_per_input"]["median"], 0), f"+{fixed(100 * (row['error'] / most['error'] - 1), 0)} %"]
+        return cells
+
+    return lay_out(heads, [line(n) for n in numbers])
+
+
 def block_hessian(results: Results) -> str:
     layers = {row["layer"]: row["inputs"] for row in results.rows("block_hessian")}
     blocks = list(dict.fromkeys(row["blocks"] for row in results.rows("block_hessian")))
@@ -175,6 +192,7 @@ TABLES = (
     gaussian_source,
     damping,
     block_hessian,
+    calibration_images,
     two_blocks_cost,
     timestep_weightings,
     large_models,

@@ -13,6 +13,7 @@ from sedaq.aq.formats import Format
 from sedaq.aq.plans.menu import Entry
 from sedaq.models.layers import Layer
 from sedaq.sensitivity.metrics.bootstrap import Estimate
+from sedaq.sensitivity.metrics.fidelity import feature_distance
 from sedaq.sensitivity.probing.designs import design_plans
 from sedaq.sensitivity.probing.measurer import PlanTask
 from sedaq.sensitivity.probing.prober import is_ruined
@@ -81,6 +82,6 @@ def test_ruined_images_are_held_against_others_of_their_conditions() -> None:
     """Two classes far apart: an image as far from its own as another of its class is ruined, however far the other class is."""
     classes = torch.tensor([[0.0, 0.0], [100.0, 0.0]]).repeat(4, 1)
     features = classes + torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-    within = (features - features.roll(2, 0)).norm(dim=1).mean().item()
+    within = feature_distance(features, features.roll(2, 0)).mean().item()
     for distance, expected in ((0.5 * within, False), (2 * within, True)):
         assert is_ruined({"feature_distance": Estimate(distance, 0.0, (distance, distance))}, sample(features, cycle=2)) == expected
