@@ -146,11 +146,7 @@ class Run:
         return self._opened.settings.sampling
 
     def forecast(self, configs: int = 64, *, memory: str | int | None = None) -> Forecast:
-        """What probing so many plans will take, in hours, memory and disk, told from a minute of it. Nothing is written.
-
-        Args:
-            configs, memory: as for `probe`.
-        """
+        """What probing so many plans will take, in hours, memory and disk, told from a minute of it. Nothing is written. Arguments as for `probe`."""
         from .sensitivity.probing.forecast import forecast
 
         return forecast(self._opened, configs, executor=self.executor, memory_bytes=_bytes(memory))
@@ -188,11 +184,10 @@ class Run:
         from .sensitivity.predictor.fitting import FitResult, fit
 
         summary = fit(self._opened, metric=metric, seed=seed).summary
-        low, high = summary["spearman_ci"]
         return FitResult(
             summary["metric"],
             summary["spearman"],
-            (low, high),
+            tuple(summary["spearman_ci"]),
             tuple(summary["findings"]),
             tuple(summary["notes"]),
             summary,
@@ -265,6 +260,10 @@ class Run:
             {name, size_bytes, bits_per_weight, tune_steps, metrics, …}, as EvaluationResult has them
         """
         return evaluation.evaluate_plan(self._opened, name, plan, tune_steps=tune_steps, n_images=images, steps=steps)
+
+    def keep(self, name: str, result: Mapping[str, Any], measured: str | Path) -> None:
+        """Keep what `sedaq.evaluate` found of a folder, or of the model itself, as a row of the report."""
+        evaluation.keep_evaluation(self._opened, name, result, evaluation.plan_of(measured))
 
     def bench(self, bits: Sequence[float] = (2.0,), **how: Any) -> list[dict[str, Any]]:
         """The searched plan beside what others do, at equal bytes and on fresh noise. Keywords as in `search.bench.bench_search`."""

@@ -171,7 +171,9 @@ def add_config_file(command: click.Command, verb: str, known: Callable[[], Param
 
     def read(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
         if path is not None:
-            context.default_map = {**(context.default_map or {}), **_values(path, verb, known())}
+            options = {parameter.name: parameter for parameter in command.params}
+            values = {name: _for_option(path, options.get(name), value) for name, value in _values(path, verb, known()).items()}
+            context.default_map = {**(context.default_map or {}), **values}
 
     command.params.append(
         click.Option(
@@ -211,6 +213,15 @@ def _values(path: Path, verb: str, known: Parameters) -> dict[str, Any]:
             if table == verb:
                 values[name] = value
     return {known[verb][name]: _as_texts(value) for name, value in values.items() if name in known[verb]}
+
+
+def _for_option(path: Path, parameter: click.Parameter | None, value: Any) -> Any:
+    """A value of a file as the command line would have it, so that click checks it alike. Raises InputError for a list where one value is taken."""
+    takes_many = isinstance(parameter, click.Option) and parameter.multiple
+    if isinstance(value, list) and not takes_many:
+        raise InputError(f"`config` {path}: {parameter.name if parameter else 'a flag'} takes one value, not a list")
+    values = [part if isinstance(part, bool) else str(part) for part in (value if isinstance(value, list) else [value])]
+    return values if takes_many else values[0]
 
 
 def _as_texts(value: Any) -> Any:

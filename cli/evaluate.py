@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from .config import config_options
 @click.argument("subject")
 @click.option("--against", default=None, metavar="SUBJECT", help="Full-precision model, for paired measures on the same noise.")
 @click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="How many are sampled.")
+@click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Keep the result in this run too, for its report.")
 @config_options(SamplingConfig, "sampling")
 @options.seed
 @click.option(
@@ -26,6 +28,7 @@ def command(
     subject: str,
     against: str | None,
     images: int,
+    run_folder: Path | None,
     sampling: dict[str, Any],
     seed: int,
     reference: str | None,
@@ -34,10 +37,11 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    from ..api import evaluate
+    from ..api import Run, evaluate
     from ..progress import shown
     from ..reports.summaries import metrics_table, show
 
+    run = None if run_folder is None else Run(run_folder)
     with shown():
         result = evaluate(
             subject,
@@ -50,6 +54,8 @@ def command(
             weights=weights,
             device=device,
         ).to_dict()
+    if run is not None:
+        run.keep(Path(weights or subject).name, result, weights or subject)
     if as_json:
         options.print_json(result)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,6 +26,7 @@ SUBJECT_FILE = "sedaq_subject.json"
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?P<kind>safetensors|bin|msgpack|h5|onnx|pb)"
 )
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".pb", ".gguf")
 _INDEX = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
 
 
@@ -93,13 +94,18 @@ def loaded_weights(folder: Path) -> tuple[str, str] | None:
 
     None where there are none. Raises InputError where several variants are there and none without.
     """
-    kinds = {kind for path in folder.iterdir() if (kind := _weights_kind(path.name))} if folder.is_dir() else set()
+    return chosen_weights([path.name for path in folder.iterdir()] if folder.is_dir() else [], str(folder))
+
+
+def chosen_weights(names: Iterable[str], where: str) -> tuple[str, str] | None:
+    """The same of the names of the files in a folder, called `where` in messages."""
+    kinds = {kind for name in names if (kind := _weights_kind(name))}
     for suffix in ("safetensors", "bin"):
         variants = sorted(variant for variant, kind in kinds if kind == suffix)
         if "" in variants or len(variants) == 1:
             return variants[0], suffix
         if variants:
-            raise InputError(f"{folder}: holds the variants {', '.join(variants)} and none without a name; keep one of them")
+            raise InputError(f"{where}: holds the variants {', '.join(variants)} and none without a name; keep one of them")
     return None
 
 
@@ -115,15 +121,30 @@ def files_of(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
     for name in index:
         if name in without or not (folder / name).is_dir():
             continue
-        chosen = loaded_weights(folder / name)
-        for path in sorted((folder / name).rglob("*")):
-            kind = _weights_kind(path.name)
-            if (
-                path.is_file()
-                and (kind is None or kind == chosen)
-                and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-            ):
-                yield path
+        paths = {str(path.relative_to(folder / name)): path for path in sorted((folder / name).rglob("*")) if path.is_file()}
+        yield from (paths[inner] for inner in component_files(paths, str(folder / name)))
+
+
+def component_files(names: Collection[str], where: str) -> list[str]:
+    """Of the files in a component's folder, by their paths in it, those that belong to it: the weights that are loaded, configs and vocabularies."""
+    chosen = chosen_weights([name for name in names if "/" not in name], where)
+    return [
+        name
+        for name in names
+        if not any(part.startswith(".") for part in name.split("/"))
+        and (_weights_kind(name) == chosen if _weights_kind(name) else not name.endswith(_OTHER_WEIGHTS))
+    ]
+
+
+def hub_files(names: Collection[str], index: Path | None, where: str) -> list[str]:
+    """Of the files in a repository, those that a model is loaded from: of a pipeline what its index names, of a bare model its weights and configs."""
+    if index is None:
+        return component_files([name for name in names if "/" not in name], where)
+    found = [name for name in ("model_index.json", SUBJECT_FILE) if name in names]
+    for component in components_in(index):
+        inside = [name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")]
+        found += [f"{component}/{name}" for name in component_files(inside, f"{where}/{component}")]
+    return found
 
 
 def copies_of(folder: Path, without: Collection[str] = ()) -> Iterator[tuple[str, Path, bytes | None]]:

@@ -14,7 +14,7 @@ import torch
 from ..errors import InputError
 from . import single_files
 from .checks import check_finite
-from .folders import source_of
+from .folders import hub_files, source_of
 from .layers import computed_weights
 from .pretrained import load_folder, put_quantized
 from .subject import Subject
@@ -89,6 +89,8 @@ def load(
             why = "holds quantized layers of your own code" if quantized else "already quantized"
             raise InputError(f"{folder}: {why}; pass {source}, which it was made from, and the folder as `weights`")
         loaded = opened(folder)
+    if components:
+        loaded.named_components = loaded.components  # of a pipeline with two denoisers, one may be meant
     if prompts and loaded.conditions != list(prompts):
         raise InputError(f"`prompts`: {text} takes no prompts; leave `prompts` out")
     computed = computed_weights(loaded.denoiser)
@@ -149,10 +151,17 @@ def _download(hub_id: str) -> Path:
     shape = f"a shipped name ({', '.join(SHIPPED)}), a diffusers folder, a hub id, or FILE.py:FUNCTION"
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/")):
         raise InputError(f"unknown subject {hub_id!r}: no such folder; pass {shape}")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id))
+        try:
+            names = HfApi().list_repo_files(hub_id)
+        except Exception:  # offline: what was downloaded before is there
+            return Path(snapshot_download(hub_id, local_files_only=True))
+        index = Path(hf_hub_download(hub_id, "model_index.json")).parent if "model_index.json" in names else None
+        return Path(snapshot_download(hub_id, allow_patterns=hub_files(names, index, hub_id)))
+    except InputError:
+        raise
     except Exception as error:  # the hub client raises a dozen unrelated types when it is offline
         raise InputError(
             f"subject {hub_id!r}: no such folder, and the hub cannot be reached; run `hf download {hub_id} --local-dir FOLDER` where it can and pass FOLDER"

@@ -179,12 +179,17 @@ def _read_front(path: Path) -> list[dict[str, Any]] | None:
         return sorted(plans, key=lambda plan: float(plan["bits_per_weight"])) or None  # type: ignore[type-var, arg-type]
 
 
+def plan_file(folder: Path) -> Path | None:
+    """The plan that a page is about, by its name: plan.json, else the one of fewest bits. uniform.json is what it is held against."""
+    names = sorted(path.name for path in folder.glob("*.json") if path.name not in ("front.json", "uniform.json"))
+    return folder / ("plan.json" if "plan.json" in names else names[0]) if names else None
+
+
 def _read_plan(folder: Path, front: list[dict[str, Any]] | None) -> tuple[Plan | None, str]:
-    """The plan that was searched last; where only a front was searched, the one in its middle. uniform.json is what it is held against."""
-    files = [path for path in folder.glob("*.json") if path.name not in ("front.json", "uniform.json")]
-    files.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
-    if files:
-        return Plan.load(files[-1]), f"plans/{files[-1].name}"
+    """The plan of `plan_file`; where only a front was searched, the one in its middle."""
+    path = plan_file(folder)
+    if path is not None:
+        return Plan.load(path), f"plans/{path.name}"
     if front:
         content = front[len(front) // 2].get("plan")
         return (Plan.from_json(content, str(folder / "front.json")), "plans/front.json") if content else (None, "")

@@ -21,6 +21,7 @@ from ..sensitivity.evaluation import load_applied
 from ..sensitivity.probing.assembly import Assembly
 from ..sensitivity.run import Run
 from ..storage import file_sha256, fingerprint
+from .inputs import plan_file
 from .report import MARK, write_report
 
 log = logging.getLogger("sedaq")
@@ -28,7 +29,7 @@ N_SHOWN = 20  # images in a grid
 
 
 def write_run_report(run: Run, out: Path | None = None) -> Path:
-    """The page of `run`, with images of the full-precision model, of plans/uniform.json and plans/plan.json, and of tuned folders in models/.
+    """The page of `run`, with images of the full-precision model, of plans/uniform.json and of the plan that the page is about, and of tuned folders in models/.
 
     Images that were not sampled before are left out where the model may not be loaded.
     """
@@ -65,8 +66,8 @@ def image_grids(run: Run) -> dict[str, torch.Tensor]:
             assembly.restore()
 
     add("full precision", None, lambda: sampled(run.subject))
-    plans = {name: run.folder / "plans" / file for name, file in (("uniform", "uniform.json"), ("searched", "plan.json"))}
-    for name, plan in [(name, Plan.load(path)) for name, path in plans.items() if path.exists()]:
+    plans = {"uniform": run.folder / "plans" / "uniform.json", "searched": plan_file(run.folder / "plans")}
+    for name, plan in [(name, Plan.load(path)) for name, path in plans.items() if path is not None and path.exists()]:
         plan.validate(run.subject)
         add(name, plan.hash, partial(of_plan, plan))
     tuned = run.folder / "models" / "searched+tuned"

@@ -95,15 +95,22 @@ def operations_table(content: Mapping[str, Any], ms: Mapping[str, float] | None 
     for heading in ("shape", "tokens", *_OPERATIONS.values(), "bytes read", *(("ms",) if ms else ())):
         table.add_column(heading, justify="right")
     rows = [
-        (layer["name"], planned(layer["planned"], layer.get("inputs")), cell("shape", layer["shape"]), count(layer["tokens"]), layer)
+        (layer["name"], planned(layer["planned"], layer.get("inputs")), cell("shape", layer["shape"]), _tokens(layer), layer)
         for layer in content["layers"]
     ]
     for *cells, layer in [*rows, ("total", "", "", "", {"operations": total})]:
-        counted = layer["operations"]
+        counted = layer.get("operations")
+        if counted is None:  # of a layer that sampling does not call
+            table.add_row(*cells, *("–" for _ in _OPERATIONS), "–", *(("–",) if ms else ()))
+            continue
         measured = (sum(ms.values()) if cells[0] == "total" else ms[cells[0]],) if ms else ()
         numbers = [millions(counted[name]) for name in _OPERATIONS]
         table.add_row(*cells, *numbers, count(counted["bytes_read"]), *map(number, measured))
     return table
+
+
+def _tokens(layer: Mapping[str, Any]) -> str:
+    return count(layer["tokens"]) if "tokens" in layer else "not called"
 
 
 def model_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..aq.export.apply import apply
+from ..aq.export.apply import PLAN_FILE, apply
 from ..aq.formats import AS_IS
 from ..aq.modules.layers import densify, quantized_modules
 from ..aq.plans.plan import Plan, model_file_bytes, weight_bits
@@ -174,10 +174,37 @@ def evaluate_plan(
         keep_in=run.folder / "images",
         device=run.device,
     )
+    return keep_evaluation(run, name, result, plan, key=key, tune_steps=tune_steps)
+
+
+def keep_evaluation(
+    run: Run, name: str, result: Mapping[str, Any], plan: Plan | None, *, key: str = "", tune_steps: int | None = None
+) -> dict[str, Any]:
+    """Keep a result in the run's evaluations.jsonl, for the report; the last row of a name counts. Returns the row.
+
+    Args:
+        plan: of the folder that was measured, None for the run's model itself.
+        tune_steps: that the folder was tuned for; those of the run's last tuning of the plan where None.
+
+    Raises:
+        InputError: for a plan of another model.
+    """
+    if plan is not None:
+        plan.validate(run.subject)
+    if tune_steps is None:
+        tunings = [r for r in read_records(run.folder / "tunings.jsonl", "tuning") if plan is not None and r["plan_hash"] == plan.hash]
+        tune_steps = tunings[-1]["held_out_losses"][-1][0] if tunings and tunings[-1]["held_out_losses"] else 0
     as_is = {layer.name: AS_IS for layer in run.subject.layers}
     size = plan.size_bytes if plan else model_file_bytes(run.subject)
     bits = plan.bits_per_weight if plan else weight_bits(run.subject, as_is)
     record = {"key": key, "name": name, "size_bytes": size, "bits_per_weight": bits, "tune_steps": tune_steps, **result}
+    path = run.folder / "evaluations.jsonl"
     with locked(path):  # another process may evaluate, too
         append_record(path, "evaluation", record)
     return record
+
+
+def plan_of(folder: str | Path) -> Plan | None:
+    """The plan of a folder that sedaq wrote; None for others."""
+    found = [path for path in (Path(folder) / PLAN_FILE, *sorted(Path(folder).glob(f"*/{PLAN_FILE}"))) if path.is_file()]
+    return Plan.load(found[0]) if found else None

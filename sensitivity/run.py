@@ -64,6 +64,12 @@ class Settings:
 
     old_batch_size: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.calibration_images is not None and self.calibration_images < 1:
+            raise InputError(f"`calibration_images`: got {self.calibration_images}; give a whole number of 1 or more")
+        if not self.rates or not all(1 <= rate <= 16 for rate in self.rates):
+            raise InputError(f"`rates`: got {', '.join(f'{rate:g}' for rate in self.rates) or 'none'}; give numbers from 1 to 16")
+
     def load(self, subject: str | Subject, device: str) -> Subject:
         """What a SUBJECT argument names, as a run with these settings has it."""
         sampling = self.sampling

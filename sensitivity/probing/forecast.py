@@ -71,7 +71,7 @@ class Forecast:
         if found < min(MIN_PROBES, self.n_configs):
             least = (before + min(MIN_PROBES, self.n_configs) * self.seconds_of_a_probe) / 3600
             raise InputError(
-                f"`max_hours` {seconds / 3600:.3g}: {before / 3600:.2g} hours pass before the first probe, and {min(MIN_PROBES, self.n_configs)} "
+                f"`max_hours` is too short: {before / 3600:.2g} hours pass before the first probe, and {min(MIN_PROBES, self.n_configs)} "
                 f"probes end after {least:.2g}; allow that, or take fewer `images` or `steps`"
             )
         return found

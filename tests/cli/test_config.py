@@ -133,6 +133,7 @@ def test_a_file_holds_what_flags_hold_and_the_command_line_wins(tmp_path, seen, 
         ("[serch]\nbits = 3", "no verb has a flag for the key 'serch'"),
         ("bits = ", "not valid TOML"),
         ("bits = 'many'", "'many' is not a valid float"),
+        ("bits = [2, 3]", "bits takes one value, not a list"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path, text, said, capsys) -> None:
@@ -152,3 +153,9 @@ def test_every_verb_takes_one() -> None:
         command = cli.get_command(context, verb)
         commands = command.commands.values() if isinstance(command, click.Group) else [command]
         assert all(any("--config" in option.opts for option in one.params) for one in commands)
+
+
+def test_values_are_taken_as_on_the_command_line(tmp_path, seen) -> None:
+    """A number for a path, one text for a flag that may be repeated, and a byte order mark before it all."""
+    assert main(["search", "--config", written(tmp_path, '\ufeffrun = 5\nkeep = "pos_embed*"\nbits = 3\n')]) == 2
+    assert seen["folder"] == "5" and seen["config"]["keep"] == ("pos_embed*",) and seen["budget"] == Budget(bits=3.0)

@@ -22,6 +22,7 @@ from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.cli.main import VERBS, cli, flags_of, main, with_flags
 from sedaq.errors import SedaqError
 from sedaq.models.loading import load
+from sedaq.storage import read_records
 
 from .conftest import Made
 
@@ -291,3 +292,20 @@ def test_terminals_that_lack_letters(encoding: str, words: list[str]) -> None:
 
 def test_plain_letters_stand_for_others() -> None:
     assert "−0.5 ± 1 × é".encode("ascii", errors="sedaq-plain") == b"-0.5 +- 1 x ?"
+
+
+def test_an_evaluation_is_kept_in_a_run_for_its_report(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shutil.copytree(made.run, tmp_path / "run")
+    run, out = str(tmp_path / "run"), str(tmp_path / "small")
+    assert main(["apply", made.subject, str(made.plan), "--run", run, "--out", out]) == 0
+    assert main(["evaluate", made.subject, "--weights", out, "--run", run, "--images", "16", "--steps", "1"]) == 0
+    (row,) = read_records(tmp_path / "run" / "evaluations.jsonl", "evaluation")
+    stored = json.loads(made.plan.read_text())
+    assert (row["name"], row["size_bytes"], row["tune_steps"]) == ("small", stored["size_bytes"], 0)
+    assert main(["report", "--run", run, "--subject", made.subject]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "small" in page and "no evaluations.jsonl yet" not in page
+
+
+def test_a_plan_that_is_kept_elsewhere_is_the_runs_too(made: Made) -> None:
+    assert [path.name for path in (made.run / "plans").glob("*.json")], "made.plan lies outside of the run"

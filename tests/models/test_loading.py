@@ -13,7 +13,7 @@ import torch
 
 from sedaq.errors import InputError
 from sedaq.models.folders import SUBJECT_FILE
-from sedaq.models.loading import load
+from sedaq.models.loading import SHIPPED_FOLDER, load
 from sedaq.models.sampling import SamplingConfig
 from sedaq.models.subject import Subject
 from sedaq.storage import write_json
@@ -131,19 +131,59 @@ def test_unknown_names_say_what_may_be_passed(tmp_path: Path) -> None:
     assert "neither model_index.json nor config.json" in refusal(tmp_path)
 
 
-def test_a_hub_id_offline_says_how_to_get_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(_: str) -> str:
-        raise OSError("We couldn't connect\nto the hub")
+class Hub:
+    """The hub's client with one repository, or without a network."""
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path | None, *, online: bool = True) -> None:
+        self.folder, self.online, self.patterns = folder, online, None
+        monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda _, hub_id: self.names())
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda hub_id, name: str(self.folder / name))  # type: ignore[operator]
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot)
+
+    def names(self) -> list[str]:
+        if not self.online or self.folder is None:
+            raise OSError("We couldn't connect\nto the hub")
+        return [str(path.relative_to(self.folder)) for path in sorted(self.folder.rglob("*")) if path.is_file()]
+
+    def snapshot(self, hub_id: str, *, allow_patterns: list[str] | None = None, local_files_only: bool = False) -> str:
+        if self.folder is None or (not self.online and not local_files_only):
+            raise OSError("We couldn't connect\nto the hub")
+        self.patterns = allow_patterns
+        return str(self.folder)
+
+
+def test_a_hub_id_offline_says_how_to_get_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    Hub(monkeypatch, None)
     message = refusal("someone/model")
     assert "'someone/model'" in message and "hf download someone/model --local-dir FOLDER" in message
 
 
-def test_a_hub_id_that_is_there_loads_from_its_snapshot(make_denoiser: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("online", [True, False])
+def test_a_hub_id_that_is_there_loads_from_its_snapshot(
+    online: bool, make_denoiser: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_denoiser("unet")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id: str(folder))
+    Hub(monkeypatch, folder, online=online)
     assert load("someone/model").folder == folder
+
+
+def test_only_what_is_loaded_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd"))
+    wanted = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    (folder / "unet" / "onnx").mkdir()
+    for stray in (
+        "sd.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.bin",
+        "unet/model.ckpt",
+        "unet/onnx/a.onnx",
+        ".gitattributes",
+        "unet/.cache",
+    ):
+        (folder / stray).touch()
+    hub = Hub(monkeypatch, folder)
+    load("someone/model")
+    assert set(hub.patterns or ()) == wanted
 
 
 def test_a_denoiser_without_a_scheduler(make_denoiser: Callable[..., Path]) -> None:

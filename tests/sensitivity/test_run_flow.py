@@ -348,3 +348,17 @@ def test_a_run_that_starts_from_images_calibrates_with_them(tmp_path: Path) -> N
     assert store.identity == run.store.identity
     with pytest.raises(InputError, match="`input_images`: not those that were calibrated with"):
         EncodingStore(run.subject, tmp_path / "other", calibration=run.settings.calibration)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"calibration_images": 0}, "`calibration_images`: got 0; give a whole number of 1 or more"),
+        ({"rates": (0.1,)}, "`rates`: got 0.1; give numbers from 1 to 16"),
+        ({"rates": ()}, "`rates`: got none"),
+        ({"rates": (2.0, float("nan"))}, "`rates`: got 2, nan"),
+    ],
+)
+def test_settings_that_make_no_sense(wrong: dict[str, object], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        Settings(**wrong)  # type: ignore[arg-type]
