@@ -276,3 +276,35 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
             f"{path}: field 'tensors' does not match the stored tensors; the file is damaged, delete it and it will be made again"
         )
     return tensors, metadata
+
+
+def read_sealed(path: Path) -> str:
+    """The kind of a file that this module wrote, whatever it is: JSON, records or tensors. All of it is read and compared with its seals.
+
+    Raises:
+        DamagedError, InputError: as the reader of its kind.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = (file.metadata() or {}).get("sedaq", "{}")
+        except (OSError, SafetensorError) as error:
+            raise DamagedError(f"{path}: not a whole safetensors file ({error})") from error
+        kind = _kind_of(parsed(header, f"{path}: field 'sedaq' of its header", "it was not written by sedaq"), path)
+        load_tensors(path, kind)
+        return kind
+    first = path.read_bytes()
+    if path.suffix == ".jsonl":
+        first = first.partition(b"\n")[0]
+        kind = _kind_of(parsed(first or b"{}", f"{path} line 1", "remove the line, its work will be done again"), path)
+        read_records(path, kind)
+        return kind
+    kind = _kind_of(parsed(first, str(path), "write it again with sedaq"), path)
+    read_json(path, kind)
+    return kind
+
+
+def _kind_of(body: Any, path: Path) -> str:
+    if not isinstance(body, dict) or not isinstance(body.get("kind"), str):
+        raise DamagedError(f"{path}: has no field 'kind'; it was not written by sedaq")
+    return body["kind"]

@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": "Measure the images of a model.",
     "bench": "Measure distortion, encoding, kernels or a whole model.",
     "report": "Write the report of a run.",
+    "doctor": "What is whole, missing or damaged in a run or a model.",
     "demo": "All of it on a shipped model.",
 }
 
@@ -112,8 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
     # --debug may stand behind the verb as well.
     given = (["--debug"] if debug else []) + [word for word in given if word != "--debug"]
     try:
-        cli(given, prog_name="sedaq", standalone_mode=False)
-        return 0
+        code = cli(given, prog_name="sedaq", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import DamagedError
@@ -24,24 +24,31 @@ def manifest_bytes(names: Iterable[str]) -> int:
     return len(json_bytes("manifest", {"files": {name: "0" * 64 for name in sorted(names)}}))
 
 
+def damaged_in(folder: Path) -> Iterator[tuple[str, str]]:
+    """Files of the manifest that are "missing" or "damaged", but for those that a user may edit."""
+    for name, sha256 in read_json(folder / MANIFEST_FILE, "manifest")["files"].items():
+        if Path(name).name in _EDITABLE:
+            continue
+        if not (folder / name).is_file():
+            yield name, "missing"
+        elif file_sha256(folder / name) != sha256:
+            yield name, "damaged"
+
+
 def verify(folder: Path) -> None:
     """Compare what a model is loaded from with the manifest, at about a gigabyte a second; not with SEDAQ_VERIFY=0, nor where there is none.
 
     Raises:
         DamagedError: which names the first file that is missing or holds other bytes.
     """
-    path = folder / MANIFEST_FILE
-    if not path.exists() or os.environ.get("SEDAQ_VERIFY") == "0":
+    if not (folder / MANIFEST_FILE).exists() or os.environ.get("SEDAQ_VERIFY") == "0":
         return
-    for name, sha256 in read_json(path, "manifest")["files"].items():
-        if Path(name).name in _EDITABLE:
-            continue
-        if not (folder / name).is_file():
+    for name, state in damaged_in(folder):
+        if state == "missing":
             raise DamagedError(f"{folder / name}: is missing; apply the plan again")
-        if file_sha256(folder / name) != sha256:
-            raise DamagedError(
-                f"{folder / name}: does not hold the bytes that sedaq wrote; apply the plan again, or set SEDAQ_VERIFY=0 if you changed it yourself"
-            )
+        raise DamagedError(
+            f"{folder / name}: does not hold the bytes that sedaq wrote; apply the plan again, or set SEDAQ_VERIFY=0 if you changed it yourself"
+        )
 
 
 def foreign_to(folder: Path) -> str | None:

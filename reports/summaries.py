@@ -14,6 +14,7 @@ from .tables import rows_table
 
 if TYPE_CHECKING:
     from ..search.find import SearchResult
+    from .doctor import Finding
 
 
 def show(table: Table) -> None:
@@ -58,6 +59,11 @@ def front_table(found: Sequence[SearchResult]) -> Table:
     if "full_precision" in whole:
         rows.append({f"predicted {whole['metric']}": f"{number(whole['full_precision'])} (full precision)"})
     return rows_table(rows, list(dict.fromkeys(column for row in rows for column in row)))
+
+
+def diagnosis_table(findings: Sequence[Finding]) -> Table:
+    """One row a file that is not as it should be."""
+    return rows_table([finding.to_dict() for finding in findings], ["path", "state", "what", "remedy"])
 
 
 def metrics_table(result: Mapping[str, Any]) -> Table:
