@@ -53,7 +53,9 @@ def test_a_component_of_its_own(tmp_path: Path) -> None:
     folder = saved("wan-experts", tmp_path)
     subject = load(folder, prompts=PROMPTS, components=["transformer_2"])
     assert subject.components == ("transformer_2",) and not isinstance(subject.denoiser, Components)
-    assert subject.named_components == ()
+    assert subject.named_components == ("transformer_2",), "a plan says which of the two it is of"
+    plan = sedaq.uniform_plan(folder, sedaq.Budget(bits=4.0), components=["transformer_2"])
+    plan.validate(load(folder, prompts=PROMPTS, components=plan.components))
     whole = load(folder, prompts=PROMPTS)
     alone = {f"transformer_2.{layer.name}" for layer in subject.layers}
     assert alone < {layer.name for layer in whole.layers} and whole.named_components == whole.components

@@ -86,7 +86,7 @@ def test_how_many_probes_there_is_time_for() -> None:
     assert stages(1000, 10, 64).configs_within(1000 + 10 * 30 + 5) == 30
     assert stages(1000, 10, 64).configs_within(10**6) == 64
     assert stages(0, 10, 3).configs_within(31) == 3, "few that are left may be less than a predictor needs"
-    with pytest.raises(InputError, match=r"`max_hours` 0.278: 0.28 hours pass before the first probe, and 12 probes end after 0.31"):
+    with pytest.raises(InputError, match=r"`max_hours` is too short: 0.28 hours pass before the first probe, and 12 probes end after 0.31"):
         stages(1000, 10, 64).configs_within(1000)
 
 
