@@ -28,6 +28,7 @@ from .errors import InputError
 from .models.loading import load
 from .models.sampling import SamplingConfig
 from .models.subject import Subject
+from .search.budgets import parse_size
 from .search.config import Budget, SearchConfig
 from .search.engine import SearchResult
 from .search.find import FRONT_BITS
@@ -60,8 +61,7 @@ class Run:
         components: of a pipeline, what is quantized, such as unet, text_encoder, vae; its denoisers by default.
         effort: of the encoder: draft, fast (the default), full or seconds a layer.
         weighting: of the calibration's timesteps: uniform (the default), balanced, early or late.
-        executor: where work runs: "serial", or "processes:4".
-        device: of torch.
+        executor, device: where work runs: "serial", or "processes:4", and torch's device.
 
     Raises:
         InputError: no model is named for a new run, or the run was begun with other settings, which the message names.
@@ -198,7 +198,7 @@ class Run:
         """The best plan within a budget, which is never exceeded.
 
         Args:
-            out: plan file to write; plans/BITS.json in the run by default.
+            out: plan file to write beside plans/BITS.json in the run.
             config: fields of SearchConfig, such as pin, keep, verify.
 
         Example:
@@ -261,9 +261,13 @@ class Run:
         """
         return evaluation.evaluate_plan(self._opened, name, plan, tune_steps=tune_steps, n_images=images, steps=steps)
 
-    def keep(self, name: str, result: Mapping[str, Any], measured: str | Path) -> None:
-        """Keep what `sedaq.evaluate` found of a folder, or of the model itself, as a row of the report."""
-        evaluation.keep_evaluation(self._opened, name, result, evaluation.plan_of(measured))
+    def check_folder(self, folder: str | Path) -> Plan:
+        """The plan of a folder that was applied. Raises InputError for one that has none, or of another model than the run's."""
+        return evaluation.plan_of(self._opened, folder)
+
+    def keep(self, name: str, result: Mapping[str, Any], folder: str | Path) -> None:
+        """Keep what `sedaq.evaluate` found of a folder that was applied as a row of the report."""
+        evaluation.keep_evaluation(self._opened, name, result, self.check_folder(folder))
 
     def bench(self, bits: Sequence[float] = (2.0,), **how: Any) -> list[dict[str, Any]]:
         """The searched plan beside what others do, at equal bytes and on fresh noise. Keywords as in `search.bench.bench_search`."""
@@ -279,8 +283,6 @@ class Run:
 
 
 def _bytes(size: str | int | None) -> int | None:
-    from .search.budgets import parse_size
-
     return None if size is None else parse_size(str(size))
 
 
@@ -305,7 +307,6 @@ def evaluate(
     Args:
         model: whatever `load` takes, or a quantized folder.
         against: the full-precision model, for paired measures on the same noise.
-        images: how many.
         reference: real images or statistics; the test set's for shipped models by default.
         weights: folder that `apply` wrote of a model of your own code, FILE.py:FUNCTION, which is then `model`.
 

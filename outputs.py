@@ -86,12 +86,12 @@ def _flush(folder: Path) -> None:
 
 def _swap(new: Path, out: Path, old: Path) -> None:
     """Rename `new` to `out`; where that fails, an earlier `out` is back under its name."""
-    if out.exists():
-        out.rename(old)
     try:
+        if out.exists():
+            out.rename(old)
         new.rename(out)
     except BaseException:
-        if old.exists():
+        if old.exists() and not out.exists():
             old.rename(out)
         raise
     flush_folder(out.parent)

@@ -28,7 +28,7 @@ def command(out: Path, fresh: bool, device: str) -> None:
     from ..storage import write_json
 
     if fresh and out.exists():
-        if any(out.iterdir()) and not (out / MARK_FILE).exists():
+        if any(out.iterdir()) and not ((out / MARK_FILE).exists() or _was_begun(out)):
             raise InputError(f"--fresh --out {out}: is not a demo's folder, so it is not deleted; choose another")
         shutil.rmtree(out)
     with shown():
@@ -47,3 +47,20 @@ def command(out: Path, fresh: bool, device: str) -> None:
         page = run.report()
     show(evaluation_table(rows))
     click.echo(f"{page}")
+
+
+def _was_begun(out: Path) -> bool:
+    """Whether a demo was stopped before its first stage ended, or is of an earlier version: a run of the demo's model with all settings at their defaults."""
+    from ..errors import InputError
+    from ..models.sampling import SamplingConfig
+    from ..sensitivity.run import Settings
+    from ..storage import read_json
+
+    try:
+        run = read_json(out / "run.json", "run")
+    except InputError:
+        return False
+    return bool(
+        run["subject"]["argument"] == SUBJECT
+        and run["settings"] == Settings(sampling=SamplingConfig(steps=10), calibration_images=64).to_dict()
+    )

@@ -13,7 +13,7 @@ from . import options
     help="Read every file of a run's folder, or of a model that `sedaq apply` wrote, and say what is wrong. Nothing is loaded or run."
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--repair", is_flag=True, help="Delete what is damaged and can be made again, so that the next command makes it.")
+@click.option("--repair", is_flag=True, help="Delete files of a run that are damaged and can be made again; the next command makes them.")
 @options.as_json
 @click.pass_context
 def command(context: click.Context, folder: Path, repair: bool, as_json: bool) -> None:
@@ -30,5 +30,5 @@ def command(context: click.Context, folder: Path, repair: bool, as_json: bool) -
             show(diagnosis_table(found.findings))
         for step in found.next_steps:
             click.echo(f"next: {step}" if step.startswith("`") else step)
-    if not found.is_whole and not repair:
+    if not found.is_whole:
         context.exit(1)

@@ -16,7 +16,9 @@ from .config import config_options
 @click.argument("subject")
 @click.option("--against", default=None, metavar="SUBJECT", help="Full-precision model, for paired measures on the same noise.")
 @click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="How many are sampled.")
-@click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Keep the result in this run too, for its report.")
+@click.option(
+    "--keep-in", type=click.Path(path_type=Path), default=None, metavar="RUN", help="Keep the result in a run too, for its report."
+)
 @config_options(SamplingConfig, "sampling")
 @options.seed
 @click.option(
@@ -28,7 +30,7 @@ def command(
     subject: str,
     against: str | None,
     images: int,
-    run_folder: Path | None,
+    keep_in: Path | None,
     sampling: dict[str, Any],
     seed: int,
     reference: str | None,
@@ -41,7 +43,9 @@ def command(
     from ..progress import shown
     from ..reports.summaries import metrics_table, show
 
-    run = None if run_folder is None else Run(run_folder)
+    run = None if keep_in is None else Run(keep_in)
+    if run is not None:
+        run.check_folder(weights or subject)
     with shown():
         result = evaluate(
             subject,

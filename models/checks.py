@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +19,28 @@ from .sampling import SamplingConfig
 if TYPE_CHECKING:
     from .subject import Subject
 
+log = logging.getLogger("sedaq")
+
 
 def check_weights(module: nn.Module, folder: Path) -> None:
-    """Raise InputError where the files of a component of diffusers lack tensors that it has, or hold them in another shape or as whole numbers."""
+    """Raise InputError where the files of a model that stays in them lack tensors that it has, or hold them in another shape or as whole numbers."""
     stored = tensor_headers(folder)
     expected = module.state_dict()
-    missing = [name for name in expected if name not in stored]
-    if missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"{folder}: its weights lack the tensor {missing[0]}{others}; the folder is incomplete, save or download it again")
+    _refuse([name for name in expected if name not in stored], folder, "load the model with diffusers and save it again")
     for name, tensor in expected.items():
-        dtype, shape = stored[name]
+        shape = stored[name][1]
         if shape != tuple(tensor.shape):
             raise InputError(
                 f"{folder}: its tensor {name} has shape {shape} where the config means {tuple(tensor.shape)}; take both from one model"
             )
-        if dtype is not None and dtype.is_floating_point != tensor.is_floating_point():
+    check_kinds(module, folder)
+
+
+def check_kinds(module: nn.Module, folder: Path) -> None:
+    """Raise InputError where files hold whole numbers for the weights of a layer, which a library would take for such."""
+    expected = module.state_dict()
+    for name, (dtype, _) in tensor_headers(folder).items():
+        if name in expected and dtype is not None and dtype.is_floating_point != expected[name].is_floating_point():
             raise InputError(
                 f"{folder}: its tensor {name} is stored as {dtype}, not as the numbers of its layer; get the model in full precision"
             )
@@ -41,21 +48,45 @@ def check_weights(module: nn.Module, folder: Path) -> None:
 
 def refuse_missing(module: nn.Module, folder: Path) -> None:
     """Raise InputError where a component that was loaded has tensors without values."""
-    missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    _refuse(
+        [name for name, tensor in module.state_dict().items() if tensor.is_meta],
+        folder,
+        "the folder is incomplete, save or download it again",
+    )
+
+
+def _refuse(missing: list[str], folder: Path, remedy: str) -> None:
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"{folder}: its weights lack the tensor {missing[0]}{others}; the folder is incomplete, save or download it again")
+        raise InputError(f"{folder}: its weights lack the tensor {missing[0]}{others}; {remedy}")
 
 
-def check_finite(who: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Raise InputError for NaN or infinity in any tensor."""
-    for name, tensor in tensors:
-        if (
-            tensor.is_floating_point()
-            and not tensor.is_meta
-            and not torch.isfinite(tensor.float() if tensor.itemsize < 2 else tensor).all()
-        ):
-            raise InputError(f"{who}: its tensor {name} holds NaN or infinity; repair the model")
+def warn_of_made_up(module: nn.Module, folder: Path) -> None:
+    """Warn of tensors of a text encoder that its files do not hold: transformers draws them at random. Names may have a beginning more or less there."""
+    stored = tensor_headers(folder)
+    state = module.state_dict()
+    found = {name for name in state if name in stored or any(other.endswith(f".{name}") or name.endswith(f".{other}") for other in stored)}
+    places = {state[name].data_ptr() for name in found}
+    made_up = [name for name, tensor in state.items() if name not in found and tensor.data_ptr() not in places]
+    if made_up:
+        log.warning("%s: its weights lack %s of %d tensors, such as %s; is the folder whole?", folder, len(made_up), len(state), made_up[0])
+
+
+def check_finite(who: str, module: nn.Module) -> None:
+    """Raise InputError for NaN in any tensor, and for infinity in a parameter; a mask may hold it."""
+    parameters = dict(module.named_parameters())
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_meta:
+            refuse_not_finite(who, name, tensor, infinite=name not in parameters)
+
+
+def refuse_not_finite(who: str, name: str, tensor: torch.Tensor, *, infinite: bool = False) -> None:
+    """Raise InputError for NaN or infinity in a tensor; where `infinite`, for NaN alone."""
+    if not tensor.is_floating_point():
+        return
+    values = tensor.float() if tensor.itemsize < 2 else tensor
+    if torch.isnan(values).any() or not (infinite or torch.isfinite(values).all()):
+        raise InputError(f"{who}: its tensor {name} holds NaN or infinity; repair the model")
 
 
 def check_size(denoiser: nn.Module, path: Path) -> None:
@@ -94,7 +125,7 @@ def check_sampler(subject: Subject, sampling: SamplingConfig) -> None:
         seen = f"{str(both.dtype).removeprefix('torch.')} from {both.min().item():g} to {both.max().item():g}"
         raise InputError(f"{who}its images are {seen}; they must be floating-point numbers from 0 to 1")
     second, other = subject.sample(sampling, seed=0, start=1, n_images=1), subject.sample(sampling, seed=1, n_images=1)
-    apart = (both[0] - both[1]).abs().mean() if both[0].shape == both[1].shape else torch.ones(())
+    apart = (both[0] - both[1]).abs().mean()
     if second.shape[1:] != both.shape[1:] or (second[0] - both[1]).abs().mean() > 1e-3 + 0.1 * apart:
         raise InputError(
             f"{who}image 1 of seed 0 came out differently when it was sampled again, by itself; its noise must depend on (seed, index) alone"

@@ -42,14 +42,20 @@ def essentials(module: nn.Module) -> dict[str, Any]:
     config: Any = getattr(module, "config", {})
     if hasattr(config, "to_diff_dict"):  # of transformers
         known = type(config)().to_dict()
-        values = {key: value for key, value in config.to_diff_dict().items() if key in known and key != "transformers_version"}
-        return _as_json({key: value for key, value in values.items() if not key.startswith("_")})
+        return _as_json(_without_notes({key: value for key, value in config.to_diff_dict().items() if key in known}))
     defaults = {name: parameter.default for name, parameter in inspect.signature(type(module).__init__).parameters.items()}
     found = whole_config(module)
     if not hasattr(module, "register_to_config"):  # a user's own module, whose config is what he says
         return found
     plain = _as_json({name: default for name, default in defaults.items() if default is not inspect.Parameter.empty})
     return {key: value for key, value in found.items() if key in defaults and not (key in plain and plain[key] == value)}
+
+
+def _without_notes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what transformers notes of a loading: its version, and the dtype that was asked for."""
+    notes = ("transformers_version", "dtype", "torch_dtype")
+    kept = {key: value for key, value in values.items() if key not in notes and not key.startswith("_")}
+    return {key: _without_notes(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ SUBJECT_FILE = "sedaq_subject.json"
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.(?P<kind>safetensors|bin|msgpack|h5|onnx|pb)"
 )
+_TEXTS = re.compile(r"(?i)(readme|licen[cs]e|notice)")
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".pb", ".gguf")
 _INDEX = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
 
@@ -117,7 +118,7 @@ def files_of(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
     """
     index = components_in(folder)
     yield from (folder / name for name in ("model_index.json", SUBJECT_FILE) if (folder / name).exists())
-    yield from (path for path in sorted(folder.iterdir()) if path.is_file() and re.match(r"(?i)(readme|licen[cs]e|notice)", path.name))
+    yield from (path for path in sorted(folder.iterdir()) if path.is_file() and _TEXTS.match(path.name))
     for name in index:
         if name in without or not (folder / name).is_dir():
             continue
@@ -140,7 +141,7 @@ def hub_files(names: Collection[str], index: Path | None, where: str) -> list[st
     """Of the files in a repository, those that a model is loaded from: of a pipeline what its index names, of a bare model its weights and configs."""
     if index is None:
         return component_files([name for name in names if "/" not in name], where)
-    found = [name for name in ("model_index.json", SUBJECT_FILE) if name in names]
+    found = [name for name in names if name in ("model_index.json", SUBJECT_FILE) or ("/" not in name and _TEXTS.match(name))]
     for component in components_in(index):
         inside = [name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")]
         found += [f"{component}/{name}" for name in component_files(inside, f"{where}/{component}")]

@@ -98,15 +98,18 @@ def load(
         log.warning("%s: the weights of %s are made anew in every call; these layers stay as they are", loaded.name, ", ".join(computed))
     if not quantized and not next(loaded.denoiser.parameters()).is_meta:
         loaded.layers  # noqa: B018  finds NaN in weights now, before any work
-    check_finite(loaded.name, loaded.denoiser.state_dict().items())
+    check_finite(loaded.name, loaded.denoiser)
     return loaded
 
 
 def may_be_reopened(note: str) -> bool:
     """Whether a model that a file names may be loaded unasked: one that sedaq ships, or a folder that holds none of its user's code. Nothing is run or
     downloaded because a file says so."""
+    if ".py:" in note:  # `load` takes it for code, whatever lies under that name
+        return False
     if single_files.MARK in note:
-        return all(Path(part).exists() for part in note.rsplit(":", 1))
+        file, _, folder = note.rpartition(":")
+        return Path(file).is_file() and Path(folder).is_dir()
     return note in SHIPPED or (Path(note).is_dir() and not source_of(Path(note)))
 
 

@@ -19,6 +19,13 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST_FILE, "manifest", {"files": {str(path.relative_to(folder)): file_sha256(path) for path in paths}})
 
 
+def _files(folder: Path) -> dict[str, str]:
+    found = read_json(folder / MANIFEST_FILE, "manifest").get("files")
+    if not isinstance(found, dict):
+        raise DamagedError(f"{folder / MANIFEST_FILE}: has no field 'files'; delete the folder and apply the plan again")
+    return found
+
+
 def manifest_bytes(names: Iterable[str]) -> int:
     """Size of the manifest of files with these names."""
     return len(json_bytes("manifest", {"files": {name: "0" * 64 for name in sorted(names)}}))
@@ -26,7 +33,7 @@ def manifest_bytes(names: Iterable[str]) -> int:
 
 def damaged_in(folder: Path) -> Iterator[tuple[str, str]]:
     """Files of the manifest that are "missing" or "damaged", but for those that a user may edit."""
-    for name, sha256 in read_json(folder / MANIFEST_FILE, "manifest")["files"].items():
+    for name, sha256 in _files(folder).items():
         if Path(name).name in _EDITABLE:
             continue
         if not (folder / name).is_file():
@@ -45,15 +52,15 @@ def verify(folder: Path) -> None:
         return
     for name, state in damaged_in(folder):
         if state == "missing":
-            raise DamagedError(f"{folder / name}: is missing; apply the plan again")
+            raise DamagedError(f"{folder / name}: is missing; delete the folder and apply the plan again")
         raise DamagedError(
-            f"{folder / name}: does not hold the bytes that sedaq wrote; apply the plan again, or set SEDAQ_VERIFY=0 if you changed it yourself"
+            f"{folder / name}: does not hold the bytes that sedaq wrote; delete the folder and apply the plan again, or set SEDAQ_VERIFY=0 if you changed it yourself"
         )
 
 
 def foreign_to(folder: Path) -> str | None:
     """Something in a folder with a manifest that sedaq did not write as it is; None where there is nothing."""
-    known = read_json(folder / MANIFEST_FILE, "manifest")["files"]
+    known = _files(folder)
     folders = {str(parent) for name in known for parent in Path(name).parents}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..storage import read_json
 from .adapters.denoiser import DEFAULT_STEPS, DenoiserAdapter
 from .adapters.pipeline import PipelineAdapter
-from .checks import check_finite, check_size, check_weights, refuse_absent, refuse_missing
+from .checks import check_finite, check_kinds, check_size, refuse_absent, refuse_missing, warn_of_made_up
 from .components import Components, denoisers_of
 from .encoded_prompts import EncodedPrompts
 from .folders import DENOISER_COMPONENTS, SUBJECT_FILE, components_in, is_of_transformers, loaded_weights, read_config, stored_dtypes
@@ -138,7 +138,7 @@ def load_denoiser(folder: Path, name: str, device: str, exclude: Sequence[str], 
     refuse_missing(denoiser, folder)
     check_size(denoiser, folder / "config.json")
     if not quantized:
-        check_weights(denoiser, folder)
+        check_kinds(denoiser, folder)
     # In this layout a probe of mnist-unet takes 10.3 s on two cores instead of 12.7 s.
     denoiser = denoiser.to(device)
     put_channels_last(denoiser)
@@ -206,6 +206,9 @@ def _load_pipeline(
             raise InputError(
                 f"{folder / name}: is named in model_index.json and missing; the folder is incomplete, save or download it again"
             )
+    for name, (library, _) in index.items():  # an adapter's folder would have its base downloaded
+        if library == "transformers" and loaded_weights(folder / name) and not (folder / name / "config.json").exists():
+            raise InputError(f"{folder / name}: holds weights and no config.json; the folder is incomplete, save or download it again")
     empty = next((name for name in DENOISER_COMPONENTS if index.get(name) == (None, None)), None)
     if empty and not components and not set(DENOISER_COMPONENTS) & set(present):
         raise InputError(
@@ -220,31 +223,9 @@ def _load_pipeline(
     pipeline = _from_pretrained(load_from, folder, next((v for name in weighty if (v := _variant(folder / name))), ""), dtype)
     modules = {name: module for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
     names = tuple(components) or tuple(name for name in modules if name in done) or denoisers_of(modules)
-    for name in names:
-        if name not in modules:
-            raise InputError(f"`components` {name}: {folder} has no such module; choose of {', '.join(modules)}")
-        refuse_missing(modules[name], folder / name)
-    for name, module in modules.items():
-        if index[name][0] == "diffusers" and name not in done and loaded_weights(folder / name):
-            check_weights(module, folder / name)
-        if name not in names:
-            check_finite(f"{folder} {name}", module.state_dict().items())
-    if not names:
-        raise InputError(
-            f"{folder}: none of its components is a denoiser, told the time; name `components`, or pass a sedaq.Subject with your own sample function"
-        )
+    _check_components(folder, modules, names, done)
     pipeline = pipeline.to(device)
-    adapter_dtype = dtype_of(dtype)
-    encoders = [
-        EncodedPrompts(
-            module,
-            functools.partial(
-                _class_of(module).from_pretrained, folder / name, dtype=adapter_dtype, variant=_variant(folder / name) or None
-            ),
-        )
-        for name, module in modules.items()
-        if name.startswith("text_encoder") and name not in (*names, *done) and is_of_transformers(module)
-    ]
+    encoders = _text_encoders(folder, modules, (*names, *done), dtype)
     known = read_json(folder / SUBJECT_FILE, "subject") if (folder / SUBJECT_FILE).exists() else {}
     conditions: Sequence[Condition] | None = class_conditions(modules[names[0]])["conditions"]
     if "prompt" in inspect.signature(pipeline.__call__).parameters:
@@ -253,7 +234,7 @@ def _load_pipeline(
     several = len(names) > 1
     return Subject(
         Components({name: modules[name] for name in names}) if several else modules[names[0]],
-        sample=PipelineAdapter(pipeline, conditions, defaults, adapter_dtype, encoders),
+        sample=PipelineAdapter(pipeline, conditions, defaults, dtype_of(dtype), encoders),
         conditions=conditions,
         name=folder.resolve().name,
         exclude=exclude,
@@ -274,8 +255,31 @@ def _load_pipeline(
     )
 
 
-def _class_of(module: nn.Module) -> Any:
-    return type(module)
+def _check_components(folder: Path, modules: Mapping[str, nn.Module], names: Sequence[str], done: Collection[str]) -> None:
+    """Raise InputError for components that are not there, or not whole. names: those that are quantized; done: those that sedaq has quantized before."""
+    for name in names:
+        if name not in modules:
+            raise InputError(f"`components` {name}: {folder} has no such module; choose of {', '.join(modules)}")
+        refuse_missing(modules[name], folder / name)
+    if not names:
+        raise InputError(
+            f"{folder}: none of its components is a denoiser, told the time; name `components`, or pass a sedaq.Subject with your own sample function"
+        )
+    for name, module in modules.items():
+        if name not in done and loaded_weights(folder / name):
+            (warn_of_made_up if is_of_transformers(module) else check_kinds)(module, folder / name)
+        if name not in names:
+            check_finite(f"{folder} {name}", module)
+
+
+def _text_encoders(folder: Path, modules: Mapping[str, Any], taken: Collection[str], dtype: str) -> list[EncodedPrompts]:
+    """Text encoders that are not quantized, so that what they say can be kept."""
+    found = []
+    for name, module in modules.items():
+        if name.startswith("text_encoder") and name not in taken and is_of_transformers(module):
+            how: dict[str, Any] = {"dtype": dtype_of(dtype), "variant": _variant(folder / name) or None, "local_files_only": True}
+            found.append(EncodedPrompts(module, functools.partial(type(module).from_pretrained, folder / name, **how)))
+    return found
 
 
 def _exact_weights(modules: Mapping[str, nn.Module], folders: Mapping[str, Path], dtype: str, quantized: bool) -> MappedTensors | None:

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
 from ..outputs import write_folder
+from ..runtime.tasks import locked
 from ..storage import SAFETENSORS_DTYPES, cache_folder, fingerprint
-from .folders import SUBJECT_FILE, files_of
+from .folders import SUBJECT_FILE, components_in, files_of
 from .pretrained import diffusers_class
 from .unloaded import architecture
 
@@ -41,11 +42,15 @@ def converted(file: Path, folder: Path) -> Path:
     Raises:
         InputError: a file that diffusers cannot convert, or does not for this kind of model.
     """
-    configs = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.parts[1:]))
+    configs = sorted(
+        path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     state = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in (file, *configs)]
     found = cache_folder() / "converted" / fingerprint(state) / folder.resolve().name
     if not found.exists():
-        write_folder(found, lambda out: _convert(file, folder, out))
+        with locked(found.parent):  # another process may convert it, too
+            if not found.exists():
+                write_folder(found, lambda out: _convert(file, folder, out))
     return found
 
 
@@ -53,10 +58,14 @@ def _convert(file: Path, folder: Path, out: Path) -> None:
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
-            dtype = SAFETENSORS_DTYPES.get(opened.get_slice(names[0]).get_dtype(), torch.float32) if names else torch.float32
+            stored = {SAFETENSORS_DTYPES.get(opened.get_slice(name).get_dtype(), torch.float32) for name in names}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: not a whole safetensors file; download it again") from error
+    # one for all: the widest, so that nothing is rounded
+    dtype = max((found for found in stored if found.is_floating_point), key=lambda found: found.itemsize, default=torch.float32)
     is_pipeline = (folder / "model_index.json").exists()
+    if is_pipeline:
+        components_in(folder)  # refuses what would be imported
     if is_pipeline and any(name.startswith(_OF_PIPELINES) for name in names):
         kind = diffusers_class(folder / "model_index.json", "DiffusionPipeline", "pipeline")
         _from_single_file(kind, file, folder, dtype).save_pretrained(out)

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import InputError
 from ..storage import fingerprint, tensor_fingerprint
 from .adapters.base import Adapter, FunctionAdapter
-from .checks import check_finite, check_sampler
+from .checks import check_sampler, refuse_not_finite
 from .components import Components, essentials, is_denoiser, whole_config
 from .layers import Layer, find_layers, find_ties, tied_layers
 from .mapped import MappedTensors
@@ -194,8 +194,8 @@ class Subject:
 
     def adopt(self, fingerprint: str) -> bool:
         """Whether `fingerprint` is of this subject. It is called by that name from now on, if an earlier version gave it."""
-        if fingerprint in self.earlier_fingerprints:
-            whole, without_prompts = self.earlier_fingerprints
+        whole, without_prompts = self.earlier_fingerprints
+        if fingerprint == whole:
             self.fingerprint, self.model_fingerprint = whole, without_prompts if self._is_prompted else whole
         return fingerprint == self.fingerprint
 
@@ -259,8 +259,9 @@ class Subject:
         if self.mapped is None:
             found: torch.Tensor = self.denoiser.state_dict()[name]
             return found
-        check_finite(self.name, [(name, self.mapped[name])])
-        return self.mapped[name]
+        tensor = self.mapped[name]
+        refuse_not_finite(self.name, name, tensor)
+        return tensor
 
     @contextmanager
     def weights_replaced(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ PROBE, FIT, SEARCH, APPLY = "sedaq probe", "sedaq fit", "sedaq search", "sedaq a
 # Files of a run by their paths in it: their kind, and the command that makes such a one again; "" where none can.
 RECORDS: dict[str, tuple[str, str]] = {
     r"run\.json": ("run", ""),
-    r"layers\.json": ("outline", "any"),
+    r"layers\.json": ("outline", PROBE),
     r"probes(\.\d+)?\.jsonl": ("probe", PROBE),
     r"probing\.json": ("probing", PROBE),
     r"menus/.*\.json": ("menu", PROBE),
@@ -49,7 +50,12 @@ RECORDS: dict[str, tuple[str, str]] = {
     r"demo\.json": ("demo", "sedaq demo"),
 }
 PLAIN = r"report\.html|figures/[^/]*\.(png|svg|csv)|predictor/(sensitivity|groups|interactions)\.csv|predictor/trees\d+\.ubj"
-LOCK, TEMPORARY = r"(.*/)?\.[^/]*\.lock", r"(.*/)?\.[^/]*\.([0-9a-f]{8}|new|old)(/.*)?"
+LOCK, TEMPORARY, FOLDER = r"(.*/)?\.[^/]*\.lock", r"(.*/)?\.[^/]*\.[0-9a-f]{8}", r"(.*/)?\.[^/]*\.(new|old|tuning)/.*"
+REMADE = r".*[./@-][0-9a-f]{16}\.(json|safetensors)|layers\.json|predictor/(additive|fit)\.json"  # by names that sedaq alone gives
+HOUR = 3600  # that no half-written file of a living process is old
+
+
+_UNHELD, _HALF = "a lock that nobody holds", "half-written"
 
 
 @dataclass(frozen=True)
@@ -85,20 +91,22 @@ def examine(folder: str | Path, *, repair: bool = False) -> Diagnosis:
     """Read every file of a run's folder, or of a model that `apply` wrote.
 
     Args:
-        repair: delete what is damaged and can be made again, and what killed processes left behind; the next command then makes it.
+        repair: first delete files of a run that are damaged, bear sedaq's names and seal, and can be made again, and what killed processes left behind.
 
     Raises:
         InputError: a folder that is neither.
     """
     folder = Path(folder)
     if (folder / "run.json").exists():
-        return _run(folder, repair)
+        if repair:
+            _clear(folder, _run(folder).findings)
+        return _run(folder)
     if (folder / MANIFEST_FILE).exists() or any(folder.glob(f"**/{PLAN_FILE}")):
         return _model(folder)
     raise InputError(f"{folder}: is neither a run (no run.json) nor a model that `sedaq apply` wrote; pass one of them")
 
 
-def _run(folder: Path, repair: bool) -> Diagnosis:
+def _run(folder: Path) -> Diagnosis:
     models = [path for path in sorted((folder / "models").glob("*")) if path.is_dir()] if (folder / "models").is_dir() else []
     inner = [_model(path) for path in models if not path.name.startswith(".")]
     findings = [Finding(f"{d.folder.relative_to(folder)}/{f.path}", f.state, f.what, f.remedy) for d in inner for f in d.findings]
@@ -107,20 +115,29 @@ def _run(folder: Path, repair: bool) -> Diagnosis:
         finding = _of_file(path, str(path.relative_to(folder)))
         if finding is None:
             n_whole += 1
-            continue
-        findings.append(finding)
-        if repair and finding.remedy.startswith(("again by", "left by")) and not finding.path.endswith(".jsonl"):
-            path.unlink()
+        else:
+            findings.append(finding)
     findings += _tables(folder)
     return Diagnosis(folder, n_whole, tuple(findings), tuple(_next(folder)))
+
+
+def _clear(folder: Path, findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        path, remade = folder / finding.path, re.fullmatch(REMADE, finding.path)
+        is_ours = finding.state == "damaged" and remade and (path.stat().st_size == 0 or b"sha256" in path.read_bytes()[: 1 << 20])
+        is_left = finding.what in (_UNHELD, _HALF) and time.time() - path.stat().st_mtime > (HOUR if finding.what == _HALF else 0)
+        if is_ours or is_left:
+            path.unlink()
 
 
 def _of_file(path: Path, name: str) -> Finding | None:
     """What is wrong with a file of a run; None where nothing is."""
     if re.fullmatch(LOCK, name):
-        return None if _is_held(path) else Finding(name, "stray", "a lock that nobody holds", "left by a killed process, harmless")
+        return None if _is_held(path) else Finding(name, "stray", _UNHELD, "harmless, left by a killed process")
     if re.fullmatch(TEMPORARY, name):
-        return Finding(name, "stray", "half-written", "left by a killed process, harmless")
+        return Finding(name, "stray", _HALF, "harmless, left by a killed process, or of one that is at it")
+    if re.fullmatch(FOLDER, name):
+        return Finding(name, "stray", "of an apply that was killed, or is at it", "goes when it is applied again")
     if re.fullmatch(PLAIN, name):
         return None
     kind, command = next((row for pattern, row in RECORDS.items() if re.fullmatch(pattern, name)), ("", ""))
@@ -181,7 +198,7 @@ def _next(folder: Path) -> Iterator[str]:
 
 def _model(folder: Path) -> Diagnosis:
     """A folder that `apply` wrote."""
-    remedy = "apply the plan again"
+    remedy = "delete the folder and apply the plan again"
     findings: list[Finding] = []
     n_whole = 0
     if (folder / MANIFEST_FILE).exists():

@@ -189,7 +189,7 @@ FIGURES: tuple[FigureSpec, ...] = (
         "evaluation",
         "Quality and size",
         "evaluations.jsonl",
-        "sedaq evaluate (with this run)",
+        "sedaq evaluate (which keeps it in this run)",
         lambda data: bool(data.evaluations),
         plans.evaluation_bars,
         _evaluation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -181,8 +182,16 @@ def _read_front(path: Path) -> list[dict[str, Any]] | None:
 
 def plan_file(folder: Path) -> Path | None:
     """The plan that a page is about, by its name: plan.json, else the one of fewest bits. uniform.json is what it is held against."""
-    names = sorted(path.name for path in folder.glob("*.json") if path.name not in ("front.json", "uniform.json"))
+    names = sorted((path.name for path in folder.glob("*.json") if path.name not in ("front.json", "uniform.json")), key=_bits_in)
     return folder / ("plan.json" if "plan.json" in names else names[0]) if names else None
+
+
+def _bits_in(name: str) -> tuple[float, str]:
+    """Plans are named by their bits, unless the user named them."""
+    try:
+        return float(name.removesuffix(".json")), name
+    except ValueError:
+        return math.inf, name
 
 
 def _read_plan(folder: Path, front: list[dict[str, Any]] | None) -> tuple[Plan | None, str]:

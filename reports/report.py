@@ -25,7 +25,7 @@ from .plan_figures import grid_image, rates_of
 from .style import DPI, save_png, spot_boxes, svg_bytes
 from .tables import evaluation_columns
 
-MARK = '<meta name="generator" content="sedaq">'  # in every page
+MARK = ": sedaq report</title>"  # in every page
 MAX_ROWS_SHOWN = 40  # of the numbers behind a figure; longer tables are in the CSV only
 
 

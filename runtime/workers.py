@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from pickle import PicklingError
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -61,7 +62,7 @@ class Pool(Generic[T, R]):
                 worker, index = busy.pop(pipe)
                 try:
                     result = worker.answer()
-                except EOFError:
+                except _DiedError:
                     self._workers.remove(worker)
                     tries[index] += 1
                     endings[index] = worker.ending()
@@ -95,6 +96,10 @@ class Pool(Generic[T, R]):
         self._workers.clear()
 
 
+class _DiedError(Exception):
+    """A worker process is gone."""
+
+
 class _Worker(Generic[T, R]):
     """One process and the pipe to it. `pipes`: those to the workers that were started before."""
 
@@ -119,12 +124,13 @@ class _Worker(Generic[T, R]):
         self.is_busy = True
 
     def answer(self) -> R:
-        """The result of the item that was started. Raises what the function raised, and EOFError for a dead process."""
+        """The result of the item that was started. Raises what the function raised, and _DiedError for a dead process."""
         try:
             done, result = self.pipe.recv()
-        except ConnectionResetError as error:
-            raise EOFError from error
-        self.is_busy = False
+        except (EOFError, ConnectionResetError) as error:
+            raise _DiedError from error
+        finally:
+            self.is_busy = False
         if not done:
             raise result
         found: R = result
@@ -201,5 +207,5 @@ def _received(pipe: Connection) -> Callable[[Any], Any]:
 def _reply(pipe: Connection, answer: tuple[bool, Any]) -> None:
     try:
         pipe.send(answer)
-    except (TypeError, AttributeError, ValueError) as error:  # what cannot be pickled
+    except (TypeError, AttributeError, ValueError, PicklingError) as error:  # what cannot be pickled
         pipe.send((False, SedaqError(f"a worker's answer {answer[1]!r} cannot be sent ({error})")))

@@ -157,6 +157,7 @@ def evaluate_plan(
     for record in read_records(path, "evaluation"):
         if record["key"] == key:
             return record
+    run.subject.denoiser  # noqa: B018  loads the model that the run's file names, or says that it may not be
     subject: Any = run.subject_argument or run.subject
     folder = run.folder / "models" / name.replace(" ", "")
     if plan is not None:
@@ -183,16 +184,13 @@ def keep_evaluation(
     """Keep a result in the run's evaluations.jsonl, for the report; the last row of a name counts. Returns the row.
 
     Args:
-        plan: of the folder that was measured, None for the run's model itself.
-        tune_steps: that the folder was tuned for; those of the run's last tuning of the plan where None.
-
-    Raises:
-        InputError: for a plan of another model.
+        plan: of the folder that was measured, None where it was the run's model itself.
+        tune_steps: that the folder was tuned for; those of the run's last tuning of that name and plan where None.
     """
-    if plan is not None:
-        plan.validate(run.subject)
     if tune_steps is None:
-        tunings = [r for r in read_records(run.folder / "tunings.jsonl", "tuning") if plan is not None and r["plan_hash"] == plan.hash]
+        tunings = [
+            r for r in read_records(run.folder / "tunings.jsonl", "tuning") if plan and (r["name"], r["plan_hash"]) == (name, plan.hash)
+        ]
         tune_steps = tunings[-1]["held_out_losses"][-1][0] if tunings and tunings[-1]["held_out_losses"] else 0
     as_is = {layer.name: AS_IS for layer in run.subject.layers}
     size = plan.size_bytes if plan else model_file_bytes(run.subject)
@@ -204,7 +202,11 @@ def keep_evaluation(
     return record
 
 
-def plan_of(folder: str | Path) -> Plan | None:
-    """The plan of a folder that sedaq wrote; None for others."""
+def plan_of(run: Run, folder: str | Path) -> Plan:
+    """The plan of a folder that sedaq wrote. Raises InputError where it has none, or one of another model than the run's."""
     found = [path for path in (Path(folder) / PLAN_FILE, *sorted(Path(folder).glob(f"*/{PLAN_FILE}"))) if path.is_file()]
-    return Plan.load(found[0]) if found else None
+    if not found:
+        raise InputError(f"{folder}: has no {PLAN_FILE}; a run keeps evaluations of folders that `sedaq apply` wrote")
+    plan = Plan.load(found[0])
+    plan.validate(run.subject)
+    return plan

@@ -244,6 +244,7 @@ class Run:
         if subject is not None:
             argument = None if isinstance(subject, Subject) else _from_anywhere(str(subject))
             run = cls(folder, checked(settings.load(subject, device)), settings, argument, device)
+            _outlined(folder, known["fingerprint"], reopened)  # one that is damaged goes, and is written anew
         else:
             run = cls(folder, _outlined(folder, known["fingerprint"], reopened) or reopened(), settings, note, device)
         run.write()
@@ -276,7 +277,7 @@ def _outlined(folder: Path, fingerprint: str, load: Callable[[], Subject]) -> Su
 def _from_anywhere(argument: str) -> str:
     """The SUBJECT argument, its path made absolute if it has one: later verbs may be called from another folder."""
     if MARK in argument:
-        return ":".join(str(path.resolve()) for path in split(argument))
+        return ":".join(str(path.absolute()) for path in split(argument))  # links stay: what they lead to may have another suffix
     path = argument.rpartition(":")[0] if ".py:" in argument else argument
     return str(Path(argument).resolve()) if argument not in SHIPPED and Path(path).exists() else argument
 
@@ -322,7 +323,8 @@ def store_for_plan(
     else:
         prompts, components = sampling.prompt_lines, plan.components
         folder = scratch
-        loaded = load(subject, prompts=prompts, exclude=exclude, components=components, device=device, mapped=mapped, dtype=sampling.dtype)
+        dtype = sampling.dtype or plan.encoding.get("calibration_settings", {}).get("dtype")
+        loaded = load(subject, prompts=prompts, exclude=exclude, components=components, device=device, mapped=mapped, dtype=dtype)
     plan.validate(loaded)
     path = None if hessian in (None, "none") else Path(str(hessian))
     if path is not None and not path.is_file():

@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import InputError
 from ...kernels import cost_model
 from ...kernels.timing import clock
-from ...models.folders import SUBJECT_FILE, copies_of, is_of_transformers, weights_file
+from ...models.folders import SUBJECT_FILE, copies_of, files_of, is_of_transformers, weights_file
 from ...models.images import all_images
 from ...models.layers import tied_layers
 from ...models.manifest import MANIFEST_FILE, foreign_to, manifest_bytes, write_manifest
@@ -129,7 +129,9 @@ def _refuse_strays(subject: Subject, out: Path) -> None:
     if (out / MANIFEST_FILE).exists():
         stray = foreign_to(out)
     else:  # of an earlier version
-        known = _names(subject) | {SUBJECT_FILE, "scheduler_config.json", str(Path(PLAN_FILE))}
+        known = _names(subject) | {*_BESIDE, PLAN_FILE}
+        if subject.components and subject.folder is not None:  # under the names of their variants
+            known |= {str(path.relative_to(subject.folder)) for path in files_of(subject.folder, subject.components)}
         found = (str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_file())
         stray = next((name for name in found if name not in known), None)
     if stray is not None:

@@ -225,9 +225,13 @@ class Predictor:
     def load(cls, folder: Path, error_of: ErrorOf) -> tuple[Predictor, dict[str, Any]]:
         """The predictor and the identity that it was saved with."""
         content = read_json(folder / PREDICTOR_FILE, "predictor")
-        if "ridge" not in content or "knee" not in content["members"][0] or any(isinstance(m["trees"], str) for m in content["members"]):
-            raise DamagedError(f"{folder / PREDICTOR_FILE}: was written by an earlier version of sedaq; run `sedaq fit` again")
         try:
+            if (
+                "ridge" not in content
+                or "knee" not in content["members"][0]
+                or any(isinstance(m["trees"], str) for m in content["members"])
+            ):
+                raise DamagedError("written by an earlier version of sedaq")
             table = content["table"]
             priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
             layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)

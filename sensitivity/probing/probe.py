@@ -89,7 +89,10 @@ def probe_run(
         n_configs -= expected.n_configs - expected.configs_within(deadline - clock())
         if n_configs < n_before:
             log.warning("%g hours are expected to be enough for %d of %d plans", max_hours, n_configs, n_before)
-    measurer = Measurer(Prober(opened), executor)
+    prober = Prober(opened)
+    if opened.settings.reference is not None:
+        prober.reference  # noqa: B018  one that cannot be read is told of before anything is written
+    measurer = Measurer(prober, executor)
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
         opened.subject.check(opened.settings.sampling)
     opened.write()

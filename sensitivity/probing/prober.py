@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,6 @@ class Prober:
         if name is None:
             raise InputError(f"subject {run.subject.name} has no extractor of its own; choose one with `extractor`: {CHOICES}")
         self.extractor = load_extractor(name, image_shape=run.subject.shape_of(run.settings.sampling), device=run.device)
-        self.reference = self._reference()
         self._full_precision: dict[tuple[str, int, int | None], Sample] = {}
         self._assembly = Assembly(run.subject, run.store)
         self.journal = probe_journal(run.folder)
@@ -78,7 +78,10 @@ class Prober:
         run = self.run
         return _open_prober, (str(run.folder), run.subject_argument, run.settings.sampling.batch_size, self.split, self.inputs, run.device)
 
-    def _reference(self) -> Reference:
+    @cached_property
+    def reference(self) -> Reference:
+        """What images are compared with: given, shipped, or sampled now."""
+
         def default() -> Reference:
             if self.run.subject.extractor == "embedded" and self.extractor.name == "embedded":
                 return shipped_reference(self.split, self.extractor)  # type: ignore[arg-type]

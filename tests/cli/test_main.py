@@ -299,7 +299,7 @@ def test_an_evaluation_is_kept_in_a_run_for_its_report(made: Made, capsys: pytes
     shutil.copytree(made.run, tmp_path / "run")
     run, out = str(tmp_path / "run"), str(tmp_path / "small")
     assert main(["apply", made.subject, str(made.plan), "--run", run, "--out", out]) == 0
-    assert main(["evaluate", made.subject, "--weights", out, "--run", run, "--images", "16", "--steps", "1"]) == 0
+    assert main(["evaluate", made.subject, "--weights", out, "--keep-in", run, "--images", "16", "--steps", "1"]) == 0
     (row,) = read_records(tmp_path / "run" / "evaluations.jsonl", "evaluation")
     stored = json.loads(made.plan.read_text())
     assert (row["name"], row["size_bytes"], row["tune_steps"]) == ("small", stored["size_bytes"], 0)

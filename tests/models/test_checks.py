@@ -15,6 +15,7 @@ from torch import nn
 
 from sedaq import Budget, InputError, SamplingConfig, Subject, evaluate, inspect, load, uniform_plan
 from sedaq.cli.main import main
+from sedaq.models.checks import check_finite
 from sedaq.models.folders import stored_dtypes
 from sedaq.models.loading import SHIPPED_FOLDER
 from sedaq.models.noise import image_noise
@@ -37,6 +38,53 @@ def to_nan(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
         tensors[name].view(-1)[0] = float("nan")
 
     return change
+
+
+def test_old_names_of_attention_are_diffusers_business(tmp_path: Path) -> None:
+    """Published autoencoders have names that diffusers changes while it loads."""
+    shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd")
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "mid_block.attentions.0" in name]:
+            for new, old in names.items():
+                if f".{new}." in name:
+                    tensors[name.replace(f".{new}.", f".{old}.")] = tensors.pop(name)
+
+    changing(rename)(tmp_path / "sd" / "vae" / WEIGHTS)
+    whole, renamed = load("digits-sd"), load(tmp_path / "sd")
+    sampling = SamplingConfig(steps=2)
+    assert torch.equal(renamed.sample(sampling, seed=0, n_images=1), whole.sample(sampling, seed=0, n_images=1))
+
+
+def test_a_mask_of_infinity_is_no_damage() -> None:
+    class Masked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(16, 16)
+            self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+    check_finite("masked", Masked())
+    broken = Masked()
+    broken.bias.data[0] = torch.inf
+    with pytest.raises(InputError, match="masked: its tensor bias holds NaN or infinity"):
+        check_finite("masked", broken)
+
+
+def test_a_text_encoder_that_lacks_tensors_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd")
+    load(tmp_path / "sd")
+    assert "lack" not in caplog.text
+    changing(lambda t: t.pop("final_layer_norm.weight"))(tmp_path / "sd" / "text_encoder" / "model.safetensors")
+    load(tmp_path / "sd")
+    assert "text_encoder: its weights lack 1 of 36 tensors, such as final_layer_norm.weight; is the folder whole?" in caplog.text
+
+
+def test_an_adapters_folder_is_no_text_encoder(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd")
+    (tmp_path / "sd" / "text_encoder" / "config.json").unlink()
+    (tmp_path / "sd" / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/model"}')
+    with pytest.raises(InputError, match="holds weights and no config.json"):
+        load(tmp_path / "sd")
 
 
 HARMS: dict[str, tuple[Harm, str]] = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model, T5Config, T5EncoderModel
 
 from sedaq import SamplingConfig, load
 from sedaq.models import encoded_prompts
@@ -110,6 +111,8 @@ def test_more_prompts_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = encoder(IDS)[0]
     kept = EncodedPrompts(encoder, clip)
     torch.testing.assert_close(encoder(IDS)[0], wanted)
+    with torch.inference_mode():
+        assert torch.equal(encoder(IDS[2:])[0], encoder(IDS)[0][2:]), "also those that are not kept are encoded by themselves"
     kept.release()
     assert kept.stays and not kept.released
 
@@ -138,3 +141,40 @@ def test_a_text_encoder_that_is_quantized_stays() -> None:
     subject = load("digits-sd", components=("unet", "text_encoder"))
     subject.sample(SamplingConfig(steps=2), seed=0, n_images=1)
     assert all(parameter.numel() for parameter in subject.adapter.pipeline.text_encoder.parameters())
+
+
+@torch.inference_mode()
+def test_arguments_of_other_names_are_other_questions() -> None:
+    encoder = clip()
+    EncodedPrompts(encoder, clip)
+    assert encoder(IDS, output_attentions=True).hidden_states is None
+    assert encoder(IDS, output_hidden_states=True).hidden_states is not None
+
+
+@torch.inference_mode()
+def test_decoders_that_would_keep_a_cache_are_kept_too() -> None:
+    def gemma() -> nn.Module:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
+        return Gemma2Model(Gemma2Config(vocab_size=50, num_hidden_layers=2, **sizes)).eval()
+
+    encoder = gemma()
+    wanted = encoder(IDS, attention_mask=torch.ones_like(IDS), output_hidden_states=True)
+    kept = EncodedPrompts(encoder, gemma)
+    got = encoder(IDS, attention_mask=torch.ones_like(IDS), output_hidden_states=True)
+    torch.testing.assert_close(got.hidden_states, wanted.hidden_states)
+    kept.release()
+    assert kept.released
+
+
+@torch.inference_mode()
+def test_who_saves_a_released_encoder_gets_its_weights(tmp_path: Path) -> None:
+    encoder = clip()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    kept = EncodedPrompts(encoder, clip)
+    encoder(IDS)
+    kept.release()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+    kept.release()
+    encoder.save_pretrained(tmp_path)  # type: ignore[operator]
+    assert torch.equal(CLIPTextModel.from_pretrained(tmp_path)(IDS)[0], encoder(IDS)[0])

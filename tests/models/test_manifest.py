@@ -65,7 +65,7 @@ def test_a_flipped_bit_is_noticed(name: str, place: float, out: Path) -> None:
 
 def test_a_missing_file_is_named(out: Path) -> None:
     (out / "vae" / WEIGHTS).unlink()
-    with pytest.raises(InputError, match=f"vae/{WEIGHTS}: is missing; apply the plan again"):
+    with pytest.raises(InputError, match=f"vae/{WEIGHTS}: is missing; delete the folder and apply the plan again"):
         load(out, quantized=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -59,20 +60,35 @@ def test_swapped_kinds_are_foreign(run: Path) -> None:
 def test_strays_are_named_and_do_no_harm(run: Path) -> None:
     (run / "NOTES.md").write_text("mine")
     (run / "menus" / ".a.json.0123abcd").write_text("{")
+    os.utime(run / "menus" / ".a.json.0123abcd", (0, 0))
+    (run / ".small.new").mkdir()
+    (run / ".small.new" / "config.json").write_text("{}")
     (run / "calibration" / ".x.lock").touch()
     found = examine(run)
     assert found.is_whole
-    assert states(found) == {"NOTES.md": "stray", "menus/.a.json.0123abcd": "stray", "calibration/.x.lock": "stray"}
+    assert states(found) == {
+        "NOTES.md": "stray",
+        "menus/.a.json.0123abcd": "stray",
+        "calibration/.x.lock": "stray",
+        ".small.new/config.json": "stray",
+    }
     examine(run, repair=True)
-    assert states(examine(run)) == {"NOTES.md": "stray"}, "the user's stay, what was left by others is gone"
+    left = {"NOTES.md": "stray", ".small.new/config.json": "stray"}
+    assert states(examine(run)) == left, "the user's stay, and what an apply may be at"
 
 
 def test_repair_deletes_what_can_be_made_again(run: Path) -> None:
     menu = next((run / "menus").glob("*.json"))
-    menu.write_text("{")
+    menu.write_text(menu.read_text()[:-20])
     (run / "probes.jsonl").write_text("{\n")
+    mine = run / "plans" / "mine.json"
+    mine.write_text('{"a": 1}')
+    whole = run / "searches" / "0123456789abcdef.json"
+    whole.parent.mkdir(exist_ok=True)
+    shutil.copy(run / "plans" / "front.json", whole)
     examine(run, repair=True)
-    assert not menu.exists() and (run / "probes.jsonl").exists(), "measurements are not thrown away"
+    assert not menu.exists()
+    assert (run / "probes.jsonl").exists() and mine.exists() and whole.exists(), "measurements, the user's files and whole ones stay"
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
@@ -83,7 +99,8 @@ def test_the_verb(words: list[str], run: Path, capsys: pytest.CaptureFixture[str
         assert json.loads(said)["findings"] == []
     else:
         assert "files are whole" in said and "next: `sedaq fit`" in said
-    next((run / "menus").glob("*.json")).write_text("{")
+    menu = next((run / "menus").glob("*.json"))
+    menu.write_text(menu.read_text()[:-20])
     assert main(["doctor", str(run), *words]) == 1
     said = capsys.readouterr().out
     assert "damaged" in said and "again by sedaq probe" in said

@@ -16,6 +16,7 @@ from sedaq.errors import UntrustedError
 from sedaq.models import loading
 from sedaq.models.loading import load, may_be_reopened
 from sedaq.models.outline import OutlinedSubject, outline_of
+from sedaq.sensitivity.evaluation import evaluate_plan
 from sedaq.sensitivity.predictor.fitting import fit
 from sedaq.sensitivity.run import OUTLINE_FILE, Run
 from sedaq.storage import read_json, write_json
@@ -42,9 +43,14 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loading, name, refuse)
 
 
-@pytest.mark.parametrize("note", ["{}/evil.py:make", "somebody/model", "{}/absent", "{}/a.safetensors:{}/absent", "{}/own"])
+NOTES = ("{}/evil.py:make", "somebody/model", "{}/absent", "{}/a.safetensors:{}/absent", "{}/own", "{}/a.safetensors:x.py:own")
+
+
+@pytest.mark.parametrize("note", NOTES)
 def test_what_a_file_names_is_not_run_or_downloaded(note: str, tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit")
+    (tmp_path / "evil.py:make").mkdir()  # a folder of that name makes it no folder's name
+    (tmp_path / "a.safetensors").touch()
     (tmp_path / "own").mkdir()
     write_json(tmp_path / "own" / "sedaq_subject.json", "subject", {"source": "evil.py:make"})
     assert not may_be_reopened(note.replace("{}", str(tmp_path)))
@@ -91,6 +97,12 @@ def test_a_hub_id_is_not_downloaded(handed_on: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UntrustedError, match="pass `subject` somebody/model"):
         Run.open(handed_on).subject.sample(seed=0, n_images=1)
+
+
+def test_a_model_in_full_precision_is_not_loaded_by_its_note_either(handed_on: Path) -> None:
+    with pytest.raises(UntrustedError):
+        evaluate_plan(Run.open(handed_on), "full precision", None, n_images=8)
+    assert not (handed_on.parent / "it ran").exists()
 
 
 @pytest.mark.parametrize(
