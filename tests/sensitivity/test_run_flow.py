@@ -10,16 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import sedaq
 from sedaq.aq.plans import store as store_module
 from sedaq.aq.plans.plan import Plan
-from sedaq.aq.plans.store import EncodingStore
 from sedaq.errors import InputError, SedaqError
-from sedaq.models.noise import image_noise
 from sedaq.models.sampling import SamplingConfig
-from sedaq.models.subject import Subject
 from sedaq.progress import Record, listening
 from sedaq.sensitivity.predictor.fitting import fit, load_predictor
 from sedaq.sensitivity.probing.probe import probe
@@ -327,38 +323,3 @@ def test_a_model_that_overflows_in_full_precision_is_refused_and_nothing_is_kept
     with pytest.raises(SedaqError, match="features of 24 of 24 images are not finite"):
         prober.measure(formats, n_images=24)
     assert len(records_of(run.folder)) == 16
-
-
-def test_a_run_that_starts_from_images_calibrates_with_them(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for number in range(2):
-        Image.new("RGB", (4, 4), (100 * number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
-    seen = []
-
-    def sample(*, seed: int, start: int, n_images: int, steps: int | None = None, input_images: str | None = None) -> torch.Tensor:
-        seen.append(input_images)
-        return net(image_noise(seed, start, n_images, (16,))).sigmoid().reshape(n_images, 1, 4, 4)
-
-    net = torch.nn.Linear(16, 16)
-    settings = replace(SETTINGS, sampling=SamplingConfig(steps=2, input_images=tmp_path / "images"))
-    run = Run.begin(Subject(net, sample=sample, name="from images"), tmp_path / "run", settings)
-    run.store.calibrate()
-    assert set(seen) == {str(tmp_path / "images")}
-    store = EncodingStore(run.subject, tmp_path / "other", calibration=run.settings.calibration, given=settings.sampling)
-    assert store.identity == run.store.identity
-    with pytest.raises(InputError, match="`input_images`: not those that were calibrated with"):
-        EncodingStore(run.subject, tmp_path / "other", calibration=run.settings.calibration)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "text"),
-    [
-        ({"calibration_images": 0}, "`calibration_images`: got 0; give a whole number of 1 or more"),
-        ({"rates": (0.1,)}, "`rates`: got 0.1; give numbers from 1 to 16"),
-        ({"rates": ()}, "`rates`: got none"),
-        ({"rates": (2.0, float("nan"))}, "`rates`: got 2, nan"),
-    ],
-)
-def test_settings_that_make_no_sense(wrong: dict[str, object], text: str) -> None:
-    with pytest.raises(InputError, match=text):
-        Settings(**wrong)  # type: ignore[arg-type]
