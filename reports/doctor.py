@@ -101,7 +101,7 @@ def examine(folder: str | Path, *, repair: bool = False) -> Diagnosis:
         if repair:
             _clear(folder, _run(folder).findings)
         return _run(folder)
-    if (folder / MANIFEST_FILE).exists() or any(folder.glob(f"**/{PLAN_FILE}")):
+    if (folder / MANIFEST_FILE).exists() or any(_plans(folder)):
         return _model(folder)
     raise InputError(f"{folder}: is neither a run (no run.json) nor a model that `sedaq apply` wrote; pass one of them")
 
@@ -196,6 +196,12 @@ def _next(folder: Path) -> Iterator[str]:
     yield f"`{FIT}`: {'reads the fit back' if known == len(probes) else f'fits {len(probes)} probes, {known} of which are fitted'}"
 
 
+def _plans(folder: Path) -> list[Path]:
+    """The plan files of a written model: in its folder, or in a pipeline's components. Folders further down are not its own."""
+    inner = folder.glob(f"*/{PLAN_FILE}") if (folder / "model_index.json").exists() else ()
+    return [path for path in (folder / PLAN_FILE, *sorted(inner)) if path.is_file()]
+
+
 def _model(folder: Path) -> Diagnosis:
     """A folder that `apply` wrote."""
     remedy = "delete the folder and apply the plan again"
@@ -215,8 +221,9 @@ def _model(folder: Path) -> Diagnosis:
         except DamagedError as error:
             findings.append(Finding(MANIFEST_FILE, "damaged", str(error), remedy))
     else:
-        findings.append(Finding(MANIFEST_FILE, "missing", "written by an earlier version, so that nothing can be compared", remedy))
-    for path in folder.glob(f"**/{PLAN_FILE}"):
+        what = "written by an earlier version, so that nothing can be compared"
+        findings.append(Finding(MANIFEST_FILE, "missing", what, "apply the plan to another folder to have one"))
+    for path in _plans(folder):
         try:
             Plan.load(path)
         except InputError as error:

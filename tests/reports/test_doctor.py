@@ -122,5 +122,10 @@ def test_a_written_model(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_neither(tmp_path: Path) -> None:
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    (tmp_path / "models" / "a" / "quantization_plan.json").write_text("{}")
+    for folder in (tmp_path, tmp_path / "models"):  # holds models, and is none: nobody is told to delete it
+        with pytest.raises(InputError, match="is neither a run"):
+            examine(folder)
     with pytest.raises(InputError, match="is neither a run .* nor a model that `sedaq apply` wrote"):
         examine(tmp_path)
