@@ -1,13 +1,16 @@
-"""Keep what the demo measured:  make demo && python benchmarks/demo.py      → results/demo.json"""
+"""Keep what the demo measured:  make demo && python benchmarks/demo.py      → results/demo.json, docs/front.png"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from results import keep
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
@@ -17,7 +20,7 @@ def main() -> None:
 
 
 def keep_demo(folder: Path) -> None:
-    """What the demo in `folder` measured → results/demo.json."""
+    """What the demo in `folder` measured → results/demo.json, and its front → docs/front.png."""
     fit = json.loads((folder / "predictor/fit.json").read_text())
     front = json.loads((folder / "plans/front.json").read_text())["plans"]
     evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
@@ -47,6 +50,7 @@ def keep_demo(folder: Path) -> None:
         "evaluations": [some(record, "name", "size_bytes", "bits_per_weight", "n_images", "seconds", "metrics") for record in evaluations],
     }
     keep("demo", "make demo", rows)
+    shutil.copyfile(folder / "figures" / "front.png", ROOT / "docs" / "front.png")
 
 
 if __name__ == "__main__":

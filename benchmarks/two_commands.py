@@ -1,4 +1,4 @@
-"""How long a newcomer waits:  python benchmarks/two_commands.py [--tests]      → results/two_commands.json, results/demo.json
+"""How long a newcomer waits:  python benchmarks/two_commands.py [--tests]      → results/two_commands.json, results/demo.json, docs/front.png
 
 Clones the repository into an empty folder and times `make demo` with its set-up, `make demo` again, and if asked the tests with theirs. The
 stand-in for a processor without AVX-512 is SEDAQ_MAX_ISA=avx2.
