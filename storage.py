@@ -237,17 +237,28 @@ def ends_cut_short(path: Path) -> bool:
 
 def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
     """All sealed lines of `path`, none if it does not exist; a last line without its line end is dropped, for a crash may leave one."""
+    return read_records_from(path, kind, 0)[0]
+
+
+def read_records_from(path: Path, kind: str, start: int) -> tuple[list[dict[str, Any]], int]:
+    """Those after the first `start` bytes, and up to where they are read: the `start` of the next time. A file that was written anew is read whole."""
     if not path.exists():
-        return []
+        return [], 0
     try:
-        lines = path.read_bytes().split(b"\n")
+        with open(path, "rb") as file:
+            is_same = start == 0 or (file.seek(start - 1) == start - 1 and file.read(1) == b"\n")
+            start = start if is_same else 0
+            file.seek(0)
+            before = file.read(start).count(b"\n") if start else 0
+            data = file.read()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    lines = data.split(b"\n")
     records = []
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(lines[:-1], start=before + 1):
         where = f"{path} line {number}"
         records.append(_unseal(where, kind, parsed(line, where, "remove the line, its work will be done again")))
-    return records
+    return records, start + len(data) - len(lines[-1])
 
 
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:

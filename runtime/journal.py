@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..storage import append_record, read_records
+from ..storage import append_record, read_records, read_records_from
 from .tasks import discard, lock_path
 
 Record = dict[str, Any]
@@ -38,6 +39,8 @@ class Journal:
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path, self.kind = path, kind
+        self._ends: dict[Path, int] = {}  # up to where `unread` has read each shard
+        self.written: set[str] = set()  # keys in the first shard, as far as it was read, and of what this process wrote
 
     def shard(self, number: int) -> Path:
         """The file of a writer; that of number 0 is the journal's own path."""
@@ -56,6 +59,16 @@ class Journal:
             found |= {key: record for key, record in records.items() if key not in found}
         return list(found.values())
 
+    def unread(self) -> list[Record]:
+        """Records that were not there when this was last called, of all shards."""
+        found: list[Record] = []
+        for shard in self.shards():
+            records, self._ends[shard] = read_records_from(shard, self.kind, self._ends.get(shard, 0))
+            found += records
+            if shard == self.path:
+                self.written |= {record["key"] for record in records}
+        return found
+
     @contextmanager
     def writing(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         """Take a shard while the block runs. Yields the function that appends a record to it and flushes it to disk.
@@ -70,12 +83,16 @@ class Journal:
             except Timeout:
                 continue
             try:
-                yield lambda record: append_record(shard, self.kind, record)  # noqa: B023
+                yield partial(self._append, shard)
             finally:
                 if lock.lock_counter == 1:
                     discard(lock)
                 lock.release()
             return
+
+    def _append(self, shard: Path, record: Mapping[str, Any]) -> None:
+        append_record(shard, self.kind, record)
+        self.written.add(record["key"])
 
     def drop_merged_shards(self) -> None:
         """Remove the shards that nobody writes and whose records are all in the first one."""

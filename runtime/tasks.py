@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..errors import DamagedError
 from ..storage import load_tensors, read_json, save_tensors, unwritable, write_json
@@ -94,12 +94,24 @@ def tensor_task(name: str, path: Path, kind: str, make: Callable[[], torch.Tenso
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock that stands for `path` while the block runs; other processes wait for it."""
+    with claimed(path, wait=True):
+        yield
+
+
+@contextmanager
+def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the lock that stands for `path` while the block runs. Yields False where another process holds it, and `wait` is false."""
     lock = FileLock(lock_path(path))
-    with lock:
-        try:
-            yield
-        finally:
-            discard(lock)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        discard(lock)
+        lock.release()
 
 
 def lock_path(path: Path) -> Path:

@@ -11,7 +11,6 @@ from typing import Any
 from ...aq.formats import Format
 from ...errors import InputError
 from ...runtime.executors import Serial, parse_executor
-from ...storage import read_records
 from .prober import Measurement, Prober
 
 
@@ -29,7 +28,8 @@ class Measurer:
     """Measures plans on an executor. What is stored is read back.
 
     A context manager: its workers end with it. A worker keeps what it measured in its own shard of the run's journal; this process brings
-    all records into its own shard in the order of the tasks, so that the journal is the same whatever the executor.
+    all records into its own shard in the order of the tasks, so that the journal is the same whatever the executor. Other commands may measure plans of
+    the same run meanwhile: each plan is measured by one of them.
 
     Args:
         executor: "serial" or "processes:N".
@@ -75,13 +75,12 @@ class Measurer:
             else:
                 missing[key] = task
         with self.prober.assembling(), self.prober.journal.writing() as write:
-            merged = {record["key"] for record in read_records(self.prober.journal.path, "probe")}
             waiting = list(dict.fromkeys(keys))
 
             def merge() -> None:
                 """Append what is measured in the order of the tasks, up to the first that is not."""
                 while waiting and (record := self.prober.record(waiting[0])) and waiting[0] not in missing:
-                    if waiting.pop(0) not in merged:
+                    if waiting.pop(0) not in self.prober.journal.written:
                         write(record)
 
             merge()
@@ -111,12 +110,20 @@ class Measurer:
             self._stack.enter_context(self.prober.journal.writing())
             function = self._measure_here if self._executor == Serial() else _Worker(self.prober)
             self._workers = self._stack.enter_context(self._executor.workers(function, name=self._name))
-        yield from self._workers(tasks)
+        others = []
+        for (task, _), record in self._workers([(task, False) for task in tasks]):
+            if record is None:
+                others.append(task)
+            else:
+                yield task, record
+        for (task, _), record in self._workers([(task, True) for task in others]):  # what other commands were at
+            yield task, record
 
-    def _measure_here(self, task: PlanTask) -> dict[str, Any]:
-        return _measured(self.prober, task)
+    def _measure_here(self, item: tuple[PlanTask, bool]) -> dict[str, Any] | None:
+        return _measured(self.prober, *item)
 
-    def _name(self, task: PlanTask) -> str:
+    def _name(self, item: tuple[PlanTask, bool]) -> str:
+        task, _ = item
         return f"measurement {self._key(task)} of a plan for {task.purpose!r}"
 
     def _stored(self, task: PlanTask) -> Measurement | None:
@@ -130,21 +137,17 @@ def _arguments(prober: Prober, task: PlanTask) -> tuple[Mapping[str, Format], st
     return task.formats, task.purpose, task.n_images, prober.run.settings.steps if task.steps is None else task.steps
 
 
-def _measured(prober: Prober, task: PlanTask) -> dict[str, Any]:
-    """The record of a new measurement, whose features are kept."""
-    measurement = prober.sample_and_measure(*_arguments(prober, task))
-    prober.keep_features(measurement)
-    return measurement.record
+def _measured(prober: Prober, task: PlanTask, wait: bool) -> dict[str, Any] | None:
+    """The record of a measurement that is kept; None where another command is at it."""
+    found = prober.measure_once(*_arguments(prober, task), wait=wait)
+    return None if found is None else found.record
 
 
 class _Worker:
-    """What other processes do with a task: the prober comes to them by what it is opened from, and they commit the record themselves."""
+    """What other processes do with a task: the prober comes to them by what it is opened from."""
 
     def __init__(self, prober: Prober) -> None:
         self._prober = prober
 
-    def __call__(self, task: PlanTask) -> dict[str, Any]:
-        record = _measured(self._prober, task)
-        with self._prober.journal.writing() as write:
-            write(record)
-        return record
+    def __call__(self, item: tuple[PlanTask, bool]) -> dict[str, Any] | None:
+        return _measured(self._prober, *item)

@@ -22,7 +22,7 @@ from ...errors import DamagedError, InputError
 from ...kernels.timing import clock
 from ...models.noise import purpose_seed
 from ...models.sampling import conditions_of
-from ...runtime.tasks import Task
+from ...runtime.tasks import Task, claimed
 from ...storage import fingerprint, load_tensors, save_tensors
 from ..metrics.bootstrap import Estimate
 from ..metrics.extractors import CHOICES, load_extractor
@@ -71,7 +71,8 @@ class Prober:
         self._full_precision: dict[tuple[str, int, int | None], Sample] = {}
         self._assembly = Assembly(run.subject, run.store)
         self.journal = probe_journal(run.folder)
-        self._records: dict[str, dict[str, Any]] = {record["key"]: record for record in self.journal.read()}
+        self._records: dict[str, dict[str, Any]] = {}
+        self._read_new()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by what it is opened from, for workers in other processes."""
@@ -125,16 +126,37 @@ class Prober:
     def measure(
         self, formats: Mapping[str, Format], *, purpose: str = "probe", n_images: int | None = None, steps: int | None = None
     ) -> Measurement:
-        """Sample and measure one assignment; probes are kept in probes.jsonl, other purposes with their features beside it."""
-        n_images = n_images or self.run.settings.n_images
+        """`measure_once`, with as many images and steps as the run has where nothing is said, and whoever is at it."""
         steps = self.run.settings.steps if steps is None else steps
-        stored = self.stored(formats, purpose, n_images, steps)
-        if stored is not None:
-            return stored
         with self.assembling():
-            measurement = self.sample_and_measure(formats, purpose, n_images, steps)
-        self.keep(measurement)
-        return measurement
+            found = self.stored(formats, purpose, n_images or self.run.settings.n_images, steps) or self.measure_once(
+                formats, purpose, n_images or self.run.settings.n_images, steps, wait=True
+            )
+        assert found is not None
+        return found
+
+    def measure_once(
+        self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None, *, wait: bool
+    ) -> Measurement | None:
+        """Sample, measure and keep one assignment, unless another command has done so; probes are kept in probes.jsonl, other purposes with their
+        features beside it. Leaves the model as it was assembled.
+
+        Returns:
+            None where another command is at it, and `wait` is false.
+        """
+        key = self.key(formats, purpose, n_images, steps)
+        with claimed(self.journal.path.with_name(f"probes.{key}"), wait=wait) as is_mine:
+            if not is_mine:
+                return None
+            self._read_new()
+            found = self.stored(formats, purpose, n_images, steps)
+            if found is None:
+                found = self.sample_and_measure(formats, purpose, n_images, steps)
+                self.keep(found)
+        return found
+
+    def _read_new(self) -> None:
+        self._records |= {record["key"]: record for record in self.journal.unread()}
 
     def stored(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> Measurement | None:
         """What was measured before."""
@@ -161,17 +183,13 @@ class Prober:
         self._records[record["key"]] = record
 
     def keep(self, measurement: Measurement) -> None:
-        """Store a measurement in the run."""
-        self.keep_features(measurement)
+        """Store a measurement in the run, its features first."""
+        key = measurement.record["key"]
+        if measurement.evidence is not None:
+            save_tensors(self._features_path(key), "features", measurement.evidence, {"key": key})
         with self.journal.writing() as write:
             write(measurement.record)
         self.learn(measurement.record)
-
-    def keep_features(self, measurement: Measurement) -> None:
-        """Store the features of a measurement that has any."""
-        if measurement.evidence is not None:
-            key = measurement.record["key"]
-            save_tensors(self._features_path(key), "features", measurement.evidence, {"key": key})
 
     def _features_path(self, key: str) -> Path:
         return self.run.folder / "features" / f"{key}.safetensors"

@@ -13,6 +13,7 @@ import torch
 
 from sedaq.aq.activations.quantizer import Activation, ActivationQuantizers, attached
 from sedaq.aq.formats import AS_IS
+from sedaq.runtime.tasks import claimed
 from sedaq.sensitivity.probing.assembly import Assembly
 from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.prober import Measurement, Prober
@@ -192,6 +193,26 @@ def test_what_a_killed_worker_was_at_is_measured_by_another(
     with Measurer(Prober(run)) as measurer:
         list(measurer.measure(tasks))
     assert sorted(lines_of(other), key=str) == sorted(lines_of(run), key=str)
+
+
+def test_of_two_commands_each_plan_is_measured_by_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (task for task in tasks_of(run)[5:7])
+    other = Prober(Run.open(run.folder, subject=run.subject_argument))
+    how = (first.formats, "probe", first.n_images, run.settings.steps)
+    measured: list[str] = []
+    sample = Prober.sample_and_measure
+    monkeypatch.setattr(Prober, "sample_and_measure", lambda self, *task: measured.append(self.run.folder.name) or sample(self, *task))
+    with Measurer(Prober(run)) as measurer:
+        with claimed(run.folder / f"probes.{other.key(*how)}", wait=True):  # as the other command does while it is at the first plan
+            measuring = measurer.measure([first, second])
+            assert next(measuring)[0] == 1, "the first plan is left to the other command"
+            made = other.sample_and_measure(*how)
+            other.keep(made)
+        index, found = next(measuring)
+        assert index == 0 and found.record == made.record and next(measuring, None) is None
+    assert len(measured) == 2
+    assert not list(run.folder.glob(".probes.*.lock"))
+    assert sorted(record["key"] for record in lines_of(run)[-2:]) == sorted([made.record["key"], Prober(run).key(second.formats, *how[1:])])
 
 
 def test_first_come_those_that_are_stored(run: Run) -> None:
