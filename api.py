@@ -32,7 +32,7 @@ from .search.budgets import parse_size
 from .search.config import Budget, SearchConfig
 from .search.engine import SearchResult
 from .search.find import FRONT_BITS
-from .sensitivity import evaluation
+from .sensitivity import evaluation, kept_evaluations
 from .sensitivity import run as runs
 from .sensitivity.run import Settings
 
@@ -128,9 +128,7 @@ class Run:
                 pairs.append((field.name, getattr(settings.sampling, field.name), value))
         for name, known, value in pairs:
             if known != value:
-                raise InputError(
-                    f"{self.folder / 'run.json'}: was begun with {name} = {known!r}, not {value!r}; use the same, or another folder for `run`"
-                )
+                raise runs.other_setting(self.folder / "run.json", name, known, value)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, model={self.subject.name!r})"
@@ -244,7 +242,7 @@ class Run:
         )
         if single_file is not None:
             write_single_file(Path(out), Path(single_file))
-        return evaluation.load_applied(self._opened, out).denoiser
+        return kept_evaluations.load_applied(self._opened, out).denoiser
 
     def evaluate(
         self, name: str, plan: Plan | None, *, tune_steps: int = 0, images: int = 2000, steps: int | None = None
@@ -259,15 +257,15 @@ class Run:
         Returns:
             {name, size_bytes, bits_per_weight, tune_steps, metrics, …}, as EvaluationResult has them
         """
-        return evaluation.evaluate_plan(self._opened, name, plan, tune_steps=tune_steps, n_images=images, steps=steps)
+        return kept_evaluations.evaluate_plan(self._opened, name, plan, tune_steps=tune_steps, n_images=images, steps=steps)
 
     def check_folder(self, folder: str | Path) -> Plan:
         """The plan of a folder that was applied. Raises InputError for one that has none, or of another model than the run's."""
-        return evaluation.plan_of(self._opened, folder)
+        return kept_evaluations.plan_of(self._opened, folder)
 
     def keep(self, name: str, result: Mapping[str, Any], folder: str | Path) -> None:
         """Keep what `sedaq.evaluate` found of a folder that was applied as a row of the report."""
-        evaluation.keep_evaluation(self._opened, name, result, self.check_folder(folder))
+        kept_evaluations.keep_evaluation(self._opened, name, result, self.check_folder(folder))
 
     def bench(self, bits: Sequence[float] = (2.0,), **how: Any) -> list[dict[str, Any]]:
         """The searched plan beside what others do, at equal bytes and on fresh noise. Keywords as in `search.bench.bench_search`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +91,7 @@ def command(
     from ..aq.export.single_file import check_single_file, write_single_file
     from ..aq.plans.plan import Plan
     from ..progress import shown
-    from ..sensitivity.run import store_for_plan
+    from ..sensitivity.plan_encodings import store_for_plan
 
     if "steps" in tune and "minutes" in tune:
         raise InputError("--tune-steps and --tune-minutes: give one of them")
@@ -109,12 +109,14 @@ def command(
         return _write_settings(subject, loaded_plan, settings, out, exclude)
     if single_file is not None:
         check_single_file(single_file, out)
-    with tempfile.TemporaryDirectory() as scratch, shown():
+    encodings = out.with_name(f".{out.name}.encodings")  # until `out` is written, so that an apply that was stopped goes on
+    with shown():
+        check_writable(out)
         chosen, store = store_for_plan(
             loaded_plan,
             subject,
             run_folder,
-            Path(scratch),
+            encodings,
             effort=effort,
             exclude=exclude,
             sampling=given,
@@ -123,7 +125,6 @@ def command(
             mapped=hessian is not None,
         )
         recorded = store.sampling if given.guidance is None else replace(store.sampling, guidance=given.guidance)
-        check_writable(out)
         if rounding.activations is not None:
             kept, schemes = store.folder / "activations", rounding.activation_schemes
             rounded = choose(store.subject, rounding.activations, schemes=schemes, keep_in=kept, sampling=recorded, seed=store.seed)
@@ -140,6 +141,7 @@ def command(
         )
         if single_file is not None:
             write_single_file(out, single_file)
+        shutil.rmtree(encodings, ignore_errors=True)  # with a run, there are none
     click.echo(f"{out}: {chosen.size_bytes:,} bytes, {chosen.bits_per_weight:.3f} bits a weight")
     if chosen.activations:
         click.echo(described(chosen.activations, len(chosen.formats)))

@@ -31,6 +31,11 @@ _OTHER_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".
 _INDEX = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
 
 
+def is_text(path: Path) -> bool:
+    """Whether a file is for people: a card, a licence, a notice."""
+    return _TEXTS.match(path.name) is not None
+
+
 def is_of_transformers(module: nn.Module) -> bool:
     """Whether a component is a model of transformers, as text encoders are."""
     return any(base.__module__.partition(".")[0] == "transformers" for base in type(module).__mro__)
@@ -118,7 +123,7 @@ def files_of(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
     """
     index = components_in(folder)
     yield from (folder / name for name in ("model_index.json", SUBJECT_FILE) if (folder / name).exists())
-    yield from (path for path in sorted(folder.iterdir()) if path.is_file() and _TEXTS.match(path.name))
+    yield from (path for path in sorted(folder.iterdir()) if path.is_file() and is_text(path))
     for name in index:
         if name in without or not (folder / name).is_dir():
             continue

@@ -1,32 +1,39 @@
-"""Measure the images of one subject, full-precision or quantized: the verb `evaluate`."""
+"""Measure the images of one subject, full-precision or quantized: the verb `evaluate`.
+
+Images are sampled and looked at by chunks. What metrics take of a chunk is kept until the evaluation is done, so that one that was stopped goes on;
+an evaluation of the same files is read back.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..aq.export.apply import PLAN_FILE, apply
-from ..aq.formats import AS_IS
 from ..aq.modules.layers import densify, quantized_modules
-from ..aq.plans.plan import Plan, model_file_bytes, weight_bits
-from ..aq.tuning.settings import TuneConfig
 from ..errors import InputError
 from ..kernels.timing import clock
+from ..models.file_hashes import hashes_of
 from ..models.loading import load
 from ..models.noise import purpose_seed
-from ..models.sampling import SamplingConfig, conditions_of, sample_in_chunks
+from ..models.sampling import SamplingConfig, conditions_of, split_images
 from ..models.subject import Subject
-from ..runtime.tasks import locked, tensor_task
-from ..storage import append_record, fingerprint, read_records
-from .metrics.extractors import CHOICES, load_extractor
-from .metrics.reference import load_reference, sampled_reference, shipped_reference
-from .metrics.registry import measure
-from .metrics.sample import Features, Sample
-from .run import Run
+from ..progress import track
+from ..runtime.tasks import Task, json_task, tensor_task
+from ..storage import cache_folder, fingerprint, load_tensors, save_tensors
+from .metrics.extractors import CHOICES, Extractor, load_extractor
+from .metrics.reference import load_reference, sampled_reference, save_reference, shipped_reference
+from .metrics.registry import evidence_of, measure_evidence
+from .metrics.sample import MIN_IMAGES, Reference, Sample
+
+CHUNK = 256  # images that are in memory at once
+FULL = "full/"  # before the names of what is of full precision
+VERSION = 1  # of what evaluations compute: those of another are not read back
 
 
 @dataclass(frozen=True)
@@ -67,146 +74,171 @@ def evaluate(
         reference: images or statistics; the test set's statistics by default for shipped subjects and what was made from them, and of others
             images that `against` makes of other noise.
         weights: folder that sedaq wrote of a subject that is no diffusers model.
-        keep_in: folder that keeps full-precision images for other evaluations.
+        keep_in: folder for what is kept of evaluations, full-precision images among it, for other evaluations; without one the user's cache, and no images.
 
     Returns:
-        {metrics: {name: {value, se, halves}}, n_images, steps, seed, extractor, reference, seconds}
+        {metrics: {name: {value, se, halves}}, n_images, steps, seed, extractor, reference, seconds}. What was measured before is read back; that of
+        subjects made by code, which nobody can compare, is measured anew.
 
     Raises:
         InputError: where no extractor or reference is known, or an argument is unusable.
     """
     if n_images < 8:
         raise InputError(f"`images` {n_images}: a Fréchet distance needs at least 8 images, and says little below 500")
-    start = clock()
     sampling = sampling or SamplingConfig()
     lines = sampling.prompt_lines
     measured = load(subject, prompts=lines, device=device, quantized=True, dtype=sampling.dtype, weights=weights)
-    is_quantized = bool(quantized_modules(measured.denoiser))
+    full = None if against is None else load(against, prompts=lines, device=device, dtype=sampling.dtype)
+    densified = bool(quantized_modules(measured.denoiser))
     densify(measured.denoiser)
+    _check(measured, full, sampling)
     name = extractor or measured.extractor
     if name is None:
         raise InputError(f"subject {measured.name} has no extractor of its own; choose one with `extractor`: {CHOICES}")
-    measured.check(sampling)
     extract = load_extractor(name, image_shape=measured.shape_of(sampling), device=device)
-
-    def sampled(of: Subject, description: str, folder: Path | None) -> tuple[torch.Tensor, Features]:
-        images = _images(of, sampling, purpose_seed(seed, "evaluate"), n_images, description, folder)
-        return images, extract(images)
-
-    full = None if against is None else load(against, prompts=lines, device=device, dtype=sampling.dtype)
-    if full is not None:
-        full.check(sampling)
-        if full.shape_of(sampling) != measured.shape_of(sampling) or full.conditions != measured.conditions:
-            raise InputError(
-                f"`against` {full.name}: makes other images than {measured.name}, so they cannot be paired; pass the model that it was made from"
-            )
-
-    def default() -> Any:
-        if measured.extractor == "embedded" and extract.name == "embedded":
-            return shipped_reference("test", extract)
-        if full is not None:
-            return sampled_reference(full, sampling, extract, seed)
-        raise InputError("no reference to compare with; give real images or statistics as `reference`, or a model as `against`")
-
-    target = load_reference(reference, extract, image_shape=measured.shape_of(sampling), default=default)
-    images, features = sampled(measured, "sampling", None if is_quantized else keep_in)
-    paired = None if full is None else sampled(full, "sampling in full precision", keep_in)
-    requested = extract.requested(conditions_of(measured.conditions, 0, n_images))
-    full_precision = Sample(*paired, target, cycle=measured.cycle) if paired else None
-    metrics = measure(Sample(images, features, target, requested, full_precision, measured.cycle), seed=seed)
-    return {
-        "metrics": {key: metric.to_json() for key, metric in metrics.items()},
-        "n_images": n_images,
-        "steps": sampling.steps,
-        "seed": seed,
-        "extractor": f"{extract.name}:{extract.fingerprint}",
-        "reference": f"{target.description}:{target.fingerprint}",
-        "seconds": round(clock() - start, 1),
-    }
+    task = _Evaluation(measured, full, sampling, n_images, seed, extract, keep_in, is_quantized=densified)
+    return task.result(reference)
 
 
-def _images(of: Subject, sampling: SamplingConfig, seed: int, n_images: int, description: str, folder: Path | None) -> torch.Tensor:
-    """Sampled now, or kept by an earlier evaluation in `folder`."""
-
-    def make() -> torch.Tensor:
-        return sample_in_chunks(of.sample, description, sampling, seed=seed, n_images=n_images)
-
-    if folder is None:
-        return make()
-    key = fingerprint([of.fingerprint, sampling.identity, sampling.steps, seed, n_images])
-    return tensor_task(f"images of {of.name}", folder / f"{key}.safetensors", "images", make).result()
-
-
-def load_applied(run: Run, folder: str | Path) -> Subject:
-    """A folder that was applied, to be sampled as the run's model is."""
-    sampling, source = run.settings.sampling, run.subject.source
-    how: dict[str, Any] = {"prompts": sampling.prompt_lines, "device": run.device, "dtype": sampling.dtype}
-    return load(source, weights=folder, **how) if source else load(folder, quantized=True, **how)
+def _check(measured: Subject, full: Subject | None, sampling: SamplingConfig) -> None:
+    """Raises InputError for images that would be in vain, or cannot be paired."""
+    measured.check(sampling)
+    if full is None:
+        return
+    full.check(sampling)
+    if full.shape_of(sampling) != measured.shape_of(sampling) or full.conditions != measured.conditions:
+        raise InputError(
+            f"`against` {full.name}: makes other images than {measured.name}, so they cannot be paired; pass the model that it was made from"
+        )
 
 
-def evaluate_plan(
-    run: Run, name: str, plan: Plan | None, *, tune_steps: int = 0, n_images: int = 2000, steps: int | None = None
-) -> dict[str, Any]:
-    """Apply a plan of a run to a folder beside it, evaluate that folder against full precision, and keep the row in evaluations.jsonl.
+@dataclass(frozen=True)
+class _Evaluation:
+    """What is measured, and how."""
 
-    Args:
-        name: of the row and of the folder models/NAME; plan None evaluates the subject itself. A row that is there is read back.
-    """
-    path = run.folder / "evaluations.jsonl"
-    key = fingerprint([name, run.subject.fingerprint, plan.hash if plan else None, tune_steps, n_images, steps])
-    for record in read_records(path, "evaluation"):
-        if record["key"] == key:
-            return record
-    run.subject.denoiser  # noqa: B018  loads the model that the run's file names, or says that it may not be
-    subject: Any = run.subject_argument or run.subject
-    folder = run.folder / "models" / name.replace(" ", "")
-    if plan is not None:
-        apply(run.subject, plan, run.store, folder, tune=TuneConfig(steps=tune_steps), sampling=run.settings.sampling)
-    settings = run.settings
-    result = evaluate(
-        subject if plan is None or run.subject.source else folder,
-        weights=folder if plan is not None and run.subject.source else None,
-        against=None if plan is None else subject,
-        n_images=n_images,
-        sampling=replace(settings.sampling, steps=steps),
-        seed=settings.seed,
-        extractor=settings.extractor,
-        reference=settings.reference,
-        keep_in=run.folder / "images",
-        device=run.device,
-    )
-    return keep_evaluation(run, name, result, plan, key=key, tune_steps=tune_steps)
+    measured: Subject
+    full: Subject | None
+    sampling: SamplingConfig
+    n_images: int
+    seed: int
+    extract: Extractor
+    keep_in: Path | None
+    is_quantized: bool
+
+    def result(self, reference: str | None) -> dict[str, Any]:
+        """What `evaluate` returns, read back where it was measured before."""
+        target = load_reference(reference, self.extract, image_shape=self.measured.shape_of(self.sampling), default=self._default_reference)
+        of_models = [_hashes(subject) for subject in (self.measured, self.full) if subject is not None]
+        if None in of_models:
+            return self._measure(target, None)
+        folder = self._folder / fingerprint([of_models, self.n_images, self._how, target.fingerprint])
+        task = json_task("evaluation", folder.with_suffix(".json"), "evaluation result", lambda: self._measure(target, folder))
+        found = task.result()
+        shutil.rmtree(folder, ignore_errors=True)  # chunks are of no use once the whole is known
+        return found
+
+    @property
+    def _folder(self) -> Path:
+        return (self.keep_in or cache_folder()) / "evaluations"
+
+    @property
+    def _how(self) -> list[Any]:
+        """What images and features depend on beside the model."""
+        extractor = [self.extract.name, self.extract.fingerprint]
+        device = next(self.measured.denoiser.parameters()).device.type
+        return [VERSION, version("sedaq"), torch.__version__, device, self.sampling.identity, self.sampling.steps, self.seed, extractor]
+
+    def _default_reference(self) -> Reference:
+        if self.measured.extractor == "embedded" and self.extract.name == "embedded":
+            return shipped_reference("test", self.extract)  # type: ignore[arg-type]
+        if self.full is None:
+            raise InputError("no reference to compare with; give real images or statistics as `reference`, or a model as `against`")
+        full = self.full
+
+        def make() -> Reference:
+            return sampled_reference(full, self.sampling, self.extract, self.seed)
+
+        hashes = _hashes(full)
+        if hashes is None:
+            return make()
+        return Task(
+            "reference",
+            self._folder / f"reference.{fingerprint([hashes, self._how])}.safetensors",
+            make,
+            write=lambda path, made: save_reference(path, made, self.extract),
+            read=lambda path: load_reference(str(path), self.extract, image_shape=full.shape_of(self.sampling)),
+        ).result()
+
+    def _measure(self, target: Reference, folder: Path | None) -> dict[str, Any]:
+        """Chunk by chunk; those that lie in `folder` are read."""
+        start = clock()
+
+        def chunk(first: int, count: int) -> dict[str, torch.Tensor]:
+            if folder is None:
+                return self._evidence(first, count, target)
+            return Task(
+                f"images {first} to {first + count - 1}",
+                folder / f"{first}.safetensors",
+                lambda: self._evidence(first, count, target),
+                write=lambda path, made: save_tensors(path, "evidence", made, {"first": first}),
+                read=lambda path: load_tensors(path, "evidence")[0],
+            ).result()
+
+        chunks = _chunks(self.n_images)
+        parts = [chunk(*item) for item in track(chunks, "sampling", self.n_images, cost=lambda item: item[1])]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        metrics = measure_evidence(
+            {name: tensor for name, tensor in joined.items() if not name.startswith(FULL)},
+            target,
+            full_precision={name.removeprefix(FULL): tensor for name, tensor in joined.items() if name.startswith(FULL)} or None,
+            cycle=self.measured.cycle,
+            seed=self.seed,
+        )
+        return {
+            "metrics": {key: metric.to_json() for key, metric in metrics.items()},
+            "n_images": self.n_images,
+            "steps": self.sampling.steps,
+            "seed": self.seed,
+            "extractor": f"{self.extract.name}:{self.extract.fingerprint}",
+            "reference": f"{target.description}:{target.fingerprint}",
+            "seconds": round(clock() - start, 1),
+        }
+
+    def _evidence(self, first: int, count: int, target: Reference) -> dict[str, torch.Tensor]:
+        """What metrics take of some images; of those in full precision, under names that begin with FULL."""
+        requested = self.extract.requested(conditions_of(self.measured.conditions, first, count))
+        full = None
+        if self.full is not None:
+            images = self._images(self.full, first, count, keep=True)
+            full = Sample(images, self.extract(images), target, cycle=self.measured.cycle)
+        images = self._images(self.measured, first, count, keep=not self.is_quantized)
+        sample = Sample(images, self.extract(images), target, requested, full, self.measured.cycle)
+        of_full = {} if full is None else {f"{FULL}{name}": evidence for name, evidence in evidence_of(full).items()}
+        return evidence_of(sample) | of_full
+
+    def _images(self, of: Subject, first: int, count: int, *, keep: bool) -> torch.Tensor:
+        """Sampled now, or kept by an earlier evaluation."""
+
+        def make() -> torch.Tensor:
+            return of.sample(self.sampling, seed=purpose_seed(self.seed, "evaluate"), start=first, n_images=count)
+
+        if self.keep_in is None or not keep:
+            return make()
+        key = fingerprint([of.fingerprint, _hashes(of), self.sampling.identity, self.sampling.steps, self.seed, first, count])
+        return tensor_task(f"images of {of.name}", self.keep_in / "images" / f"{key}.safetensors", "images", make).result()
 
 
-def keep_evaluation(
-    run: Run, name: str, result: Mapping[str, Any], plan: Plan | None, *, key: str = "", tune_steps: int | None = None
-) -> dict[str, Any]:
-    """Keep a result in the run's evaluations.jsonl, for the report; the last row of a name counts. Returns the row.
-
-    Args:
-        plan: of the folder that was measured, None where it was the run's model itself.
-        tune_steps: that the folder was tuned for; those of the run's last tuning of that name and plan where None.
-    """
-    if tune_steps is None:
-        tunings = [
-            r for r in read_records(run.folder / "tunings.jsonl", "tuning") if plan and (r["name"], r["plan_hash"]) == (name, plan.hash)
-        ]
-        tune_steps = tunings[-1]["held_out_losses"][-1][0] if tunings and tunings[-1]["held_out_losses"] else 0
-    as_is = {layer.name: AS_IS for layer in run.subject.layers}
-    size = plan.size_bytes if plan else model_file_bytes(run.subject)
-    bits = plan.bits_per_weight if plan else weight_bits(run.subject, as_is)
-    record = {"key": key, "name": name, "size_bytes": size, "bits_per_weight": bits, "tune_steps": tune_steps, **result}
-    path = run.folder / "evaluations.jsonl"
-    with locked(path):  # another process may evaluate, too
-        append_record(path, "evaluation", record)
-    return record
+def _hashes(subject: Subject) -> list[Any] | None:
+    """What a subject is told from others by; None for one made by code, of which nobody knows what it does."""
+    if subject.folder is None or subject.source:
+        return None
+    return [hashes_of(subject.folder), subject.conditions]
 
 
-def plan_of(run: Run, folder: str | Path) -> Plan:
-    """The plan of a folder that sedaq wrote. Raises InputError where it has none, or one of another model than the run's."""
-    found = [path for path in (Path(folder) / PLAN_FILE, *sorted(Path(folder).glob(f"*/{PLAN_FILE}"))) if path.is_file()]
-    if not found:
-        raise InputError(f"{folder}: has no {PLAN_FILE}; a run keeps evaluations of folders that `sedaq apply` wrote")
-    plan = Plan.load(found[0])
-    plan.validate(run.subject)
-    return plan
+def _chunks(n_images: int) -> list[tuple[int, int]]:
+    """(first, number) of images that are measured at once, never fewer than MIN_IMAGES."""
+    *chunks, (first, count) = split_images(0, n_images, CHUNK)
+    if chunks and count < MIN_IMAGES:
+        before, of_before = chunks.pop()
+        first, count = before, of_before + count
+    return [*chunks, (first, count)]

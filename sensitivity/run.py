@@ -11,17 +11,17 @@ from typing import Any
 from ..aq.formats import Format
 from ..aq.plans.menu import RATES, Entry, entry
 from ..aq.plans.menu_choice import measured_menus
-from ..aq.plans.plan import Plan
 from ..aq.plans.store import EncodingStore
 from ..errors import DamagedError, InputError, UntrustedError
 from ..models.calibration import images_needed
+from ..models.file_hashes import first_difference, hashes_of
 from ..models.loading import SHIPPED, load, may_be_reopened
 from ..models.outline import OutlinedSubject, outline_of
 from ..models.sampling import SamplingConfig
 from ..models.single_files import MARK, split
 from ..models.subject import Subject
 from ..runtime.journal import Journal
-from ..storage import file_sha256, read_json, write_json
+from ..storage import read_json, write_json
 from .metrics.reference import REFERENCE_IMAGES
 
 TEN_STEPS = SamplingConfig(steps=10)
@@ -170,6 +170,7 @@ class Run:
         loaded = settings.load(subject, device)
         if found is not None:
             loaded.adopt(found["subject"]["fingerprint"])
+            _refuse_other_files(path, found["subject"], loaded)
         run = cls(folder, loaded, settings, None if isinstance(subject, Subject) else _from_anywhere(str(subject)), device)
         if found is not None:
             _refuse_other(path, found, run.identity)
@@ -192,6 +193,7 @@ class Run:
                 "fingerprint": self.subject.fingerprint,
                 "model_fingerprint": self.subject.model_fingerprint,
                 "argument": self.subject_argument,
+                "files": _other_files(self.subject),
             },
             "settings": self.settings.to_dict(),
         }
@@ -230,6 +232,7 @@ class Run:
                 raise InputError(
                     f"`run` {folder}: was made for {known['name']} with fingerprint {known['fingerprint']}, the subject now has {loaded.fingerprint}; start a new run"
                 )
+            _refuse_other_files(folder / "run.json", known, loaded)
             return loaded
 
         def reopened() -> Subject:
@@ -282,6 +285,21 @@ def _from_anywhere(argument: str) -> str:
     return str(Path(argument).resolve()) if argument not in SHIPPED and Path(path).exists() else argument
 
 
+def _other_files(subject: Subject) -> dict[str, str]:
+    """Hashes of what images of a folder depend on beside what is quantized: scheduler, autoencoder, text encoders."""
+    return {} if subject.folder is None else hashes_of(subject.folder, subject.components or ("",))
+
+
+def _refuse_other_files(path: Path, known: dict[str, Any], loaded: Subject) -> None:
+    """Runs of earlier versions do not say which files they were begun with."""
+    if known.get("files") and loaded.folder is not None:
+        name = first_difference(known["files"], _other_files(loaded))
+        if name is not None:
+            raise InputError(
+                f"{path}: was begun with another {name} than {loaded.folder} has now, so that images would differ; put it back, or start a new run"
+            )
+
+
 def _refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     if found["subject"]["fingerprint"] != wanted["subject"]["fingerprint"]:
         raise InputError(
@@ -289,59 +307,12 @@ def _refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
         )
     differing: Sequence[str] = [name for name, value in wanted["settings"].items() if found["settings"].get(name) != value]
     if differing:
-        name = differing[0]
-        raise InputError(
-            f"{path}: was begun with {name} = {found['settings'].get(name)!r}, not {wanted['settings'][name]!r}; use the same, or another folder for `run`"
-        )
+        raise other_setting(path, differing[0], found["settings"].get(differing[0]), wanted["settings"][differing[0]])
 
 
-def store_for_plan(
-    plan: Plan,
-    subject: str | Subject,
-    run: Path | None,
-    scratch: Path,
-    *,
-    effort: str | None = None,
-    exclude: tuple[str, ...] = (),
-    sampling: SamplingConfig | None = None,
-    device: str = "cpu",
-    hessian: str | None = None,
-    mapped: bool = False,
-) -> tuple[Plan, EncodingStore]:
-    """The encodings that a plan was made with: those of its run, or made anew in `scratch` by what the plan's `encoding` field says.
-
-    Args:
-        hessian: instead of a calibration, "none" for the identity or a file of EncodingStore's `hessians`.
-        mapped: leave the weights in their files; nothing can be sampled then.
-
-    With another `effort` or `hessian` the plan comes back without what was predicted and measured, for that no longer holds.
-    """
-    sampling = sampling or SamplingConfig()
-    if run is not None:
-        opened = Run.open(run, subject=subject, device=device)
-        folder, loaded = opened.folder, opened.subject
-    else:
-        prompts, components = sampling.prompt_lines, plan.components
-        folder = scratch
-        dtype = sampling.dtype or plan.encoding.get("calibration_settings", {}).get("dtype")
-        loaded = load(subject, prompts=prompts, exclude=exclude, components=components, device=device, mapped=mapped, dtype=dtype)
-    plan.validate(loaded)
-    path = None if hessian in (None, "none") else Path(str(hessian))
-    if path is not None and not path.is_file():
-        raise InputError(f"`hessian` {path}: no such file; give a safetensors file with a matrix for each layer, or none")
-    instead: dict[str, Any] = {"n_images": 0} if hessian == "none" else {"hessian": file_sha256(path)[:16]} if path else {}
-    try:
-        made = EncodingStore(
-            loaded,
-            folder,
-            calibration=plan.encoding["calibration_settings"] if hessian is None else {"seed": 0, **instead},
-            hessians=path,
-            effort=effort or plan.encoding["effort"],
-            seed=plan.encoding["seed"],
-            given=sampling if run is None else opened.settings.sampling,
-        )
-    except KeyError as error:
-        raise InputError(f"the plan's field 'encoding' lacks {error}; search again") from error
-    if hessian is not None or (effort is not None and effort != plan.encoding["effort"]):
-        plan = replace(plan, encoding=made.identity, predicted=None, measured=None)
-    return plan, made
+def other_setting(path: Path, name: str, known: Any, given: Any) -> InputError:
+    """What to raise where a run is to go on with a setting that changes its numbers."""
+    return InputError(
+        f"{path}: was begun with {name} = {known!r}, not {given!r}; use the same, or another folder for `run` "
+        "(design, number of plans, executor, device, memory, hours and batch size may change)"
+    )

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # runs GPU kernels on the CPU; to be asked for before anything imports triton, as torch does
+if (
+    "SEDAQ_CACHE" not in os.environ
+):  # what a user, or another state of the code, has kept is not to be read; workers of pytest-xdist share it
+    os.environ["SEDAQ_CACHE"] = tempfile.mkdtemp(prefix="sedaq-tests-")
+    atexit.register(shutil.rmtree, os.environ["SEDAQ_CACHE"], ignore_errors=True)
 
 from pathlib import Path
 

@@ -84,16 +84,22 @@ def test_a_plan_becomes_a_folder_that_diffusers_loads(run, found, folder) -> Non
 
 def test_evaluations_of_a_run_share_full_precision_s_images(run, found, monkeypatch) -> None:
     sampled = []
-    original = evaluation.sample_in_chunks
-    monkeypatch.setattr(evaluation, "sample_in_chunks", lambda *how, **also: sampled.append(how[1]) or original(*how, **also))
+    original = sedaq.Subject.sample
+    monkeypatch.setattr(
+        sedaq.Subject,
+        "sample",
+        lambda *how, **also: (
+            (sampled.append(how[0].name) if also["seed"] == evaluation.purpose_seed(0, "evaluate") else None) or original(*how, **also)
+        ),
+    )
     rows = [
         run.evaluate(name, plan, images=16, steps=2)
         for name, plan in (("full precision", None), ("uniform", found.uniform), ("searched", found.plan))
     ]
-    assert len(sampled) == 3
+    assert sampled == ["model", "uniform"] and found.plan.formats == found.uniform.formats, "of equal files one is measured"
     assert [row["bits_per_weight"] for row in rows] == [32.0, found.uniform.bits_per_weight, found.plan.bits_per_weight]
     assert "psnr" in rows[1]["metrics"] and "psnr" not in rows[0]["metrics"]
-    assert run.evaluate("uniform", found.uniform, images=16, steps=2) == rows[1] and len(sampled) == 3
+    assert run.evaluate("uniform", found.uniform, images=16, steps=2) == rows[1] and len(sampled) == 2
 
 
 def test_a_front_rises_and_the_report_is_a_page(run, found) -> None:

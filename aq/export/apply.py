@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...errors import InputError
 from ...kernels import cost_model
 from ...kernels.timing import clock
@@ -20,10 +22,11 @@ from ...models.manifest import MANIFEST_FILE, foreign_to, manifest_bytes, write_
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...outputs import write_folder
+from ...runtime.status import telling_in
 from ...runtime.tasks import locked
-from ...storage import SCHEMA, append_record, json_bytes, write_json, write_tensors_in_turn
+from ...storage import SCHEMA, append_record, json_bytes, read_records, write_json, write_tensors_in_turn
 from ..activations.calibration import ranged
-from ..activations.quantizer import N_BUCKETS
+from ..activations.quantizer import N_BUCKETS, ActivationQuantizers
 from ..encoding import Encoding
 from ..plans.plan import SAFETENSORS_METADATA, Plan, tensor_specs
 from ..plans.store import EncodingStore, StoredEncodings
@@ -80,23 +83,47 @@ def apply(
     _refuse_strays(subject, out)
     if subject.folder is not None and subject.folder.resolve() in out.parents:
         raise InputError(f"`out` {out}: lies inside the folder of {subject.name}, which is copied; choose a folder beside it")
-    encodings, inputs = assemble(subject, plan, store), ranged(subject, plan.activations, store.seed, sampling)
-    if tune is None or (tune.steps == 0 and tune.minutes is None):
-        tuned = Tuned(encodings, {}, inputs=inputs)
-        save_folder(subject, plan, tuned, out)
-        return {"": tuned}
-    began, folder = clock(), out.with_name(f".{out.name}.tuning")
-    images = None if tune_images is None else all_images(tune_images, subject.shape_of(sampling or SamplingConfig()))
-    encodings = dict(encodings)
+    with telling_in(store.folder, "apply"):
+        encodings, inputs = assemble(subject, plan, store), ranged(subject, plan.activations, store.seed, sampling)
+        if tune is None or (tune.steps == 0 and tune.minutes is None):
+            tuned = Tuned(encodings, {}, inputs=inputs)
+            save_folder(subject, plan, tuned, out)
+            return {"": tuned}
+        images = None if tune_images is None else all_images(tune_images, subject.shape_of(sampling or SamplingConfig()))
+        return _apply_tuned(
+            subject, plan, store, out, encodings, inputs, tune=tune, images=images, buffer_folder=buffer_folder, sampling=sampling
+        )
+
+
+def _apply_tuned(
+    subject: Subject,
+    plan: Plan,
+    store: EncodingStore,
+    out: Path,
+    encoded: Mapping[str, Encoding],
+    inputs: ActivationQuantizers | None,
+    *,
+    tune: TuneConfig,
+    images: torch.Tensor | None,
+    buffer_folder: Path | None,
+    sampling: SamplingConfig | None,
+) -> dict[str, Tuned]:
+    began, folder, encodings = clock(), out.with_name(f".{out.name}.tuning"), dict(encoded)
     kept: dict[str, Path | None] = {"folder": folder, "buffer_folder": buffer_folder, "keep_in": store.folder / "tuned"}
     parts = tune_components(subject, encodings, tune, inputs=inputs, images=images, sampling=sampling, **kept)
     save_folder(subject, plan, together(parts, encodings, inputs), out)
+    for prefix, tuned in parts.items():
+        _keep_tuning(store.folder / TUNINGS_FILE, _tuning_record(plan, f"{out.name} {prefix}".rstrip(" ."), tuned, tune, clock() - began))
     shutil.rmtree(folder, ignore_errors=True)  # a tuning that ended at once has made none
-    with locked(store.folder / TUNINGS_FILE):  # another process may tune, too
-        for prefix, tuned in parts.items():
-            name = f"{out.name} {prefix}".rstrip(" .")
-            append_record(store.folder / TUNINGS_FILE, "tuning", _tuning_record(plan, name, tuned, tune, clock() - began))
     return parts
+
+
+def _keep_tuning(path: Path, record: dict[str, Any]) -> None:
+    """Once: whoever was stopped after this comes here again."""
+    with locked(path):  # another process may tune, too
+        known = [{**found, "seconds": None} for found in read_records(path, "tuning") if found["name"] == record["name"]]
+        if {**record, "seconds": None} not in known[-1:]:
+            append_record(path, "tuning", record)
 
 
 def _tuning_record(plan: Plan, name: str, tuned: Tuned, settings: TuneConfig, seconds: float) -> dict[str, Any]:

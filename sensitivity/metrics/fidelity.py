@@ -96,10 +96,21 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
     return -10 * error.clamp(min=10 ** (-MAX_PSNR / 10)).log10()
 
 
+def squared_distances(features: Tensor, reference: Tensor) -> Tensor:
+    """|f − r|² and |r|² of each pair, (n, 2) float64."""
+    f, r = features.detach().cpu().double(), reference.detach().cpu().double()
+    return torch.stack([(f - r).square().sum(dim=1), r.square().sum(dim=1)], dim=1)
+
+
 def feature_distance(features: Tensor, reference: Tensor) -> Tensor:
     """|f − r|² of each pair (n,), over the mean |r|², so that it has no unit: 0 is equal, 1 is as wrong as f = 0."""
-    f, r = features.detach().cpu().double(), reference.detach().cpu().double()
-    return (f - r).square().sum(dim=1) / r.square().sum(dim=1).mean().clamp(min=torch.finfo(torch.float64).tiny)
+    return over_mean(squared_distances(features, reference))
+
+
+def over_mean(squares: Tensor) -> Tensor:
+    """The first column over the mean of the second, (n,) from (n, 2)."""
+    distances, powers = squares.unbind(1)
+    return distances / powers.mean().clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def agreement(logits: Tensor, requested: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ A new metric is a row of METRICS. Where it is the mean of one number an image, `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...errors import InputError
 from .bootstrap import Estimate, Statistic, difference, half_slices, resampled, resamples
-from .fidelity import Kernel, agreement, clip_score, feature_distance, inception_score, kernel_estimate, psnr
+from .fidelity import Kernel, agreement, clip_score, inception_score, kernel_estimate, over_mean, psnr, squared_distances
 from .frechet import Resampled
 from .inception import N_CLASSES as INCEPTION_CLASSES
 from .sample import Reference, Sample
@@ -25,7 +26,9 @@ class Metric:
     """One metric: its names, its direction, and how it is computed from any resample of the images.
 
     name: in records and arguments; label: in tables and figures; unit: "" for none, "%" for fractions that are shown as percentages.
-    evidence: all that the metric takes of the images, (n, …), which is kept for paired differences; None where the sample does not have it.
+    evidence: all that the metric takes of the images, (n, …), one row an image and of that image alone, which is kept; None where the sample does not
+        have it.
+    fits: whether a reference has what the metric holds evidence against.
     statistic: from the evidence and the reference, the value of any resample.
     estimate: from evidence, reference and a seed; None: bootstrapped.
     kept_as: name under which the evidence is stored, where several metrics share it.
@@ -42,6 +45,7 @@ class Metric:
     unit: str = ""
     higher_is_better: bool = False
     kept_as: str = ""
+    fits: Callable[[Reference], bool] = lambda _: True
     records_excess: bool = False
     is_headline: bool = False
 
@@ -132,7 +136,20 @@ def _psnr(sample: Sample) -> Tensor | None:
 
 def _feature_distance(sample: Sample) -> Tensor | None:
     full = sample.full_precision
-    return None if full is None else feature_distance(sample.features.pooled, full.features.pooled)
+    return None if full is None else squared_distances(sample.features.pooled, full.features.pooled)
+
+
+def _feature_distance_of_resample(squares: Tensor, _: Reference) -> Statistic:
+    return lambda counts: (counts @ squares[:, 0] / (counts @ squares[:, 1]).clamp(min=torch.finfo(torch.float64).tiny)).item()
+
+
+def _mean_feature_distance(squares: Tensor, *_: object) -> Estimate:
+    """A ratio of means, whose standard error is by the delta method."""
+    distances, powers = squares.unbind(1)
+    halves = [over_mean(squares[half]).mean().item() for half in half_slices(len(squares))]
+    value = over_mean(squares).mean()
+    spread = (distances - value * powers).std() / powers.mean().clamp(min=torch.finfo(torch.float64).tiny)
+    return Estimate(value.item(), (spread / len(squares) ** 0.5).item(), (halves[0], halves[1]))
 
 
 # -- metrics of whole sets ---------------------------------------------------------------------------------------------------------------
@@ -157,14 +174,6 @@ def _kernel_estimate(features: Tensor, reference: Reference, seed: int) -> Estim
     return kernel_estimate(features, reference.features, seed=seed)
 
 
-def _spatial(sample: Sample) -> Tensor | None:
-    return None if sample.reference.spatial is None else sample.features.spatial
-
-
-def _pooled_beside_features(sample: Sample) -> Tensor | None:
-    return None if sample.reference.features is None else sample.features.pooled
-
-
 def _inception_logits(sample: Sample) -> Tensor | None:
     logits = sample.features.logits
     return logits if logits is not None and logits.shape[1] == INCEPTION_CLASSES else None
@@ -178,13 +187,35 @@ _ROWS = (
     Metric(  # in the features of whichever extractor is used
         "fid", "Fréchet distance", lambda sample: sample.features.pooled, _frechet, kept_as="pooled", records_excess=True, is_headline=True
     ),
-    Metric("sfid", "Spatial Fréchet distance", _spatial, _spatial_frechet, kept_as="spatial"),  # Nash et al. 2021; Inception features only
-    Metric("kid", "KID", _pooled_beside_features, _kernel, _kernel_estimate, kept_as="pooled"),
+    Metric(  # Nash et al. 2021; Inception features only
+        "sfid",
+        "Spatial Fréchet distance",
+        lambda sample: sample.features.spatial,
+        _spatial_frechet,
+        kept_as="spatial",
+        fits=lambda reference: reference.spatial is not None,
+    ),
+    Metric(
+        "kid",
+        "KID",
+        lambda sample: sample.features.pooled,
+        _kernel,
+        _kernel_estimate,
+        kept_as="pooled",
+        fits=lambda reference: reference.features is not None,
+    ),
     mean_metric("agreement", "Classifier agreement", _agreement, unit="%", higher_is_better=True, is_headline=True),
     mean_metric("clip_score", "CLIP score", _clip_score, higher_is_better=True, is_headline=True),
     Metric("inception_score", "Inception score", _inception_logits, _inception_score, higher_is_better=True, kept_as="logits"),
     mean_metric("psnr", "PSNR", _psnr, unit="dB", higher_is_better=True),
-    mean_metric("feature_distance", "Feature distance", _feature_distance),
+    Metric(
+        "feature_distance",
+        "Feature distance",
+        _feature_distance,
+        _feature_distance_of_resample,
+        _mean_feature_distance,
+        kept_as="squared_distances",
+    ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
 DEFAULT = "fid"
@@ -199,44 +230,69 @@ def metric_of(name: str) -> Metric:
     return METRICS[name]
 
 
+Evidence = Mapping[str, Tensor]  # all that metrics take of n images, by Metric.evidence_name, one row an image
+
+
+def evidence_of(sample: Sample) -> dict[str, Tensor]:
+    """What metrics take of a sample. That of several samples, one below the other, is that of all their images."""
+    found: dict[str, Tensor] = {}
+    for metric in METRICS.values():
+        if metric.evidence_name not in found and (evidence := metric.evidence(sample)) is not None:
+            found[metric.evidence_name] = evidence
+    return found
+
+
 def measure(sample: Sample, *, seed: int, n_bootstrap: int = 20) -> dict[str, Estimate]:
-    """Every metric that the sample allows, by name.
+    """Every metric that the sample allows, by name: `measure_evidence` of it, and of full precision where that is given."""
+    full = sample.full_precision
+    return measure_evidence(
+        evidence_of(sample),
+        sample.reference,
+        full_precision=None if full is None else evidence_of(full),
+        known=None if full is None else full.known,
+        cycle=sample.cycle,
+        seed=seed,
+        n_bootstrap=n_bootstrap,
+    )
+
+
+def measure_evidence(
+    evidence: Evidence,
+    reference: Reference,
+    *,
+    full_precision: Evidence | None = None,
+    known: dict[Hashable, Tensor] | None = None,
+    cycle: int = 1,
+    seed: int,
+    n_bootstrap: int = 20,
+) -> dict[str, Estimate]:
+    """Every metric that images allow, by name.
 
     Args:
+        full_precision: evidence of the full-precision model on the same noise.
+        known: values of full precision on resamples, kept for other evidence that is held against the same.
+        cycle: number of conditions; image i has condition i mod cycle.
         seed: of the bootstrap and of the kernel distance's subsets.
 
     Returns:
         Beside fid, `fid_excess`: fid less that of full precision on the same noise, where that is given. The bootstrap's se of fid is 1.0 to 1.1
         times the true spread for n = 512, d = 128.
     """
-    counts = resamples(len(sample), n_bootstrap, seed, sample.cycle)
+    known = {} if known is None else known
+    counts = resamples(len(next(iter(evidence.values()))), n_bootstrap, seed, cycle)
     found: dict[str, Estimate] = {}
     for metric in METRICS.values():
-        evidence = metric.evidence(sample)
-        if evidence is None:
+        own = evidence.get(metric.evidence_name)
+        if own is None or not metric.fits(reference):
             continue
         if metric.estimate is not None:
-            found[metric.name] = metric.estimate(evidence, sample.reference, seed)
+            found[metric.name] = metric.estimate(own, reference, seed)
             continue
-        values = resampled(metric.statistic(evidence, sample.reference), counts)
+        values = resampled(metric.statistic(own, reference), counts)
         found[metric.name] = Estimate.of(values)
-        if metric.records_excess and sample.full_precision is not None:
-            found[metric.excess_name] = Estimate.of(values - _of_full_precision(metric, sample, counts, (n_bootstrap, seed)))
+        if metric.records_excess and full_precision is not None:
+            key = (metric.name, id(reference), cycle, n_bootstrap, seed)
+            if key not in known:
+                known[key] = resampled(metric.statistic(full_precision[metric.evidence_name], reference), counts)
+            found[metric.excess_name] = Estimate.of(values - known[key])
     return found
-
-
-def evidence_of(sample: Sample) -> dict[str, Tensor]:
-    """What paired differences by any metric need of a sample, by the name that it is kept under."""
-    found = {metric.evidence_name: metric.evidence(sample) for metric in METRICS.values()}
-    return {name: evidence for name, evidence in found.items() if evidence is not None}
-
-
-def _of_full_precision(metric: Metric, sample: Sample, counts: Tensor, resampling: tuple[int, int]) -> Tensor:
-    """Values of full precision on the same resamples, computed once for all samples that are held against it."""
-    full, key = sample.full_precision, (metric.name, id(sample.reference), sample.cycle, *resampling)
-    assert full is not None
-    if key not in full.known:
-        evidence = metric.evidence(full)
-        assert evidence is not None, "it has the features that the sample has"
-        full.known[key] = resampled(metric.statistic(evidence, sample.reference), counts)
-    return full.known[key]

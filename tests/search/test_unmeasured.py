@@ -12,7 +12,7 @@ from sedaq.errors import InputError
 from sedaq.models.loading import load
 from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.unmeasured import uniform_plan
-from sedaq.sensitivity.run import store_for_plan
+from sedaq.sensitivity.plan_encodings import store_for_plan
 
 
 @pytest.mark.parametrize("bits", [2.6, 3.0, 4.0])

@@ -16,7 +16,7 @@ from sedaq.errors import UntrustedError
 from sedaq.models import loading
 from sedaq.models.loading import load, may_be_reopened
 from sedaq.models.outline import OutlinedSubject, outline_of
-from sedaq.sensitivity.evaluation import evaluate_plan
+from sedaq.sensitivity.kept_evaluations import evaluate_plan
 from sedaq.sensitivity.predictor.fitting import fit
 from sedaq.sensitivity.run import OUTLINE_FILE, Run
 from sedaq.storage import read_json, write_json

@@ -17,11 +17,12 @@ from sedaq.aq.plans.plan import Plan
 from sedaq.errors import InputError, SedaqError
 from sedaq.models.sampling import SamplingConfig
 from sedaq.progress import Record, listening
+from sedaq.sensitivity.plan_encodings import store_for_plan
 from sedaq.sensitivity.predictor.fitting import fit, load_predictor
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.probing.probes import MIN_PROBES, read_probes
-from sedaq.sensitivity.run import Run, Settings, store_for_plan
+from sedaq.sensitivity.run import Run, Settings
 from sedaq.storage import append_record, read_records, write_json
 
 from .conftest import SETTINGS

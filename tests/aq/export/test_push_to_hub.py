@@ -19,7 +19,7 @@ import torch
 import sedaq
 from sedaq.aq.export.apply import apply
 from sedaq.models.loading import load
-from sedaq.sensitivity.run import store_for_plan
+from sedaq.sensitivity.plan_encodings import store_for_plan
 
 PUSH_AND_PULL = """
 import sys, torch, sedaq

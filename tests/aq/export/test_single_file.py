@@ -17,7 +17,7 @@ from sedaq.cli.main import main
 from sedaq.errors import InputError
 from sedaq.models.folders import WEIGHTS_FILE
 from sedaq.models.loading import load
-from sedaq.sensitivity.run import store_for_plan
+from sedaq.sensitivity.plan_encodings import store_for_plan
 
 
 @pytest.fixture

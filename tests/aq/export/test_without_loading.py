@@ -16,7 +16,7 @@ from sedaq.errors import InputError
 from sedaq.models.folders import WEIGHTS_FILE
 from sedaq.models.hessian import block_edges
 from sedaq.models.loading import load
-from sedaq.sensitivity.run import store_for_plan
+from sedaq.sensitivity.plan_encodings import store_for_plan
 
 
 @pytest.fixture(autouse=True)
