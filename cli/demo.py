@@ -36,7 +36,7 @@ def command(out: Path, fresh: bool, device: str) -> None:
         write_json(out / MARK_FILE, "demo", {"subject": SUBJECT, "bits": BITS})
         run.fit()
         run.front(FRONT_BITS, verify=2, images=FRONT_IMAGES)
-        found = run.search(Budget(bits=BITS), verify=5, out=out / "plans" / "plan.json")
+        found = run.search(Budget(bits=BITS), verify=5, images=FRONT_IMAGES, out=out / "plans" / "plan.json")
         found.uniform.save(out / "plans" / "uniform.json")
         rows = [
             run.evaluate("full precision", None, images=N_IMAGES),

@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": "Measure the images of a model.",
     "bench": "Measure distortion, encoding, kernels or a whole model.",
     "report": "Write the report of a run.",
+    "watch": "What is at work in a run, and how far it is.",
     "doctor": "What is whole, missing or damaged in a run or a model.",
     "demo": "All of it on a shipped model.",
 }

@@ -15,6 +15,7 @@ from ..aq.export.apply import PLAN_FILE
 from ..aq.plans.plan import Plan
 from ..errors import DamagedError, InputError
 from ..models.manifest import MANIFEST_FILE, damaged_in, foreign_to
+from ..runtime.tasks import claimed
 from ..sensitivity.probing.probes import MIN_PROBES
 from ..sensitivity.run import OUTLINE_FILE, probe_journal
 from ..storage import file_sha256, read_json, read_sealed
@@ -44,18 +45,22 @@ RECORDS: dict[str, tuple[str, str]] = {
     r"plans/.*\.json": ("plan", SEARCH),
     r"contest\.json": ("contest", "sedaq bench search"),
     r"evaluations\.jsonl": ("evaluation", "sedaq evaluate"),
+    r"evaluations/reference\..*\.safetensors": ("reference", "sedaq evaluate"),
+    r"evaluations/.*\.json": ("evaluation result", "sedaq evaluate"),
+    r"evaluations/.*\.safetensors": ("evidence", "sedaq evaluate"),
     r"tunings\.jsonl": ("tuning", APPLY),
     r"tuned/.*\.safetensors": ("tuned", APPLY),
     r"figures/grids\.safetensors": ("grids", "sedaq report"),
     r"demo\.json": ("demo", "sedaq demo"),
 }
 PLAIN = r"report\.html|figures/[^/]*\.(png|svg|csv)|predictor/(sensitivity|groups|interactions)\.csv|predictor/trees\d+\.ubj"
+STATUS = r"\.status\.[^/]*\.json"  # what a command is at
 LOCK, TEMPORARY, FOLDER = r"(.*/)?\.[^/]*\.lock", r"(.*/)?\.[^/]*\.[0-9a-f]{8}", r"(.*/)?\.[^/]*\.(new|old|tuning)/.*"
 REMADE = r".*[./@-][0-9a-f]{16}\.(json|safetensors)|layers\.json|predictor/(additive|fit)\.json"  # by names that sedaq alone gives
 HOUR = 3600  # that no half-written file of a living process is old
 
 
-_UNHELD, _HALF = "a lock that nobody holds", "half-written"
+_UNHELD, _HALF, _KILLED = "a lock that nobody holds", "half-written", "what a killed command was at"
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def _clear(folder: Path, findings: Iterable[Finding]) -> None:
     for finding in findings:
         path, remade = folder / finding.path, re.fullmatch(REMADE, finding.path)
         is_ours = finding.state == "damaged" and remade and (path.stat().st_size == 0 or b"sha256" in path.read_bytes()[: 1 << 20])
-        is_left = finding.what in (_UNHELD, _HALF) and time.time() - path.stat().st_mtime > (HOUR if finding.what == _HALF else 0)
+        is_left = finding.what in (_UNHELD, _HALF, _KILLED) and time.time() - path.stat().st_mtime > (HOUR if finding.what == _HALF else 0)
         if is_ours or is_left:
             path.unlink()
 
@@ -134,6 +139,9 @@ def _of_file(path: Path, name: str) -> Finding | None:
     """What is wrong with a file of a run; None where nothing is."""
     if re.fullmatch(LOCK, name):
         return None if _is_held(path) else Finding(name, "stray", _UNHELD, "harmless, left by a killed process")
+    if re.fullmatch(STATUS, name):
+        with claimed(path, wait=False) as is_free:
+            return Finding(name, "stray", _KILLED, "goes when the next command begins") if is_free else None
     if re.fullmatch(TEMPORARY, name):
         return Finding(name, "stray", _HALF, "harmless, left by a killed process, or of one that is at it")
     if re.fullmatch(FOLDER, name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -16,6 +17,7 @@ import torch
 
 from ..errors import InputError
 from ..outputs import check_out
+from ..runtime.status import commands_in
 from ..sensitivity.metrics.registry import METRICS
 from ..storage import write_atomically
 from . import numbers
@@ -24,6 +26,7 @@ from .inputs import RunData, checked_grids, complaints, read_run, save_grids, te
 from .plan_figures import grid_image, rates_of
 from .style import DPI, save_png, spot_boxes, svg_bytes
 from .tables import evaluation_columns
+from .watch import command_rows
 
 MARK = ": sedaq report</title>"  # in every page
 MAX_ROWS_SHOWN = 40  # of the numbers behind a figure; longer tables are in the CSV only
@@ -144,6 +147,7 @@ def _render(run_folder: Path, data: RunData, sections: list[dict[str, Any]]) -> 
             "verdict": _verdict(data),
             "evaluation": _evaluation(data),
             "layers": _layers(data),
+            "commands": _commands(run_folder),
             "findings": (data.fit or {}).get("findings", []),
             "trust": _trust(data),
             "scores": _scores(data),
@@ -151,6 +155,13 @@ def _render(run_folder: Path, data: RunData, sections: list[dict[str, Any]]) -> 
             "table_style": _asset("dt_bundle.css").decode(),
         }
     return environment.from_string(template).render(context)
+
+
+def _commands(run_folder: Path) -> dict[str, Any] | None:
+    """Other commands that are at work in the run."""
+    rows = command_rows(tuple(command for command in commands_in(run_folder) if command.is_alive and command.pid != os.getpid()))
+    shown = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+    return {"headings": shown, "body": [[row[name] for name in shown] for row in rows], "numeric": [False] * len(shown)} if rows else None
 
 
 def _asset(name: str) -> bytes:

@@ -16,8 +16,9 @@ from ..errors import UntrustedError
 from ..models.noise import purpose_seed
 from ..models.subject import Subject
 from ..outputs import check_out
+from ..runtime.status import telling
 from ..runtime.tasks import tensor_task
-from ..sensitivity.evaluation import load_applied
+from ..sensitivity.kept_evaluations import load_applied
 from ..sensitivity.probing.assembly import Assembly
 from ..sensitivity.run import Run
 from ..storage import file_sha256, fingerprint
@@ -28,6 +29,7 @@ log = logging.getLogger("sedaq")
 N_SHOWN = 20  # images in a grid
 
 
+@telling("report")
 def write_run_report(run: Run, out: Path | None = None) -> Path:
     """The page of `run`, with images of the full-precision model, of plans/uniform.json and of the plan that the page is about, and of tuned folders in models/.
 

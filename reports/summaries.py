@@ -11,15 +11,22 @@ from rich.table import Table
 
 from .numbers import duration, interval, metric, number
 from .tables import rows_table
+from .watch import command_rows
 
 if TYPE_CHECKING:
     from ..search.find import SearchResult
     from .doctor import Finding
+    from .watch import RunState
+
+
+def console() -> Console:
+    """Stdout, as wide as a table needs to be where that is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def show(table: Table) -> None:
-    """Print a table on stdout, as wide as it needs to be where that is not a terminal."""
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    """Print a table on stdout."""
+    console().print(table)
 
 
 def fit_table(summary: Mapping[str, Any]) -> Table:
@@ -64,6 +71,14 @@ def front_table(found: Sequence[SearchResult]) -> Table:
 def diagnosis_table(findings: Sequence[Finding]) -> Table:
     """One row a file that is not as it should be."""
     return rows_table([finding.to_dict() for finding in findings], ["path", "state", "what", "remedy"])
+
+
+def run_state_table(state: RunState) -> Table:
+    """One row a command that is at work in a run, or was killed."""
+    rows = command_rows(state.commands)
+    measured = ", ".join(f"{n:,} for {purpose}" for purpose, n in state.n_measured.items()) or "none"
+    columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else ["command"]
+    return rows_table(rows, columns, title=f"{state.subject}, plans measured: {measured}{'' if rows else '; nothing is at work'}")
 
 
 def metrics_table(result: Mapping[str, Any]) -> Table:

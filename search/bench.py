@@ -15,6 +15,7 @@ from ..aq.plans.menu import Entry
 from ..aq.plans.plan import Plan
 from ..errors import InputError
 from ..progress import track
+from ..runtime.status import telling
 from ..sensitivity.metrics.registry import DEFAULT, metric_of
 from ..sensitivity.predictor.fitting import load_predictor
 from ..sensitivity.probing.layer_statistics import LayerStatistics
@@ -42,6 +43,7 @@ class Comparison:
     solver: str
 
 
+@telling("bench")
 def bench_search(
     run: Run,
     *,

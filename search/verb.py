@@ -16,6 +16,7 @@ from ..aq.plans.plan import PLAN_MARK
 from ..aq.profiling.step_times import StepTimes
 from ..errors import InputError
 from ..outputs import check_out
+from ..runtime.status import telling
 from ..sensitivity.predictor.fitting import load_predictor
 from ..sensitivity.predictor.predictor import Predictor
 from ..sensitivity.probing.measurer import Measurer, PlanTask
@@ -54,6 +55,7 @@ def find_within_pipeline(run: Run, limit: int, find: Callable[[int, bool], Searc
         raise InputError(f"`pipeline_size` {limit}: for the denoiser's file, {error}") from error
 
 
+@telling("search")
 def search_run(
     run: Run, budget: Budget, config: SearchConfig | None = None, *, executor: str = "serial", out: Path | None = None
 ) -> SearchResult:
@@ -97,6 +99,7 @@ def search_run(
     return found
 
 
+@telling("search")
 def search_front(
     run: Run, config: SearchConfig | None = None, *, bits: Sequence[float] = FRONT_BITS, executor: str = "serial"
 ) -> list[SearchResult]:

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from ...aq.plans.menu import Entry
 from ...errors import DamagedError, InputError
+from ...runtime.status import telling
 from ...storage import file_sha256, fingerprint, read_json, write_atomically, write_json
 from ..explanation.explanation import Explanation, additivity, group_rows, interaction_rows, layer_rows, stability
 from ..explanation.findings import findings
@@ -59,6 +60,7 @@ def error_of(statistics: LayerStatistics) -> Callable[[str, Entry], float]:
     return lambda name, entry: statistics.of_entry(name, entry).error
 
 
+@telling("fit")
 def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
     """Fit, cross-validate and explain; writes predictor/ (model, fit.json and tables) into the run. A fit of the same probes is read back.
 

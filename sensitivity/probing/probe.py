@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from ...errors import InputError
 from ...kernels.timing import clock
 from ...progress import track
+from ...runtime.status import telling
 from ...storage import write_json
 from ..metrics.registry import DEFAULT, metric_of
 from ..run import Run, Settings
@@ -61,6 +62,7 @@ def probe(
     return opened
 
 
+@telling("probe")
 def probe_run(
     opened: Run,
     *,
