@@ -273,11 +273,11 @@ class Run:
 
         return bench_search(self._opened, bits=bits, executor=self.executor, **how)
 
-    def report(self, out: str | Path | None = None) -> Path:
-        """Write the report, report.html in the run by default. Returns its path."""
+    def report(self, out: str | Path | None = None, *, plan: str | Path | None = None) -> Path:
+        """Write the report, report.html in the run by default. Returns its path. It is about `plan`, plans/plan.json or that of fewest bits by default."""
         from .reports.run_report import write_run_report
 
-        return write_run_report(self._opened, None if out is None else Path(out))
+        return write_run_report(self._opened, *(None if path is None else Path(path) for path in (out, plan)))
 
 
 def _bytes(size: str | int | None) -> int | None:

@@ -80,11 +80,12 @@ def complaints(where: object, remedy: str) -> Iterator[None]:
         raise InputError(f"{where}: a field is of the wrong type ({str(error).splitlines()[0]}); {remedy}") from error
 
 
-def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None) -> RunData:
+def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None, plan_path: Path | None = None) -> RunData:
     """Read a run folder; only run.json must be there.
 
     Args:
         grids: images by variant, (n, C, H, W) in [0, 1]; those of an earlier report where None.
+        plan_path: the plan; the one of `plan_file` where None.
 
     Raises:
         InputError: a file is damaged, lacks a field, or belongs to another model.
@@ -99,7 +100,7 @@ def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None) -> R
         models = {subject["fingerprint"], subject.get("model_fingerprint", subject["fingerprint"])}
         subject["name"], dict(run.get("settings") or {})
     front = _read_front(folder / "plans" / "front.json")
-    plan, plan_name = _read_plan(folder / "plans", front)
+    plan, plan_name = (Plan.load(plan_path), str(plan_path)) if plan_path else _read_plan(folder / "plans", front)
     if plan is not None and plan.subject_fingerprint not in models:
         raise InputError(
             f"{folder / plan_name}: field 'fingerprint' is {plan.subject_fingerprint}, the run's is {subject['fingerprint']}; "

@@ -32,7 +32,9 @@ MARK = ": sedaq report</title>"  # in every page
 MAX_ROWS_SHOWN = 40  # of the numbers behind a figure; longer tables are in the CSV only
 
 
-def write_report(run_folder: Path, out: Path | None = None, *, grids: dict[str, torch.Tensor] | None = None) -> Path:
+def write_report(
+    run_folder: Path, out: Path | None = None, *, grids: dict[str, torch.Tensor] | None = None, plan: Path | None = None
+) -> Path:
     """Draw all that a run folder has to show.
 
     Writes figures/*.png, *.svg and *.csv in the run folder and one page with the figures embedded. A section whose input is not there yet
@@ -41,6 +43,7 @@ def write_report(run_folder: Path, out: Path | None = None, *, grids: dict[str, 
     Args:
         run_folder: holds at least run.json.
         out: the page; run_folder/report.html where None.
+        plan: that the page is about; plans/plan.json in the run, or the one of fewest bits, where None.
         grids: images by variant, (n, C, H, W) in [0, 1], made from the same noise; those of the last report where None.
 
     Returns:
@@ -53,7 +56,7 @@ def write_report(run_folder: Path, out: Path | None = None, *, grids: dict[str, 
     page = run_folder / "report.html" if out is None else Path(out)
     if out is not None:
         check_out("out", page, MARK)
-    data = read_run(run_folder, grids)
+    data = read_run(run_folder, grids, plan)
     folder = run_folder / "figures"
     sections = [_section(spec, data, folder) for spec in FIGURES]
     if data.grids:

@@ -30,17 +30,19 @@ N_SHOWN = 20  # images in a grid
 
 
 @telling("report")
-def write_run_report(run: Run, out: Path | None = None) -> Path:
+def write_run_report(run: Run, out: Path | None = None, plan: Path | None = None) -> Path:
     """The page of `run`, with images of the full-precision model, of plans/uniform.json and of the plan that the page is about, and of tuned folders in models/.
 
     Images that were not sampled before are left out where the model may not be loaded.
     """
     if out is not None:
         check_out("out", out, MARK)  # before images are sampled
-    return write_report(run.folder, out, grids=image_grids(run))
+    if plan is not None:
+        Plan.load(plan).validate(run.subject)
+    return write_report(run.folder, out, grids=image_grids(run, plan), plan=plan)
 
 
-def image_grids(run: Run) -> dict[str, torch.Tensor]:
+def image_grids(run: Run, plan: Path | None = None) -> dict[str, torch.Tensor]:
     """The same noise through every variant that the run holds: name → images (n, C, H, W)."""
 
     seed, sampling = purpose_seed(run.settings.seed, "figures"), replace(run.settings.sampling, steps=None)
@@ -68,10 +70,10 @@ def image_grids(run: Run) -> dict[str, torch.Tensor]:
             assembly.restore()
 
     add("full precision", None, lambda: sampled(run.subject))
-    plans = {"uniform": run.folder / "plans" / "uniform.json", "searched": plan_file(run.folder / "plans")}
-    for name, plan in [(name, Plan.load(path)) for name, path in plans.items() if path is not None and path.exists()]:
-        plan.validate(run.subject)
-        add(name, plan.hash, partial(of_plan, plan))
+    plans = {"uniform": run.folder / "plans" / "uniform.json", "searched": plan or plan_file(run.folder / "plans")}
+    for name, found in [(name, Plan.load(path)) for name, path in plans.items() if path is not None and path.exists()]:
+        found.validate(run.subject)
+        add(name, found.hash, partial(of_plan, found))
     tuned = run.folder / "models" / "searched+tuned"
     if tuned.exists():
         weights = [file_sha256(path) for path in sorted(tuned.rglob("*.safetensors"))]
