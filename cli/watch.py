@@ -18,7 +18,7 @@ from . import options
 def command(run_folder: Path, every: float, as_json: bool) -> None:
     from rich.live import Live
 
-    from ..reports.summaries import console, run_state_table, show
+    from ..reports.summaries import console, run_state, show
     from ..reports.watch import state_of
 
     state = state_of(run_folder)
@@ -26,10 +26,10 @@ def command(run_folder: Path, every: float, as_json: bool) -> None:
         options.print_json(state.to_dict())
         return
     if not (state.is_at_work and sys.stdout.isatty()):
-        show(run_state_table(state))
+        show(run_state(state))
         return
-    with Live(run_state_table(state), console=console(), auto_refresh=False) as live:
+    with Live(run_state(state), console=console(), auto_refresh=False) as live:
         while state.is_at_work:
             time.sleep(every)
             state = state_of(run_folder)
-            live.update(run_state_table(state), refresh=True)
+            live.update(run_state(state), refresh=True)

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from .numbers import duration, interval, metric, number
 from .tables import rows_table
@@ -24,9 +25,9 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
-def show(table: Table) -> None:
-    """Print a table on stdout."""
-    console().print(table)
+def show(what: RenderableType) -> None:
+    """Print a table, or the like, on stdout."""
+    console().print(what)
 
 
 def fit_table(summary: Mapping[str, Any]) -> Table:
@@ -73,12 +74,13 @@ def diagnosis_table(findings: Sequence[Finding]) -> Table:
     return rows_table([finding.to_dict() for finding in findings], ["path", "state", "what", "remedy"])
 
 
-def run_state_table(state: RunState) -> Table:
-    """One row a command that is at work in a run, or was killed."""
-    rows = command_rows(state.commands)
+def run_state(state: RunState) -> Group:
+    """A line about a run, and a row for each command that is at work in it or was killed."""
     measured = ", ".join(f"{n:,} for {purpose}" for purpose, n in state.n_measured.items()) or "none"
-    columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else ["command"]
-    return rows_table(rows, columns, title=f"{state.subject}, plans measured: {measured}{'' if rows else '; nothing is at work'}")
+    line = f"{state.subject}, plans measured: {measured}{'' if state.commands else '; nothing is at work'}"
+    rows = command_rows(state.commands)
+    columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+    return Group(Text(line), *([rows_table(rows, columns)] if rows else []))
 
 
 def metrics_table(result: Mapping[str, Any]) -> Table:

@@ -78,7 +78,7 @@ def evaluate(
 
     Returns:
         {metrics: {name: {value, se, halves}}, n_images, steps, seed, extractor, reference, seconds}. What was measured before is read back; that of
-        subjects made by code, which nobody can compare, is measured anew.
+        subjects made by code or in Python, which nobody can compare, is measured anew.
 
     Raises:
         InputError: where no extractor or reference is known, or an argument is unusable.
@@ -96,7 +96,8 @@ def evaluate(
     if name is None:
         raise InputError(f"subject {measured.name} has no extractor of its own; choose one with `extractor`: {CHOICES}")
     extract = load_extractor(name, image_shape=measured.shape_of(sampling), device=device)
-    task = _Evaluation(measured, full, sampling, n_images, seed, extract, keep_in, is_quantized=densified)
+    is_named = not isinstance(subject, Subject) and not isinstance(against, Subject)
+    task = _Evaluation(measured, full, sampling, n_images, seed, extract, keep_in, is_named, is_quantized=densified)
     return task.result(reference)
 
 
@@ -123,12 +124,13 @@ class _Evaluation:
     seed: int
     extract: Extractor
     keep_in: Path | None
+    is_named: bool  # whether both models are as their files have them
     is_quantized: bool
 
     def result(self, reference: str | None) -> dict[str, Any]:
         """What `evaluate` returns, read back where it was measured before."""
         target = load_reference(reference, self.extract, image_shape=self.measured.shape_of(self.sampling), default=self._default_reference)
-        of_models = [_hashes(subject) for subject in (self.measured, self.full) if subject is not None]
+        of_models = [self._hashes(subject) for subject in (self.measured, self.full) if subject is not None]
         if None in of_models:
             return self._measure(target, None)
         folder = self._folder / fingerprint([of_models, self.n_images, self._how, target.fingerprint])
@@ -158,7 +160,7 @@ class _Evaluation:
         def make() -> Reference:
             return sampled_reference(full, self.sampling, self.extract, self.seed)
 
-        hashes = _hashes(full)
+        hashes = self._hashes(full)
         if hashes is None:
             return make()
         return Task(
@@ -224,15 +226,14 @@ class _Evaluation:
 
         if self.keep_in is None or not keep:
             return make()
-        key = fingerprint([of.fingerprint, _hashes(of), self.sampling.identity, self.sampling.steps, self.seed, first, count])
+        key = fingerprint([of.fingerprint, self._hashes(of), self.sampling.identity, self.sampling.steps, self.seed, first, count])
         return tensor_task(f"images of {of.name}", self.keep_in / "images" / f"{key}.safetensors", "images", make).result()
 
-
-def _hashes(subject: Subject) -> list[Any] | None:
-    """What a subject is told from others by; None for one made by code, of which nobody knows what it does."""
-    if subject.folder is None or subject.source:
-        return None
-    return [hashes_of(subject.folder), subject.conditions]
+    def _hashes(self, subject: Subject) -> list[Any] | None:
+        """What a subject is told from others by; None for one made by code, of which nobody knows what it does."""
+        if subject.folder is None or subject.source or not self.is_named:
+            return None
+        return [hashes_of(subject.folder), subject.conditions]
 
 
 def _chunks(n_images: int) -> list[tuple[int, int]]:

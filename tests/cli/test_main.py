@@ -30,6 +30,7 @@ PROMISED = {
     "inspect": "--plan --exclude --json",
     "probe": "--run --configs --images --steps --seed --workers --reference --extractor --guidance --prompts --device",
     "fit": "--run --json",
+    "watch": "--run --every --json",
     "doctor": "--repair --json",
     "search": "--run --front --bits --size --pipeline-size --ms-per-step --pin --keep --tie --min-rate --max-rate --solver --verify --activations --out --json",
     "apply": "--out --run --effort --tune-steps --tune-minutes --tune-trajectories --tune-buffer --activations",

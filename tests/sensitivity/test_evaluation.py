@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
+from sedaq.models.loading import load
 from sedaq.models.sampling import SamplingConfig
 from sedaq.models.subject import Subject
 from sedaq.sensitivity import evaluation
@@ -133,3 +134,15 @@ def test_a_result_that_is_damaged_is_measured_again(models: tuple[Path, Path], s
     path.write_bytes(path.read_bytes()[:-20])
     sampled.clear()
     assert without_time(evaluate(other, against=full, **HOW)) == without_time(result) and sampled
+
+
+def test_models_in_memory_are_measured_each_time_for_their_weights_may_have_changed(
+    models: tuple[Path, Path], sampled: list[tuple[str, int, int]]
+) -> None:
+    full, other = models
+    subject = load(other)
+    first = evaluate(subject, against=full, **HOW)
+    with torch.no_grad():
+        for parameter in subject.denoiser.parameters():
+            parameter.mul_(1.1)
+    assert evaluate(subject, against=full, **HOW)["metrics"]["fid"] != first["metrics"]["fid"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,3 +54,20 @@ def test_a_run_that_starts_from_images_calibrates_with_them(tmp_path: Path) -> N
 def test_settings_that_make_no_sense(wrong: dict[str, object], text: str) -> None:
     with pytest.raises(InputError, match=text):
         Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_run_whose_pipeline_has_another_scheduler_is_refused_by_the_file(pipeline_folder: Path, tmp_path: Path) -> None:
+    folder, settings = Path(shutil.copytree(pipeline_folder, tmp_path / "pipeline")), replace(SETTINGS, extractor="inception")
+    Run.begin(str(folder), tmp_path / "run", settings).write()
+    path = folder / "scheduler" / "scheduler_config.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "beta_end": 0.03}))
+    said = "was begun with another scheduler/scheduler_config.json than .* has now"
+    with pytest.raises(InputError, match=said):
+        Run.begin(str(folder), tmp_path / "run", settings)
+    with pytest.raises(InputError, match=said):
+        Run.open(tmp_path / "run", subject=str(folder))
+    with pytest.raises(InputError, match=said):
+        Run.open(tmp_path / "run").subject.weight("conv_in")  # by the run's own note, once the model is needed
+    path.write_text(before)
+    assert Run.open(tmp_path / "run").subject.weight("conv_in").ndim == 4
