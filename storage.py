@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
+import reprlib
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,7 +23,9 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 
 from .errors import DamagedError, InputError, SedaqError
+from .records import REMADE, REMEDIES
 
+log = logging.getLogger("sedaq")
 SCHEMA = 1
 _OWN_FIELDS = ("kind", "schema", "sha256")
 # By their names in safetensors headers, in the order in which its writer stores tensors last to first.
@@ -160,24 +164,30 @@ def _seal(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return {**body, "sha256": hashlib.sha256(canonical_json(body).encode()).hexdigest()}
 
 
-def _unseal(where: str, kind: str, body: Any) -> dict[str, Any]:
+def _complaint(kind: str, content: dict[str, Any], of_tensors: bool) -> str | None:
+    from .records.check import complaint  # here, for pydantic takes a tenth of a second to import, and many commands read no record
+
+    return complaint(kind, content, of_tensors=of_tensors)
+
+
+def _unseal(where: str, kind: str, body: Any, *, model: str | None = None, of_tensors: bool = False) -> dict[str, Any]:
+    remedy = REMADE if of_tensors else REMEDIES.get(kind, REMADE)
     if not isinstance(body, dict):
-        raise DamagedError(f"{where}: not a JSON object; write it again with sedaq")
+        raise DamagedError(f"{where}: not a JSON object; {remedy}")
     expected: dict[str, Any] = {"kind": kind, "schema": SCHEMA}
     for field, value in expected.items():
         if body.get(field) != value:
-            raise DamagedError(
-                f"{where}: field '{field}' is {body.get(field)!r} where {value!r} is expected; write the file again with this version of sedaq"
-            )
+            raise DamagedError(f"{where}: field '{field}' is {reprlib.repr(body.get(field))} where {value!r} is expected; {remedy}")
     content = {key: value for key, value in body.items() if key not in _OWN_FIELDS}
     try:
         sha256 = _seal(kind, content)["sha256"]
     except (ValueError, RecursionError):  # NaN or a half character, which json reads and sedaq never writes
         sha256 = None
     if sha256 is None or sha256 != body.get("sha256"):
-        raise DamagedError(
-            f"{where}: field 'sha256' does not match the content; the file was changed or damaged, write it again with sedaq"
-        )
+        raise DamagedError(f"{where}: field 'sha256' does not match the content, the file was changed or damaged; {remedy}")
+    complaint = _complaint(model or kind, content, of_tensors)
+    if complaint is not None:
+        raise DamagedError(f"{where}: {complaint}; {remedy}")
     return content
 
 
@@ -200,13 +210,34 @@ def parsed(text: str | bytes, where: str, remedy: str) -> Any:
         raise DamagedError(f"{where}: not valid JSON ({error}); {remedy}") from error
 
 
-def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """Content that write_json wrote. Raises DamagedError for a damaged or foreign file, InputError for a missing one."""
+def _bytes_of(path: Path) -> bytes:
     try:
-        text = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    return _unseal(str(path), kind, parsed(text, str(path), "the file is damaged, write it again with sedaq"))
+
+
+def read_json(path: Path, kind: str, *, model: str | None = None, owner: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Content that write_json wrote, checked against the model of its kind.
+
+    Args:
+        model: the name of a narrower one, where records of a kind differ.
+        owner: fields that say whose the file is, and what they must hold; files of earlier versions may lack them.
+
+    Raises:
+        DamagedError: a file that is damaged, of another kind, or another's.
+        InputError: a missing one.
+    """
+    content = _unseal(str(path), kind, parsed(_bytes_of(path), str(path), REMEDIES.get(kind, REMADE)), model=model)
+    check_owner(str(path), content, owner or {}, REMEDIES.get(kind, REMADE))
+    return content
+
+
+def check_owner(where: str, content: Mapping[str, Any], owner: Mapping[str, Any], remedy: str) -> None:
+    """Raise DamagedError for a record whose fields say that it is another's: it was moved here."""
+    for field, value in owner.items():
+        if content.get(field, value) != value:
+            raise DamagedError(f"{where}: is of another {field}, {content[field]!r} and not {value!r}; {remedy}")
 
 
 def append_record(path: Path, kind: str, content: Mapping[str, Any]) -> None:
@@ -236,29 +267,31 @@ def ends_cut_short(path: Path) -> bool:
 
 
 def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
-    """All sealed lines of `path`, none if it does not exist; a last line without its line end is dropped, for a crash may leave one."""
-    return read_records_from(path, kind, 0)[0]
+    """All sealed lines of `path`, none if it does not exist; a last line without its line end is dropped with a warning, for a crash may leave one."""
+    records, end = read_records_from(path, kind, 0)
+    warn_of_rest(path, end)
+    return records
+
+
+def warn_of_rest(path: Path, end: int) -> None:
+    """Warn where a file of records goes on after the last whole line."""
+    if path.exists() and path.stat().st_size > end:
+        log.warning("%s: the last line was cut short and is left out", path)
 
 
 def read_records_from(path: Path, kind: str, start: int) -> tuple[list[dict[str, Any]], int]:
     """Those after the first `start` bytes, and up to where they are read: the `start` of the next time. A file that was written anew is read whole."""
     if not path.exists():
         return [], 0
-    try:
-        with open(path, "rb") as file:
-            is_same = start == 0 or (file.seek(start - 1) == start - 1 and file.read(1) == b"\n")
-            start = start if is_same else 0
-            file.seek(0)
-            before = file.read(start).count(b"\n") if start else 0
-            data = file.read()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    lines = data.split(b"\n")
+    data = _bytes_of(path)
+    if start and data[start - 1 : start] != b"\n":
+        start = 0
+    lines, before = data[start:].split(b"\n"), data.count(b"\n", 0, start)
     records = []
     for number, line in enumerate(lines[:-1], start=before + 1):
         where = f"{path} line {number}"
-        records.append(_unseal(where, kind, parsed(line, where, "remove the line, its work will be done again")))
-    return records, start + len(data) - len(lines[-1])
+        records.append(_unseal(where, kind, parsed(line, where, REMEDIES.get(kind, REMADE))))
+    return records, len(data) - len(lines[-1])
 
 
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
@@ -268,8 +301,8 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], met
     write_atomically(path, safetensors.torch.save(contiguous, {"sedaq": json.dumps(_seal(kind, content), allow_nan=False)}))
 
 
-def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata that save_tensors wrote. Raises DamagedError for a damaged or foreign file, InputError for a missing one."""
+def load_tensors(path: Path, kind: str, *, owner: Mapping[str, Any] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata that save_tensors wrote; see `read_json` for the arguments and what is raised."""
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("sedaq")
@@ -277,20 +310,19 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except SafetensorError as error:
-        raise DamagedError(f"{path}: not a whole safetensors file ({error}); delete it, it will be made again") from error
+        raise DamagedError(f"{path}: not a whole safetensors file ({error}); {REMADE}") from error
     if header is None:
-        raise DamagedError(f"{path}: has no field 'sedaq' in its header; it was not written by sedaq")
-    body = parsed(header, f"{path}: field 'sedaq' of its header", "the file is damaged, delete it and it will be made again")
-    metadata = _unseal(str(path), kind, body)
+        raise DamagedError(f"{path}: has no field 'sedaq' in its header, so sedaq did not write it; {REMADE}")
+    body = parsed(header, f"{path}: field 'sedaq' of its header", REMADE)
+    metadata = _unseal(str(path), kind, body, of_tensors=True)
     if metadata.pop("tensors", None) != tensor_fingerprint(sorted(tensors.items())):
-        raise DamagedError(
-            f"{path}: field 'tensors' does not match the stored tensors; the file is damaged, delete it and it will be made again"
-        )
+        raise DamagedError(f"{path}: field 'tensors' does not match the stored tensors, the file is damaged; {REMADE}")
+    check_owner(str(path), metadata, owner or {}, REMADE)
     return tensors, metadata
 
 
-def read_sealed(path: Path) -> str:
-    """The kind of a file that this module wrote, whatever it is: JSON, records or tensors. All of it is read and compared with its seals.
+def read_sealed(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The kind and the records of a file that this module wrote, whatever it is: JSON, a journal or tensors. All of it is read and checked.
 
     Raises:
         DamagedError, InputError: as the reader of its kind.
@@ -302,17 +334,14 @@ def read_sealed(path: Path) -> str:
         except (OSError, SafetensorError) as error:
             raise DamagedError(f"{path}: not a whole safetensors file ({error})") from error
         kind = _kind_of(parsed(header, f"{path}: field 'sedaq' of its header", "it was not written by sedaq"), path)
-        load_tensors(path, kind)
-        return kind
-    first = path.read_bytes()
+        return kind, [load_tensors(path, kind)[1]]
+    first = _bytes_of(path)
     if path.suffix == ".jsonl":
         first = first.partition(b"\n")[0]
-        kind = _kind_of(parsed(first or b"{}", f"{path} line 1", "remove the line, its work will be done again"), path)
-        read_records(path, kind)
-        return kind
-    kind = _kind_of(parsed(first, str(path), "write it again with sedaq"), path)
-    read_json(path, kind)
-    return kind
+        kind = _kind_of(parsed(first or b"{}", f"{path} line 1", REMEDIES["probe"]), path)
+        return kind, read_records(path, kind)
+    kind = _kind_of(parsed(first, str(path), REMADE), path)
+    return kind, [read_json(path, kind)]
 
 
 def _kind_of(body: Any, path: Path) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,10 @@ from ..errors import InputError
 from ..kernels.quantized_matrix import QuantizedMatrix
 from ..kernels.reference import dequantize
 from ..models.hessian import block_edges
-from ..storage import load_tensors, save_tensors
+from ..records import REMADE
+from ..runtime.owner import artifact
+from ..runtime.tasks import as_damage
+from ..storage import check_owner, load_tensors, save_tensors
 from .formats import Format
 from .packing import pack, unpack
 
@@ -94,13 +98,15 @@ class Encoding:
     def save(self, path: Path) -> None:
         """Write a safetensors file. Raises InputError where `path` cannot be written."""
         metadata = {"format": str(self.format), "shape": list(self.shape), "error": self.error, "provenance": self.provenance}
-        save_tensors(path, "encoding", self.tensors, metadata)
+        save_tensors(path, "encoding", self.tensors, {**metadata, **artifact(path)})
 
     @classmethod
-    def load(cls, path: Path) -> Encoding:
-        """Raises InputError for a missing, damaged or foreign file."""
+    def load(cls, path: Path, owner: Mapping[str, Any] | None = None) -> Encoding:
+        """The encoding that `save` wrote. Raises InputError for a missing file, DamagedError for one that is damaged, foreign, or not of `owner`, fields of its provenance."""
         tensors, metadata = load_tensors(Path(path), "encoding")
-        return cls(Format.parse(metadata["format"]), tuple(metadata["shape"]), tensors, metadata["error"], metadata["provenance"])
+        check_owner(str(path), {**metadata, **metadata["provenance"]}, owner or {}, REMADE)
+        with as_damage(Path(path)):
+            return cls(Format.parse(metadata["format"]), tuple(metadata["shape"]), tensors, metadata["error"], metadata["provenance"])
 
     @classmethod
     def of_codes(

@@ -20,9 +20,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    found = read_json(folder / MANIFEST_FILE, "manifest").get("files")
-    if not isinstance(found, dict):
-        raise DamagedError(f"{folder / MANIFEST_FILE}: has no field 'files'; delete the folder and apply the plan again")
+    found: dict[str, str] = read_json(folder / MANIFEST_FILE, "manifest")["files"]
     return found
 
 

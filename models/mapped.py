@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..storage import cache_folder, fingerprint, read_json, tensor_fingerprint, write_json
+from ..runtime.tasks import json_task
+from ..storage import cache_folder, fingerprint, tensor_fingerprint
 from .folders import opened_tensors, weights_of
 
 
@@ -52,7 +53,9 @@ class MappedTensors(Mapping[str, torch.Tensor]):
         """tensor_fingerprint of tensors as they are loaded, floating-point ones in float32; kept on this machine beside the files' sizes and times."""
         key = fingerprint([names, [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths]])
         path = cache_folder() / "weights" / f"{key}.json"
-        if not path.exists():
+
+        def make() -> dict[str, str]:
             tensors = ((name, tensor.float() if (tensor := self[name]).is_floating_point() else tensor) for name in names)
-            write_json(path, "weights", {"fingerprint": tensor_fingerprint(tensors)})
-        return str(read_json(path, "weights")["fingerprint"])
+            return {"fingerprint": tensor_fingerprint(tensors)}
+
+        return str(json_task("fingerprint of weights", path, "weights", make).result()["fingerprint"])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from ..errors import DamagedError
 from ..storage import SAFETENSORS_DTYPES
 from .layers import Layer
 from .subject import Subject
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SAFETENSORS_DTYPES.values()}
+_LAYER_FIELDS = [field.name for field in fields(Layer)]
 
 
 def outline_of(subject: Subject) -> dict[str, Any]:
@@ -32,28 +32,24 @@ class OutlinedSubject(Subject):
     """A subject of which an outline is known. What else it has is loaded when it is first asked for.
 
     Args:
-        outline: that `outline_of` made.
+        outline: that `outline_of` made, read back by storage.read_json.
         load: gives the subject, or raises InputError where it may not be loaded.
-
-    Raises:
-        DamagedError: for an outline with other fields.
     """
 
     def __init__(self, outline: Mapping[str, Any], load: Callable[[], Subject]) -> None:
-        try:
-            self.__dict__ |= {
-                "_load": load,
-                "name": outline["name"],
-                "fingerprint": outline["fingerprint"],
-                "model_fingerprint": outline["model_fingerprint"],
-                "prefixes": list(outline["prefixes"]),
-                "named_components": tuple(outline["named_components"]),
-                "layers": [Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in outline["layers"]],
-                "tensor_specs": {name: (_DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in outline["tensors"].items()},
-                "_weight_fingerprints": dict(outline["weights"]),
-            }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedError(f"the outline of a subject lacks or misspells {error}; write it again") from error
+        self.__dict__ |= {
+            "_load": load,
+            "name": outline["name"],
+            "fingerprint": outline["fingerprint"],
+            "model_fingerprint": outline["model_fingerprint"],
+            "prefixes": list(outline["prefixes"]),
+            "named_components": tuple(outline["named_components"]),
+            "layers": [
+                Layer(**{name: layer[name] for name in _LAYER_FIELDS} | {"shape": tuple(layer["shape"])}) for layer in outline["layers"]
+            ],
+            "tensor_specs": {name: (_DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in outline["tensors"].items()},
+            "_weight_fingerprints": dict(outline["weights"]),
+        }
 
     def weight_fingerprint(self, name: str) -> str:
         """As it was when the outline was made."""

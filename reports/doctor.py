@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..aq.export.apply import PLAN_FILE
 from ..aq.plans.plan import Plan
 from ..errors import DamagedError, InputError
 from ..models.manifest import MANIFEST_FILE, damaged_in, foreign_to
+from ..runtime.owner import artifact, owner
 from ..runtime.tasks import claimed
 from ..sensitivity.probing.probes import MIN_PROBES
 from ..sensitivity.run import OUTLINE_FILE, probe_journal
@@ -116,8 +117,14 @@ def _run(folder: Path) -> Diagnosis:
     inner = [_model(path) for path in models if not path.name.startswith(".")]
     findings = [Finding(f"{d.folder.relative_to(folder)}/{f.path}", f.state, f.what, f.remedy) for d in inner for f in d.findings]
     n_whole = sum(diagnosis.n_whole for diagnosis in inner)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not any(model in path.parents for model in models)):
-        finding = _of_file(path, str(path.relative_to(folder)))
+    own = _own(folder)
+    for path in sorted(path for path in folder.rglob("*") if not any(model == path or model in path.parents for model in models)):
+        name = str(path.relative_to(folder))
+        if path.is_dir():
+            if _row_of(name) is not None:
+                findings.append(Finding(name, "damaged", "a folder where a file belongs", "move it away"))
+            continue
+        finding = _of_file(path, name, own)
         if finding is None:
             n_whole += 1
         else:
@@ -135,7 +142,19 @@ def _clear(folder: Path, findings: Iterable[Finding]) -> None:
             path.unlink()
 
 
-def _of_file(path: Path, name: str) -> Finding | None:
+def _own(folder: Path) -> Mapping[str, str]:
+    """What files of the run say whose they are; nothing where that is not known."""
+    try:
+        return owner(folder)
+    except InputError:
+        return {}
+
+
+def _row_of(name: str) -> tuple[str, str] | None:
+    return next((row for pattern, row in RECORDS.items() if re.fullmatch(pattern, name)), None)
+
+
+def _of_file(path: Path, name: str, own: Mapping[str, str]) -> Finding | None:
     """What is wrong with a file of a run; None where nothing is."""
     if re.fullmatch(LOCK, name):
         return None if _is_held(path) else Finding(name, "stray", _UNHELD, "harmless, left by a killed process")
@@ -148,18 +167,21 @@ def _of_file(path: Path, name: str) -> Finding | None:
         return Finding(name, "stray", "of an apply that was killed, or is at it", "goes when it is applied again")
     if re.fullmatch(PLAIN, name):
         return None
-    kind, command = next((row for pattern, row in RECORDS.items() if re.fullmatch(pattern, name)), ("", ""))
-    if not kind:
+    row = _row_of(name)
+    if row is None:
         return Finding(name, "stray", "not of sedaq", "yours to keep")
+    kind, command = row
+    remedy = f"again by {command}" if command else "the run cannot be opened: begin another"
     try:
-        found = read_sealed(path)
-    except (DamagedError, InputError) as error:
-        remedy = f"again by {command}" if command else "the run cannot be opened: begin another"
+        found, records = read_sealed(path)
+    except InputError as error:
         return Finding(name, "damaged", str(error).removeprefix(f"{path}: "), remedy)
     if found != kind:
-        return Finding(
-            name, "foreign", f"is a file of kind {found!r} where {kind!r} belongs", f"again by {command}" if command else "move it away"
-        )
+        return Finding(name, "foreign", f"is a file of kind {found!r} where {kind!r} belongs", remedy)
+    for record in records:
+        for field, value in {**artifact(path), **own}.items():
+            if record.get(field, value) != value:
+                return Finding(name, "foreign", f"is of another {field}, {record[field]}", remedy)
     return None
 
 

@@ -17,9 +17,11 @@ import torch
 
 from ..aq.plans.plan import Plan
 from ..errors import InputError
+from ..runtime.owner import owner, read_own_records
+from ..runtime.tasks import as_damage
 from ..sensitivity.metrics.registry import DEFAULT, Metric, metric_of
 from ..sensitivity.run import probe_journal
-from ..storage import load_tensors, read_json, read_records, save_tensors
+from ..storage import file_sha256, load_tensors, read_json, save_tensors
 from .numbers import as_float
 
 _TEXT_COLUMNS = ("layer", "role", "block", "kind", "format")
@@ -93,32 +95,24 @@ def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None, plan
     folder = Path(folder)
     if not (folder / "run.json").exists():
         raise InputError(f"{folder}: holds no run.json; pass a run folder, which `sedaq probe` makes")
-    run = read_json(folder / "run.json", "run")
-    with complaints(folder / "run.json", "make the run again with `sedaq probe`"):
-        subject = run["subject"]
-        # Plans hold for any prompts; a run is one of its prompts, too. Runs of version 0.1.0 name the latter alone.
-        models = {subject["fingerprint"], subject.get("model_fingerprint", subject["fingerprint"])}
-        subject["name"], dict(run.get("settings") or {})
-    front = _read_front(folder / "plans" / "front.json")
+    run, own = read_json(folder / "run.json", "run"), owner(folder)
+    front = _read_front(folder / "plans" / "front.json", own)
     plan, plan_name = (Plan.load(plan_path), str(plan_path)) if plan_path else _read_plan(folder / "plans", front)
-    if plan is not None and plan.subject_fingerprint not in models:
-        raise InputError(
-            f"{folder / plan_name}: field 'fingerprint' is {plan.subject_fingerprint}, the run's is {subject['fingerprint']}; "
-            "the plan is of another model, move it away"
-        )
-    latest = {record.get("name", "unnamed"): record for record in read_records(folder / "evaluations.jsonl", "evaluation")}
+    if plan is not None:
+        _check_plan(plan, folder / plan_name, run)
+    latest = {record["name"]: record for record in read_own_records(folder / "evaluations.jsonl", "evaluation")}
     return RunData(
         run=run,
         probes=probe_journal(folder).read(),
-        fit=_read_fit(folder / "predictor" / "fit.json"),
+        fit=_read_fit(folder / "predictor", own),
         sensitivity=read_sensitivity(folder / "predictor" / "sensitivity.csv"),
         front=front,
         plan=plan,
         plan_name=plan_name,
         evaluations=list(latest.values()),
-        comparison=read_json(folder / "contest.json", "contest") if (folder / "contest.json").exists() else None,
+        comparison=read_json(folder / "contest.json", "contest", owner=own) if (folder / "contest.json").exists() else None,
         tunings=_read_tunings(folder / "tunings.jsonl"),
-        grids=_stored_grids(folder / "figures" / "grids.safetensors") if grids is None else checked_grids(grids),
+        grids=_stored_grids(folder / "figures" / "grids.safetensors", own) if grids is None else checked_grids(grids),
     )
 
 
@@ -149,36 +143,47 @@ def read_sensitivity(path: Path) -> pd.DataFrame | None:
     return table
 
 
-def _read_fit(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+def _check_plan(plan: Plan, path: Path, run: dict[str, Any]) -> None:
+    """Raise InputError for a plan of another model, or of a run with other settings."""
+    subject, settings = run["subject"], run["settings"]
+    # Plans hold for any prompts; a run is one of its prompts, too. Runs of version 0.1.0 name the latter alone.
+    if plan.subject_fingerprint not in {subject["fingerprint"], subject.get("model_fingerprint", subject["fingerprint"])}:
+        raise InputError(
+            f"{path}: field 'fingerprint' is {plan.subject_fingerprint}, the run's is {subject['fingerprint']}; the plan is of another model, move it away"
+        )
+    made = plan.encoding.get("calibration_settings", {}) | plan.encoding
+    for name in ("effort", "seed", "steps", "weighting"):
+        if name in made and name in settings and made[name] != settings[name]:
+            raise InputError(
+                f"{path}: was made with {name} = {made[name]!r}, the run with {settings[name]!r}; the plan is of another run, move it away"
+            )
+
+
+def _read_fit(folder: Path, own: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `fit` said, unless there is none. Raises InputError where one of its tables is not as it was fitted."""
+    if not (folder / "fit.json").exists():
         return None
-    fit = read_json(path, "fit")
-    with complaints(path, "write it again with `sedaq fit`"):
-        str(fit["metric"]), as_float(fit["spearman"]), as_float(fit["ceiling"]), dict(fit["baselines"])
-        for row in fit["predictions"]:
-            as_float(row["measured"]), as_float(row["predicted"]), as_float(row["bits_per_weight"])
+    fit = read_json(folder / "fit.json", "fit", owner=own)
+    for name, sha256 in fit.get("tables", {}).items():
+        path = folder / f"{name}.csv"
+        if path.is_file() and file_sha256(path) != sha256:
+            raise InputError(f"{path}: is not as it was fitted; run `sedaq fit` again")
     return fit
 
 
 def _read_tunings(path: Path) -> list[dict[str, Any]]:
     latest: dict[str, dict[str, Any]] = {}
-    for record in read_records(path, "tuning"):
-        with complaints(path, "remove the line, or tune again with `sedaq apply`"):
-            for step, loss in record["held_out_losses"]:
-                int(step), as_float(loss)
-            str(record["ending"]), as_float(record["seconds"])
-            latest.pop(record["name"], None)
-            if record["held_out_losses"]:  # none where there was nothing to tune
-                latest[record["name"]] = record
+    for record in read_own_records(path, "tuning"):
+        latest.pop(record["name"], None)
+        if record["held_out_losses"]:  # none where there was nothing to tune
+            latest[record["name"]] = record
     return list(latest.values())
 
 
-def _read_front(path: Path) -> list[dict[str, Any]] | None:
+def _read_front(path: Path, own: Mapping[str, str]) -> list[dict[str, Any]] | None:
     if not path.exists():
         return None
-    plans = read_json(path, "front").get("plans")
-    with complaints(path, "search the front again"):
-        return sorted(plans, key=lambda plan: float(plan["bits_per_weight"])) or None  # type: ignore[type-var, arg-type]
+    return sorted(read_json(path, "front", owner=own)["plans"], key=lambda plan: float(plan["bits_per_weight"])) or None
 
 
 def plan_file(folder: Path) -> Path | None:
@@ -201,8 +206,7 @@ def _read_plan(folder: Path, front: list[dict[str, Any]] | None) -> tuple[Plan |
     if path is not None:
         return Plan.load(path), f"plans/{path.name}"
     if front:
-        content = front[len(front) // 2].get("plan")
-        return (Plan.from_json(content, str(folder / "front.json")), "plans/front.json") if content else (None, "")
+        return Plan.from_json(front[len(front) // 2]["plan"], str(folder / "front.json")), "plans/front.json"
     return None, ""
 
 
@@ -227,14 +231,17 @@ def in_8_bits(images: torch.Tensor) -> torch.Tensor:
 
 def save_grids(path: Path, grids: Mapping[str, torch.Tensor]) -> None:
     """Keep the grids, 8 bits a channel, so that a later report can show them again."""
-    save_tensors(path, "grids", {name: in_8_bits(images) for name, images in grids.items()}, {"order": list(grids)})
+    save_tensors(
+        path, "grids", {name: in_8_bits(images) for name, images in grids.items()}, {"order": list(grids), **owner(path.parents[1])}
+    )
 
 
-def _stored_grids(path: Path) -> dict[str, torch.Tensor]:
+def _stored_grids(path: Path, own: Mapping[str, str]) -> dict[str, torch.Tensor]:
     if not path.exists():
         return {}
-    images, metadata = load_tensors(path, "grids")
-    return checked_grids({name: images[name].float() / 255 for name in metadata["order"]})
+    images, metadata = load_tensors(path, "grids", owner=own)
+    with as_damage(path):
+        return checked_grids({name: images[name].float() / 255 for name in metadata["order"]})
 
 
 def fidelity_of(measured: Any, metric: str) -> tuple[float, float]:

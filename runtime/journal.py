@@ -15,7 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..storage import append_record, read_records, read_records_from
+from ..storage import append_record
+from .owner import owner, read_own_records, read_own_records_from
 from .tasks import discard, lock_path
 
 Record = dict[str, Any]
@@ -55,7 +56,7 @@ class Journal:
         """All records, shard after shard, each key once: the last record of the first shard that has it. Raises DamagedError for a damaged line."""
         found: dict[str, Record] = {}
         for shard in self.shards():
-            records = {record["key"]: record for record in read_records(shard, self.kind)}
+            records = {record["key"]: record for record in read_own_records(shard, self.kind)}
             found |= {key: record for key, record in records.items() if key not in found}
         return list(found.values())
 
@@ -63,7 +64,7 @@ class Journal:
         """Records that were not there when this was last called, of all shards."""
         found: list[Record] = []
         for shard in self.shards():
-            records, self._ends[shard] = read_records_from(shard, self.kind, self._ends.get(shard, 0))
+            records, self._ends[shard] = read_own_records_from(shard, self.kind, self._ends.get(shard, 0))
             found += records
             if shard == self.path:
                 self.written |= {record["key"] for record in records}
@@ -91,12 +92,12 @@ class Journal:
             return
 
     def _append(self, shard: Path, record: Mapping[str, Any]) -> None:
-        append_record(shard, self.kind, record)
+        append_record(shard, self.kind, {**record, **owner(shard.parent)})
         self.written.add(record["key"])
 
     def drop_merged_shards(self) -> None:
         """Remove the shards that nobody writes and whose records are all in the first one."""
-        merged = {record["key"] for record in read_records(self.path, self.kind)}
+        merged = {record["key"] for record in read_own_records(self.path, self.kind)}
         for shard in self.shards()[1:]:
             lock = FileLock(lock_path(shard))
             try:
@@ -104,7 +105,7 @@ class Journal:
             except Timeout:
                 continue
             with lock:
-                if all(record["key"] in merged for record in read_records(shard, self.kind)):
+                if all(record["key"] in merged for record in read_own_records(shard, self.kind)):
                     shard.unlink()
                 discard(lock)
             lock.release()

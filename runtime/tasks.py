@@ -17,8 +17,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from filelock import FileLock, Timeout
 
-from ..errors import DamagedError
+from ..errors import DamagedError, InputError
+from ..records import REMADE
 from ..storage import load_tensors, read_json, save_tensors, unwritable, write_json
+from .owner import artifact
 
 T = TypeVar("T")
 log = logging.getLogger("sedaq")
@@ -70,25 +72,58 @@ class Task(Generic[T]):
             return None
         try:
             return self.read(self.path)
-        except DamagedError:
+        except DamagedError as error:
             log.warning("%s: damaged; the %s is made again", self.path, self.name)
+            log.info("%s", error)
             return None
 
 
-def json_task(name: str, path: Path, kind: str, make: Callable[[], dict[str, Any]]) -> Task[dict[str, Any]]:
-    """A task whose result is a JSON object; see `Task` for the arguments, and storage.write_json for `kind`."""
-    return Task(name, path, make, write=lambda path, content: write_json(path, kind, content), read=lambda path: read_json(path, kind))
+def json_task(
+    name: str,
+    path: Path,
+    kind: str,
+    make: Callable[[], dict[str, Any]],
+    *,
+    model: str | None = None,
+    check: Callable[[dict[str, Any]], None] = lambda content: None,
+) -> Task[dict[str, Any]]:
+    """A task whose result is a JSON object; see `Task` for the arguments, and storage.read_json for `kind` and `model`.
+
+    Args:
+        check: what else is asked of a stored object. Raises InputError for one that nothing can be done with.
+    """
+
+    def read(path: Path) -> dict[str, Any]:
+        content = read_json(path, kind, model=model, owner=artifact(path))
+        content.pop("artifact", None)
+        with as_damage(path):
+            check(content)
+        return content
+
+    return Task(name, path, make, lambda path, content: write_json(path, kind, {**content, **artifact(path)}), read)
 
 
 def tensor_task(name: str, path: Path, kind: str, make: Callable[[], torch.Tensor]) -> Task[torch.Tensor]:
     """A task whose result is one tensor; see `Task` for the arguments, and storage.save_tensors for `kind`."""
-    return Task(
-        name,
-        path,
-        make,
-        write=lambda path, tensor: save_tensors(path, kind, {kind: tensor}, {}),
-        read=lambda path: load_tensors(path, kind)[0][kind],
-    )
+
+    def read(path: Path) -> torch.Tensor:
+        tensors, _ = load_tensors(path, kind, owner=artifact(path))
+        with as_damage(path):
+            return tensors[kind]
+
+    return Task(name, path, make, lambda path, tensor: save_tensors(path, kind, {kind: tensor}, artifact(path)), read)
+
+
+@contextmanager
+def as_damage(path: Path) -> Iterator[None]:
+    """Run the block; a stored artifact that it cannot make sense of is damaged."""
+    try:
+        yield
+    except DamagedError:
+        raise
+    except (InputError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise DamagedError(f"{path}: {what}; {REMADE}") from error
 
 
 @contextmanager

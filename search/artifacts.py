@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -48,5 +48,16 @@ def found_before(
         ]
     )
     path = run.folder / "searches" / f"{key}.json"
-    content = json_task("search", path, "search", lambda: {"found": [result.to_dict() for result in find()]}).result()
-    return [SearchResult.from_dict(result) for result in content["found"]]
+
+    def make() -> dict[str, Any]:
+        return {"found": [result.to_dict() for result in find()]}
+
+    def results(content: Mapping[str, Any]) -> list[SearchResult]:
+        return [SearchResult.from_dict(result) for result in content["found"]]
+
+    def check(content: Mapping[str, Any]) -> None:
+        for found in results(content):
+            for plan in (found.plan, found.uniform):
+                plan.validate(run.subject)
+
+    return results(json_task("search", path, "search", make, check=check).result())

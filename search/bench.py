@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ import xgboost
 from ..aq.formats import AS_IS, Format
 from ..aq.plans.menu import Entry
 from ..aq.plans.plan import Plan
-from ..errors import InputError
+from ..errors import DamagedError, InputError
 from ..progress import track
+from ..runtime.owner import owner
 from ..runtime.status import telling
 from ..sensitivity.metrics.registry import DEFAULT, metric_of
 from ..sensitivity.predictor.fitting import load_predictor
@@ -30,6 +32,7 @@ from .problem import Choice, Problem
 from .uniform import uniform_choice
 from .verb import verification
 
+log = logging.getLogger("sedaq")
 SEARCHED, RANDOM = "searched", "best of random"
 SEEDS = 3
 
@@ -115,12 +118,16 @@ def bench_search(
 
 def _keep(path: Path, rows: list[dict[str, Any]], conditions: dict[str, Any]) -> None:
     """For the report: rows of other budgets and methods that were measured alike stay."""
-    earlier = read_json(path, "contest") if path.exists() else {}
+    own, earlier = owner(path.parent), {}
+    try:
+        earlier = read_json(path, "contest", owner=own) if path.exists() else {}
+    except DamagedError as error:
+        log.warning("%s (rows of other budgets are lost)", error)
     kept = {
         (row["bits"], row["method"]): row for row in earlier.get("rows", ()) if {"metric": DEFAULT, **earlier["conditions"]} == conditions
     }
     kept |= {(row["bits"], row["method"]): row for row in rows}
-    write_json(path, "contest", {"rows": sorted(kept.values(), key=lambda row: float(row["bits"])), "conditions": conditions})
+    write_json(path, "contest", {"rows": sorted(kept.values(), key=lambda row: float(row["bits"])), "conditions": conditions, **own})
 
 
 def _named(plan: Mapping[str, Format]) -> str:

@@ -16,6 +16,7 @@ from ..aq.plans.plan import PLAN_MARK
 from ..aq.profiling.step_times import StepTimes
 from ..errors import InputError
 from ..outputs import check_out
+from ..runtime.owner import owner
 from ..runtime.status import telling
 from ..sensitivity.predictor.fitting import load_predictor
 from ..sensitivity.predictor.predictor import Predictor
@@ -121,7 +122,7 @@ def search_front(
             )
 
     found = found_before(run, list(bits), config, search, activations=choices)
-    write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_dict() for plan in found]})
+    write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_dict() for plan in found], **owner(run.folder)})
     return found
 
 

@@ -24,10 +24,11 @@ from ..models.noise import purpose_seed
 from ..models.sampling import SamplingConfig, conditions_of, split_images
 from ..models.subject import Subject
 from ..progress import track
+from ..runtime.owner import artifact
 from ..runtime.tasks import Task, json_task, tensor_task
 from ..storage import cache_folder, fingerprint, load_tensors, save_tensors
 from .metrics.extractors import CHOICES, Extractor, load_extractor
-from .metrics.reference import load_reference, sampled_reference, save_reference, shipped_reference
+from .metrics.reference import load_reference, load_statistics, sampled_reference, save_reference, shipped_reference
 from .metrics.registry import evidence_of, measure_evidence
 from .metrics.sample import MIN_IMAGES, Reference, Sample
 
@@ -167,8 +168,8 @@ class _Evaluation:
             "reference",
             self._folder / f"reference.{fingerprint([hashes, self._how])}.safetensors",
             make,
-            write=lambda path, made: save_reference(path, made, self.extract),
-            read=lambda path: load_reference(str(path), self.extract, image_shape=full.shape_of(self.sampling)),
+            write=lambda path, made: save_reference(path, made, self.extract, artifact(path)),
+            read=lambda path: load_statistics(path, self.extract, artifact(path)),
         ).result()
 
     def _measure(self, target: Reference, folder: Path | None) -> dict[str, Any]:
@@ -180,10 +181,10 @@ class _Evaluation:
                 return self._evidence(first, count, target)
             return Task(
                 f"images {first} to {first + count - 1}",
-                folder / f"{first}.safetensors",
+                folder / f"{folder.name}.{first}.safetensors",
                 lambda: self._evidence(first, count, target),
-                write=lambda path, made: save_tensors(path, "evidence", made, {"first": first}),
-                read=lambda path: load_tensors(path, "evidence")[0],
+                write=lambda path, made: save_tensors(path, "evidence", made, artifact(path)),
+                read=lambda path: load_tensors(path, "evidence", owner=artifact(path))[0],
             ).result()
 
         chunks = _chunks(self.n_images)

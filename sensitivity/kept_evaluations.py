@@ -14,9 +14,10 @@ from ..aq.tuning.settings import TuneConfig
 from ..errors import InputError
 from ..models.loading import load
 from ..models.subject import Subject
+from ..runtime.owner import owner, read_own_records
 from ..runtime.status import telling
 from ..runtime.tasks import locked
-from ..storage import append_record, fingerprint, read_records
+from ..storage import append_record, fingerprint
 from .evaluation import evaluate
 from .run import Run
 
@@ -39,7 +40,7 @@ def evaluate_plan(
     """
     path = run.folder / "evaluations.jsonl"
     key = fingerprint([name, run.subject.fingerprint, plan.hash if plan else None, tune_steps, n_images, steps])
-    for record in read_records(path, "evaluation"):
+    for record in read_own_records(path, "evaluation"):
         if record["key"] == key:
             return record
     run.subject.denoiser  # noqa: B018  loads the model that the run's file names, or says that it may not be
@@ -74,7 +75,7 @@ def keep_evaluation(
     """
     if tune_steps is None:
         tunings = [
-            r for r in read_records(run.folder / TUNINGS_FILE, "tuning") if plan and (r["name"], r["plan_hash"]) == (name, plan.hash)
+            r for r in read_own_records(run.folder / TUNINGS_FILE, "tuning") if plan and (r["name"], r["plan_hash"]) == (name, plan.hash)
         ]
         tune_steps = tunings[-1]["held_out_losses"][-1][0] if tunings and tunings[-1]["held_out_losses"] else 0
     as_is = {layer.name: AS_IS for layer in run.subject.layers}
@@ -83,7 +84,7 @@ def keep_evaluation(
     record = {"key": key, "name": name, "size_bytes": size, "bits_per_weight": bits, "tune_steps": tune_steps, **result}
     path = run.folder / "evaluations.jsonl"
     with locked(path):  # another process may evaluate, too
-        append_record(path, "evaluation", record)
+        append_record(path, "evaluation", {**record, **owner(run.folder)})
     return record
 
 

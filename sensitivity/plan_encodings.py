@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ..models.sampling import SamplingConfig
 from ..models.subject import Subject
 from ..storage import file_sha256
 from .run import Run
+
+log = logging.getLogger("sedaq")
 
 
 def store_for_plan(
@@ -41,6 +44,8 @@ def store_for_plan(
     if run is not None:
         opened = Run.open(run, subject=subject, device=device)
         folder, loaded = opened.folder, opened.subject
+        if plan.encoding != opened.store.identity:
+            log.warning("%s: the plan was made with other encodings than this run's, which are looked for here", run)
     else:
         prompts, components = sampling.prompt_lines, plan.components
         folder = scratch

@@ -61,7 +61,6 @@ class Settings:
     calibration_images: int | None = None
     reference_images: int = REFERENCE_IMAGES
     weighting: str = "uniform"
-
     old_batch_size: int | None = None
 
     def __post_init__(self) -> None:

@@ -80,9 +80,9 @@ def test_nan_and_infinity_are_refused(value: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         canonical_json(value)
     with pytest.raises(ValueError, match="Out of range float"):
-        write_json(tmp_path / "plan.json", "plan", {"value": value})
+        write_json(tmp_path / "plan.json", "note", {"value": value})
     with pytest.raises(ValueError, match="Out of range float"):
-        append_record(tmp_path / "probes.jsonl", "probe", {"value": value})
+        append_record(tmp_path / "probes.jsonl", "event", {"value": value})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,8 +100,8 @@ def test_tensor_fingerprint_sees_name_dtype_shape_and_every_bit() -> None:
 
 def test_json_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "plan.json"
-    write_json(path, "plan", CONTENT)
-    assert read_json(path, "plan") == CONTENT
+    write_json(path, "note", CONTENT)
+    assert read_json(path, "note") == CONTENT
     assert json.loads(path.read_text())["schema"] == SCHEMA
     assert [p.name for p in path.parent.iterdir()] == ["plan.json"]
 
@@ -115,7 +115,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
         (lambda p: rewritten(p, rate=float("nan")), "field 'sha256'"),
         (lambda p: rewritten(p, name="\ud800"), "field 'sha256'"),
         (lambda p: rewritten(p, schema=SCHEMA + 1), "field 'schema' is 2 where 1"),
-        (lambda p: rewritten(p, kind="run"), "field 'kind' is 'run' where 'plan'"),
+        (lambda p: rewritten(p, kind="run"), "field 'kind' is 'run' where 'note'"),
         (lambda p: p.write_text("[1, 2]"), "not a JSON object"),
         (lambda p: p.write_text(""), "not valid JSON"),
         (lambda p: p.write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
@@ -125,17 +125,17 @@ def test_json_round_trip(tmp_path: Path) -> None:
 )
 def test_a_changed_json_file_is_refused_by_name_and_field(tmp_path: Path, edit, culprit: str) -> None:
     path = tmp_path / "plan.json"
-    write_json(path, "plan", CONTENT)
+    write_json(path, "note", CONTENT)
     edit(path)
     with pytest.raises(InputError) as caught:
-        read_json(path, "plan")
+        read_json(path, "note")
     assert str(path) in str(caught.value) and culprit in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_no_flipped_bit_and_no_cut_changes_what_is_read(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    write_json(path, "plan", CONTENT)
+    write_json(path, "note", CONTENT)
     data = path.read_bytes()
     refused = 0
     damaged = [data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :] for i in range(len(data))]
@@ -144,7 +144,7 @@ def test_no_flipped_bit_and_no_cut_changes_what_is_read(tmp_path: Path) -> None:
         path.write_bytes(text)
         try:
             # Spelling alone may differ: 1e-05 and 1E-05 are one number.
-            assert read_json(path, "plan") == CONTENT
+            assert read_json(path, "note") == CONTENT
         except InputError as error:
             assert str(path) in str(error)
             refused += 1
@@ -156,8 +156,8 @@ def test_no_flipped_bit_and_no_cut_changes_what_is_read(tmp_path: Path) -> None:
 
 def test_tensor_round_trip_keeps_bits_dtypes_and_metadata(tmp_path: Path) -> None:
     path = tmp_path / "e.safetensors"
-    save_tensors(path, "encoding", {**TENSORS, "view": TENSORS["codes"].T}, METADATA)
-    tensors, metadata = load_tensors(path, "encoding")
+    save_tensors(path, "numbers", {**TENSORS, "view": TENSORS["codes"].T}, METADATA)
+    tensors, metadata = load_tensors(path, "numbers")
     assert metadata == METADATA
     assert tensors["view"].equal(TENSORS["codes"].T)
     for name, tensor in TENSORS.items():
@@ -173,7 +173,7 @@ def test_tensor_round_trip_keeps_bits_dtypes_and_metadata(tmp_path: Path) -> Non
         (lambda p: p.write_bytes(p.read_bytes()[:-1] + b"\x01"), "field 'tensors'"),
         (lambda p: rewrite_header(p, lambda text: text.replace("2x8g8", "3x8g8")), "field 'sha256'"),
         (lambda p: rewrite_header(p, lambda text: text.replace('"schema": 1', '"schema": 7')), "field 'schema' is 7 where 1"),
-        (lambda p: rewrite_header(p, lambda text: text.replace('"encoding"', '"hessian"')), "field 'kind' is 'hessian' where 'encoding'"),
+        (lambda p: rewrite_header(p, lambda text: text.replace('"numbers"', '"hessian"')), "field 'kind' is 'hessian' where 'numbers'"),
         (lambda p: rewrite_header(p, lambda text: text[:-1]), "field 'sedaq'"),
         (lambda p: rewrite_header(p, lambda text: "3"), "not a JSON object"),
         (lambda p: p.unlink(), "cannot be read"),
@@ -181,10 +181,10 @@ def test_tensor_round_trip_keeps_bits_dtypes_and_metadata(tmp_path: Path) -> Non
 )
 def test_a_changed_tensor_file_is_refused_by_name_and_field(tmp_path: Path, edit, culprit: str) -> None:
     path = tmp_path / "e.safetensors"
-    save_tensors(path, "encoding", TENSORS, METADATA)
+    save_tensors(path, "numbers", TENSORS, METADATA)
     edit(path)
     with pytest.raises(InputError) as caught:
-        load_tensors(path, "encoding")
+        load_tensors(path, "numbers")
     assert str(path) in str(caught.value) and culprit in str(caught.value)
 
 
@@ -193,18 +193,18 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
 
     save_file(TENSORS, tmp_path / "foreign.safetensors")
     with pytest.raises(InputError, match=r"foreign\.safetensors: has no field 'sedaq'"):
-        load_tensors(tmp_path / "foreign.safetensors", "encoding")
+        load_tensors(tmp_path / "foreign.safetensors", "numbers")
 
 
 def test_no_flipped_bit_changes_the_tensors_that_are_read(tmp_path: Path) -> None:
     path = tmp_path / "e.safetensors"
-    save_tensors(path, "encoding", TENSORS, METADATA)
+    save_tensors(path, "numbers", TENSORS, METADATA)
     data = path.read_bytes()
     refused = 0
     for i in range(len(data)):
         path.write_bytes(data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :])
         try:
-            tensors, metadata = load_tensors(path, "encoding")
+            tensors, metadata = load_tensors(path, "numbers")
         except InputError as error:
             assert str(path) in str(error)
             refused += 1
@@ -220,36 +220,36 @@ def test_no_flipped_bit_changes_the_tensors_that_are_read(tmp_path: Path) -> Non
 def records(tmp_path: Path) -> Path:
     path = tmp_path / "run" / "probes.jsonl"
     for i in range(3):
-        append_record(path, "probe", {"i": i})
+        append_record(path, "event", {"i": i})
     return path
 
 
 def test_records_come_back_in_order(records: Path, tmp_path: Path) -> None:
-    assert read_records(records, "probe") == [{"i": 0}, {"i": 1}, {"i": 2}]
-    assert read_records(tmp_path / "none.jsonl", "probe") == []
+    assert read_records(records, "event") == [{"i": 0}, {"i": 1}, {"i": 2}]
+    assert read_records(tmp_path / "none.jsonl", "event") == []
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
 def test_a_last_line_cut_short_is_dropped_and_the_next_append_repairs_the_file(records: Path, cut: int) -> None:
     records.write_bytes(records.read_bytes()[:-cut])
-    assert read_records(records, "probe") == [{"i": 0}, {"i": 1}]
-    append_record(records, "probe", {"i": 9})
-    assert read_records(records, "probe") == [{"i": 0}, {"i": 1}, {"i": 9}]
+    assert read_records(records, "event") == [{"i": 0}, {"i": 1}]
+    append_record(records, "event", {"i": 9})
+    assert read_records(records, "event") == [{"i": 0}, {"i": 1}, {"i": 9}]
 
 
 def test_a_file_that_holds_only_a_cut_line_is_repaired(tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
     path.write_bytes(b'{"kind":"pro')
-    assert read_records(path, "probe") == []
-    append_record(path, "probe", {"i": 0})
-    assert read_records(path, "probe") == [{"i": 0}]
+    assert read_records(path, "event") == []
+    append_record(path, "event", {"i": 0})
+    assert read_records(path, "event") == [{"i": 0}]
 
 
 @pytest.mark.parametrize(
     "edit, culprit",
     [
         (lambda text: text.replace('"i":1', '"i":7'), "line 2: field 'sha256'"),
-        (lambda text: text.replace('"kind":"probe"', '"kind":"evaluation"', 1), "line 1: field 'kind'"),
+        (lambda text: text.replace('"kind":"event"', '"kind":"evaluation"', 1), "line 1: field 'kind'"),
         (lambda text: text.replace('"schema":1', '"schema":0'), "line 1: field 'schema' is 0"),
         (lambda text: text.replace("{", "", 1), "line 1: not valid JSON"),
         (lambda text: text.replace("\n", "\n\n", 1), "line 2: not valid JSON"),
@@ -258,16 +258,16 @@ def test_a_file_that_holds_only_a_cut_line_is_repaired(tmp_path: Path) -> None:
 def test_a_changed_record_is_refused_by_line_and_field(records: Path, edit, culprit: str) -> None:
     records.write_text(edit(records.read_text()))
     with pytest.raises(InputError) as caught:
-        read_records(records, "probe")
+        read_records(records, "event")
     assert f"{records} {culprit}" in str(caught.value)
 
 
 # -- writing that fails ------------------------------------------------------------------------------------------------------------------
 
 WRITERS = {
-    "json": lambda path: write_json(path, "plan", CONTENT),
-    "tensors": lambda path: save_tensors(path, "encoding", TENSORS, METADATA),
-    "record": lambda path: append_record(path, "probe", CONTENT),
+    "json": lambda path: write_json(path, "note", CONTENT),
+    "tensors": lambda path: save_tensors(path, "numbers", TENSORS, METADATA),
+    "record": lambda path: append_record(path, "event", CONTENT),
 }
 
 
@@ -291,21 +291,21 @@ def test_a_folder_in_place_of_the_file_is_one_clear_error(tmp_path: Path, write)
 
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "plan.json"
-    write_json(path, "plan", CONTENT)
+    write_json(path, "note", CONTENT)
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sedaq.storage.os.fsync", full)
     with pytest.raises(InputError, match=r"plan\.json: cannot be written \(No space left on device\)"):
-        write_json(path, "plan", {"other": 1})
-    assert read_json(path, "plan") == CONTENT
+        write_json(path, "note", {"other": 1})
+    assert read_json(path, "note") == CONTENT
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 
 
 def test_a_folder_in_place_of_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
-        read_records(tmp_path, "probe")
+        read_records(tmp_path, "event")
 
 
 @pytest.mark.parametrize("n", [0, 1, 7])

@@ -148,8 +148,15 @@ def _choose(
         errors = measured(subject, wanted, sampling=sampling, seed=seed)
         return {"damages": {name: [[c.bits, c.scheme, error] for c, error in of.items()] for name, of in errors.items()}}
 
-    task = json_task(f"activations of {subject.name}", (keep_in or Path()) / f"{key}.json", "activations", make)
-    rows = (make() if keep_in is None else task.result())["damages"]
-    errors = {name: {Activation(b, scheme): error for b, scheme, error in of} for name, of in rows.items()}
+    def errors_of(content: Mapping[str, Any]) -> OutputErrors:
+        return {name: {Activation(b, scheme): error for b, scheme, error in of} for name, of in content["damages"].items()}
+
+    def check(content: Mapping[str, Any]) -> None:
+        names = [layer.name for layer in subject.layers if layer.kind != EMBEDDING]
+        if {name: set(of) for name, of in errors_of(content).items()} != {name: set(wanted) for name in names}:
+            raise InputError("it is not of these layers and choices")
+
+    task = json_task(f"activations of {subject.name}", (keep_in or Path()) / f"{key}.json", "activations", make, check=check)
+    errors = errors_of(make() if keep_in is None else task.result())
     tokens = tokens_of(subject, sampling)
     return chosen(errors, {layer.name: layer.n_weights * tokens[layer.name] for layer in subject.layers if layer.name in tokens}, bits)

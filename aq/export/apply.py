@@ -22,9 +22,10 @@ from ...models.manifest import MANIFEST_FILE, foreign_to, manifest_bytes, write_
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...outputs import write_folder
+from ...runtime.owner import owner, read_own_records
 from ...runtime.status import telling_in
 from ...runtime.tasks import locked
-from ...storage import SCHEMA, append_record, json_bytes, read_records, write_json, write_tensors_in_turn
+from ...storage import SCHEMA, append_record, json_bytes, write_json, write_tensors_in_turn
 from ..activations.calibration import ranged
 from ..activations.quantizer import N_BUCKETS, ActivationQuantizers
 from ..encoding import Encoding
@@ -121,9 +122,9 @@ def _apply_tuned(
 def _keep_tuning(path: Path, record: dict[str, Any]) -> None:
     """Once: whoever was stopped after this comes here again."""
     with locked(path):  # another process may tune, too
-        known = [{**found, "seconds": None} for found in read_records(path, "tuning") if found["name"] == record["name"]]
+        known = [{**found, "seconds": None} for found in read_own_records(path, "tuning") if found["name"] == record["name"]]
         if {**record, "seconds": None} not in known[-1:]:
-            append_record(path, "tuning", record)
+            append_record(path, "tuning", {**record, **owner(path.parent)})
 
 
 def _tuning_record(plan: Plan, name: str, tuned: Tuned, settings: TuneConfig, seconds: float) -> dict[str, Any]:

@@ -133,7 +133,14 @@ def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> C
             chosen[repr(rate)] = {"format": str(taken), "error": tried[taken]}
         return {"chosen": chosen, "tried": {str(format): error for format, error in tried.items()}}
 
-    content = json_task(f"menu of {layer.name}", _path(store, layer.name, [layer], rates), "menu", make).result()["chosen"]
+    def check(content: Mapping[str, Any]) -> None:
+        formats = {float(rate): Format.parse(choice["format"]) for rate, choice in content["chosen"].items()}
+        if formats.keys() != set(rates) or not all(format.fits(layer.shape) for format in formats.values()):
+            raise InputError(f"it is no menu of layer {layer.name} at these rates")
+
+    path = _path(store, layer.name, [layer], rates)
+    task = json_task(f"menu of {layer.name}", path, "menu", make, model="menu of a layer", check=check)
+    content = task.result()["chosen"]
     return {float(rate): (Format.parse(choice["format"]), choice["error"]) for rate, choice in content.items()}
 
 
@@ -159,7 +166,12 @@ def shared_choice(store: EncodingStore, members: Sequence[Layer], rate: float, o
             chosen = str(format) if gain > MIN_GAIN else None
         return {"chosen": chosen, "tried": str(format), "gain": gain}
 
-    found = json_task(f"menu of {name} at {rate:g} bits", path, "menu", make).result()["chosen"]
+    def check(content: Mapping[str, Any]) -> None:
+        if content["chosen"] and not all(Format.parse(content["chosen"]).fits(member.shape) for member in members):
+            raise InputError(f"it is no menu of the layers of {name}")
+
+    task = json_task(f"menu of {name} at {rate:g} bits", path, "menu", make, model="menu of a role", check=check)
+    found = task.result()["chosen"]
     return Format.parse(found) if found else None
 
 

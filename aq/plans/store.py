@@ -23,12 +23,13 @@ from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
 from ...runtime.executors import Forked
-from ...runtime.tasks import Task, locked
+from ...runtime.owner import artifact
+from ...runtime.tasks import Task, as_damage, locked
 from ...storage import fingerprint, load_tensors, save_tensors
 from ..encoder.encoder import encode_objective, fit_book, parse_effort
 from ..encoder.objective import Objective
 from ..encoding import Encoding
-from ..formats import Format
+from ..formats import BOOK_TENSORS, Format
 
 ALONE_ABOVE = 1 << 21  # weights of a layer that is encoded alone; smaller ones are encoded several at once
 _FOLDERS = ("input_images", "input_masks")  # of which a calibration knows the fingerprints alone
@@ -91,13 +92,21 @@ class EncodingStore:
     # -- calibration -----------------------------------------------------------------------------------------------------------------
 
     def _hessian_task(self, layer: Layer) -> Task[Hessian]:
+        owner = {"layer": layer.name, "calibration": self.calibration_fingerprint}
+
         def write(path: Path, hessian: Hessian) -> None:
             tensors = {f"block{i}": block for i, block in enumerate(hessian.blocks)}
-            save_tensors(path, "hessian", tensors, {"layer": layer.name, "calibration": self.calibration_fingerprint})
+            save_tensors(path, "hessian", tensors, {**owner, **artifact(path)})
 
         def read(path: Path) -> Hessian:
-            tensors, _ = load_tensors(path, "hessian")
-            return Hessian(tuple(tensors[f"block{i}"] for i in range(len(tensors))))
+            tensors, _ = load_tensors(path, "hessian", owner={**owner, **artifact(path)})
+            with as_damage(path):
+                found = Hessian(tuple(tensors[f"block{i}"] for i in range(len(tensors))))
+                if [block.shape for block in found.blocks] != [
+                    block.shape for block in Hessian.identity_of(layer.shape, layer.groups).blocks
+                ]:
+                    raise InputError(f"its blocks are not those of layer {layer.name}")
+            return found
 
         return Task(
             f"calibration matrix of {layer.name}",
@@ -154,12 +163,14 @@ class EncodingStore:
         """Encodes a layer in a format that has codes."""
         sharers = [member.name for member in self.sharers(format)] if format.book else []
         key = self.key([layer.name, *sharers], str(format), self.effort)
+        what = {"format": str(format), "shape": list(layer.shape), "effort": self.effort, "seed": self.seed}
+        owner = {**self._made_of(layer), **what}
         return Task(
             f"encoding of {layer.name} in {format}",
             self.folder / "encodings" / f"{layer.name}.{format}.{key}.safetensors",
             lambda: self._encode(layer, format),
             write=lambda path, encoding: encoding.save(path),
-            read=Encoding.load,
+            read=lambda path: Encoding.load(path, owner={**owner, **artifact(path)}),
         )
 
     def sharers(self, format: Format) -> list[Layer]:
@@ -175,13 +186,23 @@ class EncodingStore:
 
     def book_task(self, format: Format) -> Task[dict[str, torch.Tensor]]:
         """Fits the codebooks of a format that shares them; the result is what is stored of them."""
-        names = [member.name for member in self.sharers(format)]
+        members = self.sharers(format)
+        names = [member.name for member in members]
+        specs = {name: spec for name, spec in format.tensor_specs(members[0].shape).items() if name in BOOK_TENSORS}
+
+        def read(path: Path) -> dict[str, torch.Tensor]:
+            tensors, _ = load_tensors(path, "book", owner={"format": str(format), **artifact(path)})
+            with as_damage(path):
+                if {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} != specs:
+                    raise InputError(f"its tensors are not those of format {format}")
+            return tensors
+
         return Task(
             f"shared codebooks of {format}",
             self.folder / "books" / f"{format}.{self.key(names, str(format), self.effort)}.safetensors",
             lambda: self.fit_book(format, effort=self.effort),
-            write=lambda path, tensors: save_tensors(path, "book", tensors, {"format": str(format)}),
-            read=lambda path: load_tensors(path, "book")[0],
+            write=lambda path, tensors: save_tensors(path, "book", tensors, {"format": str(format), **artifact(path)}),
+            read=read,
         )
 
     def book(self, format: Format) -> dict[str, torch.Tensor]:
@@ -220,10 +241,13 @@ class EncodingStore:
                 effort=self.effort,
                 seed=self.seed,
                 book=self.book(format) if format.book else None,
-                provenance={"layer": layer.name, "calibration": self.calibration_fingerprint},
+                provenance=self._made_of(layer),
             )
         except InputError as error:
             raise InputError(f"layer {layer.name}: {error}") from error
+
+    def _made_of(self, layer: Layer) -> dict[str, str | int | float]:
+        return {"layer": layer.name, "calibration": self.calibration_fingerprint}
 
     def fill(self, wanted: Sequence[tuple[Layer, Format]]) -> None:
         """Make all encodings that are missing, with progress; several layers at once, as torch has threads."""

@@ -22,12 +22,16 @@ from ...models.layers import EMBEDDING, Layer
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
+from ...runtime.owner import artifact
+from ...runtime.tasks import Task, as_damage
 from ...storage import read_json, write_json
 from ..encoding import Encoding, quantized_matrix
 from ..formats import Format
 from ..modules.layers import MIN_ROWS, quantized_module
 
 _ROUNDS, _STEPS = 5, 2
+# Fields by their names in files.
+STORED = {"tokens": "tokens", "dense": "dense", "beyond": "beyond", "rest": "rest", "law": "kernel_costs"}
 _TRIAL = Format.parse("2x8g8")  # what a layer takes beyond the cost model of products, patches and calls, is that of any format
 
 
@@ -93,19 +97,20 @@ class StepTimes:
     def of_run(cls, folder: Path, subject: Subject, n_images: int, sampling: SamplingConfig | None = None) -> StepTimes:
         """Measured once for each machine, number of threads and of images, and kept in `folder`: searches repeat."""
         path = folder / "step-times" / f"{cost_model.machine()}-{torch.get_num_threads()}-{n_images}.json"
-        fields = {
-            "tokens": "tokens",
-            "dense": "dense",
-            "beyond": "beyond",
-            "rest": "rest",
-            "law": "kernel_costs",
-        }  # by their names in the file
-        if path.exists():
-            stored = read_json(path, "step times")
-            return cls(subject, n_images, *(stored[name] for name in fields))
-        times = cls.measure(subject, n_images, sampling)
-        write_json(path, "step times", {name: getattr(times, field) for name, field in fields.items()})
-        return times
+
+        def write(path: Path, times: StepTimes) -> None:
+            content = {name: getattr(times, field) for name, field in STORED.items()}
+            write_json(path, "step times", {**content, **artifact(path), "subject": subject.fingerprint})
+
+        def read(path: Path) -> StepTimes:
+            content = read_json(path, "step times", owner={**artifact(path), "subject": subject.fingerprint})
+            timed = {layer.name for layer in subject.layers if layer.kind != EMBEDDING}
+            with as_damage(path):
+                if any(content[name].keys() != timed for name in ("tokens", "dense", "beyond")):
+                    raise InputError("its layers are not those of the model")
+                return cls(subject, n_images, **{field: content[name] for name, field in STORED.items()})
+
+        return Task("milliseconds of layers", path, lambda: cls.measure(subject, n_images, sampling), write, read).result()
 
     @cached_property
     def _cost_model(self) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...runtime.owner import artifact
+from ...runtime.tasks import as_damage
 from ...storage import load_tensors, save_tensors
 from ..activations.quantizer import Activation, ActivationQuantizers
 from ..encoding import Encoding
@@ -34,12 +37,17 @@ def save_tuned(path: Path, tuned: Tuned) -> None:
         tensors |= {f"input/{layer}/{name}": t for layer, of in (tuned.inputs.tensors or {}).items() for name, t in of.items()}
     losses = [[step, _number(loss)] for step, loss in tuned.losses]
     details = {"encodings": encodings, "inputs": inputs, "losses": losses, "ending": tuned.ending, "lost": _number(tuned.lost)}
-    save_tensors(path, "tuned", {name: tensor.cpu() for name, tensor in tensors.items()}, details)
+    save_tensors(path, "tuned", {name: tensor.cpu() for name, tensor in tensors.items()}, {**details, **artifact(path)})
 
 
 def load_tuned(path: Path) -> Tuned:
     """Raises DamagedError for a file that is damaged."""
-    tensors, details = load_tensors(path, "tuned")
+    tensors, details = load_tensors(path, "tuned", owner=artifact(path))
+    with as_damage(path):
+        return _tuned_of(tensors, details)
+
+
+def _tuned_of(tensors: Mapping[str, torch.Tensor], details: Mapping[str, Any]) -> Tuned:
     parts: dict[str, dict[str, dict[str, torch.Tensor]]] = {"encoding": {}, "input": {}}
     others = {}
     for name, tensor in tensors.items():

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
+from ...errors import DamagedError, InputError
+from ...runtime.owner import artifact
+from ...runtime.tasks import as_damage
 from ...storage import load_tensors, save_tensors
 from .run import TuningRun
 
 NUMBERS = ("step", "n_steps", "looks_without_gain", "best_loss")
+log = logging.getLogger("sedaq")
 
 
 class Checkpoint:
@@ -20,16 +28,31 @@ class Checkpoint:
         """Write the state of `run`; an earlier one is replaced only by a whole file."""
         numbers = {name: getattr(run, name) for name in NUMBERS}
         details = {"losses": run.losses, "n_refreshes": run.buffers.n_refreshes}
-        save_tensors(self.path, "tuning", run.tensors(), {**details, **numbers})
+        save_tensors(self.path, "tuning", run.tensors(), {**details, **numbers, **artifact(self.path)})
 
     def load(self, run: TuningRun) -> bool:
-        """Bring `run` to where it was; False if there is nothing to go on from."""
+        """Bring `run` to where it was; False if there is nothing to go on from, or what there is is damaged."""
         if not self.path.exists():
             return False
-        tensors, metadata = load_tensors(self.path, "tuning")
+        try:
+            tensors, metadata = load_tensors(self.path, "tuning", owner=artifact(self.path))
+            with as_damage(self.path):
+                _check_parts(run, tensors)
+        except DamagedError:
+            log.warning("%s: damaged; the tuning begins anew", self.path)
+            return False
         run.restore(tensors)
         run.buffers.refresh_until(metadata["n_refreshes"])
         run.losses = [(step, loss) for step, loss in metadata["losses"]]
         for name in NUMBERS:
             setattr(run, name, metadata[name])
         return True
+
+
+def _check_parts(run: TuningRun, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise InputError for tensors that are not those of this tuning; the best state has the names of the present one."""
+    wanted = run.tensors()
+    wanted |= {f"best:{name.removeprefix('now:')}": tensor for name, tensor in wanted.items() if name.startswith("now:")}
+    for name, tensor in wanted.items():
+        if not name.startswith("straight_through:") and (tensors[name].shape, tensors[name].dtype) != (tensor.shape, tensor.dtype):
+            raise InputError(f"its tensor {name} is not that of this tuning")

@@ -34,7 +34,7 @@ class Student:
     """
 
     def __init__(self, subject: Subject, encodings: Mapping[str, Encoding], inputs: ActivationQuantizers | None = None) -> None:
-        _check_fit(subject, encodings)
+        check_fit(subject, encodings)
         self.device = next(subject.denoiser.parameters()).device
         kinds = {layer.name: layer.kind for layer in subject.layers}
         self.layers = {
@@ -129,7 +129,8 @@ class Student:
         return {name: self.layers[name].encoded(provenance) if name in self.layers else encoding for name, encoding in encodings.items()}
 
 
-def _check_fit(subject: Subject, encodings: Mapping[str, Encoding]) -> None:
+def check_fit(subject: Subject, encodings: Mapping[str, Encoding]) -> None:
+    """Raise InputError for encodings that do not fit the subject's layers."""
     shapes = {layer.name: layer.shape for layer in subject.layers}
     for name, shape in shapes.items():
         if name not in encodings:

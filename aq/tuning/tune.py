@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...errors import InputError
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
-from ...runtime.tasks import Task
+from ...runtime.tasks import Task, as_damage
 from ...storage import fingerprint, tensor_fingerprint
 from ..activations.quantizer import ActivationQuantizers
 from ..encoding import Encoding
@@ -24,7 +25,7 @@ from .artifact import load_tuned, save_tuned
 from .checkpoint import Checkpoint
 from .run import TuningRun
 from .settings import TuneConfig
-from .student import Student
+from .student import Student, check_fit
 from .trajectories import Trajectories
 from .tuned import Tuned
 
@@ -83,9 +84,17 @@ def tune(
         run = TuningRun(subject, student, trajectories, settings)
         return _tuned(subject, run, encodings, inputs, Checkpoint(folder, identity) if folder else None)
 
+    def read(path: Path) -> Tuned:
+        found = load_tuned(path)
+        with as_damage(path):
+            check_fit(subject, found.encodings)
+            if any(tensor.shape != subject.tensor_specs[name][1] for name, tensor in found.others.items()):
+                raise InputError(f"its tensors are not those of {subject.name}")
+        return found
+
     if keep_in is None:
         return make()
-    return Task(f"tuning of {subject.name}", keep_in / f"{identity}.safetensors", make, save_tuned, load_tuned).result()
+    return Task(f"tuning of {subject.name}", keep_in / f"{identity}.safetensors", make, save_tuned, read).result()
 
 
 def _tuned(

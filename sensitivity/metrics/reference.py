@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,12 +17,13 @@ from ...models.noise import purpose_seed
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
+from ...runtime.tasks import as_damage
 from ...storage import fingerprint, load_tensors, save_tensors
 from .extractors import Extractor
 from .frechet import Statistics
 from .sample import Features, Reference
 
-__all__ = ["Reference", "build_reference", "load_reference", "sampled_reference", "save_reference", "shipped_reference"]
+__all__ = ["Reference", "build_reference", "load_reference", "load_statistics", "sampled_reference", "save_reference", "shipped_reference"]
 
 SHIPPED = Path(__file__).parents[2] / "models" / "shipped" / "reference"
 REFERENCE_IMAGES = 2000  # full-precision images where no reference is given and nothing is said of their number
@@ -87,8 +88,8 @@ def _combined(images: str, extractor: Extractor) -> str:
     return hashlib.sha256(f"{images} {extractor.fingerprint}".encode()).hexdigest()[:16]
 
 
-def save_reference(path: str | Path, reference: Reference, extractor: Extractor) -> None:
-    """Write a statistics file (safetensors): mean and scatter float64, sampled features float16."""
+def save_reference(path: str | Path, reference: Reference, extractor: Extractor, owner: Mapping[str, str] | None = None) -> None:
+    """Write a statistics file (safetensors): mean and scatter float64, sampled features float16; and whose it is."""
     tensors = {"mean": reference.statistics.mean, "scatter": reference.statistics.scatter}
     if reference.features is not None:
         tensors["features"] = reference.features.half()
@@ -99,12 +100,14 @@ def save_reference(path: str | Path, reference: Reference, extractor: Extractor)
         "description": reference.description,
         "fingerprint": reference.fingerprint,
         "extractor": {"name": extractor.name, "fingerprint": extractor.fingerprint},
+        **(owner or {}),
     }
     save_tensors(Path(path), _KIND, tensors, metadata)
 
 
-def _load_statistics(path: Path, extractor: Extractor) -> Reference:
-    tensors, metadata = load_tensors(path, _KIND)
+def load_statistics(path: Path, extractor: Extractor, owner: Mapping[str, str] | None = None) -> Reference:
+    """The reference that save_reference wrote. Raises InputError for a file that is missing, or made by another extractor; DamagedError as storage.load_tensors."""
+    tensors, metadata = load_tensors(path, _KIND, owner=owner)
     made_by = metadata["extractor"]
     if made_by["fingerprint"] != extractor.fingerprint:
         raise InputError(
@@ -112,10 +115,19 @@ def _load_statistics(path: Path, extractor: Extractor) -> Reference:
             "choose that extractor, or make the statistics again from images"
         )
     n = metadata["n_images"]
-    spatial = Statistics(n, tensors["spatial_mean"], tensors["spatial_scatter"]) if "spatial_mean" in tensors else None
-    features = tensors["features"].float() if "features" in tensors else None
-    statistics = Statistics(n, tensors["mean"], tensors["scatter"])
+    with as_damage(path):
+        spatial = _statistics(n, tensors["spatial_mean"], tensors["spatial_scatter"]) if "spatial_mean" in tensors else None
+        statistics = _statistics(n, tensors["mean"], tensors["scatter"])
+        features = tensors["features"].float() if "features" in tensors else None
+        if features is not None and features.shape[1:] != statistics.mean.shape:
+            raise InputError("its features are not those of its statistics")
     return Reference(statistics, features, spatial, metadata["description"], metadata["fingerprint"])
+
+
+def _statistics(n: int, mean: Tensor, scatter: Tensor) -> Statistics:
+    if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)) or not mean.is_floating_point() or not scatter.is_floating_point():
+        raise InputError("its mean and scatter are of different sizes")
+    return Statistics(n, mean, scatter)
 
 
 def _from_images(path: Path, extractor: Extractor, image_shape: tuple[int, ...]) -> Reference:
@@ -158,7 +170,7 @@ def load_reference(
         return default()
     path = Path(spec).expanduser()
     if path.suffix == ".safetensors" and not path.is_dir():
-        return _load_statistics(path, extractor)
+        return load_statistics(path, extractor)
     if not path.is_dir() and path.suffix != ".npz":
         raise InputError(f"{path}: no reference there; name a folder of images, an .npz or a .safetensors statistics file")
     return _from_images(path, extractor, tuple(image_shape))
@@ -166,4 +178,4 @@ def load_reference(
 
 def shipped_reference(split: Literal["train", "test"], extractor: Extractor) -> Reference:
     """Statistics of MNIST's training or test images in the features of the embedded extractor."""
-    return _load_statistics(SHIPPED / f"{split}.safetensors", extractor)
+    return load_statistics(SHIPPED / f"{split}.safetensors", extractor)

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from ...aq.plans.menu import Entry
 from ...errors import DamagedError, InputError
+from ...runtime.owner import owner
 from ...runtime.status import telling
 from ...storage import file_sha256, fingerprint, read_json, write_atomically, write_json
 from ..explanation.explanation import Explanation, additivity, group_rows, interaction_rows, layer_rows, stability
@@ -75,6 +76,7 @@ def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
     identity = {
         "subject": run.subject.fingerprint,
         "probes": fingerprint([sorted(probes.hashes), probes.labels.excess.tolist(), metric, seed]),
+        **owner(run.folder),
     }
     found = _read_back(run.folder / "predictor", identity, statistics)
     if found is not None:
@@ -84,7 +86,7 @@ def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
     files = {name: table.to_csv(index=False).encode() for name, table in tables.items()}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     summary = {"metric": metric, "probes": identity["probes"], **summary, "tables": hashes}
-    _write(run.folder / "predictor", predictor, identity, files, summary)
+    _write(run.folder / "predictor", predictor, identity, files, summary | owner(run.folder))
     return Fitted(predictor, summary)
 
 
@@ -147,17 +149,20 @@ def _write(folder: Path, predictor: Predictor, identity: dict[str, Any], tables:
 
 def _read_back(folder: Path, identity: dict[str, Any], statistics: LayerStatistics) -> Fitted | None:
     """An earlier fit of the same probes; None where there is none, or one of its files is missing, damaged or of another fit."""
+    own = owner(folder.parent)
     try:
         if not (folder / "fit.json").exists() or not (folder / PREDICTOR_FILE).exists():
             return None
-        summary = read_json(folder / "fit.json", "fit")
+        summary = read_json(folder / "fit.json", "fit", owner=own)
+        summary.pop("run", None)
         if summary["probes"] != identity["probes"]:
             return None
-        predictor, found = Predictor.load(folder, error_of(statistics))
-        same = all(found[name] == value for name, value in identity.items())
-        whole = all(file_sha256(folder / f"{name}.csv") == sha256 for name, sha256 in summary["tables"].items())
+        predictor, found = Predictor.load(folder, error_of(statistics), own)
+        same = all(found[name] == identity[name] for name in ("subject", "probes"))
+        tables = summary.get("tables", {})
+        whole = bool(tables) and all(file_sha256(folder / f"{name}.csv") == sha256 for name, sha256 in tables.items())
         return Fitted(predictor, summary) if same and whole else None
-    except (DamagedError, OSError, KeyError, TypeError, AttributeError) as error:
+    except (DamagedError, OSError) as error:
         log.warning("%s: an earlier fit is not whole (%s); the predictor is fitted again", folder, error)
         return None
 
@@ -167,8 +172,8 @@ def load_predictor(run: Run) -> Predictor:
     folder = run.folder / "predictor"
     if not (folder / PREDICTOR_FILE).exists():
         raise InputError(f"{run.folder}: has no predictor; run `sedaq fit` first")
-    predictor, identity = Predictor.load(folder, error_of(LayerStatistics(run)))
-    if identity["subject"] != run.subject.fingerprint:
+    predictor, identity = Predictor.load(folder, error_of(LayerStatistics(run)), owner(run.folder))
+    if identity["subject"] != run.subject.fingerprint or predictor.layers != [layer.name for layer in run.subject.layers]:
         raise InputError(
             f"{folder / PREDICTOR_FILE}: field 'subject' is {identity['subject']}, the run's is {run.subject.fingerprint}; run `sedaq fit` again"
         )

@@ -222,25 +222,20 @@ class Predictor:
         write_json(folder / PREDICTOR_FILE, "predictor", {**identity, "metric": self.metric, **numbers, "table": table, "members": members})
 
     @classmethod
-    def load(cls, folder: Path, error_of: ErrorOf) -> tuple[Predictor, dict[str, Any]]:
-        """The predictor and the identity that it was saved with."""
-        content = read_json(folder / PREDICTOR_FILE, "predictor")
+    def load(cls, folder: Path, error_of: ErrorOf, owner: Mapping[str, str] | None = None) -> tuple[Predictor, dict[str, Any]]:
+        """The predictor and the identity that it was saved with. Raises DamagedError for one that is damaged, or not of `owner`."""
+        path = folder / PREDICTOR_FILE
+        content = read_json(path, "predictor", owner=owner)
+        table = content["table"]
+        priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
+        layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)
+        n_features = len(layers.features.monotone)
         try:
-            if (
-                "ridge" not in content
-                or "knee" not in content["members"][0]
-                or any(isinstance(m["trees"], str) for m in content["members"])
-            ):
-                raise DamagedError("written by an earlier version of sedaq")
-            table = content["table"]
-            priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
-            layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)
-            n_features = len(layers.features.monotone)
             members = [
                 Member(Additive.from_json(stored), None if stored["trees"] is None else trees_from_json(stored["trees"], n_features))
                 for stored in content["members"]
             ]
-            numbers = {name: content[stored] for name, stored in SCALARS.items()}
-            return cls(content["metric"], layers, members, error_of=error_of, **numbers), content
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, DamagedError) as error:
-            raise DamagedError(f"{folder / PREDICTOR_FILE}: is damaged ({error}); run `sedaq fit` again") from error
+        except DamagedError as error:
+            raise DamagedError(f"{path}: {error}; run `sedaq fit` again") from error
+        numbers = {name: content[stored] for name, stored in SCALARS.items()}
+        return cls(content["metric"], layers, members, error_of=error_of, **numbers), content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,7 +18,8 @@ from ...errors import InputError
 from ...models.hessian import Hessian
 from ...models.layers import Layer
 from ...progress import track
-from ...runtime.tasks import Task, json_task
+from ...runtime.owner import artifact
+from ...runtime.tasks import Task, as_damage, json_task
 from ...storage import fingerprint, load_tensors, save_tensors
 from ..run import Run
 from .gradients import output_gradients, row_errors
@@ -48,7 +50,7 @@ class LayerStatistics:
         self._gradients: dict[str, np.ndarray] | None = None
         self.why_no_gradients: str | None = None
         path = run.folder / "calibration" / f"traits.{self._identity}.json"
-        content = json_task("statistics of the menus", path, "traits", self._compute).result()
+        content = json_task("statistics of the menus", path, "traits", self._compute, check=self._check).result()
         self.why_no_gradients = content["why_no_gradients"]
         self._known = {
             (name, text): EntryStatistics(*values) for name, entries in content["layers"].items() for text, values in entries.items()
@@ -83,6 +85,10 @@ class LayerStatistics:
         }
         return {"identity": self._identity, "why_no_gradients": self.why_no_gradients, "layers": content}
 
+    def _check(self, content: Mapping[str, Any]) -> None:
+        if content["identity"] != self._identity or content["layers"].keys() != {layer.name for layer in self.run.subject.layers}:
+            raise InputError("it is not of this model and calibration")
+
     def _of_entry(self, layer: Layer, format: Format, hessian: Hessian) -> EntryStatistics:
         weight, encoding = self.run.subject.weight(layer.name).cpu(), self.run.store.get(layer, format)
         difference = weight - encoding.dequantize()
@@ -106,13 +112,20 @@ class LayerStatistics:
                 "gradients of the denoiser's output",
                 self.run.folder / "calibration" / f"gradients.{self._identity}.safetensors",
                 self._differentiate,
-                write=lambda path, made: save_tensors(path, "gradients", *made),
-                read=lambda path: load_tensors(path, "gradients"),
+                write=lambda path, made: save_tensors(path, "gradients", made[0], {**made[1], **artifact(path)}),
+                read=self._read_gradients,
             )
             tensors, metadata = task.result()
             self.why_no_gradients = metadata["why_not"]
             self._gradients = {name: tensor.numpy() for name, tensor in tensors.items()}
         return self._gradients
+
+    def _read_gradients(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        tensors, metadata = load_tensors(path, "gradients", owner={"identity": self._identity, **artifact(path)})
+        with as_damage(path):
+            if any(tensor.shape != self.run.subject.layer(name).shape[:1] for name, tensor in tensors.items()):
+                raise InputError("its gradients are not those of the layers")
+        return tensors, metadata
 
     def _differentiate(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Gradients by layer, and why there are none."""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from ...errors import InputError
 from ...kernels.timing import clock
 from ...progress import track
+from ...runtime.owner import owner
 from ...runtime.status import telling
 from ...storage import write_json
 from ..metrics.registry import DEFAULT, metric_of
@@ -140,4 +141,4 @@ def _adapt(run: Run, measurer: Measurer, n_configs: int, metric: str, deadline: 
     adaptive = Adaptive(run, measurer, n_configs, metric)
     for _ in _until(deadline, track(adaptive.measure(), "probing", n_configs, cost=float)):
         pass
-    write_json(run.folder / "probing.json", "probing", asdict(adaptive.outcome))
+    write_json(run.folder / "probing.json", "probing", {**asdict(adaptive.outcome), **owner(run.folder)})

@@ -22,13 +22,14 @@ from ...errors import DamagedError, InputError
 from ...kernels.timing import clock
 from ...models.noise import purpose_seed
 from ...models.sampling import conditions_of
+from ...runtime.owner import artifact, owner
 from ...runtime.tasks import Task, claimed
 from ...storage import fingerprint, load_tensors, save_tensors
 from ..metrics.bootstrap import Estimate
 from ..metrics.extractors import CHOICES, load_extractor
 from ..metrics.fidelity import feature_distance
 from ..metrics.frechet import NotFiniteError
-from ..metrics.reference import load_reference, sampled_reference, save_reference, shipped_reference
+from ..metrics.reference import load_reference, load_statistics, sampled_reference, save_reference, shipped_reference
 from ..metrics.registry import METRICS, evidence_of, measure, metric_of
 from ..metrics.sample import Reference, Sample
 from ..run import Run, probe_journal
@@ -90,8 +91,8 @@ class Prober:
                 "reference",
                 self.run.folder / "reference.safetensors",
                 self._sampled_reference,
-                write=lambda path, made: save_reference(path, made, self.extractor),
-                read=lambda path: load_reference(path, self.extractor, image_shape=self.run.subject.shape_of(self.run.settings.sampling)),
+                write=lambda path, made: save_reference(path, made, self.extractor, owner(self.run.folder)),
+                read=lambda path: load_statistics(path, self.extractor, owner(self.run.folder)),
             ).result()
 
         return load_reference(
@@ -169,7 +170,7 @@ class Prober:
         if not path.exists():
             return None
         try:
-            return Measurement(self._records[key], load_tensors(path, "features")[0])
+            return Measurement(self._records[key], load_tensors(path, "features", owner={"key": key, **artifact(path)})[0])
         except DamagedError:
             log.warning("%s: damaged; the plan is measured again", path)
             return None
@@ -186,7 +187,8 @@ class Prober:
         """Store a measurement in the run, its features first."""
         key = measurement.record["key"]
         if measurement.evidence is not None:
-            save_tensors(self._features_path(key), "features", measurement.evidence, {"key": key})
+            path = self._features_path(key)
+            save_tensors(path, "features", measurement.evidence, {"key": key, **artifact(path)})
         with self.journal.writing() as write:
             write(measurement.record)
         self.learn(measurement.record)

@@ -50,7 +50,7 @@ def plan_content(names: list[str], *, bits: float = 1.99, size: int = 560_104) -
         "subject": {"name": "toy-dit", "fingerprint": FINGERPRINT},
         "budget": {"bits_per_weight": 2.0},
         "layers": layers,
-        "encoding": {"effort": "fast", "seed": 0},
+        "encoding": {"effort": "fast", "seed": 7},
         "size_bytes": size,
         "bits_per_weight": bits,
         "predicted": None,
@@ -187,12 +187,16 @@ def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None =
             record = {
                 "key": name,
                 "plan_hash": name,
+                "purpose": "probe",
                 "layers": dict.fromkeys(names, format),
+                "bits_per_weight": 2.0,
+                "extractor": "embedded:1",
+                "reference": "mnist train:1",
                 "seed": 7,
                 "start": 0,
                 "n_images": 512,
                 "steps": 10,
-                "metrics": {"fid": {"value": value, "se": 0.1}},
+                "metrics": {"fid": {"value": value, "se": 0.1, "halves": [value, value]}},
             }
             append_record(folder / "probes.jsonl", "probe", record)
     if "fit" in wanted:

@@ -15,7 +15,7 @@ from sedaq.storage import append_record, read_records
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "run" / "probes.jsonl", "probe")
+    return Journal(tmp_path / "run" / "probes.jsonl", "event")
 
 
 def keys(journal: Journal) -> list[str]:
@@ -38,7 +38,7 @@ def test_one_writer_has_one_file_that_grows(journal: Journal) -> None:
 
 
 def test_who_asks_again_in_the_same_process_writes_the_same_file(journal: Journal) -> None:
-    with journal.writing() as append, Journal(journal.path, "probe").writing() as other:
+    with journal.writing() as append, Journal(journal.path, "event").writing() as other:
         append({"key": "a"})
         other({"key": "b"})
     write(journal, "c")
@@ -69,7 +69,7 @@ def test_writers_at_the_same_time_have_files_of_their_own(journal: Journal) -> N
         process.join()
         assert process.exitcode == 0
     write(journal, "d")
-    assert [len(read_records(path, "probe")) for path in journal.shards()] == [2, 1, 1]
+    assert [len(read_records(path, "event")) for path in journal.shards()] == [2, 1, 1]
     assert keys(journal) == ["a", "d", "b", "c"]
 
 
@@ -97,8 +97,8 @@ def test_a_key_written_twice_counts_once_as_it_was_written_last(journal: Journal
 def test_of_equal_keys_the_first_shards_is_kept_and_merged_shards_go(journal: Journal) -> None:
     for shard, names in ((0, "ab"), (1, "bc"), (10, "a"), (2, "ad")):
         for key in names:
-            append_record(journal.shard(shard), "probe", {"key": key, "shard": shard})
-    append_record(journal.path.with_name("probes.old.jsonl"), "probe", {"key": "not a shard"})
+            append_record(journal.shard(shard), "event", {"key": key, "shard": shard})
+    append_record(journal.path.with_name("probes.old.jsonl"), "event", {"key": "not a shard"})
     assert [(record["key"], record["shard"]) for record in journal.read()] == [("a", 0), ("b", 0), ("c", 1), ("d", 2)]
     journal.drop_merged_shards()
     assert [path.name for path in journal.shards()] == ["probes.jsonl", "probes.1.jsonl", "probes.2.jsonl"]

@@ -196,7 +196,7 @@ def test_save_and_load(subject, mixed_plan, tmp_path):
         mixed_plan,
         budget={"bits": 3.0},
         activations={subject.layers[0].name: Activation(8, "token-affine")},
-        predicted={"fid": 1.5},
+        predicted={"metric": "fid", "value": 1.5, "std": 0.1},
         measured=None,
         provenance={"seed": 0},
     )

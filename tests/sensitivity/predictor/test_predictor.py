@@ -120,13 +120,13 @@ def test_where_noise_hides_what_the_law_leaves_there_are_no_trees(noisy: Predict
 
 def test_a_fit_clears_files_of_an_earlier_version_away(noisy: Predictor, tmp_path: Path) -> None:
     (tmp_path / "trees0.ubj").write_text("of version 0.1.0")
-    noisy.save(tmp_path, {})
+    noisy.save(tmp_path, {"subject": "s", "probes": "p"})
     assert [path.name for path in tmp_path.iterdir()] == ["additive.json"] and Predictor.load(tmp_path, error_of)[0].n_trees == 0
 
 
 def test_saved_and_loaded_predictors_are_equal(clashing, tmp_path: Path) -> None:
     predictor, probes = clashing
-    predictor.save(tmp_path, {"subject": "s"})
+    predictor.save(tmp_path, {"subject": "s", "probes": "p"})
     loaded, content = Predictor.load(tmp_path, error_of)
     assert (
         content["subject"] == "s"

@@ -1,0 +1,110 @@
+"""The predictor, and what its fit says."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from .fields import Bits, Count, Inside, Interval, Number, Positive, Record, Size
+
+
+class Score(Record):
+    spearman: Number | None
+    kendall: Number | None
+    ndcg10: Number | None
+    mae: Number | None
+    behind: Number | None = None
+    behind_ci: Interval | None = None
+
+
+class Predicted(Record):
+    plan_hash: str
+    bits_per_weight: Bits
+    measured: Number | None
+    predicted: Number | None
+
+
+class Learnt(Record):
+    n_probes: Count
+    spearman: Number
+    low: Number
+    high: Number
+
+
+class Fit(Record):
+    metric: str
+    probes: str = ""
+    n_probes: Count
+    n_trees: Size
+    notes: list[str] = []
+    spearman: Number | None
+    spearman_ci: Interval | None
+    ceiling: Number | None
+    ceiling_ci: Interval | None
+    baselines: dict[str, Number | None]
+    scores: dict[str, Score]
+    predictions: list[Predicted]
+    learning_curve: list[Learnt] = []
+    stability: dict[str, Number] = {}
+    additivity: dict[str, Number | list[Number]] = {}
+    findings: list[str]
+    tables: dict[Inside, str] = {}
+    run: str = ""
+
+
+class Tree(Record):
+    """Of whose nodes predictor/trees.py asks more."""
+
+    left_children: list[int]
+    right_children: list[int]
+    split_indices: list[int]
+    default_left: list[int]
+    split_conditions: list[Number]
+    base_weights: list[Number]
+    sum_hessian: list[Number]
+    loss_changes: list[Number]
+
+
+class Member(Record):
+    log_slopes: list[Number]
+    exponents: list[Number]
+    log_errors: list[Number]
+    knots: list[list[Number]]
+    bends: list[list[Number]]
+    power: Positive
+    knee: Positive
+    trees: list[Tree] | None
+
+
+class Layers(Record):
+    names: Annotated[list[str], Field(min_length=1)]
+    roles: list[str]
+    blocks: list[str]
+    log_errors: list[Number]
+    log_scores: list[Number]
+
+
+class Predictor(Record):
+    subject: str
+    probes: str
+    metric: str
+    whole: Number
+    floor: Positive
+    misfit: Annotated[float, Field(ge=0, le=1e3)]
+    ridge: Positive
+    table: Layers
+    members: Annotated[list[Member], Field(min_length=1)]
+    run: str = ""
+
+    @model_validator(mode="after")
+    def _is_of_one_model(self) -> Predictor:
+        table, n = self.table, len(self.table.names)
+        lists: list[Any] = [table.roles, table.blocks, table.log_errors, table.log_scores]
+        for member in self.members:
+            lists += [member.log_slopes, member.exponents, member.log_errors, member.knots, member.bends]
+        if any(len(values) != n for values in lists):
+            raise ValueError(f"must hold {n} numbers in each list, one a layer")
+        if any([len(row) for row in member.knots] != [len(row) for row in member.bends] for member in self.members):
+            raise ValueError("must hold as many bends as knots")
+        return self
