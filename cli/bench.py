@@ -191,7 +191,7 @@ def model(subjects: tuple[str, ...], images: int, arithmetic: str, layers: bool,
 @click.option(
     "--random", type=click.IntRange(0), default=0, help="Random plans measured on the search's noise, the best of which competes."
 )
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the measuring.")
+@options.executor_options
 @options.together(options.device, options.as_json)
 def search(
     run_folder: Path,
@@ -202,7 +202,7 @@ def search(
     steps: int,
     verify: int,
     random: int,
-    workers: int,
+    executor: str,
     device: str,
     as_json: bool,
 ) -> None:
@@ -222,6 +222,6 @@ def search(
         "steps": steps,
         "verify": verify,
         "n_random": random,
-        "executor": options.executor(workers),
+        "executor": executor,
     }
     _print(lambda: bench_search(run, bits=rates, **settings), as_json)

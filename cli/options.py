@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,12 +44,29 @@ extractor = click.option(
 reference = click.option("--reference", type=click.Path(), default=None, help="Folder of images, .npz, or statistics file to compare with.")
 
 
-workers = click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the work.")
-
-
 def executor(workers: int) -> str:
     """Where the work of so many processes runs."""
     return "serial" if workers == 1 else f"processes:{workers}"
+
+
+def executor_options(function: F) -> F:
+    """--workers and --executor, of which one may be given. The command receives the executor."""
+
+    @functools.wraps(function)
+    def command(*, workers: int | None, executor_name: str | None, **given: Any) -> Any:
+        if workers is not None and executor_name is not None:
+            raise click.UsageError("--workers N is short for --executor processes:N; give one of them.")
+        return function(**given, executor=executor_name or executor(workers or 1))
+
+    shared = click.option("--workers", type=click.IntRange(1), default=None, help="Processes that share the work; 1 by default.")
+    where = click.option(
+        "--executor",
+        "executor_name",
+        default=None,
+        metavar="WHERE",
+        help="Where the work runs: serial, processes:N (as --workers N), ray:auto (the Ray cluster of this machine, or a new one on it alone), or ray://HOST:PORT.",
+    )
+    return together(shared, where)(command)  # type: ignore[return-value]
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:

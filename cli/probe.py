@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "layer, role or block at a time (layer, role, block), the rest as it is. A run takes several.",
 )
 @click.option("--metric", default="fid", show_default=True, help="What --design auto goes by; all metrics are recorded.")
-@options.workers
+@options.executor_options
 @config_options(Settings, "settings", without=("sampling", "old_batch_size"), n_images="images")
 @config_options(SamplingConfig, "sampling")
 @click.option("--memory", default=None, metavar="SIZE", help="Of one calibration pass, such as 4GB; half of what is free by default.")
@@ -43,7 +43,7 @@ def command(
     configs: int,
     design: str,
     metric: str,
-    workers: int,
+    executor: str,
     settings: dict[str, Any],
     sampling: dict[str, Any],
     memory: str | None,
@@ -68,7 +68,7 @@ def command(
             run_folder,
             subject,
             sampling=SamplingConfig(**sampling),
-            executor=options.executor(workers),
+            executor=executor,
             device=device,
             **settings,
         )

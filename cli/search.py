@@ -22,7 +22,7 @@ from .config import config_options
 @click.option("--front", is_flag=True, help="Plans from 1.5 to 4 bits at once.")
 @config_options(Budget, "budget")
 @config_options(SearchConfig, "config")
-@options.workers
+@options.executor_options
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Plan file to write.")
 @options.together(options.components, options.device, options.as_json)
 def command(
@@ -33,7 +33,7 @@ def command(
     front: bool,
     budget: dict[str, Any],
     config: dict[str, Any],
-    workers: int,
+    executor: str,
     out: Path | None,
     components: tuple[str, ...],
     device: str,
@@ -55,7 +55,7 @@ def command(
         raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size, --ms-per-step and --out.")
     limits = None if front else Budget(**budget)
     SearchConfig(**config)  # what is wrong is said before the model is loaded
-    run = Run(run_folder, model=run_subject, executor=options.executor(workers), device=device)
+    run = Run(run_folder, model=run_subject, executor=executor, device=device)
     with shown():
         found = run.front(**config) if limits is None else [run.search(limits, out=out, **config)]
     if as_json:

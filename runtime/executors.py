@@ -1,4 +1,4 @@
-"""Where work runs: in this process, or in several. Executors differ in that and in nothing else.
+"""Where work runs: in this process, in several, or on a cluster. Executors differ in that and in nothing else.
 
 An executor starts workers for one function and hands them items. What the function makes it commits itself (tasks.py, journal.py), so that
 finished work is kept whatever becomes of its neighbours; what it returns is small. Results come in the order of completion.
@@ -16,11 +16,13 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from ..errors import InputError
-from .workers import Pool
+from .ray_executor import parse_ray
+from .workers import ProcessPool
 
 T = TypeVar("T")
 R = TypeVar("R")
 Workers = Callable[[Sequence[T]], Iterator[tuple[T, R]]]  # items → (item, result) as they are finished
+NAMES = "'serial', 'processes:N' for N processes, 'ray:auto' or 'ray://HOST:PORT' for a Ray cluster"
 
 
 class Executor(Protocol):
@@ -62,7 +64,7 @@ class Processes:
     @contextmanager
     def workers(self, function: Callable[[T], R], *, name: Callable[[T], str] = str) -> Iterator[Workers[T, R]]:
         threads = max(1, torch.get_num_threads() // self.n)
-        with Pool(function, n=self.n, start_method="spawn", threads=threads, name=name) as pool:
+        with ProcessPool(function, n=self.n, start_method="spawn", threads=threads, name=name) as pool:
             yield pool.run
 
 
@@ -88,12 +90,15 @@ class Forked:
             yield from pool.run(together)
             yield from ((item, function(item)) for item in single)
 
-        with Pool(function, n=torch.get_num_threads(), start_method="fork", threads=1, name=name) as pool:
+        with ProcessPool(function, n=torch.get_num_threads(), start_method="fork", threads=1, name=name) as pool:
             yield run
 
 
 def parse_executor(text: str) -> Executor:
-    """The executor that a text names: "serial", or "processes:N" for N processes. Raises InputError for any other.
+    """The executor that a text names: "serial", "processes:N", "ray:auto" for the Ray cluster of this machine, or "ray://HOST:PORT".
+
+    Raises:
+        InputError: any other text, or a cluster that cannot be reached.
 
     Example:
         >>> parse_executor("processes:4")
@@ -103,4 +108,6 @@ def parse_executor(text: str) -> Executor:
         return Serial()
     if found := re.fullmatch(r"processes:(\d+)", text):
         return Processes(int(found[1]))
-    raise InputError(f"executor {text!r} is unknown; use 'serial', or 'processes:N' for N processes")
+    if (on_ray := parse_ray(text)) is not None:
+        return on_ray
+    raise InputError(f"executor {text!r} is unknown; use {NAMES}")

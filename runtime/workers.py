@@ -1,6 +1,7 @@
-"""A pool of worker processes that take one item at a time.
+"""Pools of workers that take one item at a time.
 
-Unlike concurrent.futures.ProcessPoolExecutor, a worker that dies takes no other with it, and it is known which item it was at.
+Unlike concurrent.futures.ProcessPoolExecutor, a worker that dies takes no other with it, and it is known which item it was at. Pools differ in
+what their workers are: processes here, actors of a cluster in ray_executor.py.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import logging
 import multiprocessing
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pickle import PicklingError
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -28,18 +30,52 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Pool(Generic[T, R]):
-    """At most `n` processes that apply `function` to items; they start when they are first needed. A context manager.
+class DiedError(Exception):
+    """A worker is gone; the text says how it ended."""
+
+
+class Worker(Protocol):
+    """What answers one item at a time."""
+
+    @property
+    def handle(self) -> Any:
+        """What its pool waits on for the answer."""
+
+    def start(self, item: Any) -> None:
+        """Send an item."""
+
+    def answer(self) -> Any:
+        """The result of the item that was started. Raises what the function raised, and DiedError for a dead worker."""
+
+    def finish(self) -> bool:
+        """Wait for what the worker is at, and forget the answer. Returns whether it lives."""
+
+    def stop(self, *, at_once: bool) -> None:
+        """Ask for its end, after the item that it is at or at once."""
+
+    def join(self) -> None:
+        """Wait for its end."""
+
+
+class Pool(ABC, Generic[T, R]):
+    """Workers that apply one function to items; they start when they are first needed. A context manager.
 
     Args:
-        start_method: "spawn", for which the function is pickled, or "fork".
-        threads: that torch may use in each process.
         name: what messages call an item.
     """
 
-    def __init__(self, function: Callable[[T], R], *, n: int, start_method: str, threads: int, name: Callable[[T], str]) -> None:
-        self.n, self._function, self._start_method, self._threads, self._name = n, function, start_method, threads, name
-        self._workers: list[_Worker[T, R]] = []
+    def __init__(self, name: Callable[[T], str]) -> None:
+        self._name = name
+        self._workers: list[Worker] = []
+        self._idle: list[Worker] = []
+
+    @abstractmethod
+    def _take(self, n_waiting: int) -> Worker | None:
+        """A worker for the next of so many items that wait; None while all are at work."""
+
+    @abstractmethod
+    def _wait(self, busy: Sequence[Any]) -> Sequence[Any]:
+        """The handles among `busy` whose answers are there; waits for one, or for a worker to be taken."""
 
     def run(self, items: Sequence[T]) -> Iterator[tuple[T, R]]:
         """(item, result) in the order of completion. An item whose worker dies is tried again by a new one; after `MAX_TRIES` it is set aside.
@@ -50,27 +86,26 @@ class Pool(Generic[T, R]):
         tries: Counter[int] = Counter()
         endings: dict[int, str] = {}
         self._workers = [worker for worker in self._workers if worker.finish()]  # what an earlier caller did not wait for
-        idle = list(self._workers)
-        busy: dict[Any, tuple[_Worker[T, R], int]] = {}
+        self._idle = list(self._workers)
+        busy: dict[Any, tuple[Worker, int]] = {}
         while waiting or busy:
-            while waiting and (idle or len(self._workers) < self.n):
-                worker = idle.pop() if idle else self._started()
+            while waiting and (worker := self._take(len(waiting))) is not None:
                 index, item = waiting.popleft()
                 worker.start(item)
-                busy[worker.pipe] = worker, index
-            for pipe in wait(list(busy)):
-                worker, index = busy.pop(pipe)
+                busy[worker.handle] = worker, index
+            for handle in self._wait(list(busy)):
+                worker, index = busy.pop(handle)
                 try:
                     result = worker.answer()
-                except _DiedError:
+                except DiedError as error:
                     self._workers.remove(worker)
                     tries[index] += 1
-                    endings[index] = worker.ending()
+                    endings[index] = str(error)
                     if tries[index] < MAX_TRIES:
-                        log.warning("%s: its worker process %s; it is tried again", self._name(items[index]), endings[index])
+                        log.warning("%s: its worker process %s; it is tried again", self._name(items[index]), error)
                         waiting.append((index, items[index]))
                     continue
-                idle.append(worker)
+                self._idle.append(worker)
                 yield items[index], result
         dead = [index for index in endings if tries[index] == MAX_TRIES]
         if dead:
@@ -80,11 +115,6 @@ class Pool(Generic[T, R]):
                 "so run the same again, with fewer workers if memory was short"
             )
 
-    def _started(self) -> _Worker[T, R]:
-        pipes = [worker.pipe for worker in self._workers]
-        self._workers.append(_Worker(self._function, self._start_method, self._threads, pipes))
-        return self._workers[-1]
-
     def __enter__(self) -> Pool[T, R]:
         return self
 
@@ -92,56 +122,74 @@ class Pool(Generic[T, R]):
         for worker in self._workers:
             worker.stop(at_once=kind is not None and issubclass(kind, KeyboardInterrupt))
         for worker in self._workers:
-            worker.process.join()
+            worker.join()
         self._workers.clear()
 
 
-class _DiedError(Exception):
-    """A worker process is gone."""
+class ProcessPool(Pool[T, R]):
+    """At most `n` processes.
+
+    Args:
+        start_method: "spawn", for which the function is pickled, or "fork".
+        threads: that torch may use in each process.
+    """
+
+    def __init__(self, function: Callable[[T], R], *, n: int, start_method: str, threads: int, name: Callable[[T], str]) -> None:
+        super().__init__(name)
+        self.n, self._function, self._start_method, self._threads = n, function, start_method, threads
+
+    def _take(self, n_waiting: int) -> Worker | None:
+        if self._idle:
+            return self._idle.pop()
+        if len(self._workers) == self.n:
+            return None
+        pipes = [worker.handle for worker in self._workers]
+        self._workers.append(_Process(self._function, self._start_method, self._threads, pipes))
+        return self._workers[-1]
+
+    def _wait(self, busy: Sequence[Any]) -> Sequence[Any]:
+        return wait(busy)
 
 
-class _Worker(Generic[T, R]):
+class _Process:
     """One process and the pipe to it. `pipes`: those to the workers that were started before."""
 
-    def __init__(self, function: Callable[[T], R], start_method: str, threads: int, pipes: Sequence[Connection]) -> None:
+    def __init__(self, function: Callable[[Any], Any], start_method: str, threads: int, pipes: Sequence[Connection]) -> None:
         context: Any = multiprocessing.get_context(start_method)
-        self.pipe, theirs = context.Pipe()
+        self.handle, theirs = context.Pipe()
         forked = start_method == "fork"
-        inherited = [*pipes, self.pipe] if forked else []
-        self.process = context.Process(target=_serve, args=(theirs, threads, function if forked else None, inherited), daemon=True)
-        self.process.start()
+        inherited = [*pipes, self.handle] if forked else []
+        self._process = context.Process(target=_serve, args=(theirs, threads, function if forked else None, inherited), daemon=True)
+        self._process.start()
         theirs.close()
-        self.is_busy = False
+        self._is_busy = False
         if not forked:
             self._send(function)
 
     def _send(self, value: Any) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # it died: reading its answer tells
-            self.pipe.send(value)
+            self.handle.send(value)
 
-    def start(self, item: T) -> None:
+    def start(self, item: Any) -> None:
         self._send(item)
-        self.is_busy = True
+        self._is_busy = True
 
-    def answer(self) -> R:
-        """The result of the item that was started. Raises what the function raised, and _DiedError for a dead process."""
+    def answer(self) -> Any:
         try:
-            done, result = self.pipe.recv()
+            done, result = self.handle.recv()
         except (EOFError, ConnectionResetError) as error:
-            raise _DiedError from error
+            raise DiedError(self._ending()) from error
         finally:
-            self.is_busy = False
+            self._is_busy = False
         if not done:
             raise result
-        found: R = result
-        return found
+        return result
 
     def finish(self) -> bool:
-        """Wait for what the worker is at, and forget the answer. Returns whether the process lives."""
         try:
-            if self.is_busy:
-                self.pipe.recv()
-                self.is_busy = False
+            if self._is_busy:
+                self.handle.recv()
+                self._is_busy = False
         except (EOFError, ConnectionResetError):
             return False
         return True
@@ -149,11 +197,14 @@ class _Worker(Generic[T, R]):
     def stop(self, *, at_once: bool) -> None:
         self._send(None)
         if at_once:
-            self.process.terminate()
+            self._process.terminate()
 
-    def ending(self) -> str:
-        self.process.join()
-        code = self.process.exitcode
+    def join(self) -> None:
+        self._process.join()
+
+    def _ending(self) -> str:
+        self._process.join()
+        code = self._process.exitcode
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
@@ -179,22 +230,17 @@ def _serve(pipe: Connection, threads: int, function: Callable[[Any], Any] | None
     progress.stop_listening()
     torch.set_num_threads(threads)
     try:
-        function = function or _received(pipe)
+        function = function or opened(pipe.recv)
         while (item := pipe.recv()) is not None:
-            try:
-                answer = True, function(item)
-            except Exception as error:
-                answer = False, error
-            _reply(pipe, answer)
+            _reply(pipe, answer_of(function, item))
     except (KeyboardInterrupt, EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent was stopped, too
 
 
-def _received(pipe: Connection) -> Callable[[Any], Any]:
-    """The function that the parent sent; one that raises where it could not be opened here, so that the parent is told."""
+def opened(receive: Callable[[], Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """The function that was sent; one that raises where it could not be opened here, so that the caller is told."""
     try:
-        function: Callable[[Any], Any] = pipe.recv()
-        return function
+        return receive()
     except Exception as error:
         failure = error
 
@@ -204,8 +250,21 @@ def _received(pipe: Connection) -> Callable[[Any], Any]:
     return fail
 
 
+def answer_of(function: Callable[[Any], Any], item: Any) -> tuple[bool, Any]:
+    """(True, result), or (False, what the function raised)."""
+    try:
+        return True, function(item)
+    except Exception as error:
+        return False, error
+
+
+def unsendable(answer: Any, error: Exception) -> SedaqError:
+    """What the caller gets for an answer that cannot be pickled."""
+    return SedaqError(f"a worker's answer {answer!r} cannot be sent ({error})")
+
+
 def _reply(pipe: Connection, answer: tuple[bool, Any]) -> None:
     try:
         pipe.send(answer)
     except (TypeError, AttributeError, ValueError, PicklingError) as error:  # what cannot be pickled
-        pipe.send((False, SedaqError(f"a worker's answer {answer[1]!r} cannot be sent ({error})")))
+        pipe.send((False, unsendable(answer[1], error)))

@@ -26,6 +26,7 @@ from ...models.sampling import SamplingConfig
 from ...models.shared_inputs import find_shared, groups_of
 from ...progress import track
 from ...runtime.executors import Processes, parse_executor
+from ...runtime.ray_executor import Ray
 from ..run import Run, probe_journal
 from .gradients import N_CALLS
 from .gradients import N_IMAGES as GRADIENT_IMAGES
@@ -114,11 +115,12 @@ def forecast(run: Run, n_configs: int, *, executor: str = "serial", memory_bytes
     begun = any(run.folder.glob("calibration/traits.*"))
     stages.append(Stage("gradients, to fit", 0.0 if begun else gradients, resident + weights, 0, ("steps",)))
     where = parse_executor(executor)
-    workers = where.n if isinstance(where, Processes) else 1
+    workers = where.n if isinstance(where, Processes | Ray) else 1
+    at_once = workers if isinstance(where, Ray) else min(workers, os.cpu_count() or 1)
     sampled_too = (
         0 if n_stored else settings.n_images + (0 if settings.reference or subject.extractor == "embedded" else settings.reference_images)
     )
-    seconds = sampling.seconds(sampled_too + left * settings.n_images, steps) / min(workers, os.cpu_count() or 1)
+    seconds = sampling.seconds(sampled_too + left * settings.n_images, steps) / at_once
     stages.append(Stage("probes", seconds, workers * (resident + weights), 0, ("configs", "images", "steps", "workers")))
     return Forecast(tuple(stages), left)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,3 +51,30 @@ def die_the_first_time(folder: Path, item: int) -> int:
         (folder / f"tried {item}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return item
+
+
+class OpensAndCounts:
+    """Leaves a file in `folder` wherever it is opened; answers items with themselves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[Path], OpensAndCounts], tuple[Path]]:
+        return _open_and_count, (self.folder,)
+
+    def __call__(self, item: int) -> int:
+        return item
+
+
+def _open_and_count(folder: Path) -> OpensAndCounts:
+    (folder / str(os.getpid())).touch()
+    return OpensAndCounts(folder)
+
+
+def slow_square(item: int, seconds: float = 0.05) -> int:
+    time.sleep(seconds)
+    return item**2
+
+
+def unsendable(item: int) -> Callable[[], int]:
+    return threading.Lock()  # type: ignore[return-value]
