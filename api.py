@@ -61,7 +61,7 @@ class Run:
         components: of a pipeline, what is quantized, such as unet, text_encoder, vae; its denoisers by default.
         effort: of the encoder: draft, fast (the default), full or seconds a layer.
         weighting: of the calibration's timesteps: uniform (the default), balanced, early or late.
-        executor, device: where work runs: "serial", or "processes:4", and torch's device.
+        executor, device: where work runs: "serial", "processes:4", "ray:auto" or "ray://HOST:PORT", and torch's device.
 
     Raises:
         InputError: no model is named for a new run, or the run was begun with other settings, which the message names.

@@ -30,7 +30,7 @@ from .baselines import BASELINES, UNIFORM, BaselineInputs, Cost, mean_contributi
 from .engine import Search
 from .problem import Choice, Problem
 from .uniform import uniform_choice
-from .verb import verification
+from .verb import verification_by
 
 log = logging.getLogger("sedaq")
 SEARCHED, RANDOM = "searched", "best of random"
@@ -65,7 +65,7 @@ def bench_search(
         n_images, steps: of each of the SEEDS final samplings; references are the test set's for shipped subjects.
         verify: samplings that the searched plan may take, on other noise. n_random: random plans measured on that noise, the best of which is a
             method of its own; 0: none.
-        executor: "serial", or "processes:N" for N processes that share the measuring.
+        executor: where plans are measured, as in `search_run`.
 
     Returns:
         {bits, method, bits_per_weight, size_bytes, METRIC, excess: {value, ci}, over_uniform: {value, ci}, over_searched: {value, ci}, solver}, where
@@ -80,7 +80,8 @@ def bench_search(
         raise InputError(f"method {unknown[0]!r} is unknown; choose among {', '.join(BASELINES)}")
     predictor = load_predictor(run)
     metric, inputs = predictor.metric, baseline_inputs(run, predictor.metric)
-    with Measurer(Prober(run), executor) as measurer, verification(run, predictor, verify, executor=executor) as verifying:
+    with Measurer(Prober(run), executor) as measurer:
+        verifying = verification_by(measurer, predictor, verify, run.settings.n_images, learning=True) if verify else None
         options = {"verification": verifying, "encoding": run.store.identity, "seed": run.settings.seed}
         search = Search.of(run.subject, run.menus, predictor, options)
         comparisons = [

@@ -65,7 +65,7 @@ def search_run(
     What is predicted is of weights alone; verification measures rounded inputs, too.
 
     Args:
-        executor: where plans are measured: "serial", or "processes:N".
+        executor: where plans are measured: "serial", "processes:N", "ray:auto" or "ray://HOST:PORT".
     """
     if out is not None:
         check_out("out", out, PLAN_MARK)
@@ -167,13 +167,18 @@ def verification(
     if n == 0:
         yield None
         return
-
-    def refit(measured: Sequence[Measurement]) -> Predictor:
-        return predictor.refit(
-            read_probes(run, predictor.metric, others=[measurement.record for measurement in measured]), run.settings.seed
-        )
-
     inputs = ranged(run.subject, activations or {}, run.settings.seed, run.settings.sampling)
     with Measurer(Prober(run, inputs=inputs), executor) as measurer:
         # The predictor knows nothing of rounded inputs, so that it cannot learn from models that have them.
-        yield Verification(n, _Verifying(measurer), None if activations else refit, n_images or run.settings.n_images, run.settings.steps)
+        yield verification_by(measurer, predictor, n, n_images or run.settings.n_images, learning=not activations)
+
+
+def verification_by(measurer: Measurer, predictor: Predictor, n: int, n_images: int, *, learning: bool) -> Verification:
+    """At most `n` measurements by `measurer`, from which the predictor learns if it is `learning`."""
+    run = measurer.prober.run
+
+    def refit(measured: Sequence[Measurement]) -> Predictor:
+        others = [measurement.record for measurement in measured]
+        return predictor.refit(read_probes(run, predictor.metric, others=others), run.settings.seed)
+
+    return Verification(n, _Verifying(measurer), refit if learning else None, n_images, run.settings.steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..models.outline import OutlinedSubject, outline_of
 from ..models.sampling import SamplingConfig
 from ..models.single_files import MARK, split
 from ..models.subject import Subject
+from ..runtime.executors import parse_executor
 from ..runtime.journal import Journal
 from ..storage import read_json, write_json
 from .metrics.reference import REFERENCE_IMAGES
@@ -145,13 +146,18 @@ class Run:
         self.folder, self.subject, self.settings = folder, subject, settings
         self.subject_argument, self.device = subject_argument, device
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by what it is opened from, for workers in other processes."""
+        batch_size = self.settings.sampling.batch_size
+        return partial(Run.open, str(self.folder.absolute()), subject=self.subject_argument, device=self.device, batch_size=batch_size), ()
+
     @cached_property
     def store(self) -> EncodingStore:
         """The encodings of all layers that were made so far."""
         if self.settings.calibration_images is None:
             self.settings = replace(self.settings, calibration_images=images_needed(self.subject, self.settings.sampling))
-        settings = self.settings
-        how: dict[str, Any] = {"effort": settings.effort, "seed": settings.seed, "given": settings.sampling}
+        settings, reopen = self.settings, partial(getattr, self, "store")
+        how: dict[str, Any] = {"effort": settings.effort, "seed": settings.seed, "given": settings.sampling, "reopen": reopen}
         return EncodingStore(self.subject, self.folder, calibration=settings.calibration, **how)
 
     @classmethod
@@ -256,10 +262,11 @@ class Run:
         """The menu entry of a format, or a new one for a format that is not on the menu."""
         return next((e for e in self.menus[layer] if e.format == format), None) or entry(self.subject, self.subject.layer(layer), format)
 
-    def fill_store(self, memory_bytes: int | None = None) -> None:
-        """Encode every layer in every format of its menu; `memory_bytes` bounds a calibration pass."""
+    def fill_store(self, memory_bytes: int | None = None, *, executor: str = "serial") -> None:
+        """Measure the menu of every layer and encode it in every format of it, on an executor; `memory_bytes` bounds a calibration pass."""
         self.store.calibrate(memory_bytes)
-        self.store.fill([(layer, e.format) for layer in self.subject.layers for e in self.menus[layer.name]])
+        with self.store.workers_of(parse_executor(executor)):
+            self.store.fill([(layer, e.format) for layer in self.subject.layers for e in self.menus[layer.name]])
 
 
 def _outlined(folder: Path, fingerprint: str, load: Callable[[], Subject]) -> Subject | None:

@@ -18,14 +18,13 @@ import torch
 from ...errors import InputError
 from ...models.layers import EMBEDDING, Layer
 from ...progress import track
-from ...runtime.executors import Forked
-from ...runtime.tasks import json_task
+from ...runtime.tasks import Task, json_task
 from ...storage import fingerprint
 from ..encoder.encoder import encode_objective
 from ..encoder.objective import Objective
 from ..formats import Format
 from .menu import Entry, candidates, cheapest, layer_menu, predicted_bits, slowness
-from .store import ALONE_ABOVE, EncodingStore, book_name
+from .store import EncodingStore, book_name, is_large
 
 N_OWN = 4  # formats tried for a layer and rate
 WORTH_SHARING = 0.03  # bits that shared codebooks must promise above the layers' own before they are tried
@@ -41,29 +40,25 @@ def measured_menus(store: EncodingStore, rates: Sequence[float]) -> dict[str, tu
     """The menu of every layer; what was measured before is read from the store's folder."""
     store.calibrate()
     layers, rates = store.subject.layers, tuple(sorted(rates))
-    n_weights = sum(layer.n_weights for layer in layers)
-    own: dict[str, Choices] = {}
-
-    def choose(layer: Layer) -> Choices:
-        return own_choices(store, layer, rates)
-
-    by_layer = Forked(alone=lambda layer: layer.n_weights > ALONE_ABOVE)
-    with by_layer.workers(choose, name=lambda layer: f"menu of {layer.name}") as run:
-        for layer, choices in track(run(layers), "menus", n_weights, cost=lambda pair: pair[0].n_weights):
-            own[layer.name] = choices
+    items = [(layer, rates) for layer in layers]
+    missing = [item for item in items if not own_menu(store, *item).is_done]
+    total, left = (sum(layer.n_weights for layer, _ in some) for some in (items, missing))
+    measured = store.make(own_menu, missing, alone=lambda layer, _: is_large(layer))
+    for _ in track(measured, "menus", total, done=total - left, cost=lambda item: item[0].n_weights):
+        pass
+    own = {layer.name: own_choices(store, layer, rates) for layer in layers}
     roles: dict[tuple[str, str], list[Layer]] = {}
     for layer in layers:
         roles.setdefault((book_name(layer), _family(layer)), []).append(layer)
-    several = [(members, rate) for members in roles.values() if len(members) > 1 for rate in rates]
-
-    def choose_shared(item: tuple[list[Layer], float]) -> Format | None:
-        return shared_choice(store, *item, own)
-
-    with Forked().workers(choose_shared, name=lambda item: f"menu of {book_name(item[0][0])} at {item[1]:g} bits") as run_shared:
-        for (members, rate), format in track(run_shared(several), "shared codebooks", len(several)):
-            if format is not None:
-                for layer in members:
-                    own[layer.name][rate] = (format, math.nan)
+    several = [(members, rate, rates) for members in roles.values() if len(members) > 1 for rate in rates]
+    untried = [item for item in several if not shared_menu(store, *item).is_done]
+    for _ in track(store.make(shared_menu, untried), "shared codebooks", len(several), done=len(several) - len(untried)):
+        pass
+    for members, rate, _ in several:
+        format = shared_choice(store, members, rate, rates)
+        if format is not None:
+            for layer in members:
+                own[layer.name][rate] = (format, math.nan)
     return {
         layer.name: layer_menu(store.subject, layer, {rate: format for rate, (format, _) in own[layer.name].items()}) for layer in layers
     }
@@ -115,8 +110,8 @@ def _path(store: EncodingStore, name: str, layers: Sequence[Layer], rates: Seque
     return next((path for path in paths if path.exists()), paths[0])
 
 
-def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
-    """The best format with codebooks of the layer's own."""
+def own_menu(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Task[dict[str, Any]]:
+    """Chooses the best format with codebooks of the layer's own for every rate."""
 
     def make() -> dict[str, Any]:
         tried: dict[Format, float] = {}
@@ -139,20 +134,24 @@ def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> C
             raise InputError(f"it is no menu of layer {layer.name} at these rates")
 
     path = _path(store, layer.name, [layer], rates)
-    task = json_task(f"menu of {layer.name}", path, "menu", make, model="menu of a layer", check=check)
-    content = task.result()["chosen"]
+    return json_task(f"menu of {layer.name}", path, "menu", make, model="menu of a layer", check=check)
+
+
+def own_choices(store: EncodingStore, layer: Layer, rates: Sequence[float]) -> Choices:
+    """What `own_menu` chooses."""
+    content = own_menu(store, layer, rates).result()["chosen"]
     return {float(rate): (Format.parse(choice["format"]), choice["error"]) for rate, choice in content.items()}
 
 
-def shared_choice(store: EncodingStore, members: Sequence[Layer], rate: float, own: Mapping[str, Choices]) -> Format | None:
-    """The format with codebooks that all `members` share, where it is better."""
+def shared_menu(store: EncodingStore, members: Sequence[Layer], rate: float, rates: Sequence[float]) -> Task[dict[str, Any]]:
+    """Chooses the format with codebooks that all `members` share at a rate, or none where their own are better."""
     name = book_name(members[0])
     kind = _family(members[0])
-    path = _path(store, f"{name}.{kind}{rate:g}", members, list(own[members[0].name]))
+    path = _path(store, f"{name}.{kind}{rate:g}", members, [float(rate) for rate in rates])
 
     def make() -> dict[str, Any]:
         chosen, gain = None, None
-        before = [own[layer.name][rate] for layer in members]
+        before = [own_choices(store, layer, rates)[rate] for layer in members]
         owned = [predicted_bits(format, layer.n_weights) for (format, _), layer in zip(before, members, strict=True)]
         format = _candidate(rate, members)
         if format and predicted_bits(format, sum(layer.n_weights for layer in members)) >= sum(owned) / len(owned) + WORTH_SHARING:
@@ -170,8 +169,12 @@ def shared_choice(store: EncodingStore, members: Sequence[Layer], rate: float, o
         if content["chosen"] and not all(Format.parse(content["chosen"]).fits(member.shape) for member in members):
             raise InputError(f"it is no menu of the layers of {name}")
 
-    task = json_task(f"menu of {name} at {rate:g} bits", path, "menu", make, model="menu of a role", check=check)
-    found = task.result()["chosen"]
+    return json_task(f"menu of {name} at {rate:g} bits", path, "menu", make, model="menu of a role", check=check)
+
+
+def shared_choice(store: EncodingStore, members: Sequence[Layer], rate: float, rates: Sequence[float]) -> Format | None:
+    """What `shared_menu` chooses."""
+    found = shared_menu(store, members, rate, rates).result()["chosen"]
     return Format.parse(found) if found else None
 
 

@@ -8,7 +8,9 @@ books/<format>.<key>.safetensors                codebooks that the layers of one
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from ...models.layers import Layer
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
-from ...runtime.executors import Forked
+from ...runtime.executors import Executor, Forked, Serial, Workers
 from ...runtime.owner import artifact
 from ...runtime.tasks import Task, as_damage, locked
 from ...storage import fingerprint, load_tensors, save_tensors
@@ -34,6 +36,9 @@ from ..formats import BOOK_TENSORS, Format
 ALONE_ABOVE = 1 << 21  # weights of a layer that is encoded alone; smaller ones are encoded several at once
 _FOLDERS = ("input_images", "input_masks")  # of which a calibration knows the fingerprints alone
 MAX_BOOK_MEMBERS = 16  # layers that shared codebooks are fitted on at most, twice as many at worst
+
+TaskOf = Callable[..., Task[Any]]  # of a store and an item, the task that makes the item's artifact
+Item = tuple[Any, ...]
 
 
 def _sampling(calibration: Mapping[str, Any], given: SamplingConfig) -> SamplingConfig:
@@ -57,6 +62,7 @@ class EncodingStore:
             fingerprint is in `calibration`.
         effort, seed: of the encoder.
         given: what `calibration` cannot say of sampling: how many images at once, and where input images lie, of which it has fingerprints.
+        reopen: opens this store again in another process, and can be pickled; without it all is made by this process and its forks.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class EncodingStore:
         seed: int = 0,
         given: SamplingConfig | None = None,
         hessians: Path | None = None,
+        reopen: Callable[[], EncodingStore] | None = None,
     ) -> None:
         parse_effort(effort)
         check_weighting(calibration.get("weighting", "uniform"))
@@ -78,6 +85,14 @@ class EncodingStore:
         self.calibration_fingerprint = fingerprint([subject.fingerprint, self.calibration])
         self._fingerprints: dict[str, str] = {}  # of weights
         self._objective: tuple[str, Objective] | None = None  # of the layer that was encoded last, and its name
+        self._reopen = reopen
+        self._workers: Workers[tuple[TaskOf, Item], None] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by what it is opened from, for workers in other processes."""
+        if self._reopen is None:
+            raise InputError(f"{self.folder}: these encodings belong to no run that other processes could open; use the executor 'serial'")
+        return self._reopen, ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -256,22 +271,56 @@ class EncodingStore:
         missing = [(layer, format) for layer, format in with_codes if not self.holds(layer, format)]
         books = list(dict.fromkeys(format for _, format in missing if format.book))
         if books:
-            fitting = Forked(alone=lambda format: self.sharers(format)[0].n_weights > ALONE_ABOVE)
-            with fitting.workers(self._fit, name=lambda format: f"shared codebooks of {format}") as fit:
-                for _ in track(fit(books), "shared codebooks", len(books)):
-                    pass
+            fitted = self.make(EncodingStore.book_task, [(format,) for format in books], alone=lambda format: is_large(self.sharers(format)[0]))
+            for _ in track(fitted, "shared codebooks", len(books)):
+                pass
         total = sum(layer.n_weights for layer, _ in with_codes)
         done = total - sum(layer.n_weights for layer, _ in missing)
-        encoding = Forked(alone=lambda item: item[0].n_weights > ALONE_ABOVE)
-        with encoding.workers(self._make, name=lambda item: f"encoding of {item[0].name} in {item[1]}") as make:
-            for _ in track(make(missing), "encoding", total, done=done, cost=lambda pair: pair[0][0].n_weights):
-                pass
+        encoded = self.make(EncodingStore.task, missing, alone=lambda layer, _: is_large(layer))
+        for _ in track(encoded, "encoding", total, done=done, cost=lambda item: item[0].n_weights):
+            pass
 
-    def _fit(self, format: Format) -> None:
-        self.book(format)
+    # -- workers ---------------------------------------------------------------------------------------------------------------------
 
-    def _make(self, item: tuple[Layer, Format]) -> None:
-        self.get(*item)
+    @contextmanager
+    def workers_of(self, executor: Executor) -> Iterator[None]:
+        """Let `make` use an executor's workers while the block runs. Serial has none of its own: forks of this process share its memory."""
+        if executor == Serial():
+            yield
+            return
+        with executor.workers(partial(_make, self), name=self._name) as self._workers:
+            try:
+                yield
+            finally:
+                self._workers = None
+
+    def make(self, task_of: TaskOf, items: Sequence[Item], *, alone: Callable[..., bool] = lambda *item: False) -> Iterator[Item]:
+        """Make the artifacts of `task_of(store, *item)`. Yields the items as they are finished.
+
+        Args:
+            task_of: a function of a module or a class, which pickles by its name.
+            alone: which items this process makes with all its threads, where forks make the others.
+        """
+        wanted = [(task_of, item) for item in items]
+        if self._workers is not None:
+            yield from (item for (_, item), _ in self._workers(wanted))
+            return
+        with Forked(alone=lambda one: alone(*one[1])).workers(partial(_make, self), name=self._name) as run:
+            yield from (item for (_, item), _ in run(wanted))
+
+    def _name(self, wanted: tuple[TaskOf, Item]) -> str:
+        task_of, item = wanted
+        return task_of(self, *item).name
+
+
+def _make(store: EncodingStore, wanted: tuple[TaskOf, Item]) -> None:
+    task_of, item = wanted
+    task_of(store, *item).result()
+
+
+def is_large(layer: Layer) -> bool:
+    """Whether a layer is worth all threads."""
+    return layer.n_weights > ALONE_ABOVE
 
 
 class StoredEncodings(Mapping[str, Encoding]):

@@ -32,7 +32,7 @@ class Measurer:
     the same run meanwhile: each plan is measured by one of them.
 
     Args:
-        executor: "serial" or "processes:N".
+        executor: as runtime.executors.parse_executor takes it.
 
     Raises:
         InputError: an unknown executor, or a subject that other processes cannot load.

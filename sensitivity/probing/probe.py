@@ -55,7 +55,8 @@ def probe(
         n_configs: at most; a design of few plans may have less.
         design: "auto" (adaptive.py, which may stop earlier and says so in probing.json) or a name in designs.DESIGNS; a run may be probed by several, one after the other.
         metric: what the "auto" design goes by; all metrics are recorded.
-        executor: "serial", or "processes:N" for N processes that share the measuring, each with an equal part of the processor's cores.
+        executor: "serial", "processes:N" for N processes that share the work, each with an equal part of the processor's cores, or a Ray cluster: "ray:auto",
+            "ray://HOST:PORT".
         memory_bytes: bound on a calibration pass; half of what is free when None.
     """
     opened = Run.begin(subject, run, settings or Settings(), device=device)
@@ -99,7 +100,7 @@ def probe_run(
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
         opened.subject.check(opened.settings.sampling)
     opened.write()
-    opened.fill_store(memory_bytes)
+    opened.fill_store(memory_bytes, executor=executor)
     with measurer:
         if design == AUTO:
             _adapt(opened, measurer, n_configs, metric, deadline)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,7 @@ class Prober:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by what it is opened from, for workers in other processes."""
-        run = self.run
-        return _open_prober, (str(run.folder), run.subject_argument, run.settings.sampling.batch_size, self.split, self.inputs, run.device)
+        return partial(Prober, self.run, split=self.split, inputs=self.inputs), ()
 
     @cached_property
     def reference(self) -> Reference:
@@ -290,9 +289,3 @@ def is_ruined(metrics: Mapping[str, Estimate], full_precision: Sample) -> bool:
     distance, features = metrics.get("feature_distance"), full_precision.features.pooled
     others = features.roll(full_precision.cycle if len(features) > full_precision.cycle else 1, 0)
     return distance is None or not distance.value < feature_distance(features, others).mean().item()
-
-
-def _open_prober(
-    folder: str, subject: str | None, batch_size: int | None, split: str, inputs: ActivationQuantizers | None, device: str
-) -> Prober:
-    return Prober(Run.open(folder, subject=subject, device=device, batch_size=batch_size), split=split, inputs=inputs)
