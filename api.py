@@ -35,6 +35,7 @@ from .search.find import FRONT_BITS
 from .sensitivity import evaluation, kept_evaluations
 from .sensitivity import run as runs
 from .sensitivity.run import Settings
+from .storage import local_folder
 
 if TYPE_CHECKING:
     from .sensitivity.predictor.fitting import FitResult
@@ -90,7 +91,7 @@ class Run:
         executor: str = "serial",
         device: str = "cpu",
     ) -> None:
-        self.folder, self.executor = Path(folder), executor
+        self.folder, self.executor = local_folder(folder), executor
         wanted: dict[str, Any] = {
             "n_images": images,
             "calibration_images": calibration_images,

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from .errors import DamagedError, InputError, SedaqError
 from .records import REMADE, REMEDIES
+from .remote import is_url, mirror_of, push
 
 log = logging.getLogger("sedaq")
 SCHEMA = 1
@@ -48,6 +49,11 @@ SAFETENSORS_DTYPES = {
 def cache_folder() -> Path:
     """Where what is good for all runs on this machine is kept: SEDAQ_CACHE, or the user's cache."""
     return Path(os.environ.get("SEDAQ_CACHE") or user_cache_path("sedaq", appauthor=False)).expanduser()
+
+
+def local_folder(folder: str | Path) -> Path:
+    """Where to work on a folder: in itself, or for a URL such as s3://bucket/run in a mirror of it in the cache (remote.py)."""
+    return mirror_of(str(folder), cache_folder() / "remote" / fingerprint(str(folder).rstrip("/"))) if is_url(folder) else Path(folder)
 
 
 def canonical_json(value: Any) -> str:
@@ -114,6 +120,7 @@ def write_atomically_by(path: Path, write: Callable[[Path], None]) -> None:
         raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+    push(path)
 
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
@@ -259,6 +266,7 @@ def append_record(path: Path, kind: str, content: Mapping[str, Any]) -> None:
             flush_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
+    push(path)
 
 
 def ends_cut_short(path: Path) -> bool:

@@ -12,7 +12,7 @@ from . import options
 @click.command(
     help="Read every file of a run's folder, or of a model that `sedaq apply` wrote, and say what is wrong. Nothing is loaded or run."
 )
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=options.RunFolder())
 @click.option("--repair", is_flag=True, help="Delete files of a run that are damaged and can be made again; the next command makes them.")
 @options.as_json
 @click.pass_context

@@ -30,4 +30,4 @@ def command(run_folder: Path, run_subject: str | None, metric: str, as_json: boo
         show(fit_table(fitted.to_dict()))
         for finding in fitted.findings:
             click.echo(f"- {finding}")
-        click.echo(f"next: sedaq search --run {run_folder} --bits 2 --out plan.json")
+        click.echo(f"next: sedaq search --run {options.named(run_folder)} --bits 2 --out plan.json")

@@ -23,7 +23,7 @@ from .config import config_options
     default=None,
     help="Show what this plan gives each layer, and the operations of one image in one sampling step, which is sampled for that.",
 )
-@click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Show the menus that this run measured.")
+@click.option("--run", "run_folder", type=options.RunFolder(), default=None, help="Show the menus that this run measured.")
 @click.option(
     "--model-config",
     type=click.Path(path_type=Path),

@@ -19,7 +19,27 @@ SUBJECT_HELP = (
     "FILE.safetensors:FOLDER (a checkpoint, and a folder with the configs of its kind), or FILE.py:FUNCTION."
 )
 
-run_folder = click.option("--run", "run_folder", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+
+class RunFolder(click.ParamType):
+    """A folder, or a URL such as s3://bucket/run: then the folder in which it is worked on."""
+
+    name = "folder or URL"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path:
+        from ..storage import local_folder
+
+        return local_folder(value)
+
+
+def named(folder: Path) -> str:
+    """What a run's folder is called on the command line."""
+    from ..remote import url_of
+
+    return url_of(folder) or str(folder)
+
+
+RUN_HELP = "Folder of the run, or its URL, such as s3://bucket/run."
+run_folder = click.option("--run", "run_folder", type=RunFolder(), required=True, help=RUN_HELP)
 run_subject = click.option(
     "--subject",
     "run_subject",

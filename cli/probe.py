@@ -82,7 +82,7 @@ def command(
         ended = "--configs is reached" if outcome["n_plans"] >= configs else "the model has no more plans"
         why = "the ranking of layers is stable" if outcome["stable"] else f"{ended}, the ranking of layers is not stable yet"
         click.echo(f"{outcome['n_plans']} plans: {why} (rank correlation of the last rounds: {ranking or 'none'})")
-    click.echo(f"probes are in {run_folder}; next: sedaq fit --run {run_folder}")
+    click.echo(f"probes are in {options.named(run_folder)}; next: sedaq fit --run {options.named(run_folder)}")
 
 
 def _print_forecast(forecast: Forecast, as_json: bool) -> None:

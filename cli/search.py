@@ -16,7 +16,7 @@ from .config import config_options
     help="Choose a format for every layer within a budget. What is found is never above it. SUBJECT is for --uniform alone, which needs no run."
 )
 @click.argument("subject", required=False)
-@click.option("--run", "run_folder", type=click.Path(path_type=Path), default=None, help="Folder of the run.")
+@click.option("--run", "run_folder", type=options.RunFolder(), default=None, help=options.RUN_HELP)
 @options.run_subject
 @click.option("--uniform", is_flag=True, help="The uniform plan of a SUBJECT that was never probed, at once.")
 @click.option("--front", is_flag=True, help="Plans from 1.5 to 4 bits at once.")

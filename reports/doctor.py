@@ -27,6 +27,7 @@ RECORDS: dict[str, tuple[str, str]] = {
     r"run\.json": ("run", ""),
     r"layers\.json": ("outline", PROBE),
     r"probes(\.\d+)?\.jsonl": ("probe", PROBE),
+    r"probes\.jsonl\.d/.*\.json": ("probe", PROBE),
     r"probing\.json": ("probing", PROBE),
     r"menus/.*\.json": ("menu", PROBE),
     r"calibration/traits\..*\.json": ("traits", FIT),

@@ -2,12 +2,15 @@
 
 A journal NAME.jsonl has one file, a shard, for each writer: NAME.jsonl, NAME.1.jsonl, NAME.2.jsonl and so on. A writer holds its shard's lock
 while it writes, and takes the first shard that nobody holds. Readers see all shards as one.
+
+In the mirror of a URL (remote.py) each record is a file of its own, NAME.jsonl.d/KEY.json, for nobody can append to an object. The first shard is kept beside them for
+the order of records alone.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..storage import append_record
+from ..remote import pull_all, url_of
+from ..storage import append_record, read_json, write_json
 from .owner import owner, read_own_records, read_own_records_from
 from .tasks import discard, lock_path
 
@@ -41,6 +45,7 @@ class Journal:
     def __init__(self, path: Path, kind: str) -> None:
         self.path, self.kind = path, kind
         self._ends: dict[Path, int] = {}  # up to where `unread` has read each shard
+        self._read: set[str] = set()  # keys of what `unread` has read
         self.written: set[str] = set()  # keys in the first shard, as far as it was read, and of what this process wrote
 
     def shard(self, number: int) -> Path:
@@ -53,12 +58,24 @@ class Journal:
         return [path for path in (self.path, *sorted(others, key=lambda path: int(path.suffixes[-2][1:]))) if path.exists()]
 
     def read(self) -> list[Record]:
-        """All records, shard after shard, each key once: the last record of the first shard that has it. Raises DamagedError for a damaged line."""
+        """All records, shard after shard, each key once: the last record of the first shard that has it. Raises DamagedError for a damaged one."""
         found: dict[str, Record] = {}
         for shard in self.shards():
             records = {record["key"]: record for record in read_own_records(shard, self.kind)}
             found |= {key: record for key, record in records.items() if key not in found}
-        return list(found.values())
+        return [*found.values(), *self._of_others(found)]
+
+    def _of_others(self, known: Container[str]) -> Iterator[Record]:
+        """What other machines wrote and no shard has."""
+        pull_all(self._record("").parent)
+        own = owner(self.path.parent)
+        for path in sorted(self._record("").parent.glob("*.json")):
+            if path.stem not in known:
+                record = read_json(path, self.kind, owner=own)
+                yield {name: value for name, value in record.items() if name not in own}
+
+    def _record(self, key: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.d") / f"{key}.json"
 
     def unread(self) -> list[Record]:
         """Records that were not there when this was last called, of all shards."""
@@ -68,7 +85,10 @@ class Journal:
             found += records
             if shard == self.path:
                 self.written |= {record["key"] for record in records}
-        return found
+        self._read |= {record["key"] for record in found}
+        others = list(self._of_others(self._read))
+        self._read |= {record["key"] for record in others}
+        return found + others
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
@@ -92,8 +112,12 @@ class Journal:
             return
 
     def _append(self, shard: Path, record: Mapping[str, Any]) -> None:
-        append_record(shard, self.kind, {**record, **owner(shard.parent)})
-        self.written.add(record["key"])
+        own = {**record, **owner(self.path.parent)}
+        if url_of(self.path) is not None:
+            write_json(self._record(str(record["key"])), self.kind, own)
+        if url_of(self.path) is None or shard == self.path:
+            append_record(shard, self.kind, own)
+            self.written.add(record["key"])
 
     def drop_merged_shards(self) -> None:
         """Remove the shards that nobody writes and whose records are all in the first one."""

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import DamagedError, InputError
 from ..records import REMADE
+from ..remote import is_there, pull
 from ..storage import load_tensors, read_json, save_tensors, unwritable, write_json
 from .owner import artifact
 
@@ -54,7 +55,7 @@ class Task(Generic[T]):
     @property
     def is_done(self) -> bool:
         """Whether the artifact is there. It is verified when it is read."""
-        return self.path.exists()
+        return is_there(self.path)
 
     def result(self) -> T:
         """The artifact's content, made now where it is missing or damaged. Of several processes that ask at once, one makes it."""
@@ -68,7 +69,7 @@ class Task(Generic[T]):
         return found
 
     def _stored(self) -> T | None:
-        if not self.is_done:
+        if not pull(self.path):
             return None
         try:
             return self.read(self.path)

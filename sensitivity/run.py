@@ -20,9 +20,10 @@ from ..models.outline import OutlinedSubject, outline_of
 from ..models.sampling import SamplingConfig
 from ..models.single_files import MARK, split
 from ..models.subject import Subject
+from ..remote import url_of
 from ..runtime.executors import parse_executor
 from ..runtime.journal import Journal
-from ..storage import read_json, write_json
+from ..storage import local_folder, read_json, write_json
 from .metrics.reference import REFERENCE_IMAGES
 
 TEN_STEPS = SamplingConfig(steps=10)
@@ -149,7 +150,7 @@ class Run:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by what it is opened from, for workers in other processes."""
         batch_size = self.settings.sampling.batch_size
-        return partial(Run.open, str(self.folder.absolute()), subject=self.subject_argument, device=self.device, batch_size=batch_size), ()
+        return partial(Run.open, url_of(self.folder) or str(self.folder.absolute()), subject=self.subject_argument, device=self.device, batch_size=batch_size), ()
 
     @cached_property
     def store(self) -> EncodingStore:
@@ -166,7 +167,7 @@ class Run:
 
         Raises InputError where that one has other settings or another subject.
         """
-        folder = Path(folder)
+        folder = local_folder(folder)
         path = folder / "run.json"
         found = read_json(path, "run") if path.exists() else None
         if found is not None:
@@ -225,7 +226,7 @@ class Run:
                 is one that sedaq ships, or a folder without code.
             batch_size: to sample with.
         """
-        folder = Path(folder)
+        folder = local_folder(folder)
         if not (folder / "run.json").exists():
             raise InputError(f"`run` {folder}: holds no run (no run.json); make one with `sedaq probe`")
         content = read_json(folder / "run.json", "run")

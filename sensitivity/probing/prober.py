@@ -22,6 +22,7 @@ from ...errors import DamagedError, InputError
 from ...kernels.timing import clock
 from ...models.noise import purpose_seed
 from ...models.sampling import conditions_of
+from ...remote import pull
 from ...runtime.owner import artifact, owner
 from ...runtime.tasks import Task, claimed
 from ...storage import fingerprint, load_tensors, save_tensors
@@ -166,7 +167,7 @@ class Prober:
         if purpose == "probe":
             return Measurement(self._records[key])
         path = self._features_path(key)
-        if not path.exists():
+        if not pull(path):
             return None
         try:
             return Measurement(self._records[key], load_tensors(path, "features", owner={"key": key, **artifact(path)})[0])
