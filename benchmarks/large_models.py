@@ -24,8 +24,8 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from results import RESULTS, keep
 
+from sedaq.aq.tensor_files import write_tensors_in_turn
 from sedaq.kernels.timing import clock
-from sedaq.storage import write_tensors_in_turn
 
 SHARD_BYTES = 5_000_000_000
 ROOT = Path("build/large")

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 @click.argument("subject")
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option(
-    "--run", "run_folder", type=options.RunFolder(), default=None, help="Run whose encodings to use; made anew without it."
-)
+@click.option("--run", "run_folder", type=options.RunFolder(), default=None, help="Run whose encodings to use; made anew without it.")
 @click.option(
     "--effort",
     default=None,

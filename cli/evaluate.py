@@ -16,9 +16,7 @@ from .config import config_options
 @click.argument("subject")
 @click.option("--against", default=None, metavar="SUBJECT", help="Full-precision model, for paired measures on the same noise.")
 @click.option("--images", type=click.IntRange(8), default=2000, show_default=True, help="How many are sampled.")
-@click.option(
-    "--keep-in", type=options.RunFolder(), default=None, metavar="RUN", help="Keep the result in a run too, for its report."
-)
+@click.option("--keep-in", type=options.RunFolder(), default=None, metavar="RUN", help="Keep the result in a run too, for its report.")
 @config_options(SamplingConfig, "sampling")
 @options.seed
 @click.option(

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..errors import InputError, SedaqError, WorkerError
+from ..errors import InputError, WorkerError
 from .workers import MAX_TRIES, DiedError, Pool, Worker, answer_of, opened, unsendable
 
 log = logging.getLogger("sedaq")
@@ -49,7 +49,9 @@ class Ray:
         return _share(joined(self.address)).slots
 
     @contextmanager
-    def workers(self, function: Callable[[T], R], *, name: Callable[[T], str] = str) -> Iterator[Callable[[Sequence[T]], Iterator[tuple[T, R]]]]:
+    def workers(
+        self, function: Callable[[T], R], *, name: Callable[[T], str] = str
+    ) -> Iterator[Callable[[Sequence[T]], Iterator[tuple[T, R]]]]:
         with _ActorPool(function, self.address, name) as pool:
             yield pool.run
 
@@ -175,7 +177,9 @@ class _ActorPool(Pool[T, R]):
         except DiedError as error:
             self._n_failed += 1
             if self._n_failed == MAX_TRIES:
-                raise WorkerError(f"no worker can be started on the Ray cluster, the last one {error}; every node needs the same sedaq") from error
+                raise WorkerError(
+                    f"no worker can be started on the Ray cluster, the last one {error}; every node needs the same sedaq"
+                ) from error
             return
         self._n_failed = 0
         self._workers.append(actor)

@@ -150,7 +150,13 @@ class Run:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by what it is opened from, for workers in other processes."""
         batch_size = self.settings.sampling.batch_size
-        return partial(Run.open, url_of(self.folder) or str(self.folder.absolute()), subject=self.subject_argument, device=self.device, batch_size=batch_size), ()
+        return partial(
+            Run.open,
+            url_of(self.folder) or str(self.folder.absolute()),
+            subject=self.subject_argument,
+            device=self.device,
+            batch_size=batch_size,
+        ), ()
 
     @cached_property
     def store(self) -> EncodingStore:

@@ -14,12 +14,12 @@ import torch
 
 from sedaq.cli.main import main
 from sedaq.errors import InputError
+from sedaq.models.sampling import SamplingConfig
 from sedaq.remote import is_there, is_url, pull, pull_all, push, url_of
 from sedaq.runtime.journal import Journal
 from sedaq.runtime.tasks import Task, json_task
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.run import Run, Settings, probe_journal
-from sedaq.models.sampling import SamplingConfig
 from sedaq.storage import append_record, local_folder, read_records, write_json
 
 SETTINGS = Settings(n_images=8, sampling=SamplingConfig(steps=2), calibration_images=8)
@@ -52,7 +52,9 @@ def stored(url: str) -> dict[str, bytes]:
 # -- files -------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, expected", [("s3://b/run", True), ("memory://x", True), ("runs/a", False), ("C:/runs", False), ("a:b", False)])
+@pytest.mark.parametrize(
+    "text, expected", [("s3://b/run", True), ("memory://x", True), ("runs/a", False), ("C:/runs", False), ("a:b", False)]
+)
 def test_urls_are_told_from_folders(text: str, expected: bool) -> None:
     assert is_url(text) == expected
     assert not is_url(Path(text))
@@ -217,7 +219,10 @@ def test_the_command_line_takes_urls(machine: Any, tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize(
     "url, said",
-    [("s3x://bucket/run", "cannot be reached (Protocol not known"), ("file:///proc/nothing/run", "/proc/nothing/run/run.json: cannot be reached")],
+    [
+        ("s3x://bucket/run", "cannot be reached (Protocol not known"),
+        ("file:///proc/nothing/run", "/proc/nothing/run/run.json: cannot be reached"),
+    ],
 )
 def test_urls_that_cannot_be_are_one_line(url: str, said: str, machine: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", TINY, "--run", url, "--configs", "1", "--images", "8", "--steps", "2"]) == 2

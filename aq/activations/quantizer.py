@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ...errors import InputError, SedaqError
 from ...models.hooks import Before, add_hooks, hooking, input_of
 from ...storage import fingerprint, tensor_fingerprint
-from ..plans.menu import TensorSpec
+from ..tensor_files import TensorSpec
 
 BITS = range(2, 9)
 N_BUCKETS = 8  # of timesteps

@@ -25,12 +25,13 @@ from ...outputs import write_folder
 from ...runtime.owner import owner, read_own_records
 from ...runtime.status import telling_in
 from ...runtime.tasks import locked
-from ...storage import SCHEMA, append_record, json_bytes, write_json, write_tensors_in_turn
+from ...storage import SCHEMA, append_record, json_bytes, write_json
 from ..activations.calibration import ranged
 from ..activations.quantizer import N_BUCKETS, ActivationQuantizers
 from ..encoding import Encoding
 from ..plans.plan import SAFETENSORS_METADATA, Plan, tensor_specs
 from ..plans.store import EncodingStore, StoredEncodings
+from ..tensor_files import write_tensors_in_turn
 from ..tuning.components import together, tune_components
 from ..tuning.settings import TuneConfig
 from ..tuning.tuned import Tuned

@@ -14,9 +14,10 @@ from ...errors import InputError
 from ...models.folders import WEIGHTS_FILE, read_config
 from ...models.pretrained import model_class_of
 from ...outputs import check_out
-from ...storage import parsed, write_atomically_by, write_tensors_in_turn
+from ...storage import parsed, write_atomically_by
 from ..modules.integration import put_stored, stored_config
 from ..plans.plan import SAFETENSORS_METADATA
+from ..tensor_files import write_tensors_in_turn
 from .apply import PLAN_FILE
 
 _CONFIG, _PLAN = "sedaq_config", "sedaq_plan"

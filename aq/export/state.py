@@ -13,8 +13,6 @@ from ..formats import BOOK_TENSORS
 from ..plans.plan import book_holders
 from ..tuning.tuned import Tuned
 
-TensorSpec = tuple[torch.dtype, tuple[int, ...]]
-
 
 class QuantizedState(Mapping[str, torch.Tensor]):
     """Every tensor of the quantized denoiser by name, in its stored dtype. It is made when it is asked for.

@@ -13,18 +13,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ...models.layers import EMBEDDING, Layer
 from ...models.subject import Subject
 from ...storage import SAFETENSORS_DTYPES
 from ..formats import AS_IS, BOOK_TENSORS, Format
 from ..scalar_formats import SCALAR_FORMATS
+from ..tensor_files import TensorSpec
 
 RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 MIN_EMBEDDING_RATE = 3.0
 _GROUP_SIZES = range(2, 33)
-TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 
 # By how many bits per weight a kind of format beats scalars at equal code bits: free, mirrored and hierarchical codebooks. From
 # benchmarks/format_gains.py, less what codebooks of that size gain by fitting that layer's own weights. It decides only what is measured.

@@ -11,10 +11,10 @@ from typing import Any
 from ...errors import InputError
 from ...models.subject import Subject
 from ...outputs import check_out
-from ...storage import fingerprint, read_json, safetensors_layout, write_json
+from ...storage import fingerprint, read_json, write_json
 from ..activations.quantizer import ACTIVATION, Activation
 from ..formats import AS_IS, BOOK_TENSORS, Format
-from .menu import TensorSpec
+from ..tensor_files import TensorSpec, safetensors_layout
 
 SAFETENSORS_METADATA = {"format": "pt"}
 PLAN_MARK = '"kind": "plan"'  # in every plan file

@@ -271,7 +271,9 @@ class EncodingStore:
         missing = [(layer, format) for layer, format in with_codes if not self.holds(layer, format)]
         books = list(dict.fromkeys(format for _, format in missing if format.book))
         if books:
-            fitted = self.make(EncodingStore.book_task, [(format,) for format in books], alone=lambda format: is_large(self.sharers(format)[0]))
+            fitted = self.make(
+                EncodingStore.book_task, [(format,) for format in books], alone=lambda format: is_large(self.sharers(format)[0])
+            )
             for _ in track(fitted, "shared codebooks", len(books)):
                 pass
         total = sum(layer.n_weights for layer, _ in with_codes)

@@ -142,9 +142,11 @@ def test_a_node_that_joins_is_used(cluster: Any) -> None:
 
 def test_an_actor_that_cannot_start_is_no_item_s_fault(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "_Server", _Unstartable)
-    with pytest.raises(WorkerError, match=r"no worker can be started on the Ray cluster, the last one died \(.*\); every node needs"):
-        with Ray().workers(describe) as run:
-            list(run([1, 2]))
+    with (
+        pytest.raises(WorkerError, match=r"no worker can be started on the Ray cluster, the last one died \(.*\); every node needs"),
+        Ray().workers(describe) as run,
+    ):
+        list(run([1, 2]))
 
 
 class _Unstartable:
