@@ -90,7 +90,8 @@ class Forked:
             yield from pool.run(together)
             yield from ((item, function(item)) for item in single)
 
-        with ProcessPool(function, n=torch.get_num_threads(), start_method="fork", threads=1, name=name) as pool:
+        pool = ProcessPool(function, n=torch.get_num_threads(), start_method="fork", threads=1, name=name)
+        with pool:
             yield run
 
 
