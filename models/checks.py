@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 log = logging.getLogger("sedaq")
+SLACK = 1e-3  # by which rounding may bring images out of 0 … 1
 
 
 def check_weights(module: nn.Module, folder: Path) -> None:
@@ -113,6 +114,27 @@ def refuse_absent(pipeline_class: Any, components: Mapping[str, tuple[str | None
             )
 
 
+def check_images(who: str, images: torch.Tensor, start: int, *, may_overflow: bool) -> None:
+    """Raise InputError for sampled images that are no floating-point numbers from 0 to 1; it names the first.
+
+    Args:
+        start: index of the first of them.
+        may_overflow: whether NaN and infinity pass, for a plan may make a model overflow.
+    """
+    is_float = images.is_floating_point()
+    low, high = images.float().aminmax()  # where there is NaN, both are
+    if is_float and low >= -SLACK and high <= 1 + SLACK:
+        return
+    for index, image in enumerate(images.float(), start):
+        finite = image[image.isfinite()]
+        if len(finite) < image.numel() and not may_overflow:
+            remedy = "repair the sampler or the model, compute in float32, or give a quantized model more bits"
+            raise InputError(f"{who}: its image {index} holds NaN or infinity; {remedy}")
+        if not is_float or (len(finite) and not -SLACK <= finite.min() <= finite.max() <= 1 + SLACK):
+            seen = f"{str(images.dtype).removeprefix('torch.')} from {finite.min():g} to {finite.max():g}"
+            raise InputError(f"{who}: its images are {seen} (image {index}); they must be floating-point numbers from 0 to 1")
+
+
 def check_sampler(subject: Subject, sampling: SamplingConfig) -> None:
     """Raise InputError for a sampler that nothing could be measured with: Subject.check."""
     who, calls = f"subject {subject.name}: ", []
@@ -121,9 +143,6 @@ def check_sampler(subject: Subject, sampling: SamplingConfig) -> None:
         both = subject.sample(sampling, seed=0, n_images=2)
     if few and not calls:
         raise InputError(f"{who}sampling did not call its layers; its sample function must call the denoiser")
-    if not both.is_floating_point() or not torch.isfinite(both).all() or both.min() < -1e-3 or both.max() > 1 + 1e-3:
-        seen = f"{str(both.dtype).removeprefix('torch.')} from {both.min().item():g} to {both.max().item():g}"
-        raise InputError(f"{who}its images are {seen}; they must be floating-point numbers from 0 to 1")
     second, other = subject.sample(sampling, seed=0, start=1, n_images=1), subject.sample(sampling, seed=1, n_images=1)
     apart = (both[0] - both[1]).abs().mean()
     if second.shape[1:] != both.shape[1:] or (second[0] - both[1]).abs().mean() > 1e-3 + 0.1 * apart:

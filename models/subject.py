@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import InputError
 from ..storage import fingerprint, tensor_fingerprint
 from .adapters.base import Adapter, FunctionAdapter
-from .checks import check_sampler, refuse_not_finite
+from .checks import check_images, check_sampler, refuse_not_finite
 from .components import Components, essentials, is_denoiser, whole_config
 from .layers import Layer, find_layers, find_ties, tied_layers
 from .mapped import MappedTensors
@@ -66,15 +66,18 @@ class Subject:
         self.source = ""
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def sample(self, sampling: SamplingConfig | None = None, *, seed: int, start: int = 0, n_images: int) -> torch.Tensor:
+    def sample(
+        self, sampling: SamplingConfig | None = None, *, seed: int, start: int = 0, n_images: int, may_overflow: bool = False
+    ) -> torch.Tensor:
         """Images start … start + n_images − 1 of `seed`, (n_images, C, H, W) in [0, 1]; videos (n_images, frames, C, H, W).
 
         Args:
             sampling: settings; the subject's own where None.
+            may_overflow: whether images may hold NaN and infinity, for a plan may make the model overflow.
 
         Raises:
-            InputError: for prompts that the subject was not loaded with, settings that it does not take, and a sample function that returns
-                something else.
+            InputError: for prompts that the subject was not loaded with, settings that it does not take, a sample function that returns
+                something else, and images that are no numbers from 0 to 1.
         """
         sampling = sampling or SamplingConfig()
         if sampling.prompts is not None and sampling.prompt_lines != self.conditions:
@@ -91,6 +94,7 @@ class Subject:
             raise InputError(
                 f"subject {self.name}: its sample function gave shape {tuple(images.shape)}; it must give ({n_images}, C, H, W), or ({n_images}, frames, C, H, W)"
             )
+        check_images(f"subject {self.name}", images, start, may_overflow=may_overflow)
         return images
 
     def check(self, sampling: SamplingConfig) -> None:

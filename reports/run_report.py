@@ -58,7 +58,7 @@ def image_grids(run: Run, plan: Path | None = None) -> dict[str, torch.Tensor]:
             log.warning("no images of %s: %s", name, error)
 
     def sampled(subject: Subject) -> torch.Tensor:
-        images = subject.sample(sampling, seed=seed, n_images=N_SHOWN)
+        images = subject.sample(sampling, seed=seed, n_images=N_SHOWN, may_overflow=True)
         return images if images.ndim == 4 else images[:, images.shape[1] // 2]  # the middle frame of a video
 
     def of_plan(plan: Plan) -> torch.Tensor:

@@ -218,7 +218,7 @@ class Prober:
         full_precision = self.full_precision(purpose, n_images, steps)
         self._assembly.set(formats)
         with attached(subject.denoiser, *self._rounded(formats).modules(subject.denoiser)):
-            images = self._sample(purpose, n_images, steps)
+            images = self._sample(purpose, n_images, steps, may_overflow=True)
         metrics, evidence = self._measured(images, full_precision, purpose)
         record = {
             "key": self.key(formats, purpose, n_images, steps),
@@ -262,10 +262,11 @@ class Prober:
             self._full_precision[key] = Sample(images, self.extractor(images), self.reference, cycle=self.run.subject.cycle)
         return self._full_precision[key]
 
-    def _sample(self, purpose: str, n_images: int, steps: int | None) -> torch.Tensor:
+    def _sample(self, purpose: str, n_images: int, steps: int | None, *, may_overflow: bool = False) -> torch.Tensor:
         settings = self.run.settings
         sampling = replace(settings.sampling, steps=steps)
-        return self.run.subject.sample(sampling, seed=purpose_seed(settings.seed, purpose), n_images=n_images)
+        noise = purpose_seed(settings.seed, purpose)
+        return self.run.subject.sample(sampling, seed=noise, n_images=n_images, may_overflow=may_overflow)
 
     def worsening(self, a: Measurement, b: Measurement, metric: str) -> tuple[float, float, float]:
         """How much worse a is than b on the same noise, by a metric and in its unit, with a 95 % interval; below zero, a is better."""

@@ -19,6 +19,7 @@ from sedaq.models.checks import check_finite
 from sedaq.models.folders import stored_dtypes
 from sedaq.models.loading import SHIPPED_FOLDER
 from sedaq.models.noise import image_noise
+from sedaq.models.sampling import sample_in_chunks
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Harm = Callable[[Path], None]
@@ -191,7 +192,7 @@ def test_a_right_sampler_passes() -> None:
     [
         (lambda images, seed, start: 2 * images - 1, "float32 from -.* they must be"),
         (lambda images, seed, start: (255 * images).to(torch.uint8), "uint8 from .*; they must be"),
-        (lambda images, seed, start: images / 0 * 0, "from nan to nan; they must be"),
+        (lambda images, seed, start: images / 0 * 0, "its image 0 holds NaN or infinity; repair the sampler"),
         (lambda images, seed, start: torch.cat([images[:1], 3 * images[1:]]), "they must be"),
         (lambda images, seed, start: torch.rand(images.shape), "came out differently"),
         (lambda images, seed, start: image_noise(0, 0, len(images), (1, 4, 4)).sigmoid(), "came out differently"),
@@ -205,6 +206,34 @@ def test_a_right_sampler_passes() -> None:
 def test_samplers_that_nothing_can_be_measured_with(make: Callable[..., Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         subject_by(make).check(SamplingConfig())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.5, r"subject odd: its images are float32 from .* to 1.5 \(image 5\); they must be"),
+        (-0.5, r"subject odd: its images are float32 from -0.5 to .* \(image 5\); they must be"),
+        (torch.nan, "subject odd: its image 5 holds NaN or infinity"),
+        (-torch.inf, "subject odd: its image 5 holds NaN or infinity"),
+    ],
+)
+def test_an_image_of_a_later_batch_that_is_wrong_is_named(value: float, text: str) -> None:
+    def spoilt(images: torch.Tensor, seed: int, start: int) -> torch.Tensor:
+        images[torch.arange(start, start + len(images)) == 5, 0, 0, 0] = value
+        return images
+
+    subject = subject_by(spoilt)
+    subject.check(SamplingConfig())
+    with pytest.raises(InputError, match=text):
+        sample_in_chunks(subject.sample, "sampling", SamplingConfig(), seed=0, n_images=12, chunk=4)
+
+
+def test_a_plan_may_make_a_model_overflow() -> None:
+    """Which is measured; a sampler that leaves the range is wrong all the same."""
+    images = subject_by(lambda images, seed, start: images / 0).sample(seed=0, n_images=2, may_overflow=True)
+    assert images.isinf().all()
+    with pytest.raises(InputError, match="they must be"):
+        subject_by(lambda images, seed, start: torch.cat([images[:1] / 0, 3 * images[1:]])).sample(seed=0, n_images=2, may_overflow=True)
 
 
 def test_a_sampler_that_does_not_ask_the_denoiser() -> None:

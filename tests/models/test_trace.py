@@ -137,7 +137,7 @@ def tree_subject(dtype: torch.dtype = torch.float32, timestep: Callable[[float],
             }
             for t in range(steps or 2, 0, -1):
                 x = denoiser(x, timestep(float(t)), **{**arguments, **changes})["sample"] / 10
-            images.append(x.float().reshape(n, 1, 2, 2))
+            images.append(x.float().sigmoid().reshape(n, 1, 2, 2))
         return torch.cat(images)
 
     return Subject(denoiser, sample=sample, name="tree")
@@ -241,7 +241,7 @@ def test_numbers_that_differ_between_calls_are_refused():
         x = torch.ones(n_images, 4)
         for t in times:
             x = denoiser(x, t)
-        return x.reshape(n_images, 1, 2, 2)
+        return x.sigmoid().reshape(n_images, 1, 2, 2)
 
     subject = Subject(denoiser, sample=sample, name="numbered")
     times = [3.0, 3.0]
@@ -269,7 +269,7 @@ def sampled_with(denoiser: nn.Module, **arguments: object) -> Subject:
     def sample(*, seed: int, start: int, n_images: int, steps: int | None = None) -> torch.Tensor:
         x = torch.rand(n_images, 4, generator=torch.Generator().manual_seed(seed + start)).to(next(denoiser.parameters()))
         given = {name: value(n_images) if callable(value) else value for name, value in arguments.items()}
-        return denoiser(x, **given).reshape(n_images, 1, 2, 2)
+        return denoiser(x, **given).sigmoid().reshape(n_images, 1, 2, 2)
 
     return Subject(denoiser, sample=sample, name="odd")
 

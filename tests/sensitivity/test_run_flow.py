@@ -285,7 +285,7 @@ def test_a_plan_that_overflows_is_kept_as_null_and_left_out_with_a_note(run: Run
     prober = Prober(run)
     formats = {name: menu[1].format for name, menu in run.menus.items()}
     sample, full = prober._sample, prober.full_precision("probe", 16, 2)
-    monkeypatch.setattr(prober, "_sample", lambda *key: sample(*key) * float("nan"))
+    monkeypatch.setattr(prober, "_sample", lambda *key, **how: sample(*key, **how) * float("nan"))
     prober._full_precision["probe", 16, 2] = full
     prober._records.clear()
     record = prober.measure(formats).record
@@ -322,6 +322,6 @@ def test_a_model_that_overflows_in_full_precision_is_refused_and_nothing_is_kept
     formats = {name: menu[1].format for name, menu in run.menus.items()}
     with torch.no_grad():
         run.subject.denoiser.blocks[0].bias[0] = float("nan")
-    with pytest.raises(SedaqError, match="features of 24 of 24 images are not finite"):
+    with pytest.raises(SedaqError, match="subject tiny: its image 0 holds NaN or infinity"):
         prober.measure(formats, n_images=24)
     assert len(records_of(run.folder)) == 16

@@ -54,7 +54,7 @@ def tiny() -> Subject:
 
     def sample(*, seed: int, start: int, n_images: int, steps: int | None = None) -> torch.Tensor:
         x = torch.randn(n_images, 4, 6, 6, generator=torch.Generator().manual_seed(seed))
-        return denoiser(x.cumsum(1))
+        return denoiser(x.cumsum(1)).sigmoid()
 
     return Subject(denoiser, sample=sample, name="tiny-roles", stored_dtypes=dict.fromkeys(denoiser.state_dict(), torch.float16))
 

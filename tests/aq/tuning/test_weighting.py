@@ -52,7 +52,7 @@ class _Echo(nn.Module):
 
 def test_sensitivity_is_the_squared_effect_on_the_image():
     """Images are Σ_t c_t ε_t, so that the weight of t is c_t²."""
-    denoiser, effects = _Echo(), {9.0: 3.0, 4.0: 0.5, 1.0: 0.0}
+    denoiser, effects = _Echo(), {9.0: 0.6, 4.0: 0.1, 1.0: 0.0}
 
     def sample(*, seed: int, start: int, n_images: int, steps: int | None = None) -> torch.Tensor:
         x = torch.zeros(n_images, 1, 8, 8)
@@ -61,7 +61,7 @@ def test_sensitivity_is_the_squared_effect_on_the_image():
     subject = Subject(denoiser, sample=sample, name="echo")
     times = torch.tensor(sorted(effects))
     weights = WEIGHTINGS["sensitivity"](Context(subject, recording()), times)
-    torch.testing.assert_close(weights, torch.tensor([0.0, 0.25, 9.0]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights, torch.tensor([0.0, 0.01, 0.36]), rtol=1e-4, atol=1e-6)
     assert not denoiser._forward_hooks
     buffer = ReplayBuffer.record(subject, recording())
     rows = TimestepWeights("sensitivity", Context(subject, recording()), buffer)

@@ -75,7 +75,7 @@ def test_weights_come_back_when_a_measurement_fails(run: Run, monkeypatch: pytes
     plan = {name: menu[0].format for name, menu in run.menus.items()}
     prober.full_precision("probe", 8, 2)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prober, "_sample", fail)
