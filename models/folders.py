@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -166,6 +167,26 @@ def copies_of(folder: Path, without: Collection[str] = ()) -> Iterator[tuple[str
             index["weight_map"] = {name: _plain_name(file) for name, file in index.get("weight_map", {}).items()}
             content = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
         yield str(path.relative_to(folder).with_name(plain)), path, content
+
+
+@contextmanager
+def without_variants(folder: Path) -> Iterator[Path]:
+    """A pipeline's folder, or where weights of a variant are loaded links to its files without that name, as `copies_of` has them.
+
+    diffusers is told one variant for a whole pipeline, and takes it of each component that has it, also where there are weights without one.
+    """
+    if not any((chosen := loaded_weights(folder / name)) and chosen[0] for name in components_in(folder)):
+        yield folder
+        return
+    with TemporaryDirectory() as links:
+        for name, path, content in copies_of(folder):
+            link = Path(links, name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if content is None:
+                link.symlink_to(path.absolute())
+            else:
+                link.write_bytes(content)
+        yield Path(links)
 
 
 def _plain_name(name: str) -> str:

@@ -19,7 +19,16 @@ from .adapters.pipeline import PipelineAdapter
 from .checks import check_finite, check_kinds, check_size, refuse_absent, refuse_missing, warn_of_made_up
 from .components import Components, denoisers_of
 from .encoded_prompts import EncodedPrompts
-from .folders import DENOISER_COMPONENTS, SUBJECT_FILE, components_in, is_of_transformers, loaded_weights, read_config, stored_dtypes
+from .folders import (
+    DENOISER_COMPONENTS,
+    SUBJECT_FILE,
+    components_in,
+    is_of_transformers,
+    loaded_weights,
+    read_config,
+    stored_dtypes,
+    without_variants,
+)
 from .layers import put_channels_last
 from .manifest import verify
 from .mapped import MappedTensors
@@ -216,11 +225,11 @@ def _load_pipeline(
         )
     refuse_absent(pipeline_class, index, folder)
     done = [name for name in present if (folder / name / "config.json").exists() and refuse_quantized(folder / name, quantized)]
-    weighty = [name for name in (*DENOISER_COMPONENTS, *present) if name in present and loaded_weights(folder / name)]
     # Parts that are null belong to no folder; diffusers wants to be told of those that most pipelines have, such as Stable Diffusion 3's T5.
     absent = {name: None for name, entry in index.items() if entry == (None, None)}
-    load_from = functools.partial(pipeline_class.from_pretrained, trust_remote_code=False, **absent)
-    pipeline = _from_pretrained(load_from, folder, next((v for name in weighty if (v := _variant(folder / name))), ""), dtype)
+    with without_variants(folder) as plain:
+        load_from = functools.partial(pipeline_class.from_pretrained, plain, trust_remote_code=False, **absent)
+        pipeline = _from_pretrained(lambda _, **how: load_from(**how), folder, dtype=dtype)
     modules = {name: module for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
     names = tuple(components) or tuple(name for name in modules if name in done) or denoisers_of(modules)
     _check_components(folder, modules, names, done)

@@ -87,6 +87,24 @@ def test_a_pipeline_of_variants_becomes_one_without(components: tuple[str, ...],
     assert torch.equal(load(out).sample(SamplingConfig(steps=2), seed=0, n_images=2), whole)
 
 
+def test_each_component_has_a_variant_of_its_own(tmp_path: Path) -> None:
+    """The one that is counted, hashed and copied is the one that is loaded, while diffusers knows one variant for a whole pipeline."""
+    folder = Path(shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd"))
+    sampling = SamplingConfig(steps=2)
+    whole = load(folder)
+    images = whole.sample(sampling, seed=0, n_images=2)
+    zeros = {name: torch.zeros_like(tensor).half() for name, tensor in safetensors.torch.load_file(folder / "unet" / WEIGHTS).items()}
+    safetensors.torch.save_file(zeros, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (folder / "vae" / WEIGHTS).rename(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    (folder / "vae" / "LICENSE").touch()  # which diffusers stumbles over when it looks for a variant
+    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "model.ema.safetensors")
+    for subject in (load(folder), load(folder, mapped=True)):
+        assert subject.fingerprint == whole.fingerprint and subject.tensor_specs == whole.tensor_specs
+    assert torch.equal(load(folder).sample(sampling, seed=0, n_images=2), images)
+    names = {name for name, _, _ in copies_of(folder)}
+    assert {f"unet/{WEIGHTS}", f"vae/{WEIGHTS}", "text_encoder/model.safetensors"} <= names and not any("fp16" in name for name in names)
+
+
 def test_indexes_of_shards_lose_the_variant_with_their_shards(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     shards = {f"t{n}": f"diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)}
