@@ -102,6 +102,15 @@ def load(
     return loaded
 
 
+def in_float32(subject: Subject) -> Subject:
+    """What has gradients is computed in float32: the subject, or where it was loaded in 16 bits what its folder holds, loaded once more."""
+    if subject.adapter.dtype in (None, torch.float32) or subject.folder is None:
+        return subject
+    prompts = [condition for condition in subject.conditions or () if isinstance(condition, str)]
+    device = str(next(subject.denoiser.parameters()).device)
+    return load(subject.folder, prompts=prompts or None, exclude=subject.exclude, device=device, components=subject.components)
+
+
 def may_be_reopened(note: str) -> bool:
     """Whether a model that a file names may be loaded unasked: one that sedaq ships, or a folder that holds none of its user's code. Nothing is run or
     downloaded because a file says so."""

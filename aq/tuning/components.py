@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...errors import InputError
+from ...models.loading import in_float32
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...models.trace import NeverCalledError
@@ -34,10 +36,12 @@ def tune_components(
     """`tune` of every denoiser among the subject's components, by what its layers' paths begin with: "" where there is one component.
 
     Text encoders and autoencoders stay as they were encoded: what they should answer is not asked at every step.
+    A subject that was loaded in 16 bits is loaded once more, in float32.
 
     Raises:
         InputError: as `tune`; own images for several denoisers, which see them at different times.
     """
+    subject, sampling = in_float32(subject), replace(sampling or SamplingConfig(), dtype=None)
     denoisers = subject.denoisers
     if images is not None and len(subject.parts) > 1:
         raise InputError("`tune_images`: they teach a single denoiser; leave them out where several components are quantized")

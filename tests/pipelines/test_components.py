@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from diffusers import DiffusionPipeline
 
 import sedaq
 from sedaq.aq.activations.choice import choose
-from sedaq.aq.export.apply import PLAN_FILE, apply, pipeline_bytes
+from sedaq.aq.export.apply import PLAN_FILE, apply, assemble, pipeline_bytes
 from sedaq.aq.modules.layers import AQEmbedding, quantized_modules
 from sedaq.aq.plans.menu import heuristic_menus
 from sedaq.aq.plans.plan import Plan
 from sedaq.aq.plans.store import EncodingStore
+from sedaq.aq.tuning.components import tune_components
 from sedaq.errors import InputError
 from sedaq.models.components import Components
 from sedaq.models.loading import load
@@ -135,6 +137,23 @@ def test_denoisers_are_tuned_one_after_the_other(tmp_path: Path) -> None:
     assert [record["name"] for record in records] == [f"out {name}" for name in subject.components]
     with pytest.raises(InputError, match="`tune_images`: they teach a single denoiser"):
         apply(subject, plan, store, tmp_path / "out", tune=tuning, sampling=WAN, tune_images=_one_image(tmp_path))
+
+
+def test_a_model_in_16_bits_is_tuned_as_in_float32(tmp_path: Path) -> None:
+    """The same encodings become the same, and the model that was sampled in 16 bits stays as it is."""
+    folder, in_bfloat16 = saved("sd", tmp_path), replace(SD, dtype="bfloat16")
+    half = load(folder, prompts=PROMPTS, dtype="bfloat16")
+    store = stored(half, tmp_path / "store", in_bfloat16)
+    plan = uniform(half, 3.0, store)
+    tuning = sedaq.TuneConfig(steps=4, n_images=4, batch_size=2, sampling_steps=2, check_every=2)
+    expected = tune_components(load(folder, prompts=PROMPTS), dict(assemble(half, plan, store)), tuning, sampling=SD)[""]
+    tuned = apply(half, plan, store, tmp_path / "out", tune=tuning, sampling=in_bfloat16)[""]
+    assert tuned.losses == expected.losses and tuned.losses
+    for name, encoding in expected.encodings.items():
+        assert all(torch.equal(tensor, tuned.encodings[name].tensors[key]) for key, tensor in encoding.tensors.items()), name
+    assert {parameter.dtype for parameter in half.denoiser.parameters()} == {torch.bfloat16}
+    found = load(tmp_path / "out", prompts=PROMPTS, quantized=True, dtype="bfloat16")
+    assert found.sample(in_bfloat16, seed=1, n_images=1).isfinite().all()
 
 
 def _one_image(folder: Path) -> Path:
