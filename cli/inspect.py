@@ -28,7 +28,7 @@ from .config import config_options
     "--model-config",
     type=click.Path(path_type=Path),
     default=None,
-    help="Instead of a SUBJECT: a denoiser's config.json, or a folder with it. No weights are read, and no memory is taken.",
+    help="Instead of a SUBJECT: a denoiser's config.json, a pipeline's model_index.json, or the folder of one. No weights are read, and no memory is taken.",
 )
 @config_options(
     SamplingConfig, "sampling", only=("guidance", "height", "width", "n_frames", "max_tokens", "prompts", "input_images", "input_masks")
@@ -50,7 +50,7 @@ def command(
     from ..aq.plans.plan import Plan
     from ..aq.profiling.operations import tokens_of
     from ..progress import shown
-    from ..reports.numbers import megabytes
+    from ..reports.numbers import count, megabytes
     from ..reports.summaries import show
     from ..reports.tables import inspect_table, operations_table
     from ..sensitivity.run import Run
@@ -70,6 +70,8 @@ def command(
         options.print_json(result)
         return
     show(operations_table(result) if planned else inspect_table(result))
+    for name, of in result["by_component"].items():
+        click.echo(f"{name}: {count(of['n_layers'])} layers, {count(of['n_weights'])} weights, {megabytes(of['size_bytes'])}")
     for title, sizes in (("stays as it is", result["kept"]), ("other components", result["components"])):
         if sizes:
             click.echo(f"{title}: {', '.join(f'{name} {megabytes(size)}' for name, size in sizes.items())}")
@@ -83,6 +85,6 @@ def _loaded(
 
     if model_config is None:
         return load(str(subject), prompts=sampling.prompt_lines, exclude=exclude, components=components)
-    found = architecture(model_config)
+    found = architecture(model_config, components)
     found.exclude += exclude
     return found

@@ -17,8 +17,9 @@ class Components(nn.ModuleDict):
 
 
 def is_denoiser(module: Any) -> bool:
-    """Whether a pipeline asks it at every step for the next image: it is told the time, and adds nothing to what another one says."""
-    if not isinstance(module, nn.Module):
+    """Whether a pipeline asks it, a module or a class of modules, at every step for the next image: it is told the time, and adds nothing to what another
+    one says."""
+    if not issubclass(module if isinstance(module, type) else type(module), nn.Module):
         return False
     arguments = inspect.signature(module.forward).parameters
     return any(name in arguments for name in _TIMES) and "controlnet_cond" not in arguments

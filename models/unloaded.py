@@ -20,16 +20,21 @@ from .pretrained import class_conditions, diffusers_class, refuse_quantized
 from .subject import Subject
 
 
-def architecture(path: Path) -> Subject:
-    """A denoiser of which only the config is read, on the meta device: it takes no memory, and can be inspected. Tensors count as float16.
+def architecture(path: Path, components: Sequence[str] = ()) -> Subject:
+    """Denoisers of which only the configs are read, on the meta device: they take no memory, and can be inspected. Tensors count as float16.
 
     Args:
-        path: config.json of a denoiser, its folder, or a pipeline's.
+        path: config.json of a denoiser, its folder, or a pipeline's folder or model_index.json, beside which the configs of its denoisers are enough.
+        components: of a pipeline, instead of its denoisers.
 
     Raises:
         InputError: for a config that diffusers makes no model of.
     """
-    modules = _meta_modules(path, ()) if (path / "model_index.json").exists() else {"": _meta_model(path)}
+    folder = path.parent if path.name == "model_index.json" else path
+    is_pipeline = (folder / "model_index.json").exists()
+    if components and not is_pipeline:
+        raise InputError(f"`components`: {path} is no pipeline; leave `components` out")
+    modules = _meta_modules(folder, components or _named_denoisers(folder)) if is_pipeline else {"": _meta_model(path)}
     denoiser = _as_one(modules)
     stored = {name: torch.float16 for name, tensor in denoiser.state_dict().items() if tensor.is_floating_point()}
     name = type(next(iter(modules.values()))).__name__
@@ -93,6 +98,18 @@ def map_folder(folder: Path, prompts: Sequence[str] | None, exclude: Sequence[st
 
 def _as_one(modules: Mapping[str, nn.Module]) -> nn.Module:
     return next(iter(modules.values())) if len(modules) == 1 else Components(dict(modules))
+
+
+def _named_denoisers(folder: Path) -> tuple[str, ...]:
+    """The denoisers of a pipeline, by the classes in its model_index.json."""
+    import diffusers
+
+    entries = components_in(folder).items()
+    found = tuple(name for name, (library, kind) in entries if library == "diffusers" and is_denoiser(getattr(diffusers, str(kind), None)))
+    lacking = next((name for name in found if not (folder / name / "config.json").exists()), None)
+    if lacking:
+        raise InputError(f"{folder / lacking}: has no config.json, and model_index.json names it as a denoiser; put it there")
+    return found
 
 
 def _meta_modules(folder: Path, components: Sequence[str]) -> dict[str, nn.Module]:

@@ -25,13 +25,13 @@ def inspect(
 
     Returns:
         {n_layers, n_weights, size_bytes, bits_per_weight, least_bits, greatest_bits, layers: [{name, role, block, kind, shape, n_weights,
-        formats: [{format, bits_per_weight, size_bytes}]}], kept: {kind of tensor that stays as it is: bytes}, components: {the pipeline's others:
+        formats: [{format, bits_per_weight, size_bytes}]}], by_component: {of several that are quantized, each: {n_layers, n_weights, size_bytes,
+        bits_per_weight}}, kept: {kind of tensor that stays as it is: bytes}, components: {the pipeline's others:
         bytes of their files}}; with a plan each layer has its `planned` format and how its `inputs` are rounded, and
         `plan` its totals; with tokens, both have `operations` (Operations.row) of one image in one step.
     """
     if plan is not None:
         plan.validate(subject)
-    as_is = {layer.name: AS_IS for layer in subject.layers}
     layers: list[dict[str, Any]] = []
     total = Operations()
     for layer in subject.layers:
@@ -63,13 +63,11 @@ def inspect(
         layers.append(row)
     result: dict[str, Any] = {
         "name": subject.name,
-        "n_layers": len(layers),
-        "n_weights": sum(layer.n_weights for layer in subject.layers),
-        "size_bytes": model_file_bytes(subject),
-        "bits_per_weight": weight_bits(subject, as_is),
+        **_counts(subject),
         "least_bits": weight_bits(subject, {name: entries[0].format for name, entries in menu.items()}),
         "greatest_bits": weight_bits(subject, {name: entries[-1].format for name, entries in menu.items()}),
         "layers": layers,
+        "by_component": {prefix.rstrip("."): _counts(part) for prefix, part in subject.parts.items() if prefix},
         "kept": kept_bytes(subject),
         "components": other_components(subject),
     }
@@ -78,6 +76,16 @@ def inspect(
         if tokens is not None:
             result["plan"]["operations"] = total.row()
     return result
+
+
+def _counts(subject: Subject) -> dict[str, Any]:
+    """What it has in full precision."""
+    return {
+        "n_layers": len(subject.layers),
+        "n_weights": sum(layer.n_weights for layer in subject.layers),
+        "size_bytes": model_file_bytes(subject),
+        "bits_per_weight": weight_bits(subject, {layer.name: AS_IS for layer in subject.layers}),
+    }
 
 
 def kept_bytes(subject: Subject) -> dict[str, int]:
