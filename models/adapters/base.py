@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,14 @@ def refuse_others(sampling: SamplingConfig, known: Collection[str], who: str) ->
             raise InputError(f"`{name}`: {who} takes no {name}; leave `{name}` out")
 
 
+def check_call(function: Callable[..., Any], arguments: Mapping[str, Any], who: str, remedy: str) -> None:
+    """Raise InputError where `function` cannot be called with `arguments` by their names."""
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise InputError(f"{who} cannot be called with {', '.join(arguments)}: {error}; {remedy}") from error
+
+
 class FunctionAdapter(Adapter):
     """A user's function sample(*, seed, start, n_images, steps=None, …) → images (n_images, C, H, W) in [0, 1].
 
@@ -64,4 +72,6 @@ class FunctionAdapter(Adapter):
         parameters = inspect.signature(self.function).parameters
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
             refuse_others(sampling, parameters, "the sample function")
-        return self.function(seed=seed, start=start, n_images=n_images, steps=sampling.steps, **sampling.given)
+        arguments = {"seed": seed, "start": start, "n_images": n_images, "steps": sampling.steps, **sampling.given}
+        check_call(self.function, arguments, "the sample function", "it must take these by name, and have a default for all else")
+        return self.function(**arguments)

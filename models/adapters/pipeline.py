@@ -16,7 +16,7 @@ from ..encoded_prompts import EncodedPrompts
 from ..images import opened_images
 from ..noise import image_generators
 from ..sampling import Condition, SamplingConfig, conditions_of, split_images
-from .base import Adapter, refuse_others
+from .base import Adapter, check_call, refuse_others
 
 # Settings by the names of a pipeline's arguments.
 ARGUMENTS = {
@@ -79,9 +79,13 @@ class PipelineAdapter(Adapter):
             encoder.release()
         return torch.cat(images)
 
-    def _called(self, **arguments: Any) -> Any:
+    def _called(self, **own: Any) -> Any:
+        arguments = {**own, "output_type": "np"}
+        check_call(
+            self.pipeline.__call__, arguments, type(self.pipeline).__name__, "wrap it in a sedaq.Subject with your own sample function"
+        )
         try:
-            return self.pipeline(**arguments, output_type="np")
+            return self.pipeline(**arguments)
         except (TypeError, ValueError) as error:  # diffusers checks what it was asked for, in lines that name its own arguments
             if traceback.extract_tb(error.__traceback__)[-1].name == "check_inputs":
                 raise InputError(f"{type(self.pipeline).__name__}: {str(error).splitlines()[0]}") from error

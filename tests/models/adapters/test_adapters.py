@@ -157,6 +157,43 @@ def test_a_users_function_gets_what_was_given_by_name() -> None:
         adapter.sample(SamplingConfig(width=8), seed=1, start=0, n_images=1)
 
 
+def test_a_function_that_wants_what_it_is_not_given() -> None:
+    def greedy(*, seed: int, start: int, n_images: int, noise: float, steps: int | None = None) -> torch.Tensor:
+        raise AssertionError("it is not called")
+
+    def stepless(*, seed: int, start: int, n_images: int) -> torch.Tensor:
+        raise AssertionError("it is not called")
+
+    for function, what in ((greedy, "missing a required argument: 'noise'"), (stepless, "unexpected keyword argument 'steps'")):
+        with pytest.raises(
+            InputError, match=f"the sample function cannot be called with seed, start, n_images, steps: .*{what}; it must take these"
+        ):
+            FunctionAdapter(function).sample(SamplingConfig(), seed=0, start=0, n_images=1)
+
+
+def test_errors_inside_of_a_function_stay_its_own() -> None:
+    def broken(*, seed: int, start: int, n_images: int, steps: int | None = None) -> torch.Tensor:
+        raise TypeError("unsupported operand")
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        FunctionAdapter(broken).sample(SamplingConfig(), seed=0, start=0, n_images=1)
+
+
+class Decoder(TextPipeline):
+    """Begins with what another pipeline made."""
+
+    def __call__(self, image_embeds, prompt=None, generator=None, output_type="pil"):  # type: ignore[no-untyped-def]
+        raise AssertionError("it is not called")
+
+
+def test_a_pipeline_that_wants_what_it_is_not_given() -> None:
+    with pytest.raises(
+        InputError,
+        match="Decoder cannot be called with generator, prompt, output_type: missing a required argument: 'image_embeds'; wrap it",
+    ):
+        PipelineAdapter(Decoder(), ["a"]).sample(SamplingConfig(), seed=0, start=0, n_images=1)
+
+
 # -- outputs -----------------------------------------------------------------------------------------------------------------------------
 
 
