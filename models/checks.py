@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ def check_weights(module: nn.Module, folder: Path) -> None:
                 f"{folder}: its tensor {name} has shape {shape} where the config means {tuple(tensor.shape)}; take both from one model"
             )
     check_kinds(module, folder)
+    warn_of_surplus(module, folder)
 
 
 def check_kinds(module: nn.Module, folder: Path) -> None:
@@ -45,6 +47,22 @@ def check_kinds(module: nn.Module, folder: Path) -> None:
             raise InputError(
                 f"{folder}: its tensor {name} is stored as {dtype}, not as the numbers of its layer; get the model in full precision"
             )
+
+
+def warn_of_surplus(module: nn.Module, folder: Path) -> None:
+    """Warn of tensors that a model of diffusers does not have, which are not loaded: its config may be that of a smaller one."""
+    stored, known = tensor_headers(folder), module.state_dict()
+    rename = getattr(module, "_fix_state_dict_keys_on_load", None)
+    if rename is None:
+        return
+    rename(stored)  # names of earlier versions, which diffusers reads
+    ignored = module._keys_to_ignore_on_load_unexpected or ()
+    surplus = [name for name in stored if name not in known and not any(re.search(pattern, name) for pattern in ignored)]  # type: ignore[union-attr]
+    if surplus:
+        others = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
+        log.warning(
+            "%s: its weights hold the tensor %s%s, which its config has no place for; take both from one model", folder, surplus[0], others
+        )
 
 
 def refuse_missing(module: nn.Module, folder: Path) -> None:

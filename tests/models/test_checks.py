@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def to_nan(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
     return change
 
 
-def test_old_names_of_attention_are_diffusers_business(tmp_path: Path) -> None:
+def test_old_names_of_attention_are_diffusers_business(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Published autoencoders have names that diffusers changes while it loads."""
     shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd")
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -56,6 +57,7 @@ def test_old_names_of_attention_are_diffusers_business(tmp_path: Path) -> None:
     whole, renamed = load("digits-sd"), load(tmp_path / "sd")
     sampling = SamplingConfig(steps=2)
     assert torch.equal(renamed.sample(sampling, seed=0, n_images=1), whole.sample(sampling, seed=0, n_images=1))
+    assert "no place for" not in caplog.text
 
 
 def test_a_mask_of_infinity_is_no_damage() -> None:
@@ -111,6 +113,19 @@ def test_damaged_weights(harm: str, mapped: bool, dit: Path) -> None:
     with pytest.raises(InputError, match=words) as raised:
         load(dit, mapped=mapped)
     assert "\n" not in str(raised.value) and str(dit) in str(raised.value)
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["loaded", "in its files"])
+def test_surplus_tensors_are_warned_of(mapped: bool, dit: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A config of fewer blocks makes a smaller model of the same file."""
+    changing(lambda t: t.update({"transformer_blocks.9.ff.bias": torch.zeros(3), "logvar": torch.zeros(1)}))(dit / WEIGHTS)
+    load(dit, mapped=mapped)
+    text = "its weights hold the tensor .* and 1 more, which its config has no place for; take both from one model"
+    assert re.search(text, caplog.text) and str(dit) in caplog.text
+    shutil.copytree(SHIPPED_FOLDER / "digits-sd", tmp_path / "sd")
+    changing(lambda t: t.update(more=torch.zeros(1)))(tmp_path / "sd" / "vae" / WEIGHTS)
+    load(tmp_path / "sd")
+    assert "sd/vae: its weights hold the tensor more, which its config has no place for" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["proj_out_1.bias", "proj_out_1.weight"])
