@@ -223,13 +223,17 @@ class Subject:
         return self.shape_of(SamplingConfig())
 
     def shape_of(self, sampling: SamplingConfig) -> tuple[int, ...]:
-        """(C, H, W) of images sampled so, found out by sampling one for two steps where the adapter does not say it."""
+        """(C, H, W) of images sampled so, of one frame of a video."""
+        return self.sample_shape_of(sampling)[-3:]
+
+    def sample_shape_of(self, sampling: SamplingConfig) -> tuple[int, ...]:
+        """(C, H, W), of videos (frames, C, H, W), found out by sampling one for two steps where the adapter does not say it."""
         if self.adapter.image_shape is not None:
             return self.adapter.image_shape
         key = fingerprint(sampling.identity)
         if key not in self._shapes:
             # not for one step, which the schedulers of some pipelines cannot make
-            self._shapes[key] = tuple(self.sample(replace(sampling, steps=2), seed=0, n_images=1).shape[-3:])
+            self._shapes[key] = tuple(self.sample(replace(sampling, steps=2), seed=0, n_images=1).shape[1:])
         return self._shapes[key]
 
     @property

@@ -63,6 +63,15 @@ class Reference:
     description: str
     fingerprint: str
 
+    def refuse_others(self, features: Features) -> None:
+        """Raise InputError for features of another length than it was made of, as those of videos are beside those of images."""
+        width, expected = features.pooled.shape[1], len(self.statistics.mean)
+        if width != expected:
+            raise InputError(
+                f"`reference`: {self.description}, has {expected} features where the model's have {width}; those of a video are of its frames and of "
+                "how they move, so leave `reference` out for videos"
+            )
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -76,7 +85,7 @@ class Sample:
         cycle: number of conditions; image i has condition i mod cycle.
 
     Raises:
-        InputError: for fewer images, and for another number of features.
+        InputError: for fewer images, another number of features, and features of another length than the reference's.
         NotFiniteError: for features that are not finite.
     """
 
@@ -93,6 +102,7 @@ class Sample:
             raise InputError(
                 f"{len(self.images)} images and {len(self.features)} feature vectors; fidelity needs at least {MIN_IMAGES} images and as many features"
             )
+        self.reference.refuse_others(self.features)
         if not self.features.pooled.isfinite().all():
             Statistics.of(self.features.pooled)  # raises and says how many
 

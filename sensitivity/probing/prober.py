@@ -83,9 +83,10 @@ class Prober:
     @cached_property
     def reference(self) -> Reference:
         """What images are compared with: given, shipped, or sampled now."""
+        settings, shape = self.run.settings, self.run.subject.sample_shape_of(self.run.settings.sampling)
 
         def default() -> Reference:
-            if self.run.subject.extractor == "embedded" and self.extractor.name == "embedded":
+            if self.run.subject.extractor == "embedded" and self.extractor.name == "embedded" and len(shape) == 3:
                 return shipped_reference(self.split, self.extractor)  # type: ignore[arg-type]
             return Task(
                 "reference",
@@ -95,9 +96,9 @@ class Prober:
                 read=lambda path: load_statistics(path, self.extractor, owner(self.run.folder)),
             ).result()
 
-        return load_reference(
-            self.run.settings.reference, self.extractor, image_shape=self.run.subject.shape_of(self.run.settings.sampling), default=default
-        )
+        found = load_reference(settings.reference, self.extractor, image_shape=shape[-3:], default=default)
+        found.refuse_others(self.extractor(torch.zeros(1, *shape)))  # before anything is sampled
+        return found
 
     def _sampled_reference(self) -> Reference:
         settings = self.run.settings
