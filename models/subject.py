@@ -84,9 +84,8 @@ class Subject:
             raise InputError(f"`prompts`: subject {self.name} has other conditions; load it with these prompts")
         computed = None if self.adapter.dtype is None else str(self.adapter.dtype).removeprefix("torch.")
         if sampling.dtype not in (None, computed):
-            raise InputError(
-                f"`dtype`: subject {self.name} computes in {computed or 'what its sample function chooses'}; load it in {sampling.dtype}"
-            )
+            remedy = f"load it in {sampling.dtype}" if computed else "leave `dtype` out"
+            raise InputError(f"`dtype`: subject {self.name} computes in {computed or 'what its sample function chooses'}; {remedy}")
         images = self.adapter.sample(sampling, seed=seed, start=start, n_images=n_images)
         if not isinstance(images, torch.Tensor):
             raise InputError(f"subject {self.name}: its sample function gave a {type(images).__name__}; it must give a torch.Tensor")

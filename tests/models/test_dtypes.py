@@ -68,7 +68,7 @@ def test_wrong_dtypes() -> None:
     with pytest.raises(InputError, match="`dtype`: subject mnist-dit computes in float32; load it in float16"):
         load("mnist-dit").sample(SamplingConfig(steps=2, dtype="float16"), seed=0, n_images=1)
     own = Subject(load("mnist-dit").denoiser, sample=lambda **_: torch.zeros(1, 1, 4, 4), name="own")
-    with pytest.raises(InputError, match="computes in what its sample function chooses"):
+    with pytest.raises(InputError, match="computes in what its sample function chooses; leave `dtype` out"):
         own.sample(SamplingConfig(dtype="float16"), seed=0, n_images=1)
     with pytest.raises(InputError, match="`dtype`: got 'half'"):
         load("mnist-dit", dtype="half")
