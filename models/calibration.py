@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import InputError
+from .components import is_told_the_time
 from .hessian import Hessian, block_edges
 from .hooks import Before, hooking, input_of
 from .layers import EMBEDDING, Layer
@@ -156,7 +157,7 @@ def _apart(subject: Subject) -> dict[str, str]:
 
 
 def tokens_per_image(subject: Subject, layers: Sequence[Layer], sampling: SamplingConfig) -> dict[str, float]:
-    """How many input vectors an image gives each layer: those of one image in two steps, times half of the steps."""
+    """How many input vectors an image gives each layer: those of one image in two steps, times half of the steps where a component is asked at each."""
     counts: Counter[str] = Counter()
 
     def hook(layer: Layer) -> Before:
@@ -168,7 +169,8 @@ def tokens_per_image(subject: Subject, layers: Sequence[Layer], sampling: Sampli
     with hooking(subject.denoiser, before={layer.name: hook(layer) for layer in layers}):
         subject.sample(replace(sampling, steps=2), seed=0, n_images=1)
     steps = sampling.steps or subject.adapter.default_steps or 2
-    return {layer.name: counts[layer.name] * steps / 2 for layer in layers}
+    once = tuple(prefix for prefix, part in subject.parts.items() if subject.components and not is_told_the_time(part.denoiser))
+    return {layer.name: counts[layer.name] * (1 if layer.name.startswith(once) else steps / 2) for layer in layers}
 
 
 TOKENS_PER_INPUT = 256  # that the median layer sees, where nothing is said; docs/experiments/calibration.md has what fewer cost

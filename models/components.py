@@ -16,13 +16,16 @@ class Components(nn.ModuleDict):
     """Several components of a pipeline: a layer's path begins with the name of its component."""
 
 
-def is_denoiser(module: Any) -> bool:
-    """Whether a pipeline asks it, a module or a class of modules, at every step for the next image: it is told the time, and adds nothing to what another
-    one says."""
+def is_told_the_time(module: Any) -> bool:
+    """Whether a pipeline asks it, a module or a class of modules, at every step."""
     if not issubclass(module if isinstance(module, type) else type(module), nn.Module):
         return False
-    arguments = inspect.signature(module.forward).parameters
-    return any(name in arguments for name in _TIMES) and "controlnet_cond" not in arguments
+    return any(name in inspect.signature(module.forward).parameters for name in _TIMES)
+
+
+def is_denoiser(module: Any) -> bool:
+    """Whether a pipeline asks it at every step for the next image: it is told the time, and adds nothing to what another one says."""
+    return is_told_the_time(module) and "controlnet_cond" not in inspect.signature(module.forward).parameters
 
 
 def denoisers_of(components: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +22,10 @@ from sedaq.aq.plans.plan import Plan
 from sedaq.aq.plans.store import EncodingStore
 from sedaq.aq.tuning.components import tune_components
 from sedaq.errors import InputError
+from sedaq.models.calibration import input_columns, tokens_per_image
 from sedaq.models.components import Components
+from sedaq.models.hooks import hooking, input_of
+from sedaq.models.layers import EMBEDDING, Layer
 from sedaq.models.loading import load
 from sedaq.models.subject import Subject
 from sedaq.sensitivity.probing.gradients import output_gradients
@@ -180,6 +186,26 @@ def test_a_run_keeps_its_components(tmp_path: Path) -> None:
     assert again.subject.components == ("unet", "text_encoder")
     with pytest.raises(InputError, match=r"was begun with components = \('unet', 'text_encoder'\)"):
         sedaq.Run(tmp_path / "run", components=["unet"])
+
+
+@pytest.mark.parametrize("steps", [2, 6])
+def test_tokens_of_what_is_asked_once_do_not_grow_with_the_steps(steps: int, tmp_path: Path) -> None:
+    """What is told of two steps is what an image of so many steps gives each layer."""
+    subject = load(saved("sd", tmp_path), prompts=PROMPTS, components=ALL)
+    layers = [layer for layer in subject.layers if layer.kind != EMBEDDING]
+    sampling = replace(SD, steps=steps)
+    counted: Counter[str] = Counter()
+
+    def count(layer: Layer) -> Callable[..., None]:
+        def add(module: Any, args: Any, kwargs: Any) -> None:
+            counted[layer.name] += input_columns(input_of(args, kwargs), layer, module).shape[1]
+
+        return add
+
+    with hooking(subject.denoiser, before={layer.name: count(layer) for layer in layers}):
+        subject.sample(sampling, seed=0, n_images=1)
+    assert tokens_per_image(subject, layers, sampling) == {layer.name: counted[layer.name] for layer in layers}
+    assert {name.partition(".")[0] for name, n in counted.items() if n} == set(ALL)
 
 
 def test_an_expert_that_sleeps(tmp_path: Path) -> None:
