@@ -22,7 +22,7 @@ from sedaq.progress import listening, track
 from sedaq.runtime.executors import Executor, Forked, Processes, Serial, parse_executor
 
 sys.path.append(str(Path(__file__).parent))  # where spawned workers find the module, too
-from worker_functions import OpensHereOnly, describe, die_at_one, die_the_first_time, fail_at_one
+from worker_functions import OpensHereOnly, describe, die_at_one, die_the_first_time, end_of_file, fail_at_one
 
 
 @contextmanager
@@ -99,6 +99,13 @@ def test_exceptions_come_through_and_the_next_items_are_not_disturbed(executor: 
         with pytest.raises(InputError, match="layer x: cannot be"):
             list(run([1, 2]))
         assert sorted(run([3, 4])) == [(3, 3), (4, 4)]
+
+
+@pytest.mark.parametrize("executor", [Serial(), Processes(2), Forked()], ids=name_of)
+def test_a_function_that_meets_an_end_of_file_has_not_died(executor: Executor) -> None:
+    """A pipe to a dead process ends so, too."""
+    with pytest.raises(EOFError, match="no more noise"), executor.workers(end_of_file) as run:
+        list(run([1, 2]))
 
 
 @pytest.mark.parametrize("executor", [Processes(2), Forked()], ids=name_of)
