@@ -66,40 +66,48 @@ def load(
         return subject
     check_device(device)
     text = str(subject)
-
-    def opened(folder: Path) -> Subject:
-        if mapped and can_be_mapped(folder, components):
-            return map_folder(folder, prompts, exclude, components)
-        return load_folder(folder, device, prompts, exclude, quantized, components, dtype or "float32")
-
-    if text in SHIPPED:
-        loaded = opened(SHIPPED_FOLDER / text)
-    elif ".py:" in text:
+    if ".py:" in text:
         loaded = load(_load_function(text, exclude), components=components)
-    elif single_files.MARK in text:
-        loaded = opened(single_files.converted(*single_files.split(text)))
-    elif Path(text).is_file() and text.endswith(".py"):
-        raise InputError(f"{text}: is code; pass {text}:FUNCTION, with a function that returns a sedaq.Subject")
-    elif Path(text).is_file():
-        raise InputError(f"{text}: is a file; pass {text}:FOLDER, with a diffusers folder that has the configs of this kind of model")
     else:
-        folder = Path(text) if Path(text).is_dir() else _download(text)
-        source = source_of(folder)
-        if source:
-            why = "holds quantized layers of your own code" if quantized else "already quantized"
-            raise InputError(f"{folder}: {why}; pass {source}, which it was made from, and the folder as `weights`")
-        loaded = opened(folder)
+        folder = _folder_of(text, quantized)
+        if mapped and can_be_mapped(folder, components):
+            loaded = map_folder(folder, prompts, exclude, components)
+        else:
+            loaded = load_folder(folder, device, prompts, exclude, quantized, components, dtype or "float32")
     if components:
         loaded.named_components = loaded.components  # of a pipeline with two denoisers, one may be meant
     if prompts and loaded.conditions != list(prompts):
         raise InputError(f"`prompts`: {text} takes no prompts; leave `prompts` out")
+    _check_weights(loaded, quantized)
+    return loaded
+
+
+def _folder_of(text: str, quantized: bool) -> Path:
+    """The folder that a SUBJECT names which is no code; what is on the hub is downloaded, and a checkpoint in one file converted."""
+    if text in SHIPPED:
+        return SHIPPED_FOLDER / text
+    if single_files.MARK in text:
+        return single_files.converted(*single_files.split(text))
+    if Path(text).is_file():
+        if text.endswith(".py"):
+            raise InputError(f"{text}: is code; pass {text}:FUNCTION, with a function that returns a sedaq.Subject")
+        raise InputError(f"{text}: is a file; pass {text}:FOLDER, with a diffusers folder that has the configs of this kind of model")
+    folder = Path(text) if Path(text).is_dir() else _download(text)
+    source = source_of(folder)
+    if source:
+        why = "holds quantized layers of your own code" if quantized else "already quantized"
+        raise InputError(f"{folder}: {why}; pass {source}, which it was made from, and the folder as `weights`")
+    return folder
+
+
+def _check_weights(loaded: Subject, quantized: bool) -> None:
+    """Warn of weights that are made anew in every call; raise InputError for NaN and infinity now, before any work."""
     computed = computed_weights(loaded.denoiser)
     if computed:
         log.warning("%s: the weights of %s are made anew in every call; these layers stay as they are", loaded.name, ", ".join(computed))
     if not quantized and not next(loaded.denoiser.parameters()).is_meta:
-        loaded.layers  # noqa: B018  finds NaN in weights now, before any work
+        loaded.layers  # noqa: B018  names the layer
     check_finite(loaded.name, loaded.denoiser)
-    return loaded
 
 
 def in_float32(subject: Subject) -> Subject:
