@@ -210,24 +210,12 @@ def _load_pipeline(
         folder / "model_index.json", "DiffusionPipeline", "pipeline; pass the folder that save_pretrained wrote"
     )
     index = components_in(folder)
-    present = [name for name, entry in index.items() if entry != (None, None)]
-    for name in present:
-        if not (folder / name).is_dir():
-            raise InputError(
-                f"{folder / name}: is named in model_index.json and missing; the folder is incomplete, save or download it again"
-            )
-    for name, (library, _) in index.items():  # an adapter's folder would have its base downloaded
-        if library == "transformers" and loaded_weights(folder / name) and not (folder / name / "config.json").exists():
-            raise InputError(f"{folder / name}: holds weights and no config.json; the folder is incomplete, save or download it again")
-    empty = next((name for name in DENOISER_COMPONENTS if index.get(name) == (None, None)), None)
-    if empty and not components and not set(DENOISER_COMPONENTS) & set(present):
-        raise InputError(
-            f"{folder}: its {empty} is null in model_index.json, so there is nothing to quantize; pass a pipeline that has one"
-        )
+    _check_index(folder, index, components)
     refuse_absent(pipeline_class, index, folder)
-    done = [name for name in present if (folder / name / "config.json").exists() and refuse_quantized(folder / name, quantized)]
     # Parts that are null belong to no folder; diffusers wants to be told of those that most pipelines have, such as Stable Diffusion 3's T5.
     absent = {name: None for name, entry in index.items() if entry == (None, None)}
+    configs = {name: folder / name / "config.json" for name in index if name not in absent}
+    done = [name for name, config in configs.items() if config.exists() and refuse_quantized(config.parent, quantized)]
     with without_variants(folder) as plain:
         load_from = functools.partial(pipeline_class.from_pretrained, plain, trust_remote_code=False, **absent)
         pipeline = _from_pretrained(lambda _, **how: load_from(**how), folder, dtype=dtype)
@@ -263,6 +251,24 @@ def _load_pipeline(
             quantized,
         ),
     )
+
+
+def _check_index(folder: Path, index: Mapping[str, tuple[str | None, str | None]], components: Sequence[str]) -> None:
+    """Raise InputError where folders of what model_index.json names are missing or not whole, or nothing in it could be quantized."""
+    present = [name for name, entry in index.items() if entry != (None, None)]
+    for name in present:
+        if not (folder / name).is_dir():
+            raise InputError(
+                f"{folder / name}: is named in model_index.json and missing; the folder is incomplete, save or download it again"
+            )
+    for name, (library, _) in index.items():  # an adapter's folder would have its base downloaded
+        if library == "transformers" and loaded_weights(folder / name) and not (folder / name / "config.json").exists():
+            raise InputError(f"{folder / name}: holds weights and no config.json; the folder is incomplete, save or download it again")
+    empty = next((name for name in DENOISER_COMPONENTS if index.get(name) == (None, None)), None)
+    if empty and not components and not set(DENOISER_COMPONENTS) & set(present):
+        raise InputError(
+            f"{folder}: its {empty} is null in model_index.json, so there is nothing to quantize; pass a pipeline that has one"
+        )
 
 
 def _check_components(folder: Path, modules: Mapping[str, nn.Module], names: Sequence[str], done: Collection[str]) -> None:
