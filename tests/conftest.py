@@ -33,20 +33,12 @@ def no_choice_of_kernels_is_remembered():
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unconditional U-Net on colour images of 8×8."""
-    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    from .builders import unet
 
     folder = tmp_path_factory.mktemp("pipelines") / "tiny-ddim"
     torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
-    DDIMPipeline(unet, DDIMScheduler(num_train_timesteps=100)).save_pretrained(folder)
+    DDIMPipeline(unet(3, (8, 8)), DDIMScheduler(num_train_timesteps=100)).save_pretrained(folder)
     (folder / "README.md").write_text("kept\n")
     return folder

@@ -11,6 +11,8 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel
 import sedaq
 from sedaq.sensitivity import evaluation
 
+from .builders import dit, save_denoiser
+
 CONFIGS = 12
 REFERENCE = Path(sedaq.__path__[0]) / "models" / "shipped" / "reference" / "test.safetensors"
 
@@ -24,13 +26,10 @@ def folder(tmp_path_factory) -> Path:
 def model(folder) -> Path:
     """A small untrained denoiser of images as large as MNIST's, so that the embedded extractor sees them."""
     torch.manual_seed(0)
-    shape = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "patch_size": 4, "sample_size": 28}
-    denoiser = DiTTransformer2DModel(**shape, in_channels=1, num_embeds_ada_norm=1000)
+    denoiser = dit(1000, width=32, sample_size=28)
     for parameter in denoiser.parameters():  # what diffusers begins with zeros shows nothing
         torch.nn.init.normal_(parameter, std=0.1)
-    denoiser.save_pretrained(folder / "model")
-    DDIMScheduler().save_pretrained(folder / "model")
-    return folder / "model"
+    return save_denoiser(denoiser, folder / "model", DDIMScheduler())
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from sedaq.aq.plans.store import EncodingStore
 from sedaq.models.loading import load
 from sedaq.models.subject import Subject
 
+from ..builders import dit, save_denoiser
+
 CALIBRATION = {"seed": 0, "n_images": 8, "steps": 2}
 SHARED_FORMATS = {"to_q": "1x6g4q@attention-query", "to_k": "2x4g4m@attention-key", "to_v": "1x5g4@attention-value"}
 
@@ -21,23 +23,8 @@ SHARED_FORMATS = {"to_q": "1x6g4q@attention-query", "to_k": "2x4g4m@attention-ke
 @pytest.fixture(scope="session")
 def dit_folder(tmp_path_factory) -> Path:
     """A class-conditional transformer with one block of width 32 on 8×8 images, weights stored in fp16."""
-    from diffusers import DDIMScheduler, DiTTransformer2DModel
-
-    folder = tmp_path_factory.mktemp("models") / "tiny-dit"
     torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=1,
-        out_channels=1,
-        num_layers=1,
-        sample_size=8,
-        patch_size=4,
-        num_embeds_ada_norm=4,
-    )
-    model.half().save_pretrained(folder)
-    DDIMScheduler(num_train_timesteps=100).save_pretrained(folder)
-    return folder
+    return save_denoiser(dit(4, width=32).half(), tmp_path_factory.mktemp("models") / "tiny-dit")
 
 
 @pytest.fixture
@@ -76,26 +63,12 @@ def quantized(subject, mixed_plan, store, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def blocks_folder(tmp_path_factory) -> Path:
     """A class-conditional transformer with three blocks of width 32, the middle one's projections heavy-tailed."""
-    from diffusers import DDIMScheduler, DiTTransformer2DModel
-
-    folder = tmp_path_factory.mktemp("models") / "blocks"
     torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=1,
-        out_channels=1,
-        num_layers=3,
-        sample_size=8,
-        patch_size=4,
-        num_embeds_ada_norm=4,
-    )
+    model = dit(4, width=32, n_blocks=3)
     with torch.no_grad():
         for layer in (model.transformer_blocks[1].attn1.to_q, model.transformer_blocks[1].attn1.to_k):
             layer.weight.mul_(torch.randn_like(layer.weight).exp())
-    model.half().save_pretrained(folder)
-    DDIMScheduler(num_train_timesteps=100).save_pretrained(folder)
-    return folder
+    return save_denoiser(model.half(), tmp_path_factory.mktemp("models") / "blocks")
 
 
 @pytest.fixture(scope="session")

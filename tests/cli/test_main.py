@@ -24,6 +24,7 @@ from sedaq.errors import SedaqError
 from sedaq.models.loading import load
 from sedaq.storage import read_records
 
+from ..builders import unet
 from .conftest import Made
 
 PROMISED = {
@@ -119,19 +120,9 @@ def test_debug_shows_where_wherever_it_stands(failing, arguments: list[str]) -> 
 
 
 def test_loading_a_pipeline_adds_nothing_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+    from diffusers import DDIMPipeline, DDIMScheduler
 
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path / "pipeline")
+    DDIMPipeline(unet(widths=(8,)), DDIMScheduler()).save_pretrained(tmp_path / "pipeline")
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "pipeline"), "--exclude", "nothing"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

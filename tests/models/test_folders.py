@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 from sedaq.errors import InputError
 from sedaq.models.folders import copies_of, files_of, loaded_weights, stored_dtypes
 from sedaq.models.loading import SHIPPED_FOLDER, load
 from sedaq.models.sampling import SamplingConfig
+
+from ..builders import prompted_unet, save_denoiser, vae
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -174,24 +176,14 @@ def test_components_that_are_null(unconditional_pipeline: Path) -> None:
 
 
 def test_a_vae_is_no_denoiser(tmp_path: Path) -> None:
-    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path)
-    FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
+    save_denoiser(vae(), tmp_path, FlowMatchEulerDiscreteScheduler())
     assert "AutoencoderKL is no denoiser" in refusal(tmp_path)
 
 
 def test_bare_denoisers_that_need_a_pipeline(tmp_path: Path) -> None:
     flux = FluxTransformer2DModel(num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=8)
-    unet = UNet2DConditionModel(
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    for name, model in (("flux", flux), ("unet", unet)):
-        model.save_pretrained(tmp_path / name)
-        FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / name)
+    for name, model in (("flux", flux), ("unet", prompted_unet())):
+        save_denoiser(model, tmp_path / name, FlowMatchEulerDiscreteScheduler())
         assert "is also asked with encoder_hidden_states, which a pipeline makes; pass the pipeline's folder" in refusal(tmp_path / name)
 
 

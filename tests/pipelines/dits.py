@@ -7,22 +7,13 @@ from typing import Any
 import diffusers as d
 import transformers as t
 
-from .parts import clip, flow, gemma, t5, tokenizer, vae
+from .. import builders
+from ..builders import vae
+from .parts import clip, flow, gemma, t5, tokenizer
 
 
 def dit() -> Any:
-    model = d.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        sample_size=8,
-        patch_size=4,
-        num_embeds_ada_norm=1000,
-        norm_num_groups=4,
-    )
-    return d.DiTPipeline(model, vae(), d.DDIMScheduler())
+    return d.DiTPipeline(builders.dit(1000, 4, n_blocks=2, out_channels=8), vae(), d.DDIMScheduler())
 
 
 def _pixart() -> tuple[Any, ...]:

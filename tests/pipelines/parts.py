@@ -1,4 +1,4 @@
-"""Tiny random parts of pipelines: tokenizers, text encoders, autoencoders."""
+"""Tiny random parts of pipelines: tokenizers, text encoders, schedulers."""
 
 from __future__ import annotations
 
@@ -50,21 +50,6 @@ def gemma(width: int = 16) -> tuple[Any, Any]:
         head_dim=8,
     )
     return words, t.Gemma2Model(config).eval()
-
-
-def vae(channels: int = 4, *, images: int = 3, levels: int = 2, **others: Any) -> Any:
-    return d.AutoencoderKL(
-        in_channels=images,
-        out_channels=images,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=(8,) * levels,
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=16,
-        **others,
-    )
 
 
 def flow(**how: Any) -> Any:

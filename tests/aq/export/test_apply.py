@@ -29,6 +29,8 @@ from sedaq.models.loading import load
 from sedaq.models.manifest import MANIFEST_FILE
 from sedaq.models.sampling import SamplingConfig
 
+from ...builders import save_denoiser, unet
+
 CALIBRATION = {"seed": 0, "n_images": 8, "steps": 2}
 LOAD = """
 import sys, torch, sedaq, diffusers
@@ -150,24 +152,10 @@ def test_densified_equals_coded(quantized):
 
 
 def test_a_unet_with_convolutions(tmp_path):
-    from diffusers import DDIMScheduler, UNet2DModel
+    from diffusers import UNet2DModel
 
     torch.manual_seed(0)
-    model = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        num_class_embeds=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-    )
-    model.save_pretrained(tmp_path / "unet")
-    DDIMScheduler(num_train_timesteps=100).save_pretrained(tmp_path / "unet")
-    subject = load(tmp_path / "unet")
+    subject = load(save_denoiser(unet(attends=True, num_class_embeds=4), tmp_path / "unet"))
     subject.denoiser.to(memory_format=torch.channels_last)  # as weights lie that were trained so: files hold them in the usual order
     store = EncodingStore(subject, tmp_path / "run", calibration=CALIBRATION)
     texts = ("1x4g4", "1x4g4c", "int8")

@@ -21,6 +21,7 @@ from sedaq.errors import InputError
 from sedaq.models.folders import WEIGHTS_FILE
 from sedaq.models.loading import load
 
+from ...builders import dit, save_denoiser, unet
 from ..conftest import CALIBRATION, SHARED_FORMATS
 from .test_apply import answer, dense_answer, in_fresh_process
 
@@ -125,14 +126,8 @@ def test_a_missing_book_is_one_clear_error(lost, shared_folder):
 
 def test_a_missing_book_is_named_as_its_holder_has_it_where_names_and_modules_differ_in_order(tmp_path):
     """Blocks 2 and 10 share, and 10 is the first by name."""
-    from diffusers import DDIMScheduler, DiTTransformer2DModel
-
     torch.manual_seed(0)
-    sizes = {"num_attention_heads": 1, "attention_head_dim": 8, "sample_size": 8, "patch_size": 4, "norm_num_groups": 4}
-    model = DiTTransformer2DModel(in_channels=1, out_channels=1, num_layers=11, num_embeds_ada_norm=4, **sizes)
-    model.save_pretrained(tmp_path / "model")
-    DDIMScheduler(num_train_timesteps=100).save_pretrained(tmp_path / "model")
-    subject = load(tmp_path / "model")
+    subject = load(save_denoiser(dit(4, n_blocks=11), tmp_path / "model"))
     store = EncodingStore(subject, tmp_path / "run", calibration=CALIBRATION)
     formats = dict.fromkeys((layer.name for layer in subject.layers), Format("asis"))
     formats |= {f"transformer_blocks.{i}.attn1.to_q": Format.parse("1x3g4@attention-query") for i in (2, 10)}
@@ -143,23 +138,10 @@ def test_a_missing_book_is_named_as_its_holder_has_it_where_names_and_modules_di
 
 
 def test_convolutions_share_tap_groups(tmp_path):
-    from diffusers import DDIMScheduler, UNet2DModel
+    from diffusers import UNet2DModel
 
     torch.manual_seed(0)
-    model = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        num_class_embeds=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
-    model.save_pretrained(tmp_path / "unet")
-    DDIMScheduler(num_train_timesteps=100).save_pretrained(tmp_path / "unet")
-    subject = load(tmp_path / "unet")
+    subject = load(save_denoiser(unet(num_class_embeds=4), tmp_path / "unet"))
     store = EncodingStore(subject, tmp_path / "run", calibration=CALIBRATION)
     texts = {"residual conv 1": "1x5g9t@residual-conv-1", "residual conv 2": "1x5g4cq@residual-conv-2"}
     formats = {layer.name: Format.parse(texts.get(layer.role, "int8")) for layer in subject.layers}

@@ -21,6 +21,8 @@ from sedaq.aq.plans.plan import Plan
 from sedaq.errors import InputError
 from sedaq.models.subject import Subject
 
+from ...builders import prompted_unet
+
 SHARED = {"to_q": "1x4g4@attention-query", "to_k": "1x4g4m@attention-key"}
 
 
@@ -28,18 +30,7 @@ SHARED = {"to_q": "1x4g4@attention-query", "to_k": "1x4g4m@attention-key"}
 def folder(tmp_path_factory) -> Path:
     """A U-Net with cross attention in full precision, and a plan for it: int8, and codebooks that layers share."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
+    unet = prompted_unet(32, widths=(16, 32), norm_num_groups=8)
     folder = tmp_path_factory.mktemp("unet")
     unet.save_pretrained(folder / "full")
     subject = Subject(unet, sample=lambda **_: torch.zeros(1, 1, 8, 8), name="unet")
