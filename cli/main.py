@@ -125,6 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(f"sedaq: {error.format_message()}", 2)
     except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D, but nothing is asked here
+            return _failed(error.__cause__, debug)
         ended = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
         return _fail("sedaq: stopped; what is finished is kept, run the same command again to go on", 143 if ended else 130)
     except SedaqError as error:
@@ -140,11 +142,13 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"sedaq: {where}{error.strerror or error}; check the path, the rights and the space on that disk", 2)
     except Exception as error:
-        if debug:
-            raise
-        return _fail(
-            f"sedaq: failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows where)", 1
-        )
+        return _failed(error, debug)
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    if debug:
+        raise error
+    return _fail(f"sedaq: failed with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows where)", 1)
 
 
 class Terminated(KeyboardInterrupt):

@@ -103,6 +103,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], list[s
         (SedaqError("the solver stopped"), 1, "sedaq: the solver stopped"),
         (RuntimeError("first\nsecond"), 1, "sedaq: failed with RuntimeError: first (--debug shows where)"),
         (ValueError(), 1, "sedaq: failed with ValueError: (--debug shows where)"),
+        (EOFError("no more noise"), 1, "sedaq: failed with EOFError: no more noise (--debug shows where)"),
         (KeyboardInterrupt(), 130, "sedaq: stopped; what is finished is kept, run the same command again to go on"),
     ],
 )
