@@ -54,8 +54,8 @@ def url_of(path: Path) -> str | None:
 
 
 def push(path: Path) -> None:
-    """Put a whole file of a mirror to its URL; nothing is done with other files."""
-    if (url := url_of(path)) is None:
+    """Put a whole file of a mirror to its URL; nothing is done with other files, and with hidden ones, which are of this machine."""
+    if path.name.startswith(".") or (url := url_of(path)) is None:
         return
     with _reaching(url):
         files, there = _opened(url)

@@ -243,8 +243,12 @@ def warn_of_rest(path: Path, end: int) -> None:
         log.warning("%s: the last line was cut short and is left out", path)
 
 
-def read_records_from(path: Path, kind: str, start: int) -> tuple[list[dict[str, Any]], int]:
-    """Those after the first `start` bytes, and up to where they are read: the `start` of the next time. A file that was written anew is read whole."""
+def read_records_from(path: Path, kind: str, start: int, *, owner: Mapping[str, Any] | None = None) -> tuple[list[dict[str, Any]], int]:
+    """Those after the first `start` bytes, and up to where they are read: the `start` of the next time. A file that was written anew is read whole.
+
+    Args:
+        owner: as for `read_json`.
+    """
     if not path.exists():
         return [], 0
     data = _bytes_of(path)
@@ -255,6 +259,7 @@ def read_records_from(path: Path, kind: str, start: int) -> tuple[list[dict[str,
     for number, line in enumerate(lines[:-1], start=before + 1):
         where = f"{path} line {number}"
         records.append(_unseal(where, kind, parsed(line, where, REMEDIES.get(kind, REMADE))))
+        check_owner(where, records[-1], owner or {}, REMEDIES.get(kind, REMADE))
     return records, len(data) - len(lines[-1])
 
 

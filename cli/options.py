@@ -73,7 +73,7 @@ def executor_options(function: F) -> F:
     """--workers and --executor, of which one may be given. The command receives the executor."""
 
     @functools.wraps(function)
-    def command(*, workers: int | None, executor_name: str | None, **given: Any) -> Any:
+    def _command(*, workers: int | None, executor_name: str | None, **given: Any) -> Any:
         if workers is not None and executor_name is not None:
             raise click.UsageError("--workers N is short for --executor processes:N; give one of them.")
         return function(**given, executor=executor_name or executor(workers or 1))
@@ -86,7 +86,7 @@ def executor_options(function: F) -> F:
         metavar="WHERE",
         help="Where the work runs: serial, processes:N (as --workers N), ray:auto (the Ray cluster of this machine, or a new one on it alone), or ray://HOST:PORT.",
     )
-    return together(shared, where)(command)  # type: ignore[return-value]
+    return together(shared, where)(_command)  # type: ignore[return-value]
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:

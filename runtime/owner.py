@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..records import REMADE, REMEDIES
-from ..storage import check_owner, fingerprint, read_json, read_records_from, warn_of_rest
+from ..storage import fingerprint, read_json, read_records_from, warn_of_rest
 
 RUN_FILE = "run.json"
 
@@ -37,7 +36,6 @@ def read_own_records(path: Path, kind: str) -> list[dict[str, Any]]:
 
 def read_own_records_from(path: Path, kind: str, start: int) -> tuple[list[dict[str, Any]], int]:
     """Those after the first `start` bytes; see storage.read_records_from."""
-    (records, end), own = read_records_from(path, kind, start), owner(path.parent)
-    for record in records:
-        check_owner(f"{path} record {record.get('key', '')}".rstrip(), record, own, REMEDIES.get(kind, REMADE))
+    own = owner(path.parent)
+    records, end = read_records_from(path, kind, start, owner=own)
     return [{name: value for name, value in record.items() if name not in own} for record in records], end

@@ -130,7 +130,9 @@ class _Evaluation:
 
     def result(self, reference: str | None) -> dict[str, Any]:
         """What `evaluate` returns, read back where it was measured before."""
-        target = load_reference(reference, self.extract, image_shape=self.measured.shape_of(self.sampling), default=self._default_reference)
+        shape = self.measured.sample_shape_of(self.sampling)
+        target = load_reference(reference, self.extract, image_shape=shape[-3:], default=self._default_reference)
+        target.refuse_others(self.extract(torch.zeros(1, *shape)))  # before anything is sampled
         of_models = [self._hashes(subject) for subject in (self.measured, self.full) if subject is not None]
         if None in of_models:
             return self._measure(target, None)
@@ -152,7 +154,8 @@ class _Evaluation:
         return [VERSION, version("sedaq"), torch.__version__, device, self.sampling.identity, self.sampling.steps, self.seed, extractor]
 
     def _default_reference(self) -> Reference:
-        if self.measured.extractor == "embedded" and self.extract.name == "embedded":
+        of_images = len(self.measured.sample_shape_of(self.sampling)) == 3
+        if self.measured.extractor == "embedded" and self.extract.name == "embedded" and of_images:
             return shipped_reference("test", self.extract)  # type: ignore[arg-type]
         if self.full is None:
             raise InputError("no reference to compare with; give real images or statistics as `reference`, or a model as `against`")

@@ -109,11 +109,11 @@ def test_a_plan_that_is_written_anew_is_fetched_anew(url: str, machine: Any) -> 
 
 
 def keys_of(url: str) -> list[str]:
-    return [record["key"] for record in Journal(local_folder(url) / "probes.jsonl", "probe").read()]
+    return [record["key"] for record in Journal(local_folder(url) / "probes.jsonl", "event").read()]
 
 
 def write(url: str, *keys: str) -> None:
-    with Journal(local_folder(url) / "probes.jsonl", "probe").writing() as append:
+    with Journal(local_folder(url) / "probes.jsonl", "event").writing() as append:
         for key in keys:
             append({"key": key})
 
@@ -133,7 +133,7 @@ def test_records_of_several_machines_are_all_there(url: str, machine: Any) -> No
 def test_a_journal_that_a_killed_process_did_not_put_keeps_its_order(url: str, machine: Any) -> None:
     write(url, "b")
     folder = local_folder(url)
-    append_record(folder / "probes.jsonl", "probe", {"key": "a"})
+    append_record(folder / "probes.jsonl", "event", {"key": "a"})
     before = stored(url)["probes.jsonl"].split(b"\n")[0] + b"\n"
     files, root = fsspec.core.url_to_fs(url)
     files.pipe_file(f"{root}/probes.jsonl", before)  # as if it had been killed before the last line was there
@@ -141,7 +141,7 @@ def test_a_journal_that_a_killed_process_did_not_put_keeps_its_order(url: str, m
 
 
 def test_a_second_writer_on_a_machine_has_no_shard_there(url: str, machine: Any) -> None:
-    journal = Journal(local_folder(url) / "probes.jsonl", "probe")
+    journal = Journal(local_folder(url) / "probes.jsonl", "event")
     journal._append(journal.shard(1), {"key": "x"})
     assert stored(url).keys() == {"probes.jsonl.d/x.json"} and keys_of(url) == ["x"]
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ...errors import InputError
 from ...models.calibration import calibrate, check_weighting
-from ...models.hessian import Hessian, block_edges
+from ...models.hessian import Hessian
 from ...models.layers import Layer
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
@@ -32,6 +31,7 @@ from ..encoder.encoder import encode_objective, fit_book, parse_effort
 from ..encoder.objective import Objective
 from ..encoding import Encoding
 from ..formats import BOOK_TENSORS, Format
+from .given_hessians import read_hessian
 
 ALONE_ABOVE = 1 << 21  # weights of a layer that is encoded alone; smaller ones are encoded several at once
 _FOLDERS = ("input_images", "input_masks")  # of which a calibration knows the fingerprints alone
@@ -157,7 +157,7 @@ class EncodingStore:
     def hessian(self, layer: Layer) -> Hessian:
         """The calibration matrix of a layer, the identity without calibration images. Those of all layers are made now if it is missing."""
         if self.hessians is not None:
-            return _read_hessian(self.hessians, layer)
+            return read_hessian(self.hessians, layer)
         if self._is_blind:
             return Hessian.identity_of(layer.shape, layer.groups)
         task = self._hessian_task(layer)
@@ -343,20 +343,6 @@ class StoredEncodings(Mapping[str, Encoding]):
 
     def __len__(self) -> int:
         return len(self._formats)
-
-
-def _read_hessian(path: Path, layer: Layer) -> Hessian:
-    """Raises InputError for a file without the layer's matrix, or with one of another shape."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            matrix = file.get_tensor(layer.name).float()
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: holds no matrix for layer {layer.name} ({error}); give one for each layer") from error
-    whole = matrix if matrix.ndim == 3 else matrix.expand(layer.groups, *matrix.shape)
-    if whole.shape != (layer.groups, layer.n_in, layer.n_in):
-        raise InputError(f"{path}: the matrix of layer {layer.name} is {tuple(matrix.shape)}; it must be ({layer.n_in}, {layer.n_in})")
-    edges = block_edges(layer.shape)
-    return Hessian(tuple(whole[:, a:b, a:b].contiguous() for a, b in zip(edges, edges[1:], strict=False)))
 
 
 def book_name(layer: Layer) -> str:

@@ -27,7 +27,7 @@ def content_of(name: str) -> dict[str, Any]:
 
 def test_every_kind_of_a_runs_file_has_a_model() -> None:
     without = {kind for kind, _ in doctor.RECORDS.values() if kind not in RECORDS and kind not in METADATA}
-    assert without == {"images"}, "whose metadata says nothing of them"
+    assert without == {"images", "evidence"}, "whose metadata says nothing of them"
 
 
 def test_models_know_the_dtypes_of_files() -> None:
