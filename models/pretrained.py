@@ -255,6 +255,8 @@ def _load_pipeline(
 
 def _check_index(folder: Path, index: Mapping[str, tuple[str | None, str | None]], components: Sequence[str]) -> None:
     """Raise InputError where folders of what model_index.json names are missing or not whole, or nothing in it could be quantized."""
+    import diffusers
+
     present = [name for name, entry in index.items() if entry != (None, None)]
     for name in present:
         if not (folder / name).is_dir():
@@ -264,6 +266,12 @@ def _check_index(folder: Path, index: Mapping[str, tuple[str | None, str | None]
     for name, (library, _) in index.items():  # an adapter's folder would have its base downloaded
         if library == "transformers" and loaded_weights(folder / name) and not (folder / name / "config.json").exists():
             raise InputError(f"{folder / name}: holds weights and no config.json; the folder is incomplete, save or download it again")
+    for name, (library, kind) in index.items():
+        if library == "diffusers" and not hasattr(diffusers, str(kind)):
+            raise InputError(
+                f"{folder}: its {name} is a {kind}, which diffusers {diffusers.__version__} cannot load by itself; hand it to from_pretrained in your own FILE.py, "
+                "and pass the sedaq.Subject made there"
+            )
     empty = next((name for name in DENOISER_COMPONENTS if index.get(name) == (None, None)), None)
     if empty and not components and not set(DENOISER_COMPONENTS) & set(present):
         raise InputError(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from sedaq.sensitivity.explanation import explanation
 from sedaq.sensitivity.predictor import cross_validation
 
 from .families import FAMILIES, PROMPTS, saved
+from .parts import clip
 
 SAMPLE = """
 import json, sys, torch, sedaq
@@ -102,6 +104,38 @@ def test_what_a_family_needs_is_asked_for(tmp_path: Path) -> None:
             subject.sample(sedaq.SamplingConfig(steps=2), seed=0, n_images=1)
     with pytest.raises(InputError, match=r"divisible by 8"):
         sedaq.load(folder, prompts=list(PROMPTS)).sample(sedaq.SamplingConfig(steps=2, height=13, width=16), seed=0, n_images=1)
+
+
+def test_stable_cascade_cannot_be_loaded(tmp_path: Path) -> None:
+    """diffusers has moved its decoder's autoencoder; once it loads again, docs/models.md says so, too."""
+    from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
+
+    (words, encoder), blocks = clip(projection=True), ["SDCascadeResBlock", "SDCascadeTimestepBlock"]
+    once = {f"{way}_{what}": [1] for way in ("down", "up") for what in ("num_layers_per_block", "blocks_repeat_mappers")}
+    decoder = diffusers.StableCascadeUNet(
+        block_out_channels=[8],
+        num_attention_heads=[1],
+        block_types_per_layer=[blocks],
+        conditioning_dim=16,
+        clip_text_pooled_in_channels=16,
+        dropout=[0.1],
+        **once,
+    )
+    codec = PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=8)
+    pipeline = diffusers.StableCascadeDecoderPipeline(decoder, words, encoder, diffusers.DDPMWuerstchenScheduler(), codec)
+    pipeline.save_pretrained(tmp_path / "cascade")
+    with pytest.raises(ValueError, match="no class `PaellaVQModel`"):
+        diffusers.StableCascadeDecoderPipeline.from_pretrained(tmp_path / "cascade")
+    with pytest.raises(
+        InputError, match="its vqgan is a PaellaVQModel, which diffusers .* cannot load by itself; hand it to from_pretrained"
+    ):
+        sedaq.load(tmp_path / "cascade", prompts=list(PROMPTS))
+    index = tmp_path / "cascade" / "model_index.json"
+    index.write_text(
+        index.read_text().replace('"diffusers",\n    "PaellaVQModel"', '"wuerstchen",\n    "PaellaVQModel"')
+    )  # as it is published
+    with pytest.raises(InputError, match="the vqgan comes from 'wuerstchen', code that sedaq does not run"):
+        sedaq.load(tmp_path / "cascade", prompts=list(PROMPTS))
 
 
 @pytest.mark.slow
