@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from diffusers import PipelineQuantizationConfig, UNet2DConditionModel
+from diffusers import ControlNetModel, PipelineQuantizationConfig, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 
@@ -186,6 +186,16 @@ def test_layers_beside_adapters_are_plain(folder):
     linear, convolution = model.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q, model.down_blocks[0].resnets[0].conv1
     assert isinstance(linear.base_layer, AQLinear) and type(linear.lora_A["default"]) is nn.Linear
     assert isinstance(convolution.base_layer, AQConv2d) and type(convolution.lora_A["default"]) is nn.Conv2d
+
+
+def test_a_controlnet_is_made_of_plain_layers(folder):
+    """It copies weights by their names, and codes have others."""
+    model = loaded(folder)
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"weight\""):
+        ControlNetModel.from_unet(model, conditioning_embedding_out_channels=(8, 8))
+    model.dequantize()
+    made = ControlNetModel.from_unet(model, conditioning_embedding_out_channels=(8, 8))
+    assert torch.equal(made.conv_in.weight, model.conv_in.weight)
 
 
 def test_gradient_checkpointing_changes_no_gradient(folder):
