@@ -12,6 +12,7 @@ import pytest
 from sedaq.errors import InputError
 from sedaq.reports.watch import command_rows, state_of
 from sedaq.runtime.status import Command, Stage
+from sedaq.sensitivity.run import Settings
 from sedaq.storage import append_record, write_json
 
 NOW = time.time()
@@ -29,9 +30,12 @@ def test_a_command_s_row_says_how_far_it_is() -> None:
 
 
 def test_the_state_counts_plans_by_purpose_and_names_killed_commands(tmp_path: Path) -> None:
-    write_json(tmp_path / "run.json", "run", {"subject": {"name": "dit"}})
+    subject = {"name": "dit", "fingerprint": "0", "argument": None}
+    write_json(tmp_path / "run.json", "run", {"subject": subject, "settings": Settings().to_dict()})
+    probe = {"plan_hash": "0", "layers": {}, "bits_per_weight": 2.0, "seed": 0, "n_images": 16, "steps": 2, "metrics": {}}
     for key, purpose in (("1", "probe"), ("2", "probe"), ("3", "verify")):
-        append_record(tmp_path / "probes.jsonl", "probe", {"key": key, "purpose": purpose})
+        record = {"key": key, "purpose": purpose, "extractor": "embedded", "reference": "test", **probe}
+        append_record(tmp_path / "probes.jsonl", "probe", record)
     command = {**AT_WORK.to_dict(), "pid": os.getpid()}
     del command["is_alive"]
     write_json(tmp_path / ".status.here-1.json", "status", command)

@@ -214,7 +214,7 @@ def test_threads_do_not_change_menus(tiny, measured, tmp_path):
 
 
 def test_large_layers_are_measured_alone_with_the_same_result(tiny, measured, tmp_path, monkeypatch):
-    monkeypatch.setattr(menu_choice, "ALONE_ABOVE", 300)
+    monkeypatch.setattr(store_module, "ALONE_ABOVE", 300)
     assert measured_menus(EncodingStore(tiny, tmp_path, calibration=CALIBRATION), RATES) == measured_menus(measured, RATES)
 
 
