@@ -7,11 +7,24 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from .errors import InputError
 from .storage import flush_folder, unwritable
+
+FORMULAS = tuple("=+-@\t\r")  # that a cell of a spreadsheet begins with
+
+
+def csv_bytes(table: Any) -> bytes:
+    """A frame of pandas as CSV. Texts that spreadsheets would take for formulas have an apostrophe before them."""
+    texts = table.select_dtypes(exclude="number").columns
+    harmless = {
+        name: table[name].map(lambda value: f"'{value}" if isinstance(value, str) and value[:1] in FORMULAS else value) for name in texts
+    }
+    data: bytes = table.assign(**harmless).to_csv(index=False).encode()
+    return data
 
 
 def check_out(argument: str, path: Path, mark: str) -> None:
@@ -97,3 +110,14 @@ def _swap(new: Path, out: Path, old: Path) -> None:
     flush_folder(out.parent)
     if old.exists():
         shutil.rmtree(old)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise InputError where a folder that is written into holds a link that leads out of it: somebody else's folder could have any file written over."""
+    try:
+        inner = [Path(entry) for place in (folder, *(path for path in folder.iterdir() if path.is_dir())) for entry in os.scandir(place)]
+        outside = next((path for path in inner if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())), None)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check the path") from error
+    if outside is not None:
+        raise InputError(f"{outside}: is a link that leads out of {folder}; put what it leads to in its place")

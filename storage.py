@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import reprlib
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -133,8 +134,7 @@ def _complaint(kind: str, content: dict[str, Any], of_tensors: bool) -> str | No
     return complaint(kind, content, of_tensors=of_tensors)
 
 
-def _unseal(where: str, kind: str, body: Any, *, model: str | None = None, of_tensors: bool = False) -> dict[str, Any]:
-    remedy = REMADE if of_tensors else REMEDIES.get(kind, REMADE)
+def _unseal(where: str, kind: str, body: Any, *, remedy: str, model: str | None = None, of_tensors: bool = False) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise DamagedError(f"{where}: not a JSON object; {remedy}")
     expected: dict[str, Any] = {"kind": kind, "schema": SCHEMA}
@@ -175,9 +175,16 @@ def parsed(text: str | bytes, where: str, remedy: str) -> Any:
 
 def _bytes_of(path: Path) -> bytes:
     try:
+        check_regular(path)
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+
+
+def check_regular(path: Path) -> None:
+    """Raise InputError for what has no end: a device or a pipe in the place of a file."""
+    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"{path}: is no file but a device or a pipe; put a file in its place")
 
 
 def read_json(path: Path, kind: str, *, model: str | None = None, owner: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -191,8 +198,9 @@ def read_json(path: Path, kind: str, *, model: str | None = None, owner: Mapping
         DamagedError: a file that is damaged, of another kind, or another's.
         InputError: a missing one.
     """
-    content = _unseal(str(path), kind, parsed(_bytes_of(path), str(path), REMEDIES.get(kind, REMADE)), model=model)
-    check_owner(str(path), content, owner or {}, REMEDIES.get(kind, REMADE))
+    remedy = REMEDIES.get(kind, REMADE)
+    content = _unseal(str(path), kind, parsed(_bytes_of(path), str(path), remedy), remedy=remedy, model=model)
+    check_owner(str(path), content, owner or {}, remedy)
     return content
 
 
@@ -238,8 +246,10 @@ def read_records(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def warn_of_rest(path: Path, end: int) -> None:
-    """Warn where a file of records goes on after the last whole line."""
-    if path.exists() and path.stat().st_size > end:
+    """Warn where a file of records goes on after the last whole line, or has none."""
+    if path.exists() and path.stat().st_size == 0:
+        log.warning("%s: holds no record", path)
+    elif path.exists() and path.stat().st_size > end:
         log.warning("%s: the last line was cut short and is left out", path)
 
 
@@ -255,11 +265,12 @@ def read_records_from(path: Path, kind: str, start: int, *, owner: Mapping[str, 
     if start and data[start - 1 : start] != b"\n":
         start = 0
     lines, before = data[start:].split(b"\n"), data.count(b"\n", 0, start)
-    records = []
+    records: list[dict[str, Any]] = []
+    remedy = REMEDIES.get(kind, REMADE)
     for number, line in enumerate(lines[:-1], start=before + 1):
         where = f"{path} line {number}"
-        records.append(_unseal(where, kind, parsed(line, where, REMEDIES.get(kind, REMADE))))
-        check_owner(where, records[-1], owner or {}, REMEDIES.get(kind, REMADE))
+        records.append(_unseal(where, kind, parsed(line, where, remedy), remedy=remedy))
+        check_owner(where, records[-1], owner or {}, remedy)
     return records, len(data) - len(lines[-1])
 
 
@@ -270,23 +281,26 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], met
     write_atomically(path, safetensors.torch.save(contiguous, {"sedaq": json.dumps(_seal(kind, content), allow_nan=False)}))
 
 
-def load_tensors(path: Path, kind: str, *, owner: Mapping[str, Any] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensors(
+    path: Path, kind: str, *, owner: Mapping[str, Any] | None = None, remedy: str = REMADE
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and metadata that save_tensors wrote; see `read_json` for the arguments and what is raised."""
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("sedaq")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except SafetensorError as error:
-        raise DamagedError(f"{path}: not a whole safetensors file ({error}); {REMADE}") from error
+        raise DamagedError(f"{path}: not a whole safetensors file ({error}); {remedy}") from error
     if header is None:
-        raise DamagedError(f"{path}: has no field 'sedaq' in its header, so sedaq did not write it; {REMADE}")
-    body = parsed(header, f"{path}: field 'sedaq' of its header", REMADE)
-    metadata = _unseal(str(path), kind, body, of_tensors=True)
+        raise DamagedError(f"{path}: has no field 'sedaq' in its header, so sedaq did not write it; {remedy}")
+    body = parsed(header, f"{path}: field 'sedaq' of its header", remedy)
+    metadata = _unseal(str(path), kind, body, of_tensors=True, remedy=remedy)
     if metadata.pop("tensors", None) != tensor_fingerprint(sorted(tensors.items())):
-        raise DamagedError(f"{path}: field 'tensors' does not match the stored tensors, the file is damaged; {REMADE}")
-    check_owner(str(path), metadata, owner or {}, REMADE)
+        raise DamagedError(f"{path}: field 'tensors' does not match the stored tensors, the file is damaged; {remedy}")
+    check_owner(str(path), metadata, owner or {}, remedy)
     return tensors, metadata
 
 
@@ -298,6 +312,7 @@ def read_sealed(path: Path) -> tuple[str, list[dict[str, Any]]]:
     """
     if path.suffix == ".safetensors":
         try:
+            check_regular(path)
             with safe_open(path, framework="pt") as file:
                 header = (file.metadata() or {}).get("sedaq", "{}")
         except (OSError, SafetensorError) as error:

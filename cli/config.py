@@ -194,8 +194,9 @@ def _values(path: Path, verb: str, known: Parameters) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"`config` {path}: cannot be read; check the path") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"`config` {path}: not valid TOML ({error}); mend it") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError, too
+        said = str(error).partition("\n")[0]
+        raise InputError(f"`config` {path}: not valid TOML ({said}); mend it") from error
     values: dict[str, Any] = {}
     tables = {key: table for key, table in content.items() if key in known and isinstance(table, dict)}
     for key, value in content.items():

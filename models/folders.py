@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import reprlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import InputError
-from ..storage import SAFETENSORS_DTYPES, parsed, read_json
+from ..storage import SAFETENSORS_DTYPES, check_regular, parsed, read_json
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 # Names of denoisers, for what is asked of a folder before it is loaded.
@@ -47,15 +47,32 @@ def weights_file(module: nn.Module) -> str:
     return "model.safetensors" if is_of_transformers(module) else WEIGHTS_FILE
 
 
+# The most that a config may say, by names of fields: building a model of more takes hours, or more memory than there is.
+_MOST = ((r"layers|blocks|depth", 1000), (r"timesteps|(sample|image)_size", 1 << 17), (r"", 1 << 27))
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError for anything else."""
+    """A JSON object. Raises InputError for anything else, and for numbers that no model has."""
     try:
+        check_regular(path)
         config = parsed(path.read_bytes(), str(path), "the folder is damaged, save it again")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); the folder is damaged, save it again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds no JSON object with a field '_class_name'; the folder is damaged, save it again")
+    check_numbers(path, config)
     return config
+
+
+def check_numbers(path: Path, value: Any, name: str = "") -> None:
+    """Raise InputError for numbers in a config that no model has."""
+    for inner, part in value.items() if isinstance(value, dict) else ((name, part) for part in value) if isinstance(value, list) else ():
+        check_numbers(path, part, inner)
+    most = next(most for pattern, most in _MOST if re.search(pattern, name))
+    if isinstance(value, int) and abs(value) > most:
+        raise InputError(
+            f"{path}: field {name!r} is {reprlib.repr(value)}, more than the {most:,} that a model may have; get the model from somewhere else"
+        )
 
 
 def components_in(folder: Path) -> dict[str, tuple[str | None, str | None]]:
@@ -206,6 +223,7 @@ def weights_of(folder: Path) -> list[Path]:
 def opened_tensors(path: Path) -> Iterator[Any]:
     """A safetensors file, to be read in parts. Raises InputError for one that is cut short or is none."""
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
@@ -219,9 +237,9 @@ def tensor_headers(folder: Path) -> dict[str, tuple[torch.dtype | None, tuple[in
         if path.suffix == ".bin":
             try:
                 tensors = torch.load(path, map_location="meta", weights_only=True)
-            except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
+                found |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
+            except Exception as error:  # whatever a pickle may hold that is refused
                 raise InputError(f"{path}: not a whole file of weights; the folder is incomplete, save or download it again") from error
-            found |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
             continue
         with opened_tensors(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 from ..errors import DamagedError
 from ..storage import file_sha256, json_bytes, read_json, write_json
 
+log = logging.getLogger("sedaq")
 MANIFEST_FILE = "sedaq_manifest.json"
-_EDITABLE = ("README.md", "scheduler_config.json")  # that no number of the model stands in
+SCHEDULER_FILE = "scheduler_config.json"
+_EDITABLE = ("README.md", SCHEDULER_FILE)  # that no number of the model stands in
 
 
 def write_manifest(folder: Path) -> None:
@@ -48,6 +51,9 @@ def verify(folder: Path) -> None:
     """
     if not (folder / MANIFEST_FILE).exists() or os.environ.get("SEDAQ_VERIFY") == "0":
         return
+    for name, sha256 in _files(folder).items():
+        if Path(name).name == SCHEDULER_FILE and (folder / name).is_file() and file_sha256(folder / name) != sha256:
+            log.warning("%s: is not as sedaq wrote it; images are sampled as it says now", folder / name)
     for name, state in damaged_in(folder):
         if state == "missing":
             raise DamagedError(f"{folder / name}: is missing; delete the folder and apply the plan again")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from ..errors import DamagedError
 from ..storage import SAFETENSORS_DTYPES
 from .layers import Layer
 from .subject import Subject
@@ -34,6 +35,8 @@ class OutlinedSubject(Subject):
     Args:
         outline: that `outline_of` made, read back by storage.read_json.
         load: gives the subject, or raises InputError where it may not be loaded.
+
+    What is loaded must have the layers of the outline; else DamagedError is raised.
     """
 
     def __init__(self, outline: Mapping[str, Any], load: Callable[[], Subject]) -> None:
@@ -63,5 +66,8 @@ class OutlinedSubject(Subject):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or self.is_loaded:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        self.__dict__ |= {key: value for key, value in self._load().__dict__.items() if key not in self.__dict__}
+        loaded = self._load()
+        if loaded.layers != self.layers:
+            raise DamagedError("layers.json: names other layers than the model has; delete it, it will be written again")
+        self.__dict__ |= {key: value for key, value in loaded.__dict__.items() if key not in self.__dict__}
         return getattr(self, name)

@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import InputError
-from ..runtime.tasks import Task
+from ..runtime.tasks import Task, as_damage
 from ..storage import load_tensors, save_tensors
 from .calls import FLOAT, OUTPUT, Call, Template, answer_of, arguments_of, named_leaves
 from .hooks import hooking
@@ -120,8 +120,12 @@ class ReplayBuffer:
                         f"replay buffer {path}: was recorded with {name} {metadata['recording'][name]} where {value} is asked for; "
                         "pass another folder, or delete it"
                     )
-            template = Template.from_file(tensors, metadata)
-            return cls({path: tensors[path] for path in (*template.dtypes, OUTPUT)}, template, metadata["call_lengths"])
+            with as_damage(path):
+                template = Template.from_file(tensors, metadata)
+                rows = {name: tensors[name] for name in (*template.dtypes, OUTPUT)}
+                if {len(tensor) for tensor in rows.values()} != {sum(metadata["call_lengths"])}:
+                    raise InputError("its rows are not those of its calls")
+            return cls(rows, template, metadata["call_lengths"])
 
         return Task("replay buffer", path, lambda: cls.record(subject, recording), write, read).result()
 

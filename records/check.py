@@ -39,6 +39,7 @@ RECORDS: dict[str, Any] = {
     "weights": folders.Weights,
     "kernel costs": folders.Costs,
     "gpu tiles": folders.GpuTiles,
+    "quantization_config": folders.Quantization,
 }
 METADATA: dict[str, Any] = {
     "hessian": tensors.Hessian,

@@ -57,6 +57,10 @@ class Sampled(Record):
     dtype: str | None = None
 
 
+Halves = Annotated[tuple[Number | None, Number | None], Strict(False)]
+
+
 class Estimate(Record):
     value: Number | None
     se: Number | None = None
+    halves: Halves | None = None

@@ -55,3 +55,22 @@ class GpuTiles(Record):
 
 class Costs(Record):
     law: Factors
+
+
+class RoundedInputs(Record):
+    bits: Annotated[int, Field(ge=2, le=8)]
+    scheme: str = "token"
+
+
+class Quantization(Record):
+    """A model's quantization_config, whose fields are the arguments of SedaqConfig."""
+
+    model_config = ConfigDict(extra="forbid")
+    quant_method: str = "sedaq"
+    schema_: int = Field(alias="schema")
+    fingerprint: str = ""
+    layers: dict[str, str]
+    kernel_costs: Costs | None = None
+    activations: dict[str, RoundedInputs] = {}
+    timestep_edges: list[Number] = []
+    tied: dict[str, str] = {}

@@ -64,6 +64,8 @@ class Undecided(Record):
 
 class Provenance(Record):
     solver: str = ""
+    seed: Seed = 0
+    risk: Number = 0.0
     gap: Number | None = None
     trials: Size = 0
     gains: dict[str, Number] = {}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import ConfigDict, model_validator
+
 from .fields import Bits, Count, Estimate, Interval, Looks, Number, Record, Seed, Size
 
 
@@ -11,6 +15,9 @@ class Difference(Record):
 
 
 class Compared(Record):
+    """The metric stands under its own name."""
+
+    model_config = ConfigDict(extra="allow")
     bits: Bits
     method: str
     bits_per_weight: Bits
@@ -32,6 +39,13 @@ class Contest(Record):
     rows: list[Compared]
     conditions: Conditions
     run: str = ""
+
+    @model_validator(mode="after")
+    def _holds_its_metric(self) -> Contest:
+        metric = self.conditions.metric
+        if not all(isinstance((row.model_extra or {}).get(metric), (int, float)) for row in self.rows):
+            raise ValueError(f"must hold a number {metric} in every row")
+        return self
 
 
 class EvaluationResult(Record):
@@ -57,6 +71,7 @@ class Tuning(Record):
     name: str
     plan_hash: str
     held_out_losses: Looks
+    settings: dict[str, bool | str | int | float | list[Any] | None] = {}
     ending: str
     seconds: Number
     run: str = ""

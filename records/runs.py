@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from .fields import Bits, Count, Estimate, Number, Record, Sampled, Seed, Shape, Size, within_memory
+from .fields import Bits, Count, Estimate, Halves, Number, Record, Sampled, Seed, Shape, Size, within_memory
 from .folders import Costs
 
 
@@ -60,7 +60,7 @@ class Run(Record):
 
 
 class OutlinedLayer(Record):
-    name: str
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f\x7f]{1,200}$")]  # files are named by it
     role: str
     block: str
     kind: str
@@ -93,7 +93,7 @@ class Outline(Record):
 
 
 class Halved(Estimate):
-    halves: Annotated[tuple[Number | None, Number | None], Strict(False)]
+    halves: Halves
 
 
 class Probe(Record):

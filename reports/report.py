@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from ..errors import InputError
-from ..outputs import check_out
+from ..outputs import check_out, csv_bytes
 from ..runtime.status import commands_in
 from ..sensitivity.metrics.registry import METRICS
 from ..storage import write_atomically
@@ -92,7 +92,7 @@ def _section(spec: FigureSpec, data: RunData, folder: Path) -> dict[str, Any]:
         }
     write_atomically(folder / f"{spec.name}.svg", svg_bytes(figure))
     if table is not None:
-        write_atomically(folder / f"{spec.name}.csv", table.to_csv(index=False).encode())
+        write_atomically(folder / f"{spec.name}.csv", csv_bytes(table))
         section |= {
             "csv": f"figures/{spec.name}.csv",
             "n_rows": len(table),

@@ -107,7 +107,7 @@ def parse_executor(text: str) -> Executor:
     """
     if text == "serial":
         return Serial()
-    if found := re.fullmatch(r"processes:(\d+)", text):
+    if found := re.fullmatch(r"processes:(\d{1,4})", text, re.ASCII):
         return Processes(int(found[1]))
     if (on_ray := parse_ray(text)) is not None:
         return on_ray

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..outputs import refuse_links
 from ..storage import fingerprint, read_json, read_records_from, warn_of_rest
 
 RUN_FILE = "run.json"
@@ -25,6 +26,12 @@ def owner(folder: Path) -> dict[str, str]:
         return {}
     content = read_json(folder / RUN_FILE, "run")
     return {"run": fingerprint([content["subject"]["fingerprint"], content["settings"]])}
+
+
+def run_record(folder: Path) -> dict[str, Any]:
+    """What run.json says. Raises InputError where the folder holds a link out of it, through which a stranger's run would have other files written."""
+    refuse_links(folder)
+    return read_json(folder / RUN_FILE, "run")
 
 
 def read_own_records(path: Path, kind: str) -> list[dict[str, Any]]:

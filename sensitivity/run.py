@@ -23,6 +23,7 @@ from ..models.subject import Subject
 from ..remote import url_of
 from ..runtime.executors import parse_executor
 from ..runtime.journal import Journal
+from ..runtime.owner import run_record
 from ..storage import local_folder, read_json, write_json
 from .metrics.reference import REFERENCE_IMAGES
 
@@ -175,7 +176,7 @@ class Run:
         """
         folder = local_folder(folder)
         path = folder / "run.json"
-        found = read_json(path, "run") if path.exists() else None
+        found = run_record(folder) if path.exists() else None
         if found is not None:
             images = settings.calibration_images or found["settings"].get("calibration_images")
             settings = replace(settings, old_batch_size=found["settings"].get("batch_size"), calibration_images=images)
@@ -235,7 +236,7 @@ class Run:
         folder = local_folder(folder)
         if not (folder / "run.json").exists():
             raise InputError(f"`run` {folder}: holds no run (no run.json); make one with `sedaq probe`")
-        content = read_json(folder / "run.json", "run")
+        content = run_record(folder)
         settings = Settings.from_dict(content["settings"], batch_size or content.get("batch_size"))
         known, note = content["subject"], content["subject"]["argument"]
 

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from sedaq.errors import InputError
-from sedaq.outputs import check_out, write_folder
+from sedaq.outputs import check_out, csv_bytes, refuse_links, write_folder
 from sedaq.storage import write_json
 
 
@@ -118,3 +119,21 @@ def test_what_comes_up_while_the_new_one_is_made_stops_the_swap(tmp_path: Path) 
     with pytest.raises(InputError, match="something new"):
         write_folder(out, lambda folder: (folder / "b").write_text("later") and None, before_replacing=refuse)
     assert [path.name for path in out.iterdir()] == ["a"] and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_links_that_lead_out_of_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "run" / "plans").mkdir(parents=True)
+    (tmp_path / "mine").write_text("mine")
+    refuse_links(tmp_path / "run")
+    (tmp_path / "run" / "inside").symlink_to(tmp_path / "run" / "plans")
+    refuse_links(tmp_path / "run")
+    for name in ("probes.jsonl", "plans/front.json", ".probes.jsonl.lock"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+        with pytest.raises(InputError, match="is a link that leads out of .*; put what it leads to in its place"):
+            refuse_links(tmp_path / "run")
+        (tmp_path / "run" / name).unlink()
+
+
+def test_formulas_in_tables_are_texts() -> None:
+    table = pd.DataFrame({"name": ["=1+1", "@a", "-b", "c", None], "value": [-1.5, 0.0, 1.0, 2.0, 3.0]})
+    assert csv_bytes(table).decode().splitlines() == ["name,value", "'=1+1,-1.5", "'@a,0.0", "'-b,1.0", "c,2.0", ",3.0"]

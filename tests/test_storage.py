@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sedaq.errors import InputError
+from sedaq.errors import DamagedError, InputError
 from sedaq.storage import (
     SAFETENSORS_DTYPES,
     SCHEMA,
@@ -305,3 +306,34 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyte
 def test_a_folder_in_place_of_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_records(tmp_path, "event")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        for read in (read_json, read_records, load_tensors):
+            with pytest.raises(InputError, match=f"{name}: is no file but a device or a pipe; put a file in its place"):
+                read(tmp_path / name, "note")
+
+
+def test_a_journal_that_lost_lines_is_told_of(records: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_records(records, "event")
+    assert caplog.text == ""
+    records.write_bytes(records.read_bytes()[:-1])
+    read_records(records, "event")
+    assert f"{records}: the last line was cut short and is left out" in caplog.text
+    records.write_bytes(b"")
+    read_records(records, "event")
+    assert f"{records}: holds no record" in caplog.text
+
+
+def test_whose_a_file_is(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", "note", {"run": "one"})
+    save_tensors(tmp_path / "a.safetensors", "numbers", TENSORS, {"layer": "a"})
+    assert read_json(tmp_path / "a.json", "note", owner={"run": "one", "other": "not stored by an earlier version"}) == {"run": "one"}
+    with pytest.raises(DamagedError, match=r"a\.json: is of another run, 'one' and not 'two'; delete the file, it will be made again"):
+        read_json(tmp_path / "a.json", "note", owner={"run": "two"})
+    with pytest.raises(DamagedError, match="is of another layer, 'a' and not 'b'"):
+        load_tensors(tmp_path / "a.safetensors", "numbers", owner={"layer": "b"})

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ...errors import InputError
-from ...models.folders import WEIGHTS_FILE, read_config
+from ...models.folders import WEIGHTS_FILE, check_numbers, read_config
 from ...models.pretrained import model_class_of
 from ...outputs import check_out
 from ...storage import parsed, write_atomically_by
@@ -74,9 +74,18 @@ def load_file(path: str | Path, *, dtype: torch.dtype = torch.float32, device: s
     if _CONFIG not in metadata:
         raise InputError(f"{path}: holds no model that sedaq quantized; pass a file that `sedaq apply` wrote")
     config = parsed(metadata[_CONFIG], str(path), "apply the plan again")
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: holds no config of a model; apply the plan again")
+    check_numbers(path, config)
     quantization = stored_config(config, str(path))
     config.pop("quantization_config")
-    with init_empty_weights():
-        model: nn.Module = model_class_of(config, str(path)).from_config(config)
+    model_class = model_class_of(config, str(path))
+    try:
+        with init_empty_weights():
+            model: nn.Module = model_class.from_config(config)
+    except Exception as error:  # whatever an architecture raises on numbers that it cannot have
+        raise InputError(
+            f"{path}: diffusers cannot build its model ({type(error).__name__}); the file is damaged, apply the plan again"
+        ) from error
     put_stored(model, quantization, tensors, str(path), device="cpu")
     return model.eval().requires_grad_(False).to(device=device, dtype=dtype)

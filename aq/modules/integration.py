@@ -46,6 +46,17 @@ class _Method(StrEnum):
 METHOD = _Method.SEDAQ.value
 
 
+def _check_stored(content: dict[str, Any]) -> None:
+    """Raise InputError for fields of another type, and for formats that are none."""
+    from ...records.check import complaint  # here, for pydantic takes a tenth of a second to import
+
+    wrong = complaint("quantization_config", content)
+    if wrong is not None:
+        raise InputError(f"quantization_config: {wrong}; apply the plan again")
+    for text in content["layers"].values():
+        Format.parse(text)
+
+
 class SedaqConfig(QuantizationConfigMixin):
     """config.json's quantization_config: the format of every layer that holds codes, how its inputs are rounded (with the edges between
     buckets of timesteps), and what kernels cost where it was written.
@@ -91,6 +102,13 @@ class SedaqConfig(QuantizationConfigMixin):
             layers = {path: str(format) for path, format in self.plan.formats.items() if format != AS_IS}
         if layers is None:
             raise InputError("a SedaqConfig needs the `plan` by which to quantize")
+        stored = {
+            "kernel_costs": kernel_costs,
+            "activations": activations or {},
+            "tied": tied or {},
+            "timestep_edges": list(timestep_edges),
+        }
+        _check_stored({"schema": schema, "layers": layers, "fingerprint": fingerprint, **stored})
         self.schema, self.layers, self.kernel_costs, self.fingerprint = schema, dict(layers), kernel_costs, fingerprint
         self.activations = {path: Activation(**choice) for path, choice in (activations or {}).items()}
         self.timestep_edges = tuple(timestep_edges)

@@ -17,6 +17,7 @@ from ...models.noise import purpose_seed
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
+from ...records import REMADE
 from ...runtime.tasks import as_damage
 from ...storage import fingerprint, load_tensors, save_tensors
 from .extractors import Extractor
@@ -105,9 +106,9 @@ def save_reference(path: str | Path, reference: Reference, extractor: Extractor,
     save_tensors(Path(path), _KIND, tensors, metadata)
 
 
-def load_statistics(path: Path, extractor: Extractor, owner: Mapping[str, str] | None = None) -> Reference:
+def load_statistics(path: Path, extractor: Extractor, owner: Mapping[str, str] | None = None, remedy: str = REMADE) -> Reference:
     """The reference that save_reference wrote. Raises InputError for a file that is missing, or made by another extractor; DamagedError as storage.load_tensors."""
-    tensors, metadata = load_tensors(path, _KIND, owner=owner)
+    tensors, metadata = load_tensors(path, _KIND, owner=owner, remedy=remedy)
     made_by = metadata["extractor"]
     if made_by["fingerprint"] != extractor.fingerprint:
         raise InputError(
@@ -170,7 +171,7 @@ def load_reference(
         return default()
     path = Path(spec).expanduser()
     if path.suffix == ".safetensors" and not path.is_dir():
-        return load_statistics(path, extractor)
+        return load_statistics(path, extractor, remedy="make the statistics again from images, or name another reference")
     if not path.is_dir() and path.suffix != ".npz":
         raise InputError(f"{path}: no reference there; name a folder of images, an .npz or a .safetensors statistics file")
     return _from_images(path, extractor, tuple(image_shape))

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from ...aq.plans.menu import Entry
 from ...errors import DamagedError, InputError
+from ...outputs import csv_bytes
 from ...runtime.owner import owner
 from ...runtime.status import telling
 from ...storage import file_sha256, fingerprint, read_json, write_atomically, write_json
@@ -83,7 +84,7 @@ def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
         return found
     with threadpool_limits(1):  # matrices are small: threads that wait for each other take ten times as long on a busy machine
         predictor, tables, summary = _fit(run, statistics, probes, metric, seed)
-    files = {name: table.to_csv(index=False).encode() for name, table in tables.items()}
+    files = {name: csv_bytes(table) for name, table in tables.items()}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     summary = {"metric": metric, "probes": identity["probes"], **summary, "tables": hashes}
     _write(run.folder / "predictor", predictor, identity, files, summary | owner(run.folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,3 +199,21 @@ def test_images_of_unknown_size(make_denoiser: Callable[..., Path]) -> None:
 
 def test_a_single_file(make_denoiser: Callable[..., Path]) -> None:
     assert ":FOLDER, with a diffusers folder that has the configs" in refusal(make_denoiser("unet") / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"num_layers": 10**6}, {"in_channels": 10**12}, {"sample_size": [8, 10**12]}, {"inner": {"depths": [2, 10**6]}}, {"x": -(10**12)}],
+    ids=str,
+)
+def test_numbers_that_no_model_has(fields: dict[str, object], make_denoiser: Callable[..., Path]) -> None:
+    folder = make_denoiser("dit", 4)
+    edit(folder / "config.json", **fields)
+    assert "more than the" in refusal(folder) and "that a model may have" in refusal(folder)
+
+
+def test_a_pipe_is_no_config(make_denoiser: Callable[..., Path]) -> None:
+    folder = make_denoiser("dit", 4)
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    assert "config.json: is no file but a device or a pipe; put a file in its place" in refusal(folder)

@@ -78,10 +78,13 @@ def test_who_changed_it_himself_may_say_so(out: Path, monkeypatch: pytest.Monkey
     assert load(out, quantized=True).name == "out"
 
 
-def test_a_card_and_a_scheduler_may_be_edited(out: Path) -> None:
+def test_a_card_and_a_scheduler_may_be_edited(out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(out, quantized=True)
+    assert "images are sampled as it says now" not in caplog.text
     for name in ("README.md", "scheduler/scheduler_config.json"):
         (out / name).write_text((out / name).read_text() + "\n")
     assert load(out, quantized=True).name == "out"
+    assert caplog.text.count("scheduler_config.json: is not as sedaq wrote it; images are sampled as it says now") == 1
 
 
 USER: dict[str, Callable[[Path], object]] = {

@@ -136,7 +136,7 @@ def test_a_run_whose_probes_are_another_runs_is_refused(tmp_path: Path) -> None:
             write({**record, "key": name})
         assert probe_journal(tmp_path / name).read()[-1] == {**record, "key": name}
     shutil.copy(tmp_path / "one" / "probes.jsonl", tmp_path / "other" / "probes.jsonl")
-    with pytest.raises(InputError, match=r"probes\.jsonl line \d+: is of another run, .* remove the line"):
+    with pytest.raises(InputError, match=r"probes\.jsonl line \d+: is of another run, .* move the file away"):
         probe_journal(tmp_path / "other").read()
     assert len(read_records(tmp_path / "other" / "probes.jsonl", "probe")) == len(probe_journal(tmp_path / "one").read())
     states = {found.path: found.state for found in doctor.examine(tmp_path / "other").findings}

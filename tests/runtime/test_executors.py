@@ -236,7 +236,10 @@ def test_executors_are_named_by_a_text() -> None:
     assert parse_executor("serial") == Serial() and parse_executor("processes:12") == Processes(12)
 
 
-@pytest.mark.parametrize("text", ["", "processes", "processes:", "processes:-1", "processes:two", "threads:2", "Serial"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "processes", "processes:", "processes:-1", "processes:two", "threads:2", "Serial", "processes:" + "9" * 5000, "processes:٣"],
+)
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"executor .* is unknown; use 'serial', or 'processes:N'"):
         parse_executor(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +15,11 @@ from sedaq.aq.formats import AS_IS
 from sedaq.aq.plans.menu import heuristic_menus
 from sedaq.errors import InputError
 from sedaq.models.loading import load
+from sedaq.search import bench
 from sedaq.search.engine import SearchResult
 from sedaq.search.find import find_plan
 from sedaq.search.verb import SPARE_BYTES, find_within_pipeline
+from sedaq.storage import read_json
 
 from .conftest import FakePredictor
 
@@ -90,3 +93,17 @@ def test_budgets_hold_with_the_ranges_of_rounded_inputs(scheme, run) -> None:
     ranges = found.plan.size_bytes - replace(found.plan, activations={}).with_activations(run.subject, {}).size_bytes
     assert (ranges > 0) == SCHEMES[scheme].static
     assert found.plan.bits_per_weight <= plain.bits_per_weight + 1e-9
+
+
+def test_a_damaged_comparison_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    interval = {"value": 1.0, "ci": [0.5, 1.5]}
+    row = {"bits": 2.0, "method": "uniform", "bits_per_weight": 1.9, "size_bytes": 9, "fid": 3.0, "solver": None}
+    row |= {name: interval for name in ("excess", "over_uniform", "over_searched")}
+    conditions, path = {"n_images": 8, "steps": 2, "seeds": 3, "metric": "fid"}, tmp_path / "contest.json"
+    bench._keep(path, [row], conditions)
+    bench._keep(path, [{**row, "bits": 3.0}], conditions)
+    assert [kept["bits"] for kept in read_json(path, "contest")["rows"]] == [2.0, 3.0] and caplog.text == ""
+    path.write_bytes(path.read_bytes()[:-20])
+    bench._keep(path, [{**row, "bits": 4.0}], conditions)
+    assert [kept["bits"] for kept in read_json(path, "contest")["rows"]] == [4.0]
+    assert "rows of other budgets are lost" in caplog.text

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sedaq.cli.main import main
-from sedaq.errors import UntrustedError
+from sedaq.errors import InputError, UntrustedError
 from sedaq.models import loading
 from sedaq.models.loading import load, may_be_reopened
 from sedaq.models.outline import OutlinedSubject, outline_of
@@ -112,8 +112,9 @@ def test_a_model_in_full_precision_is_not_loaded_by_its_note_either(handed_on: P
         lambda path: path.write_text("{"),
         lambda path: write_json(path, "outline", {**read_json(path, "outline"), "fingerprint": "0" * 16}),
         lambda path: write_json(path, "outline", {**read_json(path, "outline"), "layers": [3]}),
+        lambda path: write_json(path, "outline", {**read_json(path, "outline"), "weights": {}}),
     ],
-    ids=["missing", "cut", "of another model", "mistyped"],
+    ids=["missing", "cut", "of another model", "mistyped", "without weights"],
 )
 def test_a_damaged_outline_is_made_again_of_the_model(harm: Callable[[Path], None], probed: Path, subject: str, tmp_path: Path) -> None:
     shutil.copytree(probed, tmp_path / "run")
@@ -143,3 +144,25 @@ def test_an_outline_knows_names_and_fingerprints_and_loads_the_rest_once(subject
     assert found.denoiser is not None and loads == [1] and found.is_loaded
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         found.nothing  # noqa: B018
+
+
+def test_an_outline_with_other_layers_than_the_model_is_refused(probed: Path, subject: str, tmp_path: Path) -> None:
+    shutil.copytree(probed, tmp_path / "run")
+    Run.open(tmp_path / "run", subject=subject)
+    path = tmp_path / "run" / OUTLINE_FILE
+    outline = read_json(path, "outline")
+    first, *others = outline["layers"]
+    forged = {**outline, "layers": [{**first, "name": "evil"}, *others]}
+    forged |= {
+        "tensors": {**outline["tensors"], "evil.weight": next(iter(outline["tensors"].values()))},
+        "weights": {**outline["weights"], "evil": "0"},
+    }
+    write_json(path, "outline", forged)
+    outlined = OutlinedSubject(read_json(path, "outline"), lambda: load(subject))
+    assert outlined.layers[0].name == "evil"
+    with pytest.raises(InputError, match=r"layers\.json: names other layers than the model has; delete it"):
+        outlined.denoiser  # noqa: B018
+    for name in ("../evil", "/evil", "a\x00b", "x" * 300, ""):
+        write_json(path, "outline", {**forged, "layers": [{**first, "name": name}, *others]})
+        with pytest.raises(InputError, match=r"field 'layers\.0\.name' must match pattern"):
+            read_json(path, "outline")

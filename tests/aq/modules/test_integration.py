@@ -82,7 +82,7 @@ def test_a_damaged_folder_is_refused(damage, quantized):
         lost = "transformer_blocks.7.attn1.to_q"
         config["quantization_config"]["layers"][lost] = "1x4g4"
     elif damage == "costs":
-        lost = "field 'kernel_costs' is damaged"
+        lost = "field 'kernel_costs"
         config["quantization_config"]["kernel_costs"] = {"law": {"dequantize": {"few": [1.0]}}}
     else:
         lost = "field 'schema' is 99"

@@ -84,6 +84,12 @@ def test_what_was_measured_is_kept(subject, tmp_path: Path, monkeypatch):
     assert len(list((tmp_path / "step-times").iterdir())) == 2, "other numbers of images are other times"
 
 
+def test_times_of_another_model_are_measured_anew(subject, tmp_path: Path, caplog):
+    StepTimes.of_run(tmp_path, subject, 2)
+    other = sampled(nn.Sequential(nn.Linear(4, 4)), 4)
+    assert StepTimes.of_run(tmp_path, other, 2).dense.keys() == {"0"} and "damaged; the milliseconds of layers is made again" in caplog.text
+
+
 def test_on_other_devices_nothing_is_foretold():
     with pytest.raises(InputError, match="leave `ms_per_step` out"):
         StepTimes.measure(sampled(nn.Linear(2, 2).to("meta"), 2), 1)

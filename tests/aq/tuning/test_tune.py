@@ -24,6 +24,7 @@ from sedaq.aq.tuning.tuned import Tuned
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 from sedaq.models.subject import Subject
+from sedaq.storage import load_tensors, save_tensors
 
 CPU = torch.device("cpu")
 FALLEN_BACK = "nothing was better, once stored, than what came in, which is handed out"
@@ -210,6 +211,25 @@ def test_patience_ends_a_tuning_that_gains_nothing(subject, encodings, small, tm
     for _ in range(2):  # begun again when it was done
         again = tune(subject, encodings, settings, folder=tmp_path)
         assert again.losses == tuned.losses and again.ending == tuned.ending
+
+
+@pytest.mark.parametrize("harm", ["cut", "of another tuning", "resealed without a part"])
+def test_a_tuning_whose_state_is_damaged_begins_anew(harm, subject, encodings, small, tmp_path, caplog):
+    settings = dataclasses.replace(small, steps=8, check_every=4)
+    tuned = tune(subject, encodings, settings, folder=tmp_path)
+    (path,) = tmp_path.glob("state-*.safetensors")
+    if harm == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif harm == "of another tuning":
+        tune(subject, encodings, dataclasses.replace(settings, learning_rate=1e-3), folder=tmp_path / "other", buffer_folder=tmp_path)
+        (other,) = (tmp_path / "other").glob("state-*.safetensors")
+        other.replace(path)
+    else:
+        tensors, metadata = load_tensors(path, "tuning")
+        tensors.pop(next(name for name in tensors if name.startswith("adam:")))
+        save_tensors(path, "tuning", tensors, metadata)
+    assert tune(subject, encodings, settings, folder=tmp_path).losses == tuned.losses
+    assert f"{path}: damaged; the tuning begins anew" in caplog.text
 
 
 def test_the_better_of_parameters_and_their_running_mean_is_remembered(subject, encodings, small):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,9 +100,22 @@ def test_unreadable_inputs(tmp_path: Path, images: np.ndarray) -> None:
     (tmp_path / "damaged.npz").write_bytes(b"PK no archive")
     np.savez(tmp_path / "floats.npz", images / 255)
     (tmp_path / "empty").mkdir()
+    np.savez_compressed(tmp_path / "bomb.npz", np.zeros((800_000, 3, 6, 5), np.uint8))
+    np.savez(tmp_path / "other.npz", np.zeros((2, 9, 9, 3), np.uint8))
+    np.save(tmp_path / "array.npy", images)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    np.savez(tmp_path / "objects.npz", np.array([{}], dtype=object))
+    with zipfile.ZipFile(tmp_path / "claims.npz", "w") as archive:
+        header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 3, 6, 5), }\n"
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     expected = {
         "folder": "001.png",
         "damaged.npz": "damaged",
+        "bomb.npz": "unpacks to .* as no images do",
+        "claims.npz": "damaged",
+        "other.npz": r"\(3, 9, 9\)",
+        "array.npz": "damaged",
+        "objects.npz": "needs one uint8 array.*object",
         "floats.npz": "needs one uint8 array.*float64",
         "empty": "no image",
         "absent": "no ref",
