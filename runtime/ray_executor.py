@@ -12,10 +12,12 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -26,6 +28,9 @@ from .workers import MAX_TRIES, DiedError, Pool, Worker, answer_of, opened, unse
 
 log = logging.getLogger("sedaq")
 PATIENCE = 60.0  # seconds without any worker, after which a line says that the cluster is full
+HOST_PORT = r"(?P<host>\[[\da-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})"
+# Nobody is told of the use of a cluster that is started here, and Ray says on this process's stderr nothing that is no error.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
 REACHED_WITHIN = 5.0  # seconds, by which a cluster's port must answer
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,35 +67,24 @@ def parse_ray(text: str) -> Ray | None:
     Raises:
         InputError: the package ray is not installed, or nothing answers at the address.
     """
-    found = re.fullmatch(r"ray:auto|ray://(\[[\da-fA-F:]+\]|[\w.-]+):(\d{1,5})", text)
-    if found is None:
+    if text != "ray:auto" and not re.fullmatch(rf"ray://{HOST_PORT}", text):
         return None
     _imported(text)
-    if found[1] is None:
+    if text == "ray:auto":
         return Ray()
-    try:
-        socket.create_connection((found[1].strip("[]"), int(found[2])), REACHED_WITHIN).close()
-    except (OSError, OverflowError) as error:
+    if (why_not := _unreachable(text)) is not None:
         raise InputError(
-            f"executor {text!r}: nothing answers there ({error}); give the host of the cluster's head and the port of its client server, 10001 by default"
-        ) from error
+            f"executor {text!r}: nothing answers there ({why_not}); give the host of the cluster's head and the port of its client server, 10001 by default"
+        )
     return Ray(text)
-
-
-def _imported(text: str) -> Any:
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise InputError(f"executor {text!r} needs the package ray ({error}); pip install 'sedaq[ray]'") from error
 
 
 def joined(address: str | None) -> Any:
     """The module ray, when this process has joined the cluster. Raises InputError where it cannot be joined."""
     global _address
     text = address or "ray:auto"
-    # Nobody is told of the use of a cluster that is started here, and nothing is said of what Ray will change.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     ray = _imported(text)
     if ray.is_initialized():
         if address is not None and _address != address:
@@ -99,7 +93,9 @@ def joined(address: str | None) -> Any:
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address or _running_cluster(), log_to_driver=False, logging_level=logging.ERROR)
+    except InputError:
+        raise
     except Exception as error:  # of many kinds: no connection, other versions of Python or Ray
         raise InputError(f"executor {text!r}: the cluster cannot be joined ({_line(error)}); see `ray status` on its head") from error
     finally:
@@ -107,6 +103,40 @@ def joined(address: str | None) -> Any:
             signal.signal(signal.SIGTERM, before)
     _address = address
     return ray
+
+
+def _running_cluster() -> str:
+    """The address of the cluster that this machine belongs to, as RAY_ADDRESS or the last `ray start` says; "local" where there is none.
+
+    Ray itself would wait minutes for a cluster that is no more.
+    """
+    if named := os.environ.get("RAY_ADDRESS"):
+        if (why_not := _unreachable(named)) is not None:
+            raise InputError(
+                f"executor 'ray:auto': nothing answers at RAY_ADDRESS {named} ({why_not}); start that cluster, or unset the variable"
+            )
+        return named
+    note = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+    noted = note.read_text().strip() if note.exists() else ""
+    return noted if noted and _unreachable(noted) is None else "local"
+
+
+def _unreachable(address: str) -> str | None:
+    """Why nothing answers at an address; None where something does, or where it names no host and port."""
+    found = re.fullmatch(rf"(?:ray://)?{HOST_PORT}", address)
+    try:
+        if found is not None:
+            socket.create_connection((found["host"].strip("[]"), int(found["port"])), REACHED_WITHIN).close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return None
+
+
+def _imported(text: str) -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise InputError(f"executor {text!r} needs the package ray ({error}); pip install 'sedaq[ray]'") from error
 
 
 @dataclass(frozen=True)

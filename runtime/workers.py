@@ -17,7 +17,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pickle import PicklingError
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 
@@ -115,7 +115,7 @@ class Pool(ABC, Generic[T, R]):
                 "so run the same again, with fewer workers if memory was short"
             )
 
-    def __enter__(self) -> Pool[T, R]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -241,7 +241,7 @@ def test_executors_are_named_by_a_text() -> None:
     ["", "processes", "processes:", "processes:-1", "processes:two", "threads:2", "Serial", "processes:" + "9" * 5000, "processes:٣"],
 )
 def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"executor .* is unknown; use 'serial', or 'processes:N'"):
+    with pytest.raises(InputError, match=r"executor .* is unknown; use 'serial', 'processes:N' for N processes, "):
         parse_executor(text)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,126 +16,136 @@ import pytest
 from sedaq.errors import InputError, SedaqError, WorkerError
 from sedaq.runtime import ray_executor
 from sedaq.runtime.executors import parse_executor
-from sedaq.runtime.ray_executor import Ray, joined
+from sedaq.runtime.ray_executor import QUIET, Ray, joined
 
-sys.path.append(str(Path(__file__).parent))  # where actors find the module, too
-from worker_functions import OpensAndCounts, OpensHereOnly, describe, die_at_one, die_the_first_time, fail_at_one, slow_square, unsendable
+sys.path.append(str(Path(__file__).parent))
+from worker_functions import (
+    OpensAndCounts,
+    OpensHereOnly,
+    call,
+    describe,
+    describe_slowly,
+    die_at_one,
+    die_the_first_time,
+    fail_at_one,
+    slow_square,
+    unsendable,
+)
 
 pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A local cluster with two slots, which "ray:auto" joins."""
+def nodes() -> Iterator[Any]:
+    """A cluster with two slots that this process has joined, so that "ray:auto" uses it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where actors find worker_functions
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "object_store_memory": 100 << 20})
+        ray.init(made.address, log_to_driver=False, logging_level="ERROR")
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def cluster(nodes: Any) -> Any:
     import ray
 
-    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=100 << 20)
-    yield ray
-    ray.shutdown()
+    return ray
 
 
-def children(ray: Any) -> list[Any]:
-    """Actors that are alive."""
-    return [actor for actor in ray._private.state.actors().values() if actor["State"] == "ALIVE"]
+def alive(ray: Any) -> list[Any]:
+    """Actors that have not ended."""
+    return [actor for actor in ray._private.state.actors().values() if actor["State"] != "DEAD"]
 
 
-@pytest.mark.parametrize("count", [0, 1, 7])
-def test_results_are_those_of_other_executors(cluster: Any, count: int) -> None:
-    with Ray().workers(describe) as run:
-        found = list(run(range(count)))
-        again = list(run(range(count)))
-    assert sorted((item, answer["square"]) for item, answer in found) == [(item, item**2) for item in range(count)]
-    processes = {answer["process"] for _, answer in found}
-    assert os.getpid() not in processes and len(processes) <= 2, "one a slot"
-    assert {answer["threads"] for _, answer in found} <= {1}
-    if count > 2:
-        assert {answer["process"] for _, answer in again} <= processes | {answer["process"] for _, answer in found + again}
+class TestOnePool:
+    """It takes seconds to start actors: these all use the same, which call what they are given."""
+
+    @pytest.fixture(scope="class")
+    def run(self, nodes: Any) -> Iterator[Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]]]:
+        with Ray().workers(call, name=lambda item: f"item {item.args[-1]}") as run:
+            yield run
+
+    @pytest.mark.parametrize("count", [0, 1, 7])
+    def test_results_are_those_of_other_executors(self, run: Any, count: int) -> None:
+        found = [(item.args[0], answer) for item, answer in run([partial(describe, item) for item in range(count)])]
+        assert sorted((item, answer["square"]) for item, answer in found) == [(item, item**2) for item in range(count)]
+        processes = {answer["process"] for _, answer in found}
+        assert os.getpid() not in processes and len(processes) <= 2, "one a slot"
+        assert {answer["threads"] for _, answer in found} <= {1}
+
+    def test_exceptions_come_through_as_themselves(self, run: Any, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="^layer x: cannot be$") as caught:
+            list(run([partial(fail_at_one, tmp_path, item) for item in (1, 2)]))
+        assert type(caught.value) is InputError
+        assert sorted(answer for _, answer in run([partial(fail_at_one, tmp_path, item) for item in (3, 4)])) == [3, 4]
+
+    def test_what_a_killed_actor_was_at_is_done_by_another(self, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        assert sorted(answer for _, answer in run([partial(die_the_first_time, tmp_path, item) for item in (1, 2, 3)])) == [1, 2, 3]
+        assert "item 1: its worker process died" in caplog.text and "it is tried again" in caplog.text
+        assert all(len(record.getMessage().splitlines()) == 1 for record in caplog.records)
+
+    def test_an_item_that_kills_every_actor_is_named_when_all_else_is_done(self, run: Any, tmp_path: Path) -> None:
+        with pytest.raises(WorkerError, match=r"^item 1: its worker process died \(.*\), 3 times; all else is done and kept"):
+            list(run([partial(die_at_one, tmp_path, item) for item in (0, 1, 2, 3)]))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "2", "3"]
+
+    def test_an_answer_that_cannot_be_sent_is_an_error_and_not_a_wait(self, run: Any) -> None:
+        with pytest.raises(SedaqError, match="cannot be sent"):
+            list(run([partial(unsendable, 1)]))
+
+    def test_a_caller_that_does_not_want_the_rest(self, run: Any) -> None:
+        first = next(run([partial(slow_square, item) for item in range(50)]))
+        assert first[1] == first[0].args[0] ** 2
+        assert sorted(answer for _, answer in run([partial(slow_square, item) for item in (300, 301)])) == [90000, 90601], (
+            "no answer is another's"
+        )
 
 
-def test_the_function_is_opened_once_by_each_actor(cluster: Any, tmp_path: Path) -> None:
+def test_the_function_is_opened_once_by_each_actor(nodes: Any, tmp_path: Path) -> None:
     with Ray().workers(OpensAndCounts(tmp_path)) as run:
         assert sorted(result for _, result in run(range(6))) == list(range(6))
         list(run(range(6)))
     assert 1 <= len(list(tmp_path.iterdir())) <= 2
 
 
-def test_exceptions_come_through_as_themselves(cluster: Any, tmp_path: Path) -> None:
-    with Ray().workers(partial(fail_at_one, tmp_path)) as run:
-        with pytest.raises(InputError, match="^layer x: cannot be$") as caught:
-            list(run([1, 2]))
-        assert type(caught.value) is InputError
-        assert sorted(run([3, 4])) == [(3, 3), (4, 4)]
-
-
-def test_what_a_killed_actor_was_at_is_done_by_another(cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Ray().workers(partial(die_the_first_time, tmp_path), name="item {}".format) as run:
-        assert sorted(run([1, 2, 3])) == [(1, 1), (2, 2), (3, 3)]
-    assert "item 1: its worker process died" in caplog.text and "it is tried again" in caplog.text
-    assert all(len(record.getMessage().splitlines()) == 1 for record in caplog.records)
-
-
-def test_an_item_that_kills_every_actor_is_named_when_all_else_is_done(cluster: Any, tmp_path: Path) -> None:
-    with (
-        pytest.raises(WorkerError, match=r"^item 1: its worker process died \(.*\), 3 times; all else is done and kept"),
-        Ray().workers(partial(die_at_one, tmp_path), name="item {}".format) as run,
-    ):
-        list(run([0, 1, 2, 3]))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "2", "3"]
-
-
-def test_a_function_that_cannot_be_opened_elsewhere_says_why(cluster: Any) -> None:
+def test_a_function_that_cannot_be_opened_elsewhere_says_why(nodes: Any) -> None:
     with pytest.raises(InputError, match="opens nowhere else"), Ray().workers(OpensHereOnly(os.getpid())) as run:
         list(run([1, 2]))
-
-
-def test_an_answer_that_cannot_be_sent_is_an_error_and_not_a_wait(cluster: Any) -> None:
-    with pytest.raises(SedaqError, match="cannot be sent"), Ray().workers(unsendable) as run:
-        list(run([1, 2]))
-
-
-def test_a_caller_that_does_not_want_the_rest(cluster: Any) -> None:
-    with Ray().workers(slow_square) as run:
-        first = next(run(range(50)))
-        assert first[1] == first[0] ** 2
-        assert sorted(run([300, 301])) == [(300, 90000), (301, 90601)], "no answer is taken for another's"
 
 
 def test_actors_end_with_the_block(cluster: Any) -> None:
     with Ray().workers(describe) as run:
         list(run(range(4)))
-        assert children(cluster)
+        assert alive(cluster)
     deadline = time.monotonic() + 10
-    while children(cluster):
+    while alive(cluster):
         assert time.monotonic() < deadline, "an actor lives on"
         time.sleep(0.05)
 
 
-def test_a_node_that_joins_is_used(cluster: Any) -> None:
+def test_a_node_that_joins_is_used(cluster: Any, nodes: Any) -> None:
     """Actors that the cluster has no room for wait for one."""
-    from ray.cluster_utils import Cluster  # noqa: F401  what the test stands on is part of Ray
-
-    node = cluster._private.worker._global_node
-    address = node.address
-    extra: list[Any] = []
-
-    def join() -> None:
-        import subprocess
-
-        time.sleep(1.0)
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--num-cpus=1", "--num-gpus=0", "--block"]
-        extra.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-
-    thread = threading.Thread(target=join)
-    thread.start()
-    try:
-        with Ray().workers(partial(slow_square, seconds=0.5)) as run:
-            processes = {answer for _, answer in run(range(60))}
-        assert len(processes) == 60
-    finally:
-        thread.join()
-        for process in extra:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+    found: set[int] = set()
+    with Ray().workers(partial(describe_slowly, 0.2)) as run:
+        results = run(range(1000))
+        found |= {next(results)[1]["process"] for _ in range(10)}
+        assert len(found) == 2
+        node = nodes.add_node(num_cpus=1, num_gpus=0, wait=False)
+        try:
+            deadline = time.monotonic() + 60
+            while len(found) == 2:
+                assert time.monotonic() < deadline, "the node is not used"
+                found.add(next(results)[1]["process"])
+        finally:
+            nodes.remove_node(node)
+        assert len([next(results) for _ in range(20)]) == 20, "and it may leave again"
 
 
 def test_an_actor_that_cannot_start_is_no_item_s_fault(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +157,7 @@ def test_an_actor_that_cannot_start_is_no_item_s_fault(cluster: Any, monkeypatch
         list(run([1, 2]))
 
 
-class _Unstartable:
+class _Unstartable(ray_executor._Server):
     def __init__(self, function: bytes, threads: int) -> None:
         os._exit(1)
 

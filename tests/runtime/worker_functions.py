@@ -8,14 +8,24 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sedaq.errors import InputError
 
 
+def call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
 def describe(item: int) -> dict[str, int]:
     return {"square": item**2, "process": os.getpid(), "threads": torch.get_num_threads()}
+
+
+def describe_slowly(seconds: float, item: int) -> dict[str, int]:
+    time.sleep(seconds)
+    return describe(item)
 
 
 def fail_at_one(folder: Path, item: int) -> int:
