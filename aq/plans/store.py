@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from ...models.layers import Layer
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...progress import track
-from ...runtime.executors import Executor, Forked, Serial, Workers
+from ...runtime.fan_out import FanOut
 from ...runtime.owner import artifact
 from ...runtime.tasks import Task, as_damage, locked
 from ...storage import fingerprint, load_tensors, save_tensors
@@ -37,9 +35,6 @@ ALONE_ABOVE = 1 << 21  # weights of a layer that is encoded alone; smaller ones 
 _FOLDERS = ("input_images", "input_masks")  # of which a calibration knows the fingerprints alone
 MAX_BOOK_MEMBERS = 16  # layers that shared codebooks are fitted on at most, twice as many at worst
 
-TaskOf = Callable[..., Task[Any]]  # of a store and an item, the task that makes the item's artifact
-Item = tuple[Any, ...]
-
 
 def _sampling(calibration: Mapping[str, Any], given: SamplingConfig) -> SamplingConfig:
     """How to sample for a calibration. Raises InputError where it took input images and none are given, or others."""
@@ -51,7 +46,7 @@ def _sampling(calibration: Mapping[str, Any], given: SamplingConfig) -> Sampling
     return found
 
 
-class EncodingStore:
+class EncodingStore(FanOut):
     """Encodings of one subject under one calibration, kept in `folder`.
 
     Args:
@@ -86,7 +81,6 @@ class EncodingStore:
         self._fingerprints: dict[str, str] = {}  # of weights
         self._objective: tuple[str, Objective] | None = None  # of the layer that was encoded last, and its name
         self._reopen = reopen
-        self._workers: Workers[tuple[TaskOf, Item], None] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by what it is opened from, for workers in other processes."""
@@ -281,43 +275,6 @@ class EncodingStore:
         encoded = self.make(EncodingStore.task, missing, alone=lambda layer, _: is_large(layer))
         for _ in track(encoded, "encoding", total, done=done, cost=lambda item: item[0].n_weights):
             pass
-
-    # -- workers ---------------------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def workers_of(self, executor: Executor) -> Iterator[None]:
-        """Let `make` use an executor's workers while the block runs. Serial has none of its own: forks of this process share its memory."""
-        if executor == Serial():
-            yield
-            return
-        with executor.workers(partial(_make, self), name=self._name) as self._workers:
-            try:
-                yield
-            finally:
-                self._workers = None
-
-    def make(self, task_of: TaskOf, items: Sequence[Item], *, alone: Callable[..., bool] = lambda *item: False) -> Iterator[Item]:
-        """Make the artifacts of `task_of(store, *item)`. Yields the items as they are finished.
-
-        Args:
-            task_of: a function of a module or a class, which pickles by its name.
-            alone: which items this process makes with all its threads, where forks make the others.
-        """
-        wanted = [(task_of, item) for item in items]
-        if self._workers is not None:
-            yield from (item for (_, item), _ in self._workers(wanted))
-            return
-        with Forked(alone=lambda one: alone(*one[1])).workers(partial(_make, self), name=self._name) as run:
-            yield from (item for (_, item), _ in run(wanted))
-
-    def _name(self, wanted: tuple[TaskOf, Item]) -> str:
-        task_of, item = wanted
-        return task_of(self, *item).name
-
-
-def _make(store: EncodingStore, wanted: tuple[TaskOf, Item]) -> None:
-    task_of, item = wanted
-    task_of(store, *item).result()
 
 
 def is_large(layer: Layer) -> bool:
