@@ -147,7 +147,7 @@ def jobs() -> list[Job]:
     flux = Job("FLUX-like, 2,000 probes", 2000, 256, probe=480.0, start=180.0, files=504)
     dit = Job("mnist-dit, 500 probes", 500, 8, probe=measured["mnist-dit"]["seconds"], start=8.0, files=39, price=0.05)
     found = []
-    for job, counts in ((sdxl, (1, 8, 16, 32, 64, 128)), (flux, (32, 64, 128, 256, 512)), (dit, (1, 8, 32))):
+    for job, counts in ((sdxl, (1, 4, 8, 16, 32, 64, 128)), (flux, (32, 64, 128, 256, 512)), (dit, (1, 8, 32))):
         found += [replace(job, workers=workers) for workers in counts]
     for job in (sdxl, flux):
         found += [

@@ -76,6 +76,10 @@ def executor_options(function: F) -> F:
     def _command(*, workers: int | None, executor_name: str | None, **given: Any) -> Any:
         if workers is not None and executor_name is not None:
             raise click.UsageError("--workers N is short for --executor processes:N; give one of them.")
+        if executor_name is not None:
+            from ..runtime.executors import parse_executor
+
+            parse_executor(executor_name)  # what is wrong is said before the model is loaded
         return function(**given, executor=executor_name or executor(workers or 1))
 
     shared = click.option("--workers", type=click.IntRange(1), default=None, help="Processes that share the work; 1 by default.")

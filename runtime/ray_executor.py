@@ -83,8 +83,6 @@ def joined(address: str | None) -> Any:
     """The module ray, when this process has joined the cluster. Raises InputError where it cannot be joined."""
     global _address
     text = address or "ray:auto"
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     ray = _imported(text)
     if ray.is_initialized():
         if address is not None and _address != address:
@@ -97,7 +95,9 @@ def joined(address: str | None) -> Any:
     except InputError:
         raise
     except Exception as error:  # of many kinds: no connection, other versions of Python or Ray
-        raise InputError(f"executor {text!r}: the cluster cannot be joined ({_line(error)}); see `ray status` on its head") from error
+        raise InputError(
+            f"executor {text!r}: the cluster cannot be joined ({_line(error)}); see `ray status` on its head, and set RAY_AUTH_MODE=token here if it wants a token"
+        ) from error
     finally:
         if in_main:  # Ray's own handler would leave with another exit code
             signal.signal(signal.SIGTERM, before)
@@ -106,19 +106,19 @@ def joined(address: str | None) -> Any:
 
 
 def _running_cluster() -> str:
-    """The address of the cluster that this machine belongs to, as RAY_ADDRESS or the last `ray start` says; "local" where there is none.
+    """What Ray is to join: "auto", the cluster that RAY_ADDRESS or the last `ray start` on this machine names, or "local", a new one, where there is none.
 
-    Ray itself would wait minutes for a cluster that is no more.
+    Ray itself would wait minutes for one that is no more. It takes this machine's token along only for "auto".
     """
     if named := os.environ.get("RAY_ADDRESS"):
         if (why_not := _unreachable(named)) is not None:
             raise InputError(
                 f"executor 'ray:auto': nothing answers at RAY_ADDRESS {named} ({why_not}); start that cluster, or unset the variable"
             )
-        return named
+        return "auto"
     note = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
     noted = note.read_text().strip() if note.exists() else ""
-    return noted if noted and _unreachable(noted) is None else "local"
+    return "auto" if noted and _unreachable(noted) is None else "local"
 
 
 def _unreachable(address: str) -> str | None:
@@ -133,6 +133,8 @@ def _unreachable(address: str) -> str | None:
 
 
 def _imported(text: str) -> Any:
+    for name, value in QUIET.items():  # before Ray's library is loaded, which reads them
+        os.environ.setdefault(name, value)
     try:
         return importlib.import_module("ray")
     except ImportError as error:

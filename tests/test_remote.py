@@ -228,3 +228,36 @@ def test_urls_that_cannot_be_are_one_line(url: str, said: str, machine: Any, cap
     assert main(["probe", TINY, "--run", url, "--configs", "1", "--images", "8", "--steps", "2"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+# -- an object store -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """One on a server of this machine, which all processes find."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in (("ENDPOINT_URL", f"http://{host}:{port}"), ("ACCESS_KEY_ID", "any"), ("SECRET_ACCESS_KEY", "any"), ("REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    files.mkdir("bucket")
+    yield "s3://bucket/runs/one"
+    server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["serial", "processes:2"])
+def test_a_run_in_an_object_store(bucket: str, executor: str, machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["pytest"])  # what a spawned interpreter would otherwise run again
+    probe(TINY, bucket, n_configs=6, settings=SETTINGS, executor=executor)
+    probe(TINY, tmp_path / "plain", n_configs=6, settings=SETTINGS, executor=executor)
+    machine("second")
+    assert records_of(Run.open(bucket).folder) == records_of(tmp_path / "plain")
+    before = stored(bucket)
+    assert {f"probes.jsonl.d/{record['key']}.json" for record in records_of(tmp_path / "plain")} <= before.keys()
+    probe(TINY, bucket, n_configs=6, settings=SETTINGS, executor=executor)
+    assert stored(bucket) == before, "nothing is made or measured again"

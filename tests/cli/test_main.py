@@ -29,7 +29,7 @@ from .conftest import Made
 
 PROMISED = {
     "inspect": "--plan --exclude --json",
-    "probe": "--run --configs --images --steps --seed --workers --reference --extractor --guidance --prompts --device",
+    "probe": "--run --configs --images --steps --seed --workers --executor --reference --extractor --guidance --prompts --device",
     "fit": "--run --json",
     "watch": "--run --every --json",
     "doctor": "--repair --json",
