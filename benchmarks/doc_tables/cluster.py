@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from .layout import Results, count, fixed, percent, table
 
-PARTS = {"start": "start", "full precision": "full precision", "store": "store", "lost with a worker": "failures", "idle at the end": "last probes"}
+PARTS = {
+    "start": "start",
+    "full precision": "full precision",
+    "store": "store",
+    "lost with a worker": "failures",
+    "idle at the end": "last probes",
+}
 
 
 def executors(results: Results) -> str:
@@ -42,7 +48,8 @@ def cluster_assumptions(results: Results) -> str:
     """What the simulation takes for one worker, in one sentence."""
     found = {row["name"].partition(",")[0]: row for row in results.rows("cluster_simulation")}
     return "; ".join(
-        f"{name} {fixed(row['probe'], 1)} s a probe, {count(row['start'])} s to start, {fixed(row['price'], 2)} dollars an hour" for name, row in found.items()
+        f"{name} {fixed(row['probe'], 1)} s a probe, {count(row['start'])} s to start, {fixed(row['price'], 2)} dollars an hour"
+        for name, row in found.items()
     )
 
 

@@ -51,7 +51,11 @@ def given(tmp_path: Path, text: str, name: str = "given.json") -> Path:
         (["probe", "mnist-dit", "--run", "r", "--workers", "0"], "'--workers'", "See `sedaq probe --help`"),
         (["probe", "mnist-dit", "--run", "r", "--workers", "2", "--executor", "serial"], "--workers N is short for", "give one of them"),
         (["probe", "mnist-dit", "--run", "r", "--executor", "threads:2"], "executor 'threads:2' is unknown", "'ray://HOST:PORT'"),
-        (["search", "--run", "r", "--bits", "2", "--executor", "ray://127.0.0.1:1"], "ray://127.0.0.1:1': nothing answers", "10001 by default"),
+        (
+            ["search", "--run", "r", "--bits", "2", "--executor", "ray://127.0.0.1:1"],
+            "ray://127.0.0.1:1': nothing answers",
+            "10001 by default",
+        ),
         (["probe", "mnist-dit", "--run", "r", "--design", "all"], "--design 'all'", "stratified, layer, role, block"),
         (["bench", "speed"], "'speed'", "--help`"),
         (["bench", "kernels", "--tokens", "1,two"], "--tokens '1,two'", "whole numbers"),
