@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -44,6 +45,14 @@ def _flip(data: bytearray, rng: random.Random) -> bytearray:
 def _as_folder(path: Path, _: random.Random) -> bool:
     path.unlink()
     path.mkdir()
+    return True
+
+
+def _forbid(path: Path, _: random.Random) -> bool:
+    data = path.read_bytes()
+    path.unlink()  # rights belong to all links
+    path.write_bytes(data)
+    path.chmod(0)
     return True
 
 
@@ -142,6 +151,7 @@ FAULTS: Mapping[str, Fault] = {
     "another field of another type": _resealed(_of_another_type),
     "a field nested deeper": _resealed(_nested),
     "a field huge": _resealed(_huge),
+    **({} if os.geteuid() == 0 else {"no right to read": _forbid}),
 }
 
 

@@ -84,7 +84,7 @@ def try_case(scene: Scene, case: Case, folder: Path) -> dict[str, Any]:
         "reached": len(reached),
         "hung": said.seconds > LIMIT or said.code == -1,
         "uncaught": not caught,
-        "said": said.words[-200:].replace(str(folder), ""),
+        **({} if caught else {"said": said.words[-200:].replace(str(folder), "")}),
     }
 
 

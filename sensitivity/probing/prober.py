@@ -233,7 +233,7 @@ class Prober:
             "steps": steps,
             "extractor": f"{self.extractor.name}:{self.extractor.fingerprint}",
             "reference": f"{self.reference.description}:{self.reference.fingerprint}",
-            "metrics": {name: metric.to_json() for name, metric in metrics.items()},
+            "metrics": {name: metric.to_json() for name, metric in sorted(metrics.items())},  # as the journal gives them back
             "ruined": is_ruined(metrics, full_precision),
             "seconds": round(clock() - start, 3),
         }

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from sedaq import storage
 from sedaq.errors import InputError
-from sedaq.runtime.tasks import Task, locked
+from sedaq.runtime.tasks import Task, json_task, locked, tensor_task
 from sedaq.storage import read_json, write_json
 
 
@@ -54,6 +57,31 @@ def test_a_damaged_artifact_is_made_again_and_the_log_says_so(
         assert task.result() == {"square": 9}
     assert made == [3, 3] and task.path.read_bytes() == whole
     assert caplog.messages[0] == f"{task.path}: damaged; the square of 3 is made again"
+
+
+@pytest.mark.parametrize("kind", ["json", "tensor"])
+def test_an_artifact_under_another_name_is_not_taken_for_it(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def task(n: int) -> Task[Any]:
+        if kind == "json":
+            return json_task(f"square of {n}", tmp_path / f"{n}.json", "square", lambda: {"square": n * n})
+        return tensor_task(f"square of {n}", tmp_path / f"{n}.safetensors", "square", lambda: torch.tensor([n * n]))
+
+    three, four = task(3), task(4)
+    assert three.result() == three.result() and four.result() == four.result() != three.result() and caplog.text == ""
+    shutil.copy(four.path, three.path)
+    assert three.result() == three.make() and caplog.messages[0] == f"{three.path}: damaged; the square of 3 is made again"
+
+
+def test_what_nothing_can_be_done_with_is_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(content: dict[str, int]) -> None:
+        if content["square"] != 9:
+            raise InputError("it is no square of 3")
+
+    task = json_task("square of 3", tmp_path / "3.json", "square", lambda: {"square": 9}, check=refuse)
+    for content in ({"square": 8}, {}):
+        write_json(task.path, "square", content)
+        assert task.result() == {"square": 9}
+    assert caplog.text.count("damaged; the square of 3 is made again") == 4, "twice each, for it is read again under its lock"
 
 
 def test_an_artifact_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

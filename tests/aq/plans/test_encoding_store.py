@@ -154,3 +154,40 @@ def test_a_damaged_file_in_the_store_is_made_again(subject, tmp_path, kind, capl
 def test_unknown_effort_is_refused_before_any_work(subject, tmp_path):
     with pytest.raises(InputError, match="`effort` 'best'"):
         EncodingStore(subject, tmp_path, calibration=CALIBRATION, effort="best")
+
+
+BOTH = [(kind, other) for kind in ("encodings", "calibration") for other in ("layer", "seed")]
+
+
+@pytest.mark.parametrize(("kind", "other"), [*BOTH, ("books", "seed")])  # books are of roles, not of layers
+def test_a_file_of_another_layer_or_run_is_made_again(kind, other, subject, tmp_path, caplog):
+    """Even where it has the right shape, and is of an earlier version, which did not note the names of files."""
+    store = EncodingStore(subject, tmp_path / "one", calibration=CALIBRATION)
+    theirs = store if other == "layer" else EncodingStore(subject, tmp_path / "two", calibration={**CALIBRATION, "seed": 1})
+    layer = subject.layers[2]
+    second = next(found for found in subject.layers if found.shape == layer.shape and found != layer) if other == "layer" else layer
+    if kind == "books":
+        format = Format.parse(f"1x4g4@{book_name(layer)}")
+        mine, foreign = store.book_task(format), theirs.book_task(format)
+    elif kind == "encodings":
+        mine, foreign = store.task(layer, Format.parse("1x4g4")), theirs.task(second, Format.parse("1x4g4"))
+    else:
+        mine, foreign = store._hessian_task(layer), theirs._hessian_task(second)
+    mine.result(), foreign.result()
+    wanted = load_tensors(mine.path, kind_of(kind))[0]
+    for of_earlier_version in (False, True):
+        tensors, metadata = load_tensors(foreign.path, kind_of(kind))
+        if of_earlier_version:
+            if kind == "books":
+                continue
+            del metadata["artifact"]
+        save_tensors(mine.path, kind_of(kind), tensors, metadata)
+        caplog.clear()
+        mine.result()
+        assert f"{mine.path}: damaged; the " in caplog.text
+        found = load_tensors(mine.path, kind_of(kind))[0]
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def kind_of(folder: str) -> str:
+    return {"encodings": "encoding", "calibration": "hessian", "books": "book"}[folder]

@@ -1,0 +1,44 @@
+"""What was done to stored files, and what came of it: docs/reliability.md."""
+
+from __future__ import annotations
+
+from .layout import Results, count, lay_out
+
+
+def reliability(results: Results) -> str:
+    """One row for each of the four scripts."""
+    faults, fuzz, hostile, disk = (results.result(name) for name in ("faults", "fuzz", "hostile", "full_disk"))
+    found, inputs, cases, points = faults["rows"]["outcomes"], fuzz["totals"], hostile["totals"], disk["totals"]
+    remedies = faults["rows"]["remedies"]
+    rows = [
+        (
+            f"one file harmed, of {count(faults['rows']['kinds'])} kinds, and a verb called that reads it",
+            count(faults["rows"]["n_faults"]),
+            f"{count(found.get('noticed', 0))} noticed, {count(found.get('harmless', 0))} without effect, {count(found.get('silent', 0))} silent, "
+            f"{count(found.get('uncaught', 0))} uncaught; {count(remedies['worked'])} of {count(remedies['tried'])} remedies that messages name were tried and help",
+        ),
+        (
+            f"a changed input given to one of {count(len(fuzz['rows']))} readers",
+            count(inputs["inputs"]),
+            f"{count(inputs['refused'])} refused in one line, {count(inputs['valid'])} still valid, {count(inputs['uncaught'])} uncaught",
+        ),
+        (
+            "a stranger's run, model or file opened",
+            count(cases["cases"]),
+            f"{count(cases['executed'])} ran code, {count(cases['written_outside'])} wrote outside, {count(cases['reached'])} reached for the network, "
+            f"{count(cases['hung'])} took more than 5 seconds, {count(cases['uncaught'])} uncaught",
+        ),
+        (
+            "a disk that is full at a random byte of `probe`, `fit`, `search`, `apply`, `evaluate`",
+            count(points["points"]),
+            f"{count(points['failed_in_one_line'])} said so in one line, {count(points['nothing_lost'])} lost nothing, "
+            f"{count(points['same_in_the_end'])} came to the same files once there was space",
+        ),
+    ]
+    scripts = ("faults", "fuzz", "hostile", "full_disk")
+    return lay_out(
+        ["what is done", "times", "what came of it", "script"], [(*row, f"`{name}.py`") for row, name in zip(rows, scripts, strict=True)]
+    )
+
+
+TABLES = (reliability,)
