@@ -270,7 +270,7 @@ def read_records_from(path: Path, kind: str, start: int, *, owner: Mapping[str, 
     for number, line in enumerate(lines[:-1], start=before + 1):
         where = f"{path} line {number}"
         records.append(_unseal(where, kind, parsed(line, where, remedy), remedy=remedy))
-        check_owner(where, records[-1], owner or {}, remedy)
+        check_owner(where, records[-1], owner or {}, "move the file away")
     return records, len(data) - len(lines[-1])
 
 

@@ -1,4 +1,4 @@
-"""Tables of executors, and of the simulated cluster."""
+"""Tables of the simulated cluster."""
 
 from __future__ import annotations
 
@@ -11,20 +11,6 @@ PARTS = {
     "lost with a worker": "failures",
     "idle at the end": "last probes",
 }
-
-
-def executors(results: Results) -> str:
-    """Seconds of a probe on each executor."""
-    return table(
-        results.rows("executors"),
-        {
-            "executor": lambda row: f"`{row['executor']}`",
-            "workers": lambda row: str(row["workers"]),
-            "seconds a probe": lambda row: fixed(row["seconds"], 2),
-            "more than serial": lambda row: "–" if row["overhead"] is None or row["executor"] == "serial" else percent(row["overhead"], 1),
-            "faster than serial": lambda row: f"{fixed(row['speedup'], 2)} times",
-        },
-    )
 
 
 def cluster_efficiency(results: Results) -> str:
@@ -53,4 +39,4 @@ def cluster_assumptions(results: Results) -> str:
     )
 
 
-TABLES = (executors, cluster_efficiency, cluster_assumptions)
+TABLES = (cluster_efficiency, cluster_assumptions)
