@@ -14,6 +14,7 @@ import signal
 import socket
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ from .workers import MAX_TRIES, DiedError, Pool, Worker, answer_of, opened, unse
 log = logging.getLogger("sedaq")
 PATIENCE = 60.0  # seconds without any worker, after which a line says that the cluster is full
 HOST_PORT = r"(?P<host>\[[\da-fA-F:]+\]|[\w.-]+):(?P<port>\d{1,5})"
-# Nobody is told of the use of a cluster that is started here, and Ray says on this process's stderr nothing that is no error.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
+# Nobody is told of the use of a cluster that is started here, and nothing is said of what Ray will change.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 REACHED_WITHIN = 5.0  # seconds, by which a cluster's port must answer
 T = TypeVar("T")
 R = TypeVar("R")
@@ -91,7 +92,8 @@ def joined(address: str | None) -> Any:
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address or _running_cluster(), log_to_driver=False, logging_level=logging.ERROR)
+        with warnings.catch_warnings(action="ignore"):  # what goes wrong is raised, too
+            ray.init(address or _running_cluster(), log_to_driver=False, logging_level=logging.ERROR)
     except InputError:
         raise
     except Exception as error:  # of many kinds: no connection, other versions of Python or Ray
@@ -133,7 +135,7 @@ def _unreachable(address: str) -> str | None:
 
 
 def _imported(text: str) -> Any:
-    for name, value in QUIET.items():  # before Ray's library is loaded, which reads them
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
         return importlib.import_module("ray")
