@@ -249,8 +249,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ):
         monkeypatch.setenv(f"AWS_{name}", value)
     files = fsspec.filesystem("s3", skip_instance_cache=True)
-    files.mkdir("bucket")
-    yield "s3://bucket/runs/one"
+    files.mkdir(f"bucket-{port}")
+    yield f"s3://bucket-{port}/runs/one"
+    type(files).clear_instance_cache()  # the next server has another port
     server.stop()
 
 
