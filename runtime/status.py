@@ -7,6 +7,7 @@ a command that was killed is told from one that is slow, from any machine that s
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import socket
@@ -109,7 +110,8 @@ class _Teller(logging.Handler):
     def __init__(self, folder: Path, verb: str) -> None:
         super().__init__(logging.WARNING)
         self.stack = ExitStack()  # holds the file's lock, and removes the file
-        self._folder, self._verb, self._began, self._told = folder, verb, time.time(), 0.0
+        self._folder, self._verb, self._began = folder, verb, time.time()
+        self._told = -math.inf  # by a clock that nobody sets
         self._stages: dict[str, Stage] = {}
         self._warnings: deque[str] = deque(maxlen=N_WARNINGS)
         self._path = folder / f"{PREFIX}{socket.gethostname()}-{os.getpid()}.json"
@@ -122,7 +124,7 @@ class _Teller(logging.Handler):
         """Know how far a piece of work is; tell it, if nothing was told for a while."""
         begins = record.description not in self._stages
         self._stages[record.description] = Stage(**vars(record))
-        if begins or time.time() - self._told > SECONDS_BETWEEN:
+        if begins or time.monotonic() - self._told > SECONDS_BETWEEN:
             self._tell()
 
     def _tell(self) -> None:
@@ -133,10 +135,10 @@ class _Teller(logging.Handler):
                 self.stack.enter_context(claimed(self._path, wait=True))
                 self.stack.callback(self._path.unlink, missing_ok=True)
                 self._is_first = False
-            self._told = time.time()
+            self._told = time.monotonic()
             stages, workers = tuple(self._stages.values()), len(multiprocessing.active_children())
             command = Command(
-                self._verb, socket.gethostname(), os.getpid(), self._began, self._told, workers, stages, tuple(self._warnings)
+                self._verb, socket.gethostname(), os.getpid(), self._began, time.time(), workers, stages, tuple(self._warnings)
             )
             write_json(self._path, "status", {name: value for name, value in command.to_dict().items() if name != "is_alive"})
         except InputError as error:  # the work itself will say so if the disk is full

@@ -61,6 +61,7 @@ def cluster() -> Iterator[Any]:
         ray.shutdown()
 
 
+@pytest.mark.slow  # tests/test_remote.py does it with processes in every run
 @pytest.mark.usefixtures("one_thread")
 def test_processes_make_what_one_makes(subject: str, tmp_path: Path) -> None:
     for name, executor in (("one", "serial"), ("two", "processes:2")):
