@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ import click
 from . import options
 
 SUBJECT, BITS = "mnist-dit", 2.0
-N_CONFIGS, TUNE_STEPS, N_IMAGES = 16, 200, 1000  # with 16 probes the predictor orders plans as well as their noise allows
+N_CONFIGS, PROBE_IMAGES, TUNE_STEPS, N_IMAGES = 16, 256, 200, 1000  # with 16 probes of 256 images plans are ordered as well as noise allows
 MARK_FILE = "demo.json"  # by which a demo's folder is known
 FRONT_BITS, FRONT_IMAGES = (1.5, 2.0, 3.0, 4.0), 256
 
@@ -28,11 +29,15 @@ def command(out: Path, fresh: bool, device: str) -> None:
     from ..storage import write_json
 
     if fresh and out.exists():
-        if any(out.iterdir()) and not ((out / MARK_FILE).exists() or _was_begun(out)):
+        if any(out.iterdir()) and not ((out / MARK_FILE).exists() or _begun_with(out)):
             raise InputError(f"--fresh --out {out}: is not a demo's folder, so it is not deleted; choose another")
         shutil.rmtree(out)
+    elif (images := _begun_with(out)) not in (None, PROBE_IMAGES):
+        raise InputError(
+            f"--out {out}: holds a demo of an earlier version, with probes of {images} images; start over with --fresh, or choose another folder"
+        )
     with shown():
-        run = Run(out, SUBJECT, device=device).probe(N_CONFIGS)
+        run = Run(out, SUBJECT, device=device, images=PROBE_IMAGES).probe(N_CONFIGS)
         write_json(out / MARK_FILE, "demo", {"subject": SUBJECT, "bits": BITS})
         run.fit()
         run.front(FRONT_BITS, verify=2, images=FRONT_IMAGES)
@@ -49,8 +54,8 @@ def command(out: Path, fresh: bool, device: str) -> None:
     click.echo(f"{page}")
 
 
-def _was_begun(out: Path) -> bool:
-    """Whether a demo was stopped before its first stage ended, or is of an earlier version: a run of the demo's model with all settings at their defaults."""
+def _begun_with(out: Path) -> int | None:
+    """Images of a probe in a demo that was stopped before its first stage ended, or is of an earlier version; None where the settings are not a demo's."""
     from ..errors import InputError
     from ..models.sampling import SamplingConfig
     from ..sensitivity.run import Settings
@@ -59,8 +64,8 @@ def _was_begun(out: Path) -> bool:
     try:
         run = read_json(out / "run.json", "run")
     except InputError:
-        return False
-    return bool(
-        run["subject"]["argument"] == SUBJECT
-        and run["settings"] == Settings(sampling=SamplingConfig(steps=10), calibration_images=64).to_dict()
-    )
+        return None
+    default = Settings(sampling=SamplingConfig(steps=10), calibration_images=64)
+    known = [replace(default, n_images=n_images).to_dict() for n_images in (PROBE_IMAGES, default.n_images)]
+    is_demo = run["subject"]["argument"] == SUBJECT and run["settings"] in known
+    return int(run["settings"]["n_images"]) if is_demo else None

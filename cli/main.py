@@ -133,9 +133,13 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         return _fail(f"sedaq: {error}", error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError as error:
+        try:
+            sys.stdout.flush()  # fails again where it is our reader who left, as `head` does
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return _failed(error, debug)
     except OSError as error:
         if debug:
             raise

@@ -19,7 +19,7 @@ from sedaq.storage import read_records
 
 from .conftest import Made
 
-SMALL = {"N_CONFIGS": 14, "TUNE_STEPS": 4, "N_IMAGES": 16, "FRONT_BITS": (3.0,), "FRONT_IMAGES": 16}
+SMALL = {"N_CONFIGS": 14, "PROBE_IMAGES": 32, "TUNE_STEPS": 4, "N_IMAGES": 16, "FRONT_BITS": (3.0,), "FRONT_IMAGES": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +67,16 @@ def test_it_goes_on_where_it_was_stopped(
 def test_fresh_forgets_what_a_stopped_demo_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its first stage has ended it has no mark, and is known by its settings."""
     monkeypatch.setattr(api.Run, "probe", stop)
-    for images, code in ((None, 130), (64, 2)):
+    for images, code in ((demo.PROBE_IMAGES, 130), (None, 130), (64, 2)):
         folder = tmp_path / str(images)
         api.Run(folder, demo.SUBJECT, images=images)._opened.write()
         (folder / "left").touch()
         assert main(["demo", "--fresh", "--out", str(folder)]) == code
         assert (folder / "left").exists() == (code == 2)
+
+
+def test_a_demo_of_an_earlier_version_is_begun_anew_only_if_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    api.Run(tmp_path / "demo", demo.SUBJECT)._opened.write()
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds a demo of an earlier version, with probes of 512 images; start over with --fresh" in line

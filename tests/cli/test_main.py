@@ -211,6 +211,7 @@ def test_search_and_its_plan(made: Made, capsys: pytest.CaptureFixture[str], tmp
     assert isinstance(front, list) and all(plan.keys() >= keys for plan in front)
 
 
+@pytest.mark.slow  # that two processes measure what one does is tested quickly in tests/sensitivity/probing
 def test_two_workers_lead_to_the_same_plan(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["sedaq"])  # what a spawned interpreter would otherwise run again
     run, plan = tmp_path / "run", tmp_path / "plan.json"
@@ -277,11 +278,14 @@ def test_arguments_in_messages_become_flags() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
-@pytest.mark.parametrize("words", [["inspect", "mnist-dit"], ["probe", "--help"], ["inspect", "--help"]])
-def test_terminals_that_lack_letters(encoding: str, words: list[str]) -> None:
+def test_terminals_that_lack_letters(encoding: str) -> None:
+    commands = [["inspect", "mnist-dit"], ["probe", "--help"], ["inspect", "--help"]]
+    program = f"from sedaq.cli.main import main\nfor words in {commands}:\n    print('code', main(words), flush=True)"
     settings = {**os.environ, "PYTHONIOENCODING": encoding}
-    done = subprocess.run([sys.executable, "-m", "sedaq", *words], capture_output=True, env=settings, encoding=encoding, errors="replace")
-    assert done.returncode == 0 and "Error" not in done.stderr and len(done.stdout) > 200
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=settings, encoding=encoding, errors="replace")
+    *printed, rest = re.split(r"^code 0$", done.stdout, flags=re.MULTILINE)
+    assert done.returncode == 0 and "Error" not in done.stderr and not rest.strip()
+    assert len(printed) == len(commands) and all(len(text) > 200 for text in printed)
 
 
 def test_plain_letters_stand_for_others() -> None:

@@ -54,3 +54,25 @@ def test_ctrl_c_while_it_is_imported(seconds: float) -> None:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
     assert process.returncode in (-signal.SIGINT, 130) and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("code", "closes"), [(0, True), (1, False)])
+def test_only_a_reader_of_our_own_may_leave_quietly(code: int, closes: bool) -> None:
+    """`| head` is no error; a pipe that breaks elsewhere, such as one that a sampler writes to, is."""
+    program = (
+        "import sys\nfrom sedaq.cli import main as cli\n"
+        "def broken(*_, **__):\n"
+        "    sys.stdin.readline()\n"
+        f"    {'print(9, flush=True)' if closes else 'raise BrokenPipeError(32, chr(32))'}\n"
+        "cli.cli = broken\nsys.exit(cli.main(['inspect']))"
+    )
+    words = [sys.executable, "-c", program]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        if closes:
+            process.stdout.close()
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        said = process.stderr.read()
+        assert process.wait(timeout=60) == code
+    assert ("failed with BrokenPipeError" in said) != closes

@@ -108,7 +108,7 @@ def test_a_function_that_meets_an_end_of_file_has_not_died(executor: Executor) -
         list(run([1, 2]))
 
 
-@pytest.mark.parametrize("executor", [Processes(2), Forked()], ids=name_of)
+@pytest.mark.parametrize("executor", [pytest.param(Processes(2), marks=pytest.mark.slow), Forked()], ids=name_of)
 def test_a_worker_that_is_killed_is_named_with_its_item_and_loses_nothing_else(executor: Executor, tmp_path: Path) -> None:
     with (
         pytest.raises(WorkerError, match="item 1: its worker process was killed by SIGKILL, 3 times; all else is done and kept"),

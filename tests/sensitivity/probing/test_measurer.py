@@ -95,7 +95,7 @@ def test_other_purposes_keep_their_features(run: Run) -> None:
     assert all(torch.equal(read.evidence[name], tensor) for name, tensor in made.evidence.items())
 
 
-@pytest.mark.parametrize("executor", ["serial", "processes:2"])
+@pytest.mark.parametrize("executor", ["serial", pytest.param("processes:2", marks=pytest.mark.slow)])
 def test_inputs_are_rounded_while_a_plan_is_measured_and_only_of_layers_with_codes(
     executor: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
