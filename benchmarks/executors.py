@@ -1,8 +1,8 @@
 """What an executor costs, and what two workers bring:  python benchmarks/executors.py      → results/executors.json
 
 Seconds of a probe of mnist-dit by one worker in another process or on a local Ray cluster, and by two, each with one thread, beside a probe in this process: both
-take a few plans in turn, so that what else the machine does meets both. Kept are medians of the turns' ratios. Probes have 128 images, a quarter of the default, so that costs weigh more. An
-idle machine with two cores is needed.
+take a few plans in turn, so that what else the machine does meets both. Kept are medians of the turns' ratios, and the share of the workers' time that is in no measurement by the
+measurements' own clocks: what the executor itself costs. Probes have 128 images, a quarter of the default, so that costs weigh more. An idle machine with two cores is needed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,18 @@ def slots(executor: str, workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def turns_of(run: Run, executor: str, workers: int, turns: int, n_plans: int) -> list[tuple[float, float]]:
-    """Seconds of a probe in this process and on the executor, for each turn. Plans that bring workers up to full precision are not counted."""
+@dataclass(frozen=True)
+class Turn:
+    """Seconds of a probe in this process and on the executor; seconds of all workers, and those of their measurements."""
+
+    serial: float
+    other: float
+    workers: float
+    measuring: float
+
+
+def turns_of(run: Run, executor: str, workers: int, turns: int, n_plans: int) -> list[Turn]:
+    """Plans that bring workers up to full precision are not counted."""
     n_warm = 2 * workers
     plans = design_plans("stratified", run.subject.layers, run.menus, n_plans=n_warm + turns * n_plans, seed=run.settings.seed)
     purposes = {"serial": f"beside {executor} {workers}", executor: f"{executor} {workers}"}
@@ -54,27 +65,26 @@ def turns_of(run: Run, executor: str, workers: int, turns: int, n_plans: int) ->
         for name, measurer in sides.items():
             list(measurer.measure(tasks[name][:n_warm]))
         for turn in range(turns):
-            first, seconds = n_warm + turn * n_plans, {}
+            first, seconds, own = n_warm + turn * n_plans, {}, {}
             for name in sorted(sides, reverse=bool(turn % 2)):
                 start = clock()
-                list(sides[name].measure(tasks[name][first : first + n_plans]))
-                seconds[name] = (clock() - start) / n_plans
-            found.append((seconds["serial"], seconds[executor]))
-            print(executor, workers, turn, *found[-1], flush=True)
+                measured = list(sides[name].measure(tasks[name][first : first + n_plans]))
+                seconds[name], own[name] = clock() - start, sum(one.record["seconds"] for _, one in measured)
+            found.append(Turn(seconds["serial"] / n_plans, seconds[executor] / n_plans, workers * seconds[executor], own[executor]))
+            print(executor, workers, turn, found[-1], flush=True)
     return found
 
 
-def row_of(executor: str, workers: int, turns: list[tuple[float, float]]) -> dict[str, Any]:
-    ratios = [serial / other for serial, other in turns]
-    speedup = statistics.median(ratios)
+def row_of(executor: str, workers: int, turns: list[Turn]) -> dict[str, Any]:
+    speedups = [turn.serial / turn.other for turn in turns]
     return {
         "executor": executor,
         "workers": workers,
-        "serial_seconds": statistics.median(serial for serial, _ in turns),
-        "seconds": statistics.median(other for _, other in turns),
-        "speedups": ratios,
-        "speedup": speedup,
-        "overhead": 1 / speedup - 1 if workers == 1 else None,
+        "serial_seconds": statistics.median(turn.serial for turn in turns),
+        "seconds": statistics.median(turn.other for turn in turns),
+        "speedups": speedups,
+        "speedup": statistics.median(speedups),
+        "outside": statistics.median(1 - turn.measuring / turn.workers for turn in turns),
     }
 
 

@@ -6,10 +6,11 @@ from .layout import Results, count, lay_out
 
 
 def reliability(results: Results) -> str:
-    """One row for each of the four scripts."""
-    faults, fuzz, hostile, disk = (results.result(name) for name in ("faults", "fuzz", "hostile", "full_disk"))
+    """A row for each script; failing calls have two."""
+    scripts = ("faults", "fuzz", "hostile", "full_disk", "failing_calls", "failing_calls")
+    faults, fuzz, hostile, disk, calls, _ = (results.result(name) for name in scripts)
     found, inputs, cases, points = faults["rows"]["outcomes"], fuzz["totals"], hostile["totals"], disk["totals"]
-    remedies = faults["rows"]["remedies"]
+    remedies, failed = faults["rows"]["remedies"], calls["totals"]
     rows = [
         (
             f"one file harmed, of {count(faults['rows']['kinds'])} kinds, and a verb called that reads it",
@@ -34,8 +35,18 @@ def reliability(results: Results) -> str:
             f"{count(points['failed_in_one_line'])} said so in one line, {count(points['nothing_lost'])} lost nothing, "
             f"{count(points['same_in_the_end'])} came to the same files once there was space",
         ),
+        (
+            "a random call that writes, flushes, closes or renames a file fails (EIO)",
+            count(failed["points"]),
+            f"{count(failed['said'])} said so in one line, {count(failed['not_needed'])} did not need it, {count(failed['nothing_lost'])} lost nothing, "
+            f"{count(failed['same_in_the_end'])} came to the same files when run again",
+        ),
+        (
+            "the clock jumps by up to a year, either way, in the middle of a verb",
+            count(failed["jumps"]),
+            f"{count(failed['jumps_without_effect'])} without effect",
+        ),
     ]
-    scripts = ("faults", "fuzz", "hostile", "full_disk")
     return lay_out(
         ["what is done", "times", "what came of it", "script"], [(*row, f"`{name}.py`") for row, name in zip(rows, scripts, strict=True)]
     )
