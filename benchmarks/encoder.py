@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from results import keep
+from results import commit, keep, kept
 
 import sedaq
 from sedaq.aq.encoder import native
@@ -34,51 +35,65 @@ from sedaq.aq.profiling import bench
 from sedaq.kernels.timing import clock
 from sedaq.models.hessian import Hessian
 
+N_MATRICES, N_FITTED, ENCODED = 28, 7, (0, 1, 7, 8, 9)  # of the Gaussian source
 NEAR_TWO_BITS = ("4x8g17q", "5x7g18mq")  # below 2.0 total bits at 2048², beside E8P's .089
 
 
-def distortion() -> list[dict[str, Any]]:
-    rows = []
-    cases = [(text, effort) for effort in ("fast", "full") for text in bench.DISTORTION_FORMATS]
-    for text, effort in [*cases, *((text, "full") for text in NEAR_TWO_BITS)]:
-        rows += bench.distortion([text], effort=effort)
+def one_by_one(name: str, cases: Sequence[Any], measured: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each case. Those of the same commit that an earlier, stopped call left in build/ are not measured again."""
+    folder, conditions = Path("build") / "encoder" / str(commit()), {"cases": [list(case) for case in cases]}
+    rows = kept(name, conditions, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases[len(rows) :]:
+        rows.append(measured(case))
         print(rows[-1], flush=True)
+        keep(name, f"python benchmarks/encoder.py {name}", rows, folder, conditions=conditions)
     return rows
+
+
+def distortion() -> list[dict[str, Any]]:
+    cases = [(text, effort) for effort in ("fast", "full") for text in bench.DISTORTION_FORMATS]
+    return one_by_one(
+        "distortion", [*cases, *((text, "full") for text in NEAR_TWO_BITS)], lambda case: bench.distortion([case[0]], effort=case[1])[0]
+    )
 
 
 def source() -> list[dict[str, Any]]:
-    """Mean squared error over all matrices, fitted ones among them, and total bits with the codebooks counted once.
+    """Mean squared error of 28 matrices, and total bits with the codebooks counted once."""
+    return one_by_one("source", (("4x8g17", 16, 16), ("6x8g25", 16, 16), ("6x8g25", 32, 128)), source_row)
 
-    Codebooks are fitted with narrower beams than the codes are then chosen with, which takes most of the time.
+
+def source_row(case: tuple[str, int, int]) -> dict[str, Any]:
+    """Codebooks are fitted on N_FITTED of N_MATRICES matrices, with narrower beams than the codes are then chosen with, which takes most of the time.
+
+    All matrices have the same distribution and take the same bytes, so that the error is measured on ENCODED of them: some that codebooks were fitted on,
+    and some that not, with weights by how many there are of each.
     """
-    matrices = [torch.randn(1152, 1152, generator=torch.Generator().manual_seed(i)) for i in range(28)]
+    text, fitted, chosen = case
+    format = Format.parse(f"{text}@gaussian")
+    matrices = {i: torch.randn(1152, 1152, generator=torch.Generator().manual_seed(i)) for i in {*range(N_FITTED), *ENCODED}}
     identity = Hessian(tuple(torch.eye(len(piece)).unsqueeze(0) for piece in torch.arange(1152).split(128)))
-    rows = []
-    for text, fitted, chosen in (("4x8g17", 16, 16), ("6x8g25", 16, 16), ("6x8g25", 32, 128), ("8x8g33", 32, 128)):
-        format = Format.parse(f"{text}@gaussian")
-        times = [clock()]
-        with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], rounds=10, vectors_per_entry=600, several=Beam(fitted, 1))}):
-            book = fit_book([Objective.of(matrix) for matrix in matrices[:7]], format)
-        times.append(clock())
-        with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], several=Beam(chosen, 1))}):
-            made = [encode(matrix, format, identity, book=book) for matrix in matrices]
-        times.append(clock())
-        codebooks = sum(tensor.numel() * tensor.element_size() for tensor in book.values())
-        n_bytes = sum(encoding.size_bytes - codebooks for encoding in made) + codebooks
-        n_weights = sum(matrix.numel() for matrix in matrices)
-        rows.append(
-            {
-                "format": text,
-                "beam_fitted": fitted,
-                "beam": chosen,
-                "bits_per_weight": 8 * n_bytes / n_weights,
-                "mse": sum(encoding.error for encoding in made) / len(made),
-                "mse_not_fitted_on": sum(encoding.error for encoding in made[7:]) / len(made[7:]),
-                "seconds": {"fitting": times[1] - times[0], "codes": times[2] - times[1]},
-            }
-        )
-        print(rows[-1], flush=True)
-    return rows
+    times = [clock()]
+    with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], rounds=10, vectors_per_entry=600, several=Beam(fitted, 1))}):
+        book = fit_book([Objective.of(matrices[i]) for i in range(N_FITTED)], format)
+    times.append(clock())
+    with mock.patch.dict(EFFORTS, {"fast": replace(EFFORTS["full"], several=Beam(chosen, 1))}):
+        made = {i: encode(matrices[i], format, identity, book=book) for i in ENCODED}
+    times.append(clock())
+    codebooks = sum(tensor.numel() * tensor.element_size() for tensor in book.values())
+    (own_bytes,) = {encoding.size_bytes - codebooks for encoding in made.values()}
+    errors = {is_fitted: statistics.fmean(e.error for i, e in made.items() if (i < N_FITTED) == is_fitted) for is_fitted in (True, False)}
+    return {
+        "format": text,
+        "beam_fitted": fitted,
+        "beam": chosen,
+        "matrices": N_MATRICES,
+        "encoded": len(made),
+        "bits_per_weight": 8 * (N_MATRICES * own_bytes + codebooks) / (N_MATRICES * 1152**2),
+        "mse": (N_FITTED * errors[True] + (N_MATRICES - N_FITTED) * errors[False]) / N_MATRICES,
+        "mse_not_fitted_on": errors[False],
+        "seconds": {"fitting": times[1] - times[0], "codes": times[2] - times[1]},
+    }
 
 
 def speed() -> list[dict[str, Any]]:

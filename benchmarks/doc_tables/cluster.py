@@ -1,4 +1,4 @@
-"""Tables of the simulated cluster."""
+"""Tables of executors, and of the simulated cluster."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ PARTS = {
     "lost with a worker": "failures",
     "idle at the end": "last probes",
 }
+
+
+def executors(results: Results) -> str:
+    """Seconds of a probe on each executor, beside those in this process."""
+    return table(
+        results.rows("executors"),
+        {
+            "executor": lambda row: f"`{row['executor']}`",
+            "workers": lambda row: str(row["workers"]),
+            "seconds a probe": lambda row: fixed(row["seconds"], 2),
+            "`serial` meanwhile": lambda row: fixed(row["serial_seconds"], 2),
+            "faster": lambda row: f"{fixed(row['speedup'], 2)} times",
+            "of turns": lambda row: f"{fixed(min(row['speedups']), 2)} to {fixed(max(row['speedups']), 2)}",
+            "outside of measurements": lambda row: percent(row["outside"], 1),
+        },
+    )
 
 
 def cluster_efficiency(results: Results) -> str:
@@ -39,4 +55,4 @@ def cluster_assumptions(results: Results) -> str:
     )
 
 
-TABLES = (cluster_efficiency, cluster_assumptions)
+TABLES = (executors, cluster_efficiency, cluster_assumptions)
