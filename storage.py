@@ -294,6 +294,8 @@ def load_tensors(
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except SafetensorError as error:
         raise DamagedError(f"{path}: not a whole safetensors file ({error}); {remedy}") from error
+    except RuntimeError as error:  # of torch, which maps the file
+        raise InputError(f"{path}: cannot be read ({str(error).partition(chr(10))[0]}); check that disk") from error
     if header is None:
         raise DamagedError(f"{path}: has no field 'sedaq' in its header, so sedaq did not write it; {remedy}")
     body = parsed(header, f"{path}: field 'sedaq' of its header", remedy)

@@ -337,3 +337,16 @@ def test_whose_a_file_is(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json", "note", owner={"run": "two"})
     with pytest.raises(DamagedError, match="is of another layer, 'a' and not 'b'"):
         load_tensors(tmp_path / "a.safetensors", "numbers", owner={"layer": "b"})
+
+
+def test_a_disk_that_fails_while_tensors_are_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, "thing", {"x": torch.ones(2)}, {})
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError(f"Error closing file <{path}>: Input/output error (5)\nmore")
+
+    monkeypatch.setattr("sedaq.storage.safe_open", fails)
+    with pytest.raises(InputError, match=r"a.safetensors: cannot be read \(Error closing file .*\); check that disk$") as caught:
+        load_tensors(path, "thing")
+    assert not isinstance(caught.value, DamagedError)
