@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ VERBS = {
     "doctor": "What is whole, missing or damaged in a run or a model.",
     "demo": "All of it on a shipped model.",
 }
+
+STDOUT = 1  # its descriptor
 
 
 class _Verbs(click.Group):
@@ -134,12 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _fail(f"sedaq: {error}", error.exit_code)
     except BrokenPipeError as error:
-        try:
-            sys.stdout.flush()  # fails again where it is our reader who left, as `head` does
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        return _failed(error, debug)
+        if not _reader_left():
+            return _failed(error, debug)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+        return 0
     except OSError as error:
         if debug:
             raise
@@ -147,6 +148,15 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"sedaq: {where}{error.strerror or error}; check the path, the rights and the space on that disk", 2)
     except Exception as error:
         return _failed(error, debug)
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads what is printed any more, as after `| head`; another pipe may break as well."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _failed(error: Exception, debug: bool) -> int:
