@@ -41,6 +41,8 @@ class DenoiserAdapter(Adapter):
         self.denoiser, self.scheduler = denoiser, scheduler
         self.dtype: torch.dtype = dtype
         self.conditions, self.null_condition, self.default_steps = conditions, null_condition, default_steps
+        # Flow matching works on the image as it is, and its schedulers say nothing of it.
+        self.scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
         self.step_draws_noise = "generator" in inspect.signature(scheduler.step).parameters
 
     @torch.inference_mode()
@@ -61,7 +63,7 @@ class DenoiserAdapter(Adapter):
             self.scheduler.set_timesteps(sampling.steps or self.default_steps)
             x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
             for t in self.scheduler.timesteps.to(device):
-                output = self._output(self.scheduler.scale_model_input(x, t), t, labels, guidance)
+                output = self._output(self.scaled(x, t), t, labels, guidance)
                 x = self.scheduler.step(output, t, x, **draws).prev_sample
             images.append((x / 2 + 0.5).clamp(0, 1).float().cpu())
         return torch.cat(images)

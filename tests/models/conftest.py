@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, DiTPipeline
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, DiTPipeline, FlowMatchEulerDiscreteScheduler
 
 from ..builders import dit, save_denoiser, unet, vae
 
@@ -19,7 +19,8 @@ def make_denoiser(tmp_path: Path) -> Callable[..., Path]:
     def make(kind: str = "unet", n_classes: int | None = None, *, scheduler: str = "ddim", dtype: torch.dtype = torch.float32) -> Path:
         torch.manual_seed(0)
         model = unet(num_class_embeds=n_classes) if kind == "unet" else dit(n_classes or 10)
-        return save_denoiser(model.to(dtype), tmp_path / kind, {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[scheduler]())
+        kinds = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "flow": FlowMatchEulerDiscreteScheduler}
+        return save_denoiser(model.to(dtype), tmp_path / kind, kinds[scheduler]())
 
     return make
 

@@ -25,7 +25,7 @@ TOLERANCE = 1e-4  # promised: batch sizes change the order of sums
 TWO_STEPS = SamplingConfig(steps=2)
 
 
-@pytest.mark.parametrize("kind, scheduler", [("unet", "ddim"), ("dit", "ddim"), ("dit", "ddpm")])
+@pytest.mark.parametrize("kind, scheduler", [("unet", "ddim"), ("dit", "ddim"), ("dit", "ddpm"), ("unet", "flow")])
 def test_images_are_equal_across_batches_starts_and_chunks(make_denoiser: Callable[..., Path], kind: str, scheduler: str) -> None:
     subject = load(make_denoiser(kind, 3, scheduler=scheduler))
     whole = subject.sample(TWO_STEPS, seed=4, n_images=7)
