@@ -140,10 +140,8 @@ def find_layers(denoiser: nn.Module, exclude: Sequence[str] = ()) -> list[Layer]
 
     Of several components, those of each have roles and blocks of their own. Modules that share a weight are one layer, by the first one's path.
 
-    Raises InputError for NaN or infinite weights, for a glob that matches nothing, and for a denoiser that is one layer itself.
+    Raises InputError for NaN or infinite weights and for a glob that matches nothing.
     """
-    if kind_of(denoiser) is not None:
-        raise InputError("the denoiser is a single layer, which cannot be replaced; put it into a module that calls it")
     layers, unused = [], set(exclude)
     sizes, ties = _sizes(denoiser), find_ties(denoiser)
     names: dict[str, list[str]] = {}

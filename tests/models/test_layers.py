@@ -103,11 +103,6 @@ def test_nothing_left_is_refused() -> None:
         find_layers(Mixed(), ["*"])
 
 
-def test_a_denoiser_that_is_one_layer_is_refused() -> None:
-    with pytest.raises(InputError, match="the denoiser is a single layer.*put it into a module"):
-        find_layers(nn.Linear(4, 4))
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_weight_that_is_not_finite_is_refused_by_name_unless_excluded(value: float) -> None:
     model = Mixed()
