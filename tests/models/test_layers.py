@@ -46,6 +46,11 @@ from sedaq.models.layers import Layer, block_of, computed_weights, find_layers, 
         ("caption_projection.linear_1", "condition embedding", ""),
         ("proj_out", "output", ""),
         ("conv_out", "output", ""),
+        # SanaTransformer2DModel and FluxTransformer2DModel
+        ("transformer_blocks.2.ff.conv_inverted", "feed-forward in", "transformer_blocks.2"),
+        ("transformer_blocks.2.ff.conv_depth", "depthwise convolution", "transformer_blocks.2"),
+        ("transformer_blocks.2.ff.conv_point", "feed-forward out", "transformer_blocks.2"),
+        ("single_transformer_blocks.4.proj_mlp", "feed-forward in", "single_transformer_blocks.4"),
         # Architectures that the table does not know: the path without its indices, so that alike layers share a role.
         ("stages.4.mixer.dense", "stages.mixer.dense", "stages.4"),
         ("stages.5.mixer.dense", "stages.mixer.dense", "stages.5"),
