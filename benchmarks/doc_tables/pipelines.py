@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .layout import Results, fixed, table
 
 
@@ -43,10 +45,21 @@ def whole_job(results: Results) -> str:
 
 def larger_than_memory(results: Results) -> str:
     names = {"dit": "DiT of width 1,152", "flux": "FLUX.1-dev's sizes"}
+
+    def blocks(row: Any) -> str:
+        number = row["blocks"]
+        return (
+            ""
+            if number is None
+            else f", {number} blocks"
+            if row["model"] == "dit"
+            else f", {number} blocks of two streams and {2 * number} of one"
+        )
+
     return table(
         results.rows("large_models"),
         {
-            "model": lambda row: names[row["model"]] + (f", {row['blocks']} blocks" if row["blocks"] else ""),
+            "model": lambda row: names[row["model"]] + blocks(row),
             "weights": lambda row: f"{row['n_weights'] / 1e6:,.0f} M",
             "largest shard, GB": lambda row: fixed(max(row["shard_bytes"]) / 1e9, 2),
             "plan, s": lambda row: fixed(row["search"]["seconds"], 0),

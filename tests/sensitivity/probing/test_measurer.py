@@ -179,6 +179,7 @@ def test_several_processes_keep_what_one_does_to_the_bit(run: Run, tmp_path: Pat
         assert all(torch.equal(two.evidence[name], tensor) for name, tensor in (one.evidence or {}).items())
 
 
+@pytest.mark.slow  # tests/runtime/test_executors.py kills workers in every run
 @pytest.mark.usefixtures("one_thread")
 def test_what_a_killed_worker_was_at_is_measured_by_another(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
