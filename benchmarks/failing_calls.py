@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from full_disk import contents, run_all
+from full_disk import account, contents, run_all
 from results import keep
 from tiny_run import Scene, less_repetition, save_model
 
@@ -46,26 +46,8 @@ def one_point(
 ) -> dict[str, Any]:
     """Run all verbs until one fails, then all of them once more."""
     calls.expect(str(scene.folder).encode(), fails_at, errno.EIO, jumps_at, jump)
-    failed = run_all(scene)
-    calls.expect(b"", 0, 0, 0, 0)
-    held = contents(scene) if scene.run.exists() else {}
-    verb, said = failed if failed is not None else ("none", None)
-    lines = [] if said is None else [line for line in said.words.splitlines() if line.startswith("sedaq")]
-    lost = [name for name, value in held.items() if value == "left behind" or expected.get(name, value) != value]
-    again = run_all(scene)
-    found = contents(scene)
-    differing = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
-    return {
-        **({"call": fails_at} if fails_at else {"call": jumps_at, "jump_days": round(jump / 86400, 1)}),
-        "verb": verb,
-        "code": 0 if said is None else said.code,
-        "one_line": said is None or (len(lines) == 1 and "failed with" not in said.words),
-        "said": "" if said is None else said.words[-200:].replace(str(scene.folder), "FOLDER"),
-        "nothing_lost": not lost,
-        "lost": lost[:3],
-        "same_in_the_end": again is None and not differing,
-        "differing": ([again[0], again[1].words[-160:]] if again else []) + differing[:3],
-    }
+    where = {"call": fails_at} if fails_at else {"call": jumps_at, "jump_days": round(jump / 86400, 1)}
+    return {**where, **account(scene, expected, lambda: calls.expect(b"", 0, 0, 0, 0))}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,14 @@ def main() -> None:
 def one_point(disk: Path, scene: Scene, left: int, expected: dict[str, str]) -> dict[str, Any]:
     """Fill the disk but for `left` bytes, run until a verb fails, make space, and run again."""
     fill(disk, left)
+    return {"left": left, **account(scene, expected, (disk / "ballast").unlink)}
+
+
+def account(scene: Scene, expected: dict[str, str], end_harm: Callable[[], object]) -> dict[str, Any]:
+    """Run all verbs until one fails, end what harms them, and run all of them again: what was said, lost, and different in the end."""
     failed = run_all(scene)
+    end_harm()
     held = contents(scene) if scene.run.exists() else {}
-    (disk / "ballast").unlink()
     verb, said = failed if failed is not None else ("none", None)
     lines = [] if said is None else [line for line in said.words.splitlines() if line.startswith("sedaq")]
     lost = [name for name, value in held.items() if value == "left behind" or expected.get(name, value) != value]
@@ -140,11 +145,10 @@ def one_point(disk: Path, scene: Scene, left: int, expected: dict[str, str]) -> 
     found = contents(scene)
     differing = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
     return {
-        "left": left,
         "verb": verb,
-        "code": said.code if said is not None else 0,
+        "code": 0 if said is None else said.code,
         "one_line": said is None or (len(lines) == 1 and "failed with" not in said.words),
-        "said": "" if said is None else said.words[-160:].replace(str(disk), "DISK"),
+        "said": "" if said is None else said.words[-200:].replace(str(scene.folder), "FOLDER"),
         "nothing_lost": not lost,
         "lost": lost[:3],
         "same_in_the_end": again is None and not differing,

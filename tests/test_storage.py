@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import safetensors.torch
@@ -342,10 +343,7 @@ def test_whose_a_file_is(tmp_path: Path) -> None:
 def test_a_disk_that_fails_while_tensors_are_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
     save_tensors(path, "thing", {"x": torch.ones(2)}, {})
-
-    def fails(*_: object, **__: object) -> None:
-        raise RuntimeError(f"Error closing file <{path}>: Input/output error (5)\nmore")
-
+    fails = Mock(side_effect=RuntimeError(f"Error closing file <{path}>: Input/output error (5)\nmore"))
     monkeypatch.setattr("sedaq.storage.safe_open", fails)
     with pytest.raises(InputError, match=r"a.safetensors: cannot be read \(Error closing file .*\); check that disk$") as caught:
         load_tensors(path, "thing")

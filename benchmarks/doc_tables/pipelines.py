@@ -47,14 +47,8 @@ def larger_than_memory(results: Results) -> str:
     names = {"dit": "DiT of width 1,152", "flux": "FLUX.1-dev's sizes"}
 
     def blocks(row: Any) -> str:
-        number = row["blocks"]
-        return (
-            ""
-            if number is None
-            else f", {number} blocks"
-            if row["model"] == "dit"
-            else f", {number} blocks of two streams and {2 * number} of one"
-        )
+        kinds = {"dit": "{0} blocks", "flux": "{0} blocks of two streams and {1} of one"}
+        return f", {kinds[row['model']].format(row['blocks'], 2 * row['blocks'])}" if row["blocks"] else ""
 
     return table(
         results.rows("large_models"),
