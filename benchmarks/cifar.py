@@ -16,21 +16,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from cifar_features import accuracy, build_classifier, classifier_loss, images_of, save_classifier, save_references
 from diffusers import UNet2DModel
-from PIL import Image
 from results import RESULTS
 from torch.nn import functional as F
-from transformers import ResNetConfig, ResNetForImageClassification
 from tuned_rows import N_IMAGES, Rows, State, uniform_plan
 from tuning import SEEDS, nearest
 
@@ -50,16 +46,13 @@ from sedaq.reports.plan_figures import image_grids
 from sedaq.reports.style import save_png
 from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.verb import search_run
-from sedaq.sensitivity.metrics.extractors import load_extractor
-from sedaq.sensitivity.metrics.reference import build_reference, save_reference
 from sedaq.sensitivity.predictor.fitting import fit
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.run import Run, Settings
-from sedaq.storage import fingerprint, write_json
+from sedaq.storage import write_json
 
 FOLDER = Path("build/cifar")  # of --smoke: build/cifar-smoke
 RATES = (1.5, 2.0, 3.0)  # of the menus: what a search for 2 bits chooses from
-SIDE = 64  # pixels that the classifier sees; its stem divides by four
 
 
 @dataclass(frozen=True)
@@ -77,15 +70,6 @@ class Sizes:
 
 
 SMOKE = Sizes((16, 16, 16, 16), (8, 8, 8, 8), 8, 12, 20, 40, 8, FOLDER.with_name("cifar-smoke"))
-
-
-def images_of(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, 3, 32, 32) uint8 and labels (n,)."""
-    with np.load(path, allow_pickle=False) as data:
-        blob, offsets, labels = data["blob"], data["offsets"], data["labels"]
-    files = (blob[a:b].tobytes() for a, b in zip(offsets, offsets[1:], strict=False))
-    pixels = np.stack([np.array(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64))
 
 
 def build_unet(sizes: Sizes) -> UNet2DModel:
@@ -174,19 +158,10 @@ def train(data: Path, minutes: float, sizes: Sizes, device: str, folder: Path) -
     examples = Examples(*splits["train"], sizes.batch_size, device)
     steps = {"steps": train_denoiser(examples, minutes, sizes, folder)}
     steps["classifier_steps"] = train_classifier(examples, minutes / 4, sizes, folder)
-    extractor = load_extractor(f"transformers:{folder / 'classifier'}", image_shape=(3, 32, 32), device=device)
-    for split, (images, _) in splits.items():
-        batches = (batch.float() / 255 for batch in images.split(500))
-        description = f"{len(images)} {split} images of CIFAR-10, JPEG quality 75"
-        made = build_reference(batches, extractor, description=description, identity=fingerprint([description]))
-        save_reference(folder / f"{split}.safetensors", made, extractor)
-    images, labels = splits["test"]
-    classifier = ResNetForImageClassification.from_pretrained(folder / "classifier").to(device).eval()
-    with torch.inference_mode():
-        right = [_logits(classifier, x.to(device).float() / 127.5 - 1).argmax(1).cpu() for x in images.split(500)]
-    accuracy = (torch.cat(right) == labels).float().mean().item()
-    write_json(folder / "training.json", "training", {**steps, "classifier_accuracy": accuracy})
-    print(f"{steps}; the classifier names {accuracy:.3f} of the test images", flush=True)
+    save_references(folder, {split: images for split, (images, _) in splits.items()}, device)
+    right = accuracy(folder, *splits["test"], device)
+    write_json(folder / "training.json", "training", {**steps, "classifier_accuracy": right})
+    print(f"{steps}; the classifier names {right:.3f} of the test images", flush=True)
 
 
 def train_denoiser(examples: Examples, minutes: float, sizes: Sizes, folder: Path) -> int:
@@ -216,30 +191,17 @@ def train_denoiser(examples: Examples, minutes: float, sizes: Sizes, folder: Pat
     return denoiser.step
 
 
-def _logits(classifier: Any, images: torch.Tensor) -> torch.Tensor:
-    """As the extractor sees images, whose features these are."""
-    seen = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-    return classifier(pixel_values=seen).logits.float()
-
-
 def train_classifier(examples: Examples, minutes: float, sizes: Sizes, folder: Path) -> int:
     """Steps done; the model is in folder/classifier."""
 
     def classifying(model: Any, step: int) -> torch.Tensor:
         x, labels, rng = examples.draw(step)
-        down, right = torch.randint(-3, 4, (2,), generator=rng, device=x.device).tolist()
-        return F.cross_entropy(_logits(model, x.roll((down, right), (2, 3))), labels)
+        return classifier_loss(model, x, labels, rng)
 
-    config = ResNetConfig(
-        embedding_size=sizes.classifier[0], hidden_sizes=list(sizes.classifier), depths=[2] * 4, layer_type="basic", num_labels=N_CLASSES
-    )
     torch.manual_seed(0)
-    classifier = Training(folder / "classifier.pt", ResNetForImageClassification(config), 1e-3, examples.device)
+    classifier = Training(folder / "classifier.pt", build_classifier(sizes.classifier), 1e-3, examples.device)
     print(f"classifier: loss {classifier.run(classifying, minutes):.4f} after {classifier.step} steps", flush=True)
-    average: Any = classifier.average
-    average.cpu().to(memory_format=torch.contiguous_format).save_pretrained(folder / "classifier")
-    content = {"size": SIDE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "classifier" / "preprocessor_config.json").write_text(json.dumps(content))
+    save_classifier(classifier.average, folder / "classifier")
     return classifier.step
 
 

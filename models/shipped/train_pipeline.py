@@ -135,7 +135,15 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 
 def train(
-    model: nn.Module, loss_of: Callable[[nn.Module, Batch], torch.Tensor], n_images: int, work: Path, *, steps: int, rate: float, seed: int
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, Batch], torch.Tensor],
+    n_images: int,
+    work: Path,
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
 ) -> nn.Module:
     """The exponential moving average of the trained weights. `loss_of` (model, (chosen, generator)) is minimised; the checkpoint is `work`."""
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -149,14 +157,17 @@ def train(
         start = state["step"]
     for step in track(range(start, steps), description=f"training {work.stem}", total=steps, completed=start):
         rng = generator_of(seed, step)
-        loss = loss_of(model, (torch.randint(n_images, (BATCH_SIZE,), generator=rng), rng))
+        loss = loss_of(model, (torch.randint(n_images, (batch_size,), generator=rng), rng))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate * rate_at(step, steps)
         optimizer.step()
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
+            for mine, its in zip(average.buffers(), model.buffers(), strict=True):  # statistics of batch normalization
+                mine.copy_(its)
         mean_loss = loss.item() if math.isnan(mean_loss) else 0.99 * mean_loss + 0.01 * loss.item()
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
