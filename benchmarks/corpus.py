@@ -1,0 +1,147 @@
+"""Models that teach what makes a layer sensitive, and their runs:  python benchmarks/corpus.py NAME … --data DIR      → build/corpus/NAME/{model,run}
+
+For each: the model, trained unless sedaq ships it (corpus_models.MODELS says how); then an ordinary run of it with stratified probes to learn from, random plans of
+the same kind on other noise ("unseen"), and every layer alone at every entry of its menu ("truth"). All of it goes on where it stopped.
+What each model and its run came to is kept in benchmarks/results/corpus.json. DIR holds mnist.npz, cifar10_train_jpegs.npz and cifar10_test_jpegs.npz.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from corpus_models import MODELS, Model, folder_of, subject_argument
+from corpus_training import test_loss, train_classifier, train_model
+from results import RESULTS, keep, kept
+
+from sedaq.models.sampling import SamplingConfig
+from sedaq.progress import shown, track
+from sedaq.sensitivity.evaluation import evaluate
+from sedaq.sensitivity.probing.designs import Plan, design_plans, rates_of
+from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
+from sedaq.sensitivity.probing.probe import probe_run
+from sedaq.sensitivity.probing.prober import Prober
+from sedaq.sensitivity.probing.ruined import lowest_useful_rate, plans_above
+from sedaq.sensitivity.run import Run, Settings, probe_journal
+
+ALL = 10**6  # more plans than the one-layer design has
+BATCH_SIZE = 64
+COMMAND = "python benchmarks/corpus.py NAME --data DIR"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured of every model, beside what the table of models says.
+
+    rates: of menus; two less than by default, which a line through the others says. evaluated_images, evaluated_steps: of the model in full precision.
+    training_steps, classifier_steps: where they are others than the tables'.
+    """
+
+    rates: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0)
+    n_probes: int = 36
+    n_unseen: int = 60
+    n_truth: int = ALL
+    evaluated_images: int = 1000
+    evaluated_steps: int = 20
+    exclude: tuple[str, ...] = ()
+    training_steps: int | None = None
+    classifier_steps: int | None = None
+    results: Path = RESULTS
+
+
+def made(name: str, data: Path, sizes: Sizes) -> dict[str, Any]:
+    """Settings of a run of the model, which is trained now if it has not been: where its images are compared, and with what."""
+    training = MODELS[name].training
+    if training is None:
+        return {}
+    train_model(name, data, steps=sizes.training_steps)
+    if training.data != "cifar":
+        return {}
+    features = train_classifier(data, steps=sizes.classifier_steps)
+    return {"extractor": f"transformers:{features / 'classifier'}", "reference": str(features / "train.safetensors")}
+
+
+def random_plans(run: Run, measurer: Measurer, n_plans: int) -> list[Plan]:
+    """As probing draws them: where low rates ruin everything, mostly above."""
+    plans = design_plans("stratified", run.subject.layers, run.menus, n_plans=n_plans, seed=run.settings.seed)
+    floor = lowest_useful_rate(run, measurer)
+    return plans if floor is None else plans_above(floor, run, plans[: len(rates_of(run.menus))], n_plans)
+
+
+def measure(run: Run, model: Model, sizes: Sizes) -> None:
+    """The plans of all three purposes."""
+    probe_run(run, n_configs=sizes.n_probes)
+    with Measurer(Prober(run)) as measurer:
+        unseen = random_plans(run, measurer, sizes.n_probes + sizes.n_unseen)[sizes.n_probes :]
+        alone = design_plans("layer", run.subject.layers, run.menus, n_plans=sizes.n_truth, seed=run.settings.seed)
+        tasks = [PlanTask(plan, model.n_images, "unseen") for plan in unseen]
+        tasks += [PlanTask(plan, model.truth_images, "truth") for plan in alone]
+        for _ in track(measurer.measure(tasks), "unseen plans and layers alone", len(tasks)):
+            pass
+
+
+def measured_row(run: Run, purpose: str) -> dict[str, Any]:
+    """What plans measured for a purpose came to; above_noise: the share whose distance is two standard errors above full precision's."""
+    records = [record for record in probe_journal(run.folder).read() if record["purpose"] == purpose]
+    excess = [record["metrics"]["fid_excess"] for record in records]
+    known = [(e["value"], e["se"]) for e in excess if e["value"] is not None]
+    return {
+        "plans": len(records),
+        "images": records[0]["n_images"],
+        "ruined": sum(record["ruined"] for record in records),
+        "seconds": round(sum(record["seconds"] for record in records), 1),
+        "above_noise": float(np.mean([value > 2 * se for value, se in known])),
+    }
+
+
+def row_of(name: str, model: Model, run: Run, data: Path, sizes: Sizes) -> dict[str, Any]:
+    """What a model and its run came to."""
+    reference = run.settings.reference and run.settings.reference.replace("train.safetensors", "test.safetensors")
+    sampling = SamplingConfig(steps=sizes.evaluated_steps, batch_size=BATCH_SIZE)
+    argument = subject_argument(name)
+    found = evaluate(argument, n_images=sizes.evaluated_images, sampling=sampling, extractor=run.settings.extractor, reference=reference)
+    return {
+        "model": name,
+        "why": model.why,
+        "is_test": model.is_test,
+        "layers": len(run.subject.layers),
+        "n_weights": sum(layer.n_weights for layer in run.subject.layers),
+        "training_steps": model.training and (sizes.training_steps or model.training.steps),
+        "test_loss": model.training and test_loss(name, data),
+        **{metric: found["metrics"][metric] for metric in ("fid", "agreement") if metric in found["metrics"]},
+        "steps": model.steps,
+        **{purpose: measured_row(run, purpose) for purpose in ("probe", "unseen", "truth")},
+    }
+
+
+def add(name: str, model: Model, data: Path, sizes: Sizes, *, only_train: bool = False) -> None:
+    """Bring a model, its run and its row into the corpus."""
+    own = made(name, data, sizes)
+    if only_train:
+        return
+    sampling = SamplingConfig(steps=model.steps, batch_size=BATCH_SIZE)
+    settings = Settings(n_images=model.n_images, sampling=sampling, rates=sizes.rates, exclude=sizes.exclude, **own)
+    run = Run.begin(subject_argument(name), folder_of(name) / "run", settings)
+    measure(run, model, sizes)
+    conditions = {"rates": list(sizes.rates), "evaluated": [sizes.evaluated_images, sizes.evaluated_steps]}
+    rows = {row["model"]: row for row in kept("corpus", conditions, sizes.results)}
+    rows[name] = row_of(name, model, run, data, sizes)
+    keep("corpus", COMMAND, [rows[known] for known in MODELS if known in rows], sizes.results, conditions=conditions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=list(MODELS), metavar="NAME", help=", ".join(MODELS))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only-train", action="store_true", help="measure nothing yet")
+    arguments = parser.parse_args()
+    with shown():
+        for name in arguments.names:
+            add(name, MODELS[name], arguments.data, Sizes(), only_train=arguments.only_train)
+
+
+if __name__ == "__main__":
+    main()
