@@ -1,14 +1,14 @@
 """Models that teach what makes a layer sensitive, and their runs:  python benchmarks/corpus.py NAME … --data DIR      → build/corpus/NAME/{model,run}
 
-For each: the model, trained unless sedaq ships it (corpus_models.MODELS says how); then an ordinary run of it with stratified probes to learn from, random plans of
-the same kind on other noise ("unseen"), and every layer alone at every entry of its menu ("truth"). All of it goes on where it stopped.
+For each: the model, trained unless sedaq ships it (corpus_models.MODELS says how); then an ordinary run of it with stratified probes to learn from, random plans
+of the same kind on other noise ("unseen"), and every layer alone at every entry of its menu ("truth"). All of it goes on where it stopped.
 What each model and its run came to is kept in benchmarks/results/corpus.json. DIR holds mnist.npz, cifar10_train_jpegs.npz and cifar10_test_jpegs.npz.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from corpus_models import MODELS, Model, folder_of, subject_argument
 from corpus_training import test_loss, train_classifier, train_model
 from results import RESULTS, keep, kept
 
-from sedaq.models.sampling import SamplingConfig
 from sedaq.progress import shown, track
 from sedaq.sensitivity.evaluation import evaluate
 from sedaq.sensitivity.probing.designs import Plan, design_plans, rates_of
@@ -28,7 +27,6 @@ from sedaq.sensitivity.probing.ruined import lowest_useful_rate, plans_above
 from sedaq.sensitivity.run import Run, Settings, probe_journal
 
 ALL = 10**6  # more plans than the one-layer design has
-BATCH_SIZE = 64
 COMMAND = "python benchmarks/corpus.py NAME --data DIR"
 
 
@@ -52,7 +50,7 @@ class Sizes:
     results: Path = RESULTS
 
 
-def made(name: str, data: Path, sizes: Sizes) -> dict[str, Any]:
+def prepare(name: str, data: Path, sizes: Sizes) -> dict[str, Any]:
     """Settings of a run of the model, which is trained now if it has not been: where its images are compared, and with what."""
     training = MODELS[name].training
     if training is None:
@@ -99,10 +97,10 @@ def measured_row(run: Run, purpose: str) -> dict[str, Any]:
 
 def row_of(name: str, model: Model, run: Run, data: Path, sizes: Sizes) -> dict[str, Any]:
     """What a model and its run came to."""
-    reference = run.settings.reference and run.settings.reference.replace("train.safetensors", "test.safetensors")
-    sampling = SamplingConfig(steps=sizes.evaluated_steps, batch_size=BATCH_SIZE)
-    argument = subject_argument(name)
-    found = evaluate(argument, n_images=sizes.evaluated_images, sampling=sampling, extractor=run.settings.extractor, reference=reference)
+    reference = run.settings.reference and str(Path(run.settings.reference).with_name("test.safetensors"))
+    how: dict[str, Any] = {"extractor": run.settings.extractor, "reference": reference, "keep_in": folder_of(name)}
+    sampling = replace(model.sampling, steps=sizes.evaluated_steps)
+    found = evaluate(subject_argument(name), n_images=sizes.evaluated_images, sampling=sampling, **how)
     return {
         "model": name,
         "why": model.why,
@@ -119,10 +117,10 @@ def row_of(name: str, model: Model, run: Run, data: Path, sizes: Sizes) -> dict[
 
 def add(name: str, model: Model, data: Path, sizes: Sizes, *, only_train: bool = False) -> None:
     """Bring a model, its run and its row into the corpus."""
-    own = made(name, data, sizes)
+    own = prepare(name, data, sizes)
     if only_train:
         return
-    sampling = SamplingConfig(steps=model.steps, batch_size=BATCH_SIZE)
+    sampling = replace(model.sampling, steps=model.steps)
     settings = Settings(n_images=model.n_images, sampling=sampling, rates=sizes.rates, exclude=sizes.exclude, **own)
     run = Run.begin(subject_argument(name), folder_of(name) / "run", settings)
     measure(run, model, sizes)

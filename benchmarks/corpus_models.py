@@ -33,12 +33,13 @@ from corpus_uvit import UViT
 from sedaq.models.folders import stored_dtypes
 from sedaq.models.loading import SHIPPED, SHIPPED_FOLDER
 from sedaq.models.noise import image_noise
-from sedaq.models.sampling import conditions_of, split_images
+from sedaq.models.sampling import SamplingConfig, conditions_of, split_images
+from sedaq.models.shipped.captions import full_captions
 from sedaq.models.shipped.recipes import N_CLASSES, build_scheduler
 from sedaq.models.subject import Subject
 
 FOLDER = Path(__file__).parents[1] / "build" / "corpus"
-N_WORDS, WORD = 4, 32  # text-like tokens of a class, and their length
+N_TOKENS, TEXT_WIDTH = 4, 32  # text tokens of a class, and their width
 PATCH = 4  # pixels of a token's side, of a transformer on pixels
 
 Ask = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # denoiser, x, timesteps up to 1000, labels → prediction
@@ -49,9 +50,9 @@ def folder_of(name: str) -> Path:
     return Path(os.environ.get("SEDAQ_CORPUS", FOLDER)) / name
 
 
-def words_of(labels: torch.Tensor) -> torch.Tensor:
-    """(n, N_WORDS, WORD): what a text encoder would say of each class, drawn once."""
-    table = torch.randn(N_CLASSES, N_WORDS, WORD, generator=torch.Generator().manual_seed(0))
+def text_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """(n, N_TOKENS, TEXT_WIDTH): what a text encoder would say of each class, drawn once."""
+    table = torch.randn(N_CLASSES, N_TOKENS, TEXT_WIDTH, generator=torch.Generator().manual_seed(0))
     return table[labels]
 
 
@@ -63,21 +64,21 @@ def ask_uvit(denoiser: Any, x: torch.Tensor, times: torch.Tensor, labels: torch.
     return denoiser(x, timestep=times, class_labels=labels)
 
 
-def ask_with_words(denoiser: Any, x: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return denoiser(x, encoder_hidden_states=words_of(labels), timestep=times).sample
+def ask_with_text(denoiser: Any, x: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return denoiser(x, encoder_hidden_states=text_tokens(labels), timestep=times).sample
 
 
 def ask_flux(denoiser: Any, x: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Patches are tokens, each with its row and column; the pooled text is the mean of the words."""
-    words, side = words_of(labels), x.shape[-1] // PATCH
+    """Patches are tokens, each with its row and column; the pooled text is the mean of its tokens."""
+    text, side = text_tokens(labels), x.shape[-1] // PATCH
     places = torch.cartesian_prod(torch.zeros(1), torch.arange(1.0 * side), torch.arange(1.0 * side))
     answer = denoiser(
         hidden_states=nn.functional.unfold(x, PATCH, stride=PATCH).transpose(1, 2),
-        encoder_hidden_states=words,
-        pooled_projections=words.mean(1),
+        encoder_hidden_states=text,
+        pooled_projections=text.mean(1),
         timestep=times / 1000,
         img_ids=places,
-        txt_ids=torch.zeros(N_WORDS, 3),
+        txt_ids=torch.zeros(N_TOKENS, 3),
     ).sample
     return nn.functional.fold(answer.transpose(1, 2), x.shape[2:], PATCH, stride=PATCH)
 
@@ -113,7 +114,7 @@ def build_convolutional_unet() -> UNet2DModel:
 
 
 def build_pixart() -> PixArtTransformer2DModel:
-    """PixArt's transformer (Chen et al. 2024): one modulation for all blocks (adaLN-single), cross attention to the words."""
+    """PixArt's transformer (Chen et al. 2024): one modulation for all blocks (adaLN-single), cross attention to text tokens."""
     return PixArtTransformer2DModel(
         num_attention_heads=3,
         attention_head_dim=32,
@@ -123,27 +124,27 @@ def build_pixart() -> PixArtTransformer2DModel:
         sample_size=28,
         patch_size=PATCH,
         cross_attention_dim=96,
-        caption_channels=WORD,
+        caption_channels=TEXT_WIDTH,
         use_additional_conditions=False,
     )
 
 
 def build_flux() -> FluxTransformer2DModel:
-    """FLUX' transformer: two blocks of two streams, image and words, then two of one stream; rotary positions."""
+    """FLUX' transformer: two blocks of two streams, image and text, then two of one stream; rotary positions."""
     return FluxTransformer2DModel(
         in_channels=PATCH**2,
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=32,
         num_attention_heads=3,
-        joint_attention_dim=WORD,
-        pooled_projection_dim=WORD,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
         axes_dims_rope=(8, 12, 12),
     )
 
 
 def build_sana() -> SanaTransformer2DModel:
-    """Sana's transformer (Xie et al. 2024): linear attention, cross attention to the words, feed-forward of depthwise convolutions."""
+    """Sana's transformer (Xie et al. 2024): linear attention, cross attention to text tokens, feed-forward of depthwise convolutions."""
     return SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -153,7 +154,7 @@ def build_sana() -> SanaTransformer2DModel:
         num_cross_attention_heads=3,
         cross_attention_head_dim=32,
         cross_attention_dim=96,
-        caption_channels=WORD,
+        caption_channels=TEXT_WIDTH,
         sample_size=8,
         patch_size=1,
     )
@@ -179,37 +180,44 @@ class Training:
     rate: float = 1e-3
 
 
+BY_CLASS = SamplingConfig(batch_size=64)
+
+
 @dataclass(frozen=True)
 class Model:
     """One model of the corpus.
 
-    training: None for those that sedaq ships. n_images: of probes and of unseen plans; truth_images: of every layer alone. steps: of all samplings.
-    is_test: never looked at until the end.
+    training: None for those that sedaq ships. n_images: of probes and of unseen plans; truth_images: of every layer alone; halves of both are multiples
+    of ten, the number of conditions of all. steps: of all samplings. sampling: what else is said of them. is_test: never looked at until the end.
     """
 
     why: str
     training: Training | None = None
-    n_images: int = 384
-    truth_images: int = 192
+    n_images: int = 400
+    truth_images: int = 200
     steps: int = 8
+    sampling: SamplingConfig = BY_CLASS
     is_test: bool = False
 
 
+# Ten of the captions with every digit, stroke and slant among them; without guidance, which doubles the time.
+CAPTIONS = SamplingConfig(prompts=tuple(full_captions()[::9]), guidance=1.0, batch_size=64)
+# Half as many images of U-Nets, which take twice as long and have more layers.
+U_NET: dict[str, Any] = {"n_images": 240, "truth_images": 120, "steps": 6}
+
 MODELS = {
     "mnist-dit": Model("a DiT with a modulation in every block"),
-    "mnist-unet": Model("a U-Net with little attention", n_images=256, truth_images=128, steps=6),
-    "digits-sd": Model("Stable Diffusion's U-Net with cross attention, in latents", n_images=256, truth_images=128, steps=6),
-    "digits-mmdit": Model("Stable Diffusion 3's transformer of two streams, in latents, by flow matching"),
+    "mnist-unet": Model("a U-Net with little attention", **U_NET),
+    "digits-sd": Model("Stable Diffusion's U-Net with cross attention, in latents", sampling=CAPTIONS, **U_NET),
+    "digits-mmdit": Model("Stable Diffusion 3's transformer of two streams, in latents, by flow matching", sampling=CAPTIONS),
     "cifar-unet": Model(
         "colour and photographs; a U-Net of 22 M weights is work for a GPU",
         Training(build_attending_unet, ask_with_class, "cifar", flow=False, steps=3500, batch_size=32),
-        n_images=256,
-        truth_images=128,
-        steps=6,
+        **U_NET,
     ),
     "mnist-pixart": Model(
         "one modulation for all blocks, and cross attention",
-        Training(build_pixart, ask_with_words, "mnist", flow=False, steps=6000, batch_size=64),
+        Training(build_pixart, ask_with_text, "mnist", flow=False, steps=6000, batch_size=64),
     ),
     "mnist-uvit": Model(
         "long skip connections in a transformer; time and class are tokens",
@@ -222,14 +230,12 @@ MODELS = {
     "cifar-conv": Model(
         "nothing but convolutions, by flow matching",
         Training(build_convolutional_unet, ask_with_class, "cifar", flow=True, steps=3500, batch_size=32),
-        n_images=256,
-        truth_images=128,
-        steps=6,
+        **U_NET,
         is_test=True,
     ),
     "digits-sana": Model(
         "linear attention and depthwise convolutions in a transformer, in latents, by flow matching",
-        Training(build_sana, ask_with_words, "latents", flow=True, steps=6000, batch_size=64),
+        Training(build_sana, ask_with_text, "latents", flow=True, steps=6000, batch_size=64),
         is_test=True,
     ),
 }
