@@ -35,7 +35,7 @@ from sedaq.aq.profiling import bench
 from sedaq.kernels.timing import clock
 from sedaq.models.hessian import Hessian
 
-N_MATRICES, N_FITTED, ENCODED = 28, 7, (0, 1, 7, 8, 9)  # of the Gaussian source
+N_MATRICES, N_FITTED, ENCODED = 28, 7, (0, 7)  # of the Gaussian source
 NEAR_TWO_BITS = ("4x8g17q", "5x7g18mq")  # below 2.0 total bits at 2048², beside E8P's .089
 
 
@@ -66,8 +66,8 @@ def source() -> list[dict[str, Any]]:
 def source_row(case: tuple[str, int, int]) -> dict[str, Any]:
     """Codebooks are fitted on N_FITTED of N_MATRICES matrices, with narrower beams than the codes are then chosen with, which takes most of the time.
 
-    All matrices have the same distribution and take the same bytes, so that the error is measured on ENCODED of them: some that codebooks were fitted on,
-    and some that not, with weights by how many there are of each.
+    All matrices have the same distribution and take the same bytes, so that the error is measured on ENCODED of them, one that codebooks were fitted
+    on and one that not, with weights by how many there are of each: of 1.3 million weights the mean squared error is known to a thousandth.
     """
     text, fitted, chosen = case
     format = Format.parse(f"{text}@gaussian")
