@@ -74,6 +74,8 @@ class EncodingStore(FanOut):
     ) -> None:
         parse_effort(effort)
         check_weighting(calibration.get("weighting", "uniform"))
+        if any(not layer.name for layer in subject.layers):
+            raise InputError(f"subject {subject.name}: its denoiser is one bare layer, which has no place in a model; put it into a module")
         self.subject, self.folder = subject, Path(folder)
         self.calibration, self.effort, self.seed, self.hessians = dict(calibration), effort, seed, hessians
         self.sampling = _sampling(calibration, given or SamplingConfig())

@@ -87,6 +87,21 @@ def gaussian_source(results: Results) -> str:
     )
 
 
+def shared_gaussian_source(results: Results) -> str:
+    """Mean squared error of many matrices that share codebooks."""
+    return table(
+        results.rows("gaussian_source"),
+        {
+            "format": lambda row: row["format"],
+            "hypotheses, codebooks fitted / codes chosen": lambda row: f"{row['beam_fitted']} / {row['beam']}",
+            "total bits": lambda row: fixed(row["bits_per_weight"], 3),
+            "error": lambda row: fixed(row["mse"], 4),
+            "of those not fitted on": lambda row: fixed(row["mse_not_fitted_on"], 4),
+            "minutes, fitting / codes": lambda row: " / ".join(fixed(row["seconds"][part] / 60, 0) for part in ("fitting", "codes")),
+        },
+    )
+
+
 def damping(results: Results) -> str:
     """Geometric mean of the relative error at 2 bits, under the calibration that was used and another one."""
     heads = ["damping", *(f"{model}, {which}" for model in ("mnist-dit", "mnist-unet") for which in ("same calibration", "another"))]
@@ -190,6 +205,7 @@ TABLES = (
     encoder_parts,
     part_worth,
     gaussian_source,
+    shared_gaussian_source,
     damping,
     block_hessian,
     calibration_images,

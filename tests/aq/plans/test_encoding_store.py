@@ -11,6 +11,7 @@ from sedaq.aq.formats import Format
 from sedaq.aq.plans import store as store_module
 from sedaq.aq.plans.store import EncodingStore, book_name
 from sedaq.errors import InputError
+from sedaq.models.subject import Subject
 from sedaq.storage import load_tensors, save_tensors
 
 CALIBRATION = {"seed": 0, "n_images": 4, "steps": 2}
@@ -73,6 +74,12 @@ def test_tensors_that_do_not_belong_to_the_format_are_refused(tmp_path):
         Encoding.load(path)
     with pytest.raises(InputError, match="expected"):
         Encoding(Format.parse("1x4g4"), (8, 10), {**tensors, "scales": tensors["scales"].float()}, 0.0)
+
+
+def test_a_denoiser_that_is_one_bare_layer_is_refused(tmp_path):
+    subject = Subject(torch.nn.Linear(4, 4), sample=lambda **_: torch.zeros(1, 1, 2, 2), name="bare")
+    with pytest.raises(InputError, match=r"subject bare.*put it into a module"):
+        EncodingStore(subject, tmp_path, calibration=CALIBRATION)
 
 
 @pytest.fixture
