@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-_TIMES = ("timestep", "timesteps", "t", "timestep_ratio", "r")
+TIMES = ("timestep", "timesteps", "t", "timestep_ratio", "r")
 
 
 class Components(nn.ModuleDict):
@@ -20,7 +20,7 @@ def is_told_the_time(module: Any) -> bool:
     """Whether a pipeline asks it, a module or a class of modules, at every step."""
     if not issubclass(module if isinstance(module, type) else type(module), nn.Module):
         return False
-    return any(name in inspect.signature(module.forward).parameters for name in _TIMES)
+    return any(name in inspect.signature(module.forward).parameters for name in TIMES)
 
 
 def is_denoiser(module: Any) -> bool:

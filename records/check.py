@@ -20,6 +20,7 @@ RECORDS: dict[str, Any] = {
     "menu of a layer": runs.Menu,  # by which its readers tell them apart
     "menu of a role": runs.SharedMenu,
     "traits": runs.Traits,
+    "properties": runs.Properties,
     "activations": runs.Activations,
     "step times": runs.StepTimes,
     "plan": plans.Plan,

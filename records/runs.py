@@ -144,6 +144,14 @@ class Traits(Record):
     layers: dict[str, dict[str, Annotated[list[Number], Field(min_length=3, max_length=3)]]]
 
 
+class Properties(Record):
+    """What is observed of layers, by layer and property; what is not known has no entry."""
+
+    identity: str
+    layers: dict[str, dict[str, Number]]
+    why_not: list[str]
+
+
 class Activations(Record):
     damages: dict[str, list[Annotated[tuple[int, str, Number], Strict(False)]]]
 

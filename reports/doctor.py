@@ -31,6 +31,7 @@ RECORDS: dict[str, tuple[str, str]] = {
     r"probing\.json": ("probing", PROBE),
     r"menus/.*\.json": ("menu", PROBE),
     r"calibration/traits\..*\.json": ("traits", FIT),
+    r"calibration/properties\..*\.json": ("properties", FIT),
     r"calibration/gradients\..*\.safetensors": ("gradients", FIT),
     r"calibration/.*\.safetensors": ("hessian", PROBE),
     r"encodings/.*\.safetensors": ("encoding", PROBE),

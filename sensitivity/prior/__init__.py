@@ -1,0 +1,1 @@
+"""What other models teach about the next: properties of layers, a corpus of measured layers, and the learnt prior of the additive model."""
