@@ -1,0 +1,234 @@
+"""What was measured of layers, over all models that were measured: a table with a row for every layer and entry of its menu, in a Parquet file.
+
+Effects are excesses of a metric above full precision's on the same noise. They come from measurements of every layer alone (purpose "truth" in a run's
+journal, as `benchmarks/corpus.py` makes them), or else from the additive model that is fitted to a run's probes, with its bootstrap's standard errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ...errors import DamagedError, InputError
+from ...remote import pull
+from ...storage import cache_folder, check_regular, write_atomically
+from ..metrics.registry import DEFAULT
+from ..predictor.additive import Array, Labels, choose_ridge, fit_additive, fit_samples
+from ..probing.layer_statistics import LayerStatistics
+from ..probing.probes import MIN_PROBES, Probes, read_probes
+from ..run import Run, probe_journal
+from .observed import observed
+from .properties import PROPERTIES, Facts, properties_of
+
+KIND, SCHEMA = "corpus", 1
+ALONE = "truth"  # purpose of measurements of one layer alone
+N_DRAWS = 16  # bootstrap samples of the probes behind an additive model's standard errors
+KNOWN = ("layer", "rate", "format", "error", "score")  # of every entry before any probe, beside its properties
+NUMBERS = ("rate", "error", "score", "effect", "se", "half_1", "half_2", "full_precision", "n_images")
+COLUMNS = (
+    "model",  # name, and for another model of the same name some digits of its fingerprint
+    "fingerprint",  # of the model; what has the same one is never split between folds
+    *KNOWN,
+    "effect",  # excess of the metric over full precision's, of this layer alone in this format
+    "se",
+    "half_1",  # the effect from disjoint halves of the images
+    "half_2",
+    "full_precision",  # the metric of full precision, lower is better
+    "metric",
+    "n_images",
+    "source",  # "alone": measured so; "additive": by the additive model of plans
+    *PROPERTIES,
+)
+_WHERE = "run `sedaq learn` on the runs again, or choose another `corpus`"
+
+
+def personal_corpus() -> Path:
+    """Where a user's own corpus is kept."""
+    return cache_folder() / "prior" / "corpus.parquet"
+
+
+# -- a run's rows ------------------------------------------------------------------------------------------------------------------------
+
+
+def known_entries(run: Run, statistics: LayerStatistics | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """KNOWN and PROPERTIES of every entry of every menu but weights that stay as they are, in the order of layers and menus; and notes on what
+    is not known, a line each."""
+    statistics = statistics or LayerStatistics(run)
+    layers = run.subject.layers
+    rows = [(index, entry) for index, layer in enumerate(layers) for entry in run.menus[layer.name]]
+    traits = [statistics.of_entry(layers[index].name, entry) for index, entry in rows]
+    kept = [number for number, one in enumerate(traits) if one.error > 0]
+    found, why_not = observed(run)
+    scores = np.array([traits[number].score for number in kept])
+    facts = Facts(
+        layers,
+        found,
+        np.array([rows[number][0] for number in kept], dtype=int),
+        np.array([rows[number][1].rate for number in kept]),
+        np.array([traits[number].error for number in kept]),
+        None if statistics.why_no_gradients else scores,
+    )
+    known = pd.DataFrame(
+        {
+            "layer": [layers[index].name for index in facts.index],
+            "rate": facts.rates,
+            "format": [str(rows[number][1].format) for number in kept],
+            "error": facts.errors,
+            "score": scores,
+        }
+    )
+    return pd.concat([known, properties_of(facts)], axis=1), why_not
+
+
+def rows_of(run: Run, metric: str = DEFAULT) -> pd.DataFrame:
+    """The rows that a run adds to a corpus: COLUMNS.
+
+    Raises:
+        InputError: for a run with neither layers measured alone nor enough probes.
+    """
+    statistics = LayerStatistics(run)
+    records = [r for r in probe_journal(run.folder).read() if r["steps"] == run.settings.steps]
+    counts = {purpose: len({r["plan_hash"] for r in records if r["purpose"] == purpose}) for purpose in (ALONE, "probe")}
+    if max(counts.values()) < MIN_PROBES:
+        raise InputError(
+            f"{run.folder}: holds {counts[ALONE]} measurements of layers alone and {counts['probe']} probes, a corpus needs {MIN_PROBES} of one kind; "
+            "run `sedaq probe` with more `configs`"
+        )
+    known, _ = known_entries(run, statistics)
+    alone = counts[ALONE] >= MIN_PROBES
+    probes = read_probes(run, metric, purpose=ALONE if alone else "probe", statistics=statistics)
+    if not probes.full_precision > 0:
+        raise InputError(f"{run.folder}: {metric} of full precision is {probes.full_precision:g}; effects are relative to it, choose fid")
+    effects = _measured(probes, known) if alone else _fitted(probes, known, run.settings.seed)
+    images = {r["plan_hash"]: r["n_images"] for r in sorted(records, key=lambda r: int(r["n_images"]))}
+    table = known.loc[effects.index].assign(
+        **{name: effects[name] for name in effects},
+        model=run.subject.name,
+        fingerprint=run.subject.model_fingerprint,
+        full_precision=probes.full_precision,
+        metric=metric,
+        n_images=float(max(images[h] for h in probes.hashes)),
+        source="alone" if alone else "additive",
+    )
+    return table[list(COLUMNS)].reset_index(drop=True)
+
+
+def _measured(probes: Probes, known: pd.DataFrame) -> pd.DataFrame:
+    """Effects by rows of `known`, of plans that lower one layer."""
+    names = {name: index for index, name in enumerate(probes.table.names)}
+    lowered = probes.errors > 0
+    single = np.flatnonzero(lowered.sum(1) == 1)
+    places = {(int(lowered[plan].argmax()), float(probes.errors[plan].max())): plan for plan in single}
+    plans = [places.get((names[layer], error), -1) for layer, error in zip(known["layer"], known["error"], strict=True)]
+    rows = np.flatnonzero(np.array(plans) >= 0)
+    chosen = np.array(plans, dtype=int)[rows]
+    return _effects(rows, probes.labels.excess[chosen], probes.labels.se[chosen], probes.halves[chosen])
+
+
+def _fitted(probes: Probes, known: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Effects of all rows of `known`, by the additive model of the probes, of bootstrap samples of them, and of each half of their images."""
+    ridge = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed).ridge
+    rng = np.random.default_rng([seed, 2])
+    samples = [np.arange(len(probes)), *(rng.integers(len(probes), size=len(probes)) for _ in range(N_DRAWS))]
+    surrogates = list(fit_samples(probes.errors, probes.labels, probes.table.priors, ridge, samples))
+    for half in probes.halves.T:
+        labels = Labels(half, probes.labels.se * 2**0.5, probes.full_precision, probes.labels.floor)
+        surrogates.append(fit_additive(probes.errors, labels, probes.table.priors, ridge))
+    names = {name: index for index, name in enumerate(probes.table.names)}
+    layer, errors = np.array([names[name] for name in known["layer"]]), known["error"].to_numpy(float)
+    width = len(names)
+    effects = []
+    for surrogate in surrogates:
+        lowered = np.zeros((len(errors), width))
+        lowered[np.arange(len(errors)), layer] = errors
+        effects.append(surrogate.excess(lowered))
+    return _effects(np.arange(len(known)), effects[0], np.std(effects[1:-2], axis=0, ddof=1), np.array(effects[-2:]).T)
+
+
+def _effects(rows: Any, effect: Array, se: Array, halves: Array) -> pd.DataFrame:
+    return pd.DataFrame({"effect": effect, "se": se, "half_1": halves[:, 0], "half_2": halves[:, 1]}, index=rows)
+
+
+# -- tables of several models ------------------------------------------------------------------------------------------------------------
+
+
+def merged(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table; of a model and metric that several have, the rows of the last one. Models of equal names are told apart."""
+    newest: dict[tuple[str, str], pd.DataFrame] = {}
+    for table in tables:
+        for key, rows in table.groupby(["fingerprint", "metric"], sort=False):
+            newest[str(key[0]), str(key[1])] = rows  # type: ignore[index]
+    whole = pd.concat(list(newest.values()), ignore_index=True)[list(COLUMNS)]
+    plain = whole["model"].str.replace(r" \([0-9a-f]{4}\)$", "", regex=True)
+    shared = plain.map(whole.assign(model=plain).groupby("model")["fingerprint"].nunique()) > 1
+    return whole.assign(model=plain.where(~shared, plain + " (" + whole["fingerprint"].str[:4] + ")"))
+
+
+def check(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The table with its columns in order. Raises InputError, which names `where` and the column, for one that is no corpus."""
+    for name in COLUMNS:
+        if name not in table:
+            raise InputError(f"{where}: column '{name}' is missing; {_WHERE}")
+    for name in table:
+        if name not in COLUMNS:
+            raise InputError(f"{where}: column {name!r} is not one of a corpus; {_WHERE}")
+    if not len(table):
+        raise InputError(f"{where}: holds no row; {_WHERE}")
+    texts = {name for name, one in PROPERTIES.items() if one.names} | {*COLUMNS} - {*NUMBERS, *PROPERTIES}
+    for name in COLUMNS:
+        if (name in texts) == pd.api.types.is_numeric_dtype(table[name]):
+            raise InputError(f"{where}: column '{name}' must hold {'texts' if name in texts else 'numbers'}; {_WHERE}")
+    for name in NUMBERS:
+        bad = ~np.isfinite(table[name].to_numpy(float))
+        if bad.any():
+            raise InputError(f"{where}: column '{name}' is not finite in row {int(bad.argmax())}; {_WHERE}")
+    for name, fits in (("error", table["error"] > 0), ("se", table["se"] >= 0), ("full_precision", table["full_precision"] > 0)):
+        if not fits.all():
+            raise InputError(
+                f"{where}: column '{name}' is {table[name][~fits].iloc[0]:g} in row {int((~fits).to_numpy().argmax())}; {_WHERE}"
+            )
+    return table[list(COLUMNS)]
+
+
+def corpus_fingerprint(table: pd.DataFrame) -> str:
+    """First 16 hex digits of a sha256 over all that the table holds."""
+    return hashlib.sha256(table.to_csv(index=False, float_format="%.17g").encode()).hexdigest()[:16]
+
+
+def write_corpus(path: Path, table: pd.DataFrame) -> None:
+    """A Parquet file with the schema and the fingerprint in its metadata, whole or not at all."""
+    table = check(table, str(path)).reset_index(drop=True)
+    table.attrs = {"sedaq": {"kind": KIND, "schema": SCHEMA, "fingerprint": corpus_fingerprint(table)}}
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_corpus(path: Path) -> pd.DataFrame:
+    """Raises InputError for a file that is missing, DamagedError for one that is damaged, no corpus, or of an older schema."""
+    if not pull(path):
+        raise InputError(f"`corpus` {path}: is not there; make it by `sedaq learn`")
+    try:
+        check_regular(path)
+        table = pd.read_parquet(path)
+    except OSError as error:
+        raise InputError(f"`corpus` {path}: cannot be read ({error.strerror or error}); check the path") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"`corpus` {path}: not a whole Parquet file ({str(error).splitlines()[0]}); {_WHERE}") from error
+    header = table.attrs.get("sedaq")
+    expected: dict[str, Any] = {"kind": KIND, "schema": SCHEMA}
+    for field, value in expected.items():
+        known = header.get(field) if isinstance(header, dict) else None
+        if known != value:
+            raise DamagedError(f"`corpus` {path}: field '{field}' is {known!r} where {value!r} is expected; {_WHERE}")
+    table = check(table, f"`corpus` {path}")
+    if corpus_fingerprint(table) != header["fingerprint"]:
+        raise DamagedError(f"`corpus` {path}: field 'fingerprint' does not match its rows, the file was changed or damaged; {_WHERE}")
+    table.attrs = {}
+    return table
