@@ -38,7 +38,7 @@ from sedaq.runtime.tasks import as_damage
 from sedaq.search.budgets import parse_size
 from sedaq.search.engine import SearchResult
 from sedaq.sensitivity.predictor.predictor import Predictor
-from sedaq.sensitivity.predictor.trees import trees_from_json
+from sedaq.sensitivity.predictor.tree_files import trees_from_json
 from sedaq.sensitivity.run import Settings
 from sedaq.storage import json_bytes, load_tensors, read_json, read_records, read_sealed, tensor_fingerprint
 

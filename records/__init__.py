@@ -12,6 +12,7 @@ REMEDIES = {
     "front": "search the front again",
     "fit": "run `sedaq fit` again",
     "predictor": "run `sedaq fit` again",
+    "prior": "run `sedaq learn` again",
     "contest": "run `sedaq bench search` again",
     "evaluation": "remove the line",
     "tuning": "remove the line",

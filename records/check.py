@@ -28,6 +28,7 @@ RECORDS: dict[str, Any] = {
     "search": plans.Search,
     "fit": fits.Fit,
     "predictor": fits.Predictor,
+    "prior": fits.Prior,
     "contest": results.Contest,
     "evaluation": results.Evaluation,
     "evaluation result": results.EvaluationResult,

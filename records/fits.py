@@ -54,7 +54,7 @@ class Fit(Record):
 
 
 class Tree(Record):
-    """Of whose nodes predictor/trees.py asks more."""
+    """Of whose nodes predictor/tree_files.py asks more."""
 
     left_children: list[int]
     right_children: list[int]
@@ -108,3 +108,40 @@ class Predictor(Record):
         if any([len(row) for row in member.knots] != [len(row) for row in member.bends] for member in self.members):
             raise ValueError("must hold as many bends as knots")
         return self
+
+
+class Line(Record):
+    level: Number
+    by_score: Annotated[float, Field(ge=0, le=1e3)]
+    by_error: Annotated[float, Field(ge=0, le=1e3)]
+    level_alone: Number
+    by_error_alone: Annotated[float, Field(ge=0, le=1e3)]
+
+
+class PriorMember(Record):
+    line: Line
+    trees: list[Tree]
+
+
+class TreeSettings(Record):
+    n_trees: Annotated[int, Field(ge=0, le=10_000)]
+    max_depth: Annotated[int, Field(ge=1, le=6)]
+    learning_rate: Positive
+    subsample: Positive
+    colsample_bytree: Positive
+    reg_lambda: Positive
+    min_child_weight: Positive
+
+
+class Prior(Record):
+    """What a corpus taught."""
+
+    columns: list[str]
+    settings: TreeSettings
+    level: Positive
+    residual: Positive
+    scale: Positive
+    models: list[str]
+    corpus: str
+    quality: dict[str, Any] = {}
+    members: Annotated[list[PriorMember], Field(min_length=1, max_length=64)]

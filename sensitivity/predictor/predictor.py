@@ -24,7 +24,8 @@ from ...storage import read_json, write_json
 from ..probing.probes import LayerTable, Probes
 from .additive import Additive, Array, LayerPriors, WarmStart, choose_ridge, fit_samples
 from .features import TreeFeatures
-from .trees import choose_number, fit_trees, inputs, trees_from_json, trees_to_json
+from .tree_files import trees_from_json, trees_to_json
+from .trees import choose_number, fit_trees, inputs
 
 ErrorOf = Callable[[str, Entry], float]  # layer name, entry → relative output error of the encoding
 Choice = Mapping[str, Entry]

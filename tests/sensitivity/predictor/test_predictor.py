@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from sedaq.errors import DamagedError
 from sedaq.sensitivity.predictor.predictor import Predictor
-from sedaq.sensitivity.predictor.trees import REAL, WHOLE, trees_from_json, trees_to_json
+from sedaq.sensitivity.predictor.tree_files import REAL, WHOLE, trees_from_json, trees_to_json
 from sedaq.sensitivity.probing.probes import Probes
 
 from ..surrogates import FULL_PRECISION, MENU, N_LAYERS, NAMES, clashing_probes, error_of, known_surrogate, random_probes

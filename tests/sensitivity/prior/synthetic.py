@@ -11,7 +11,7 @@ from sedaq.storage import fingerprint
 
 RATES = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 EXPONENT, OF_SCORE = 1.1, 0.7  # of the error within a layer, and of the layer's gain
-IMAGE, OUTPUT = np.log(3.0), np.log(2.0)  # factors of layers that see the image, and of those at the end
+IMAGE, OUTPUT = np.log(3.0), np.log(2.0)  # factors of layers that see the image, and of those of role output: a quarter of all layers each
 LEVEL, SPREAD = 0.5, 0.3  # of models, and of layers, that no property knows: standard deviations of the log
 
 
@@ -47,8 +47,8 @@ def _model(number: int, n_layers: int, seed: int, noise: float, spread: float, l
         "output_error": log_errors,
         "gain": of_layers(rng.normal(0, 1.2, n_layers)),
         "depth": of_layers(np.arange(n_layers) / (n_layers - 1)),
-        "sees_image": of_layers((np.arange(n_layers) == 0).astype(float)),
-        "role": of_layers(np.array([*rng.choice(list(ROLES)[:8], n_layers - 1), "output"])),
+        "sees_image": of_layers((rng.permutation(n_layers) % 4 == 0).astype(float)),
+        "role": of_layers(np.where(rng.permutation(n_layers) % 4 == 0, "output", rng.choice(list(ROLES)[:8], n_layers))),
         "block": of_layers(rng.choice(list(BLOCKS), n_layers)),
     }
     table = pd.DataFrame({**numbers, **own})
