@@ -15,8 +15,9 @@ from results import keep
 from threadpoolctl import threadpool_limits
 
 from sedaq.errors import InputError
-from sedaq.sensitivity.predictor.additive import choose_ridge, fit_additive
+from sedaq.sensitivity.predictor.additive import fit_additive
 from sedaq.sensitivity.predictor.cross_validation import OURS, PREDICTORS, interval, judge, noise_ceiling, spearman
+from sedaq.sensitivity.predictor.ridge import choose_ridge
 from sedaq.sensitivity.probing.layer_statistics import LayerStatistics
 from sedaq.sensitivity.probing.probes import Probes, read_probes
 from sedaq.sensitivity.run import Run

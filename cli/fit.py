@@ -18,6 +18,7 @@ from . import options
 def command(run_folder: Path, run_subject: str | None, metric: str, as_json: bool, device: str) -> None:
     from ..api import Run
     from ..progress import shown
+    from ..reports.numbers import sources_line
     from ..reports.summaries import fit_table, show
 
     with shown():
@@ -28,6 +29,8 @@ def command(run_folder: Path, run_subject: str | None, metric: str, as_json: boo
         options.print_json(fitted.to_dict())
     else:
         show(fit_table(fitted.to_dict()))
+        if sources := fitted.summary.get("sources"):
+            click.echo(sources_line(sources))
         for finding in fitted.findings:
             click.echo(f"- {finding}")
         click.echo(f"next: sedaq search --run {options.named(run_folder)} --bits 2 --out plan.json")

@@ -27,6 +27,7 @@ VERBS = {
     "apply": "Write the quantized model of a plan, tuned if asked.",
     "evaluate": "Measure the images of a model.",
     "bench": "Measure distortion, encoding, kernels or a whole model.",
+    "learn": "Teach the prior by runs of one's own.",
     "report": "Write the report of a run.",
     "watch": "What is at work in a run, and how far it is.",
     "doctor": "What is whole, missing or damaged in a run or a model.",

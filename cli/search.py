@@ -67,8 +67,10 @@ def command(
         click.echo(described(found[0].plan.activations, len(found[0].plan.formats)))
     if not front:
         click.echo(share_of_file(run.subject, found[0].plan))
-    for note in found[0].plan.provenance["notes"] if not front else ():
-        click.echo(note)
+    notes = [plan.plan.provenance["notes"] for plan in found]
+    for note in notes[0] if notes else ():
+        if all(note in others for others in notes):  # of a front, what is said of every plan
+            click.echo(note)
 
 
 def _uniform(

@@ -45,6 +45,7 @@ class Fit(Record):
     baselines: dict[str, Number | None]
     scores: dict[str, Score]
     predictions: list[Predicted]
+    sources: dict[str, Number | str | None] = {}
     learning_curve: list[Learnt] = []
     stability: dict[str, Number] = {}
     additivity: dict[str, Number | list[Number]] = {}
@@ -77,12 +78,24 @@ class Member(Record):
     trees: list[Tree] | None
 
 
+class LearntLayers(Record):
+    """What other models taught of the layers."""
+
+    log_slopes: list[Number]
+    exponents: list[Positive]
+    widths: list[Positive]
+    exponent_width: Positive
+    level: Positive
+    corpus: str
+
+
 class Layers(Record):
     names: Annotated[list[str], Field(min_length=1)]
     roles: list[str]
     blocks: list[str]
     log_errors: list[Number]
     log_scores: list[Number]
+    learnt: LearntLayers | None = None
 
 
 class Predictor(Record):
@@ -101,6 +114,8 @@ class Predictor(Record):
     def _is_of_one_model(self) -> Predictor:
         table, n = self.table, len(self.table.names)
         lists: list[Any] = [table.roles, table.blocks, table.log_errors, table.log_scores]
+        if table.learnt is not None:
+            lists += [table.learnt.log_slopes, table.learnt.exponents, table.learnt.widths]
         for member in self.members:
             lists += [member.log_slopes, member.exponents, member.log_errors, member.knots, member.bends]
         if any(len(values) != n for values in lists):

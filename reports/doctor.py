@@ -56,7 +56,7 @@ RECORDS: dict[str, tuple[str, str]] = {
     r"figures/grids\.safetensors": ("grids", "sedaq report"),
     r"demo\.json": ("demo", "sedaq demo"),
 }
-PLAIN = r"report\.html|figures/[^/]*\.(png|svg|csv)|predictor/(sensitivity|groups|interactions)\.csv|predictor/trees\d+\.ubj"
+PLAIN = r"report\.html|figures/[^/]*\.(png|svg|csv)|predictor/(sensitivity|groups|interactions|properties)\.csv|predictor/trees\d+\.ubj"
 STATUS = r"\.status\.[^/]*\.json"  # what a command is at
 LOCK, TEMPORARY, FOLDER = r"(.*/)?\.[^/]*\.lock", r"(.*/)?\.[^/]*\.[0-9a-f]{8}", r"(.*/)?\.[^/]*\.(new|old|tuning)/.*"
 REMADE = r".*[./@-][0-9a-f]{16}\.(json|safetensors)|layers\.json|predictor/(additive|fit)\.json"  # by names that sedaq alone gives

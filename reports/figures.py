@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from ..aq.activations.choice import described
 from ..sensitivity.metrics.registry import METRICS
 from . import plan_figures as plans
+from . import property_figures as properties
 from . import search_figures as searches
 from . import sensitivity_figures as layers
 from . import tuning_figures as tunings
 from .inputs import RunData, text_of
-from .numbers import bits, count, interval, megabytes, number
+from .numbers import bits, count, interval, megabytes, number, sources_line
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _predictions(data: RunData) -> str:
         f"{trees}. Cross-validated over {_n_probes(data)}: Spearman {number(data.fit['spearman'])}, "
         f"95 % interval {interval(data.fit.get('spearman_ci'))}. "
         f"The noise ceiling {number(data.fit['ceiling'])} {interval(data.fit.get('ceiling_ci'))} is what a perfect predictor would reach "
-        "against labels as noisy as these. "
+        f"against labels as noisy as these. {sources_line(data.fit['sources']) + ' ' if data.fit.get('sources') else ''}"
         f"{conditions(data)}"
     )
 
@@ -178,6 +179,13 @@ def _layer_table(data: RunData) -> pd.DataFrame:
 
 
 _FIT, _SENSITIVITY = ("predictor/fit.json", "sedaq fit"), ("predictor/sensitivity.csv", "sedaq fit")
+
+
+_PROPERTIES = ("predictor/properties.csv", "sedaq fit (where `sedaq learn` taught a prior)")
+
+
+def _has_factors(data: RunData) -> bool:
+    return data.factors is not None
 
 
 def _has_sensitivity(data: RunData) -> bool:
@@ -279,6 +287,24 @@ FIGURES: tuple[FigureSpec, ...] = (
         layers.cost_map,
         _cost_map,
         lambda data: layers.cost_by_rate(data).reset_index(),
+    ),
+    FigureSpec(
+        "property_factors",
+        "Why layers are sensitive",
+        *_PROPERTIES,
+        _has_factors,
+        properties.property_factors,
+        properties.factors_caption,
+        properties.lowest_factors,
+    ),
+    FigureSpec(
+        "property_sizes",
+        "Which properties matter",
+        *_PROPERTIES,
+        _has_factors,
+        properties.property_sizes,
+        properties.sizes_caption,
+        properties.property_sizes_table,
     ),
     FigureSpec(
         "predictor",

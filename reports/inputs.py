@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..runtime.owner import owner, read_own_records
 from ..runtime.tasks import as_damage
 from ..sensitivity.metrics.registry import DEFAULT, Metric, metric_of
+from ..sensitivity.prior.properties import PROPERTIES
 from ..sensitivity.run import probe_journal
 from ..storage import file_sha256, load_tensors, read_json, save_tensors
 from .numbers import as_float
@@ -36,6 +37,7 @@ class RunData:
     probes: list[dict[str, Any]] = field(default_factory=list)
     fit: dict[str, Any] | None = None
     sensitivity: pd.DataFrame | None = None  # one row per layer and menu entry, in module order
+    factors: pd.DataFrame | None = None  # one row per layer, rate and property, where other models taught a prior
     front: list[dict[str, Any]] | None = None
     plan: Plan | None = None
     plan_name: str = ""  # where the plan comes from, for people
@@ -106,6 +108,7 @@ def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None, plan
         probes=probe_journal(folder).read(),
         fit=_read_fit(folder / "predictor", own),
         sensitivity=read_sensitivity(folder / "predictor" / "sensitivity.csv"),
+        factors=read_factors(folder / "predictor" / "properties.csv"),
         front=front,
         plan=plan,
         plan_name=plan_name,
@@ -141,6 +144,22 @@ def read_sensitivity(path: Path) -> pd.DataFrame | None:
     if table.empty or table["rate"].isna().any():
         raise InputError(f"{path}: {'holds no layer' if table.empty else 'a rate is missing'}; {remedy}")
     return table
+
+
+def read_factors(path: Path) -> pd.DataFrame | None:
+    """The table of properties that `sedaq fit` writes, None where there is none. Raises InputError for a column that is missing or not numeric."""
+    if not path.exists():
+        return None
+    try:
+        table = pd.read_csv(path, dtype={"layer": str, "property": str, "value": str}, keep_default_na=False)
+        numbers = table[["rate", "harm", "factor", "low", "high"]].astype(float)
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path}: not the table of properties ({str(error).splitlines()[0]}); write it again with `sedaq fit`") from error
+    if "value" not in table or not set(table["property"]) <= set(PROPERTIES) or not (numbers > 0).all(axis=None):
+        raise InputError(
+            f"{path}: names other properties than this version has, or a factor is not above 0; write it again with `sedaq fit`"
+        )
+    return table.assign(**{name: numbers[name] for name in numbers})
 
 
 def _check_plan(plan: Plan, path: Path, run: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..sensitivity.metrics.registry import METRICS
@@ -147,3 +147,12 @@ def cell(column: str, value: Any) -> str:
         if column.startswith(start):
             return write(value)
     return count(value) if isinstance(value, int) else number(value)
+
+
+def sources_line(sources: Mapping[str, Any]) -> str:
+    """Where a predictor has from what it knows, in a sentence."""
+    prior, probes, both, left = (f"{100 * sources[name]:.0f} %" for name in ("prior", "probes", "interactions", "unexplained"))
+    return (
+        f"Of the variation of held-out probes the prior ({sources['prior_of']}) explains {prior}, this run's probes {probes}, interactions {both}; "
+        f"{left} are left."
+    )

@@ -44,6 +44,27 @@ def fit_table(summary: Mapping[str, Any]) -> Table:
     )
 
 
+def quality_table(learnt: Mapping[str, Any]) -> Table:
+    """What a prior is worth on each model by what the others teach, before and after runs were added."""
+    columns = {
+        "model": "model",
+        "spearman": "spearman",
+        "by_score": "by gradient score alone",
+        "log_ratio": "|log ratio|",
+        "log_ratio_in_model": "about its level",
+        "covered": "in 90 % intervals",
+    }
+    before, after = learnt["before"] or {"models": {}}, learnt["after"]
+    rows = [{"model": name, **row} for name, row in after["models"].items()]
+    rows.append({"model": "mean", **{name: after[name] for name in columns if name in after}})
+    if before["models"]:
+        rows.append({"model": "mean before", **{name: before[name] for name in columns if name in before}})
+    for row in rows:
+        row["model"] += " (new)" if row["model"] in learnt["added"] and row["model"] not in before["models"] else ""
+    named = [{label: row.get(name) for name, label in columns.items()} for row in rows]
+    return rows_table(named, list(columns.values()), title="every model predicted by what the others teach")
+
+
 def front_table(found: Sequence[SearchResult]) -> Table:
     """One row a plan: sizes, what is predicted, and what was measured beside the uniform plan of the same size. Full precision comes last."""
     rows: list[dict[str, Any]] = []

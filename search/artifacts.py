@@ -9,7 +9,7 @@ from typing import Any
 from ..aq.activations.quantizer import Activation
 from ..aq.profiling.step_times import StepTimes
 from ..runtime.tasks import json_task
-from ..sensitivity.predictor.predictor import PREDICTOR_FILE
+from ..sensitivity.predictor.predictor import PREDICTOR_FILE, Predictor
 from ..sensitivity.run import Run, probe_journal
 from ..storage import file_sha256, fingerprint
 from .config import SearchConfig
@@ -22,6 +22,7 @@ def found_before(
     config: SearchConfig,
     find: Callable[[], list[SearchResult]],
     *,
+    predictor: Predictor,
     activations: dict[str, Activation],
     times: StepTimes | None = None,
 ) -> list[SearchResult]:
@@ -31,17 +32,19 @@ def found_before(
     search whose studies are to be copied is always done, for the copies are not in the artifact.
 
     Args:
+        predictor: what predicts; where nothing was fitted, no file holds it.
         find: searches now. Plans that it measures are kept apart, so that a search that is cut short goes on where it stopped.
     """
     if config.storage is not None:
         return find()
+    file = run.folder / "predictor" / PREDICTOR_FILE
     key = fingerprint(
         [
             question,
             {**asdict(config), "pin": {glob: str(format) for glob, format in config.pinned.items()}},
             run.store.identity,
             {name: [[entry.rate, str(entry.format)] for entry in menu] for name, menu in run.menus.items()},
-            file_sha256(run.folder / "predictor" / PREDICTOR_FILE),
+            file_sha256(file) if file.exists() else fingerprint(predictor.to_json()),
             sorted(record["key"] for record in probe_journal(run.folder).read() if record["purpose"] == "probe"),
             None if times is None else [times.tokens, times.dense, times.beyond, times.rest, times.kernel_costs],
             {name: asdict(activation) for name, activation in activations.items()},

@@ -115,6 +115,7 @@ class Search:
         check_solver(settings.get("solver", cls.solver))
         of_layers = {part.name: settings.pop(part.name) for part in fields(Constraints) if part.name in settings}
         restricted, groups, notes = apply_constraints(subject, menus, Constraints(**of_layers))
+        notes = [*notes, *getattr(predictor, "notes", ())]
         return cls(subject, predictor, restricted, groups, tuple(notes), settings.pop("encoding", {}), **settings)
 
     @cached_property

@@ -18,8 +18,8 @@ from ..errors import InputError
 from ..outputs import check_out
 from ..runtime.owner import owner
 from ..runtime.status import telling
-from ..sensitivity.predictor.fitting import load_predictor
 from ..sensitivity.predictor.predictor import Predictor
+from ..sensitivity.predictor.unfitted import MIN_FEW, predictor_of
 from ..sensitivity.probing.measurer import Measurer, PlanTask
 from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import read_probes
@@ -70,7 +70,7 @@ def search_run(
     if out is not None:
         check_out("out", out, PLAN_MARK)
     config = config or SearchConfig()
-    predictor, times, choices = load_predictor(run), None, rounded_layers(run, config.activations, config.activation_schemes)
+    predictor, times, choices = predictor_of(run), None, rounded_layers(run, config.activations, config.activation_schemes)
     if budget.ms_per_step is not None:
         times = StepTimes.of_run(run.folder, run.subject, budget.step_images, run.settings.sampling)
 
@@ -93,7 +93,7 @@ def search_run(
     def search() -> list[SearchResult]:
         return [find(None) if budget.pipeline_bytes is None else find_within_pipeline(run, budget.pipeline_bytes, find)]
 
-    (found,) = found_before(run, asdict(budget), config, search, activations=choices, times=times)
+    (found,) = found_before(run, asdict(budget), config, search, predictor=predictor, activations=choices, times=times)
     for path in (run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json", out):
         if path is not None:
             found.plan.save(path)
@@ -106,7 +106,7 @@ def search_front(
 ) -> list[SearchResult]:
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
     config = config or SearchConfig()
-    predictor, choices = load_predictor(run), rounded_layers(run, config.activations, config.activation_schemes)
+    predictor, choices = predictor_of(run), rounded_layers(run, config.activations, config.activation_schemes)
 
     def search() -> list[SearchResult]:
         with verification(run, predictor, config.verify, config.images, executor, choices) as verifying:
@@ -121,7 +121,7 @@ def search_front(
                 **config.options,
             )
 
-    found = found_before(run, list(bits), config, search, activations=choices)
+    found = found_before(run, list(bits), config, search, predictor=predictor, activations=choices)
     write_json(run.folder / "plans" / "front.json", "front", {"plans": [plan.to_dict() for plan in found], **owner(run.folder)})
     return found
 
@@ -179,6 +179,12 @@ def verification_by(measurer: Measurer, predictor: Predictor, n: int, n_images: 
 
     def refit(measured: Sequence[Measurement]) -> Predictor:
         others = [measurement.record for measurement in measured]
-        return predictor.refit(read_probes(run, predictor.metric, others=others), run.settings.seed)
+        try:
+            probes = read_probes(run, predictor.metric, others=others, at_least=MIN_FEW)
+        except InputError:
+            if predictor.notes:  # it goes by a prior, which so few plans teach nothing
+                return predictor
+            raise
+        return predictor.refit(probes, run.settings.seed)
 
     return Verification(n, _Verifying(measurer), refit if learning else None, n_images, run.settings.steps)

@@ -9,7 +9,8 @@ small t_l is what layer l costs alone; far above κ they grow with the power r, 
 
 Fitted by penalized least squares in log(excess + floor), by L-BFGS: plans that are nearly lossless count as much as ruined ones. With more layers
 than probes the priors carry: θ_l ~ b + q · log(gradient score), log p_l ~ a common log p, β_l ~ 0, r ~ 1, κ ~ d₀, the distance of full precision;
-b, q, p, r and κ are fitted too. Why d₀: where features are off by m already, a shift s adds 2ms + s², which is linear up to s ~ m and a square beyond.
+b, q, p, r and κ are fitted too. Where other models taught a prior, θ_l ~ b + q m_l with q ~ 1 and widths of its own for every layer, and p_l ~ its
+exponents times a common factor. Why d₀: where features are off by m already, a shift s adds 2ms + s², which is linear up to s ~ m and a square beyond.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
-Array = NDArray[np.float64]
+from .layer_priors import Array, LayerPriors
 
 RIDGES = (0.03, 0.3, 3.0)  # pull of θ_l to its prior, in units of squared residuals
 OFFSET_RIDGE = 1.0  # pull of β to zero
@@ -31,28 +31,9 @@ PRIOR_EXPONENT, PRIOR_POWER, PRIOR_SATURATION = 1.5, 1.0, 1.0  # the saturation 
 # Of the priors of b, q, log r, the common log p and log κ: one over their variance; and, steeper, beyond the WIDEST logarithms of r and p, where a second
 # minimum lies that means nothing. Bounds would do the same, but lead L-BFGS astray on its way.
 CERTAINTY, WIDEST, BARRIER = np.array([0.0, 0.0, 0.1, 0.1, 0.25]), np.array([np.inf, np.inf, 1.1, 0.8, np.inf]), 100.0
+OF_LEARNT = 0.25  # one over the variance of q about 1, where a prior was learnt
 RESIDUAL = 0.1  # of the additive model itself, in log(excess + floor): labels noisier than that weigh less
-FOLDS = 3
-STEPS_TO_CHOOSE = 300  # of L-BFGS while ridges are compared
 _TINY, _FAR = 1e-12, 1e30
-
-
-@dataclass(frozen=True)
-class LayerPriors:
-    """What the fit knows of layers beforehand, (layers,) each."""
-
-    log_errors: Array  # ē_l
-    log_scores: Array  # mean log gradient score over the menu
-
-    @classmethod
-    def of(cls, errors: Sequence[Array], scores: Sequence[Array]) -> LayerPriors:
-        """From the errors and scores of each layer's menu. A layer without error gets the least of the others."""
-        return cls(_mean_logs(errors), _mean_logs(scores))
-
-
-def _mean_logs(values: Sequence[Array]) -> Array:
-    means = np.array([np.log(v[v > 0]).mean() if (v > 0).any() else np.nan for v in values])
-    return np.where(np.isfinite(means), means, np.nanmin(means) if np.isfinite(means).any() else 0.0)
 
 
 @dataclass(frozen=True)
@@ -197,7 +178,12 @@ class _Objective:
         pointers = np.concatenate([[0], has.sum(1).cumsum()])
         self.plans = csr_array((np.ones(pointers[-1]), columns[has], pointers), shape=(n, len(values)))
         self.by_value = self.plans.T.tocsr()
-        self.labels, self.scores, self.ridge = labels, priors.log_scores - priors.log_scores.mean(), ridge
+        self.labels, self.slopes, self.ridge = labels, priors.slopes, ridge
+        self.relative = priors.relative_widths
+        self.log_exponents = priors.log_exponents(PRIOR_EXPONENT)
+        self.factor, self.certainty = 0.0, CERTAINTY
+        if priors.learnt is not None:
+            self.factor, self.certainty = 1.0, CERTAINTY + np.array([0.0, OF_LEARNT, 0.0, 0.0, 0.0])
         self.target, self.weights = labels.target, labels.weights
         self.median = float(np.median(np.exp(self.target)))
         self.saturation = PRIOR_SATURATION * max(abs(labels.full_precision), labels.floor)
@@ -219,23 +205,24 @@ class _Objective:
         them. In θ and p themselves L-BFGS takes ten times as many steps.
         """
         deviations, steepness, (b, q, log_r, log_p, log_saturation), offsets = self._deviations(u)
-        theta = b + q * self.scores + deviations / self.ridge**0.5
+        theta = b + (self.factor + q) * self.slopes + deviations * self.relative / self.ridge**0.5
         power, saturation = float(PRIOR_POWER * np.exp(log_r)), float(self.saturation * np.exp(np.clip(log_saturation, -30, 30)))
-        return theta, np.exp(np.log(PRIOR_EXPONENT) + log_p + steepness), power, saturation, offsets / OFFSET_RIDGE**0.5
+        return theta, np.exp(self.log_exponents + log_p + steepness), power, saturation, offsets / OFFSET_RIDGE**0.5
 
     def _deviations(self, u: Array) -> tuple[Array, Array, Array, Array]:
-        """What the penalties are of: θ and log p from their priors, in units of their penalties; and b, q, log r, log of the common p and of κ over their priors; and β in units of its penalty."""
+        """What the penalties are of: θ and log p from their priors, in units of their penalties; and b, and q, log r, log of the common p and log κ from theirs; and β in units
+        of its penalty."""
         n = self.n_layers
         return u[:n], u[n : 2 * n], u[2 * n : 2 * n + 5] / self.scale, u[2 * n + 5 :]
 
     def start(self, warm_start: WarmStart | None = None) -> Array:
-        """Every layer in proportion to the root of its score, at the probes' median; or a warm start, without its piecewise-linear offsets."""
+        """Every layer in proportion to the root of its score, or as learnt, at the probes' median; or a warm start, without its piecewise-linear offsets."""
         if warm_start is not None:
             n, offsets = self.n_layers, np.zeros(len(self.logs))
             return np.concatenate([warm_start.found[:n] * (self.ridge / warm_start.ridge) ** 0.5, warm_start.found[n : 2 * n + 5], offsets])
-        slopes = 0.5 * self.scores
-        level = np.log(self.median) - np.log(np.exp(slopes).sum())
-        return np.concatenate([np.zeros(2 * self.n_layers), np.array([level, 0.5, 0.0, 0.0, 0.0]) * self.scale, np.zeros(len(self.logs))])
+        q = 0.0 if self.factor else 0.5
+        level = np.log(self.median) - np.log(np.exp((self.factor + q) * self.slopes).sum())
+        return np.concatenate([np.zeros(2 * self.n_layers), np.array([level, q, 0.0, 0.0, 0.0]) * self.scale, np.zeros(len(self.logs))])
 
     def __call__(self, u: Array) -> tuple[float, Array]:
         n, layer = self.n_layers, self.layer
@@ -247,12 +234,12 @@ class _Objective:
             excess = np.minimum(total * (1 + total / saturation) ** (r - 1), 1e30)
         residual = np.log(excess + self.labels.floor) - self.target
         beyond = np.sign(common) * np.maximum(np.abs(common) - WIDEST, 0)
-        prior = CERTAINTY * common + BARRIER * beyond
+        prior = self.certainty * common + BARRIER * beyond
         loss = 0.5 * (
             self.weights @ residual**2
             + deviations @ deviations
             + steepness @ steepness
-            + CERTAINTY @ common**2
+            + self.certainty @ common**2
             + BARRIER * beyond @ beyond
             + scaled_offsets @ scaled_offsets
         )
@@ -262,9 +249,9 @@ class _Objective:
         by_theta = np.bincount(layer, inner, n)
         by_log_p = np.bincount(layer, inner * self.logs, n) * p
         by_log_r, by_log_saturation = r * (outer @ np.log1p(total / saturation)), (1 - r) * (outer @ above)
-        by_common = np.array([by_theta.sum(), by_theta @ self.scores, by_log_r, by_log_p.sum(), by_log_saturation]) + prior
+        by_common = np.array([by_theta.sum(), by_theta @ self.slopes, by_log_r, by_log_p.sum(), by_log_saturation]) + prior
         gradient = [
-            by_theta / self.ridge**0.5 + deviations,
+            by_theta * self.relative / self.ridge**0.5 + deviations,
             by_log_p + steepness,
             by_common / self.scale,
             inner / OFFSET_RIDGE**0.5 + scaled_offsets,
@@ -272,57 +259,56 @@ class _Objective:
         return float(loss), np.concatenate(gradient)
 
 
+class _CommonAlone(_Objective):
+    """Of the same loss, b, q, r, κ and the common p alone: every layer stays where its prior has it."""
+
+    def whole(self, common: Array) -> Array:
+        return np.concatenate([np.zeros(2 * self.n_layers), common, np.zeros(len(self.logs))])
+
+    def of_common(self, common: Array) -> tuple[float, Array]:
+        loss, gradient = self(self.whole(common))
+        return loss, gradient[2 * self.n_layers : 2 * self.n_layers + len(common)]
+
+
+def fit_common(errors: Array, labels: Labels, priors: LayerPriors) -> Additive:
+    """What the priors say of layers, with the few numbers that all layers share fitted to probes."""
+    objective = _CommonAlone(errors, labels, priors, 1.0)
+    start = objective.start()[2 * objective.n_layers : 2 * objective.n_layers + len(CERTAINTY)]
+    found = minimize(objective.of_common, start, jac=True, method="L-BFGS-B").x
+    return objective.surrogate(objective.whole(found), priors.log_errors)
+
+
 def fit_additive(errors: Array, labels: Labels, priors: LayerPriors, ridge: float, warm_start: WarmStart | None = None) -> Additive:
     """Fit to probes: errors (probes, layers)."""
-    return _fitted(errors, labels, priors, ridge, warm_start)[0]
+    return fit_from(errors, labels, priors, ridge, warm_start)[0]
 
 
 def fit_samples(
-    errors: Array, labels: Labels, priors: LayerPriors, ridge: float, samples: Iterable[Any], warm_start: WarmStart | None = None
+    errors: Array,
+    labels: Labels,
+    priors: LayerPriors,
+    ridge: float,
+    samples: Iterable[Any],
+    warm_start: WarmStart | None = None,
+    rng: np.random.Generator | None = None,
 ) -> Iterator[Additive]:
-    """Fit to each of several samples of the probes (rows); all but the first start from what the first found."""
-    for rows in samples:
-        surrogate, found = _fitted(errors[rows], labels[rows], priors, ridge, warm_start)
+    """Fit to each of several samples of the probes (rows); all but the first start from what the first found.
+
+    Args:
+        rng: of priors that are drawn for all but the first, where widths are learnt: what no probe speaks of then differs by as much as is known of it.
+    """
+    for number, rows in enumerate(samples):
+        drawn = priors.drawn(rng) if number and rng is not None else priors
+        surrogate, found = fit_from(errors[rows], labels[rows], drawn, ridge, warm_start)
         warm_start = warm_start or found
         yield surrogate
 
 
-def _fitted(
+def fit_from(
     errors: Array, labels: Labels, priors: LayerPriors, ridge: float, warm_start: WarmStart | None, n_steps: int = 1000
 ) -> tuple[Additive, WarmStart]:
+    """Fit to probes, and where other fits may begin."""
     objective = _Objective(errors, labels, priors, ridge)
     options = {"maxiter": n_steps, "maxcor": 20, "ftol": 1e-7}
     found = minimize(objective, objective.start(warm_start), jac=True, method="L-BFGS-B", options=options).x
     return objective.surrogate(found, priors.log_errors), WarmStart(found, ridge)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The ridge that held-out probes chose, and the additive models fitted with it without each fold.
-
-    fold: (probes,) of each probe; residual: root of the weighted mean squared residual on the held-out folds; warm_start: where other fits may begin.
-    """
-
-    ridge: float
-    fold: NDArray[np.int64]
-    surrogates: Sequence[Additive]
-    residual: float
-    warm_start: WarmStart
-
-
-def choose_ridge(errors: Array, labels: Labels, priors: LayerPriors, seed: int) -> HeldOut:
-    """The ridge of least weighted squared residual on held-out thirds. The strongest is fitted first; others start near what it found."""
-    fold = np.random.default_rng(seed).permutation(len(errors)) % FOLDS
-    tried, warm_start = [], None
-    for ridge in sorted(RIDGES, reverse=True):
-        surrogates, residuals = [], np.empty(len(errors))
-        for k in range(FOLDS):
-            rows = fold != k
-            surrogate, found = _fitted(errors[rows], labels[rows], priors, ridge, warm_start, STEPS_TO_CHOOSE)
-            warm_start = warm_start or found
-            surrogates.append(surrogate)
-            residuals[~rows] = np.log(surrogate.excess(errors[~rows]) + labels.floor) - labels.target[~rows]
-        residual = float((labels.weights @ residuals**2) / labels.weights.sum()) ** 0.5
-        tried.append(HeldOut(ridge, fold, surrogates, residual, found))
-        warm_start = found
-    return min(tried, key=lambda held_out: held_out.residual)

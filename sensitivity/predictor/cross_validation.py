@@ -22,7 +22,7 @@ from .predictor import Predictor
 
 FOLDS, REPEATS = 5, 3
 BOOTSTRAPS = 500
-OURS = "sedaq"
+OURS, ADDITIVE = "sedaq", "additive part alone"
 Judged = Callable[[Probes, Probes, int], Array]  # training probes, probes to predict, seed → predicted values
 
 
@@ -127,7 +127,7 @@ def _log_sum(name: str) -> Callable[[Probes], Array]:
 
 PREDICTORS: dict[str, Judged] = {
     OURS: _ours,
-    "additive part alone": _additive_alone,
+    ADDITIVE: _additive_alone,
     "average bits": _one_number(lambda probes: -probes.bits),
     "summed weight error": _one_number(_log_sum("weight_errors")),
     "summed Hessian error": _one_number(_log_sum("errors")),
@@ -137,7 +137,7 @@ PREDICTORS: dict[str, Judged] = {
     "xgboost on bits": _regressor(lambda _, seed: xgboost.XGBRegressor(random_state=seed, n_jobs=1)),
 }
 
-_WITH_ADDITIVE = (OURS, "additive part alone")  # share one fit
+_WITH_ADDITIVE = (OURS, ADDITIVE)  # share one fit
 
 
 # -- judging -----------------------------------------------------------------------------------------------------------------------------

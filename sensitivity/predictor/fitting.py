@@ -21,12 +21,16 @@ from ...storage import file_sha256, fingerprint, read_json, write_atomically, wr
 from ..explanation.explanation import Explanation, additivity, group_rows, interaction_rows, layer_rows, stability
 from ..explanation.findings import findings
 from ..metrics.registry import DEFAULT, metric_of
+from ..prior.contributions import factors, sentences
+from ..prior.entries import known_entries
+from ..prior.use import known_prior
 from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import Probes, read_probes
 from ..run import Run
 from .additive import Array
-from .cross_validation import OURS, cross_validate, interval, judge, learning_curve, noise_ceiling, spearman
+from .cross_validation import ADDITIVE, OURS, cross_validate, interval, judge, learning_curve, noise_ceiling, spearman
 from .predictor import PREDICTOR_FILE, Predictor
+from .sources import sources
 
 log = logging.getLogger("sedaq")
 
@@ -66,7 +70,8 @@ def error_of(statistics: LayerStatistics) -> Callable[[str, Entry], float]:
 def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
     """Fit, cross-validate and explain; writes predictor/ (model, fit.json and tables) into the run. A fit of the same probes is read back.
 
-    Tables: sensitivity.csv (layer × entry), groups.csv (role or block × rate), interactions.csv (pairs of layers).
+    Tables: sensitivity.csv (layer × entry), groups.csv (role or block × rate), interactions.csv (pairs of layers); and where other models taught a prior
+    properties.csv (layer × rate × property).
 
     Raises:
         InputError: for too few probes, labels that are all equal, and probes of mixed kinds or of another model.
@@ -76,7 +81,7 @@ def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
     probes = read_probes(run, metric, statistics=statistics)
     identity = {
         "subject": run.subject.fingerprint,
-        "probes": fingerprint([sorted(probes.hashes), probes.labels.excess.tolist(), metric, seed]),
+        "probes": fingerprint([sorted(probes.hashes), probes.labels.excess.tolist(), metric, seed, *_taught_by(probes)]),
         **owner(run.folder),
     }
     found = _read_back(run.folder / "predictor", identity, statistics)
@@ -104,17 +109,29 @@ def _fit(
         "n_trees": predictor.n_trees,
         "notes": [*probes.notes, *_why_not(statistics)],
         **judged,
+        "sources": sources(probes, predicted[ADDITIVE].mean(0), predicted[OURS].mean(0), seed),
         "learning_curve": learning_curve(probes, seed),
         "stability": stability(probes, explanation.errors[:, 0], predictor.ridge, seed),
         "additivity": additivity(explanation, predicted[OURS].mean(0)),
         "findings": findings(explanation, metric_of(metric).heading, judged["spearman_ci"]),
     }
+    prior = known_prior() if probes.table.priors.learnt is not None else None
     tables = {
         "sensitivity": layer_rows(run, statistics, explanation, predictor),
         "groups": group_rows(explanation),
         "interactions": interaction_rows(explanation, predictor),
     }
+    if prior is not None:
+        entries, _ = known_entries(run, statistics)
+        tables["properties"] = factors(prior, entries)
+        summary["findings"] += sentences(prior, entries)
     return predictor, tables, summary
+
+
+def _taught_by(probes: Probes) -> list[str]:
+    """The corpus that a learnt prior is of; nothing without one, so that fits of earlier versions are read back."""
+    learnt = probes.table.priors.learnt
+    return [] if learnt is None else [learnt.corpus]
 
 
 def _why_not(statistics: LayerStatistics) -> list[str]:
@@ -143,6 +160,8 @@ def _judged(probes: Probes, predicted: dict[str, Array], seed: int, *, sign: int
 def _write(folder: Path, predictor: Predictor, identity: dict[str, Any], tables: dict[str, bytes], summary: dict[str, Any]) -> None:
     """fit.json last: with it the fit is whole."""
     predictor.save(folder, identity)
+    if "properties" not in tables:
+        (folder / "properties.csv").unlink(missing_ok=True)  # of a fit with another prior
     for name, table in tables.items():
         write_atomically(folder / f"{name}.csv", table)
     write_json(folder / "fit.json", "fit", summary)

@@ -22,14 +22,18 @@ from ...aq.plans.menu import Entry
 from ...errors import DamagedError
 from ...storage import read_json, write_json
 from ..probing.probes import LayerTable, Probes
-from .additive import Additive, Array, LayerPriors, WarmStart, choose_ridge, fit_samples
+from .additive import CERTAINTY, RESIDUAL, Additive, Array, WarmStart, fit_samples
 from .features import TreeFeatures
+from .layer_priors import LayerPriors, LearntLayers
+from .ridge import FEW, choose_ridge, usual_ridge
 from .tree_files import trees_from_json, trees_to_json
 from .trees import choose_number, fit_trees, inputs
 
 ErrorOf = Callable[[str, Entry], float]  # layer name, entry → relative output error of the encoding
 Choice = Mapping[str, Entry]
-N_MEMBERS = 8
+N_MEMBERS, N_DRAWS = 8, 32  # of an ensemble that was fitted, and of one that is drawn from a prior
+COMMON_WIDTHS = RESIDUAL / CERTAINTY[[2, 4]] ** 0.5  # standard deviations of log r and log κ beforehand
+LEAST_EXCESS = 1e-3  # of full precision's distance, below which a plan that nobody measured is as good as full precision
 PREDICTOR_FILE = "additive.json"
 SCALARS = {"full_precision": "whole", "floor": "floor", "residual": "misfit", "ridge": "ridge"}  # of a Predictor, and their names in files
 
@@ -57,6 +61,7 @@ class Predictor:
         residual: root mean square of log(excess + floor) on held-out probes.
         ridge: that the additive models were fitted with.
         error_of: looks the error of an entry up.
+        notes: what a reader of its plans should know, a sentence each.
     """
 
     def __init__(
@@ -70,8 +75,9 @@ class Predictor:
         residual: float,
         ridge: float,
         error_of: ErrorOf,
+        notes: Sequence[str] = (),
     ) -> None:
-        self.metric, self.table, self.members = metric, table, list(members)
+        self.metric, self.table, self.members, self.notes = metric, table, list(members), tuple(notes)
         self.full_precision, self.floor, self.residual, self.ridge, self.error_of = full_precision, floor, residual, ridge, error_of
         self.layers = list(table.names)
         self._features = table.features
@@ -81,20 +87,65 @@ class Predictor:
         self._costs: dict[tuple[str, float], Array] = {}
 
     @classmethod
-    def fit(cls, metric: str, probes: Probes, *, error_of: ErrorOf, seed: int = 0, n_members: int = N_MEMBERS) -> Predictor:
+    def of_prior(
+        cls, metric: str, table: LayerTable, *, full_precision: float, error_of: ErrorOf, seed: int = 0, notes: Sequence[str] = ()
+    ) -> Predictor:
+        """Without a probe: members are draws from what other models taught of the table's layers, which must be there.
+
+        Args:
+            full_precision: its metric, 1 where nothing was measured; all values are then multiples of it.
+        """
+        learnt = table.priors.learnt
+        assert learnt is not None
+        rng, members = np.random.default_rng([seed, 3]), []
+        for _ in range(N_DRAWS):
+            own = learnt.drawn(rng)
+            level, *common = (learnt.level, *COMMON_WIDTHS) * rng.normal(size=1 + len(COMMON_WIDTHS))
+            power, saturation = np.exp(common)
+            slopes = own.log_slopes + level + np.log(full_precision)
+            members.append(
+                Member(
+                    Additive.straight(slopes, own.exponents, float(power), float(saturation * full_precision), table.priors.log_errors),
+                    None,
+                )
+            )
+        floor, ridge = LEAST_EXCESS * full_precision, usual_ridge(table.priors)
+        return cls(
+            metric,
+            table,
+            members,
+            full_precision=full_precision,
+            floor=floor,
+            residual=RESIDUAL,
+            ridge=ridge,
+            error_of=error_of,
+            notes=notes,
+        )
+
+    @classmethod
+    def fit(
+        cls, metric: str, probes: Probes, *, error_of: ErrorOf, seed: int = 0, n_members: int = N_MEMBERS, notes: Sequence[str] = ()
+    ) -> Predictor:
         """Fit to probes whose values are of `metric`."""
         held_out = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed)
-        n_trees, residual = choose_number(held_out, probes, seed)
+        n_trees, residual = choose_number(held_out, probes, seed) if len(probes) >= FEW else (0, held_out.residual)
         return cls._of(
-            metric, probes, held_out.ridge, n_trees, residual, held_out.warm_start, error_of=error_of, seed=seed, n_members=n_members
+            metric,
+            probes,
+            held_out.ridge,
+            n_trees,
+            residual,
+            held_out.warm_start,
+            error_of=error_of,
+            seed=seed,
+            n_members=n_members,
+            notes=notes,
         )
 
     def refit(self, probes: Probes, seed: int = 0) -> Predictor:
         """Fitted to other probes, with the ridge, the number of trees and the residual that this one has chosen."""
-        n_members = len(self.members)
-        return self._of(
-            self.metric, probes, self.ridge, self.n_trees, self.residual, None, error_of=self.error_of, seed=seed, n_members=n_members
-        )
+        how: dict[str, Any] = {"error_of": self.error_of, "seed": seed, "n_members": min(N_MEMBERS, len(self.members)), "notes": self.notes}
+        return self._of(self.metric, probes, self.ridge, self.n_trees, self.residual, None, **how)
 
     @classmethod
     def _of(
@@ -109,11 +160,13 @@ class Predictor:
         error_of: ErrorOf,
         seed: int,
         n_members: int,
+        notes: Sequence[str] = (),
     ) -> Predictor:
         table, labels, n = probes.table, probes.labels, len(probes)
         # The first member sees every probe once, so that the ensemble of one is the plain fit.
         samples = [np.arange(n), *(np.random.default_rng([seed, member]).integers(n, size=n) for member in range(1, n_members))]
-        surrogates = fit_samples(probes.errors, labels, table.priors, ridge, samples, warm_start)
+        rng = np.random.default_rng([seed, 4])
+        surrogates = fit_samples(probes.errors, labels, table.priors, ridge, samples, warm_start, rng)
         members = [
             Member(surrogate, fit_trees(surrogate, probes[rows], n_trees, seed + member) if n_trees else None)
             for member, (rows, surrogate) in enumerate(zip(samples, surrogates, strict=True))
@@ -127,13 +180,14 @@ class Predictor:
             residual=residual,
             ridge=ridge,
             error_of=error_of,
+            notes=notes,
         )
 
     def without_trees(self) -> Predictor:
         """The additive models alone."""
         surrogates = [Member(member.additive, None) for member in self.members]
         numbers = {name: getattr(self, name) for name in SCALARS}
-        return Predictor(self.metric, self.table, surrogates, error_of=self.error_of, **numbers)
+        return Predictor(self.metric, self.table, surrogates, error_of=self.error_of, notes=self.notes, **numbers)
 
     @property
     def n_trees(self) -> int:
@@ -205,22 +259,28 @@ class Predictor:
 
     # -- files -----------------------------------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Write additive.json, which holds the members' trees, too."""
-        for earlier in folder.glob("trees*.ubj"):  # of version 0.1.0
-            earlier.unlink()
+    def to_json(self) -> dict[str, Any]:
+        """All that `load` needs."""
         members = [
             {**member.additive.to_json(), "trees": None if member.trees is None else trees_to_json(member.trees)} for member in self.members
         ]
+        priors = self.table.priors
         table = {
             "names": self.layers,
             "roles": list(self.table.roles),
             "blocks": list(self.table.blocks),
-            "log_errors": self.table.priors.log_errors.tolist(),
-            "log_scores": self.table.priors.log_scores.tolist(),
+            "log_errors": priors.log_errors.tolist(),
+            "log_scores": priors.log_scores.tolist(),
+            **({} if priors.learnt is None else {"learnt": priors.learnt.to_json()}),
         }
         numbers = {stored: getattr(self, name) for name, stored in SCALARS.items()}
-        write_json(folder / PREDICTOR_FILE, "predictor", {**identity, "metric": self.metric, **numbers, "table": table, "members": members})
+        return {"metric": self.metric, **numbers, "table": table, "members": members}
+
+    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Write additive.json, which holds the members' trees, too."""
+        for earlier in folder.glob("trees*.ubj"):  # of version 0.1.0
+            earlier.unlink()
+        write_json(folder / PREDICTOR_FILE, "predictor", {**identity, **self.to_json()})
 
     @classmethod
     def load(cls, folder: Path, error_of: ErrorOf, owner: Mapping[str, str] | None = None) -> tuple[Predictor, dict[str, Any]]:
@@ -228,7 +288,8 @@ class Predictor:
         path = folder / PREDICTOR_FILE
         content = read_json(path, "predictor", owner=owner)
         table = content["table"]
-        priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]))
+        learnt = None if table.get("learnt") is None else LearntLayers.from_json(table["learnt"])
+        priors = LayerPriors(np.array(table["log_errors"]), np.array(table["log_scores"]), learnt)
         layers = LayerTable(table["names"], table["roles"], table["blocks"], priors)
         n_features = len(layers.features.monotone)
         try:

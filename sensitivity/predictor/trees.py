@@ -6,8 +6,9 @@ import numpy as np
 import xgboost
 
 from ..probing.probes import Probes
-from .additive import Additive, Array, HeldOut
+from .additive import Additive, Array
 from .features import TreeFeatures
+from .ridge import HeldOut
 
 PARAMETERS = {
     "max_depth": 2,

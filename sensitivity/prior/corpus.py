@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,20 @@ import pandas as pd
 
 from ...errors import DamagedError, InputError
 from ...remote import pull
-from ...storage import cache_folder, check_regular, write_atomically
+from ...storage import check_regular, write_atomically
 from ..metrics.registry import DEFAULT
-from ..predictor.additive import Array, Labels, choose_ridge, fit_additive, fit_samples
+from ..predictor.additive import Array, Labels, fit_additive, fit_samples
+from ..predictor.ridge import choose_ridge
 from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import MIN_PROBES, Probes, read_probes
 from ..run import Run, probe_journal
-from .observed import observed
-from .properties import PROPERTIES, Facts, properties_of
+from .entries import KNOWN, known_entries
+from .properties import PROPERTIES
 
 KIND, SCHEMA = "corpus", 1
+MARK = "PAR1"  # that a Parquet file begins with
 ALONE = "truth"  # purpose of measurements of one layer alone
 N_DRAWS = 16  # bootstrap samples of the probes behind an additive model's standard errors
-KNOWN = ("layer", "rate", "format", "error", "score")  # of every entry before any probe, beside its properties
 NUMBERS = ("rate", "error", "score", "effect", "se", "half_1", "half_2", "full_precision", "n_images")
 COLUMNS = (
     "model",  # name, and for another model of the same name some digits of its fingerprint
@@ -48,42 +50,7 @@ COLUMNS = (
 _WHERE = "run `sedaq learn` on the runs again, or choose another `corpus`"
 
 
-def personal_corpus() -> Path:
-    """Where a user's own corpus is kept."""
-    return cache_folder() / "prior" / "corpus.parquet"
-
-
 # -- a run's rows ------------------------------------------------------------------------------------------------------------------------
-
-
-def known_entries(run: Run, statistics: LayerStatistics | None = None) -> tuple[pd.DataFrame, list[str]]:
-    """KNOWN and PROPERTIES of every entry of every menu but weights that stay as they are, in the order of layers and menus; and notes on what
-    is not known, a line each."""
-    statistics = statistics or LayerStatistics(run)
-    layers = run.subject.layers
-    rows = [(index, entry) for index, layer in enumerate(layers) for entry in run.menus[layer.name]]
-    traits = [statistics.of_entry(layers[index].name, entry) for index, entry in rows]
-    kept = [number for number, one in enumerate(traits) if one.error > 0]
-    found, why_not = observed(run)
-    scores = np.array([traits[number].score for number in kept])
-    facts = Facts(
-        layers,
-        found,
-        np.array([rows[number][0] for number in kept], dtype=int),
-        np.array([rows[number][1].rate for number in kept]),
-        np.array([traits[number].error for number in kept]),
-        None if statistics.why_no_gradients else scores,
-    )
-    known = pd.DataFrame(
-        {
-            "layer": [layers[index].name for index in facts.index],
-            "rate": facts.rates,
-            "format": [str(rows[number][1].format) for number in kept],
-            "error": facts.errors,
-            "score": scores,
-        }
-    )
-    return pd.concat([known, properties_of(facts)], axis=1), why_not
 
 
 def rows_of(run: Run, metric: str = DEFAULT) -> pd.DataFrame:
@@ -132,14 +99,18 @@ def _measured(probes: Probes, known: pd.DataFrame) -> pd.DataFrame:
 
 
 def _fitted(probes: Probes, known: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Effects of all rows of `known`, by the additive model of the probes, of bootstrap samples of them, and of each half of their images."""
-    ridge = choose_ridge(probes.errors, probes.labels, probes.table.priors, seed).ridge
+    """Effects of all rows of `known`, by the additive model of the probes, of bootstrap samples of them, and of each half of their images.
+
+    Nothing that was learnt enters, or a prior would be taught by itself.
+    """
+    priors = replace(probes.table.priors, learnt=None)
+    ridge = choose_ridge(probes.errors, probes.labels, priors, seed).ridge
     rng = np.random.default_rng([seed, 2])
     samples = [np.arange(len(probes)), *(rng.integers(len(probes), size=len(probes)) for _ in range(N_DRAWS))]
-    surrogates = list(fit_samples(probes.errors, probes.labels, probes.table.priors, ridge, samples))
+    surrogates = list(fit_samples(probes.errors, probes.labels, priors, ridge, samples))
     for half in probes.halves.T:
         labels = Labels(half, probes.labels.se * 2**0.5, probes.full_precision, probes.labels.floor)
-        surrogates.append(fit_additive(probes.errors, labels, probes.table.priors, ridge))
+        surrogates.append(fit_additive(probes.errors, labels, priors, ridge))
     names = {name: index for index, name in enumerate(probes.table.names)}
     layer, errors = np.array([names[name] for name in known["layer"]]), known["error"].to_numpy(float)
     width = len(names)

@@ -2,7 +2,8 @@
 
 Plans are measured in rounds. A round is a quarter stratified plans, for breadth, and plans of the front as one bootstrap sample of the probes sees
 it (Thompson sampling), those first on which the samples' additive models disagree most. Every plan is measured with a quarter of the images; plans that no
-other, or only one, beats in both bits and distance are measured again with all of them.
+other, or only one, beats in both bits and distance are measured again with all of them. Where other models taught a prior, half of the first round are plans on
+which draws of it disagree most.
 
 Stopping rule: the layers' costs at their lowest entries are ranked by the additive model fitted to all probes and by each of N_SURROGATES additive models fitted to bootstrap
 samples; when the mean rank correlation is at least STABLE in two successive rounds, and MIN_PLANS plans are measured, the ranking is stable.
@@ -22,6 +23,7 @@ from ...aq.formats import Format
 from ..metrics.registry import DEFAULT, metric_of
 from ..predictor.additive import RIDGES, Additive, Array, Labels, fit_samples
 from ..predictor.cross_validation import spearman
+from ..predictor.predictor import Predictor
 from ..run import Run
 from .designs import Plan, design_plans
 from .layer_statistics import LayerStatistics
@@ -77,7 +79,7 @@ class Adaptive:
         run, names = self.run, [layer.name for layer in self.run.subject.layers]
         statistics = LayerStatistics(run)
         self.names, self.menus = names, [run.menus[name] for name in names]
-        self.priors = layer_table(run, statistics).priors
+        self.table = layer_table(run, statistics)
         width = max(map(len, self.menus))
         self.errors, self.sizes = np.zeros((len(names), width)), np.full((len(names), width), np.inf)
         for row, (name, menu) in enumerate(zip(names, self.menus, strict=True)):
@@ -101,7 +103,9 @@ class Adaptive:
         return Outcome(len(self.seen), self.rankings, self.stable)
 
     def measure(self) -> Iterator[int]:
-        yield from self._measured(self._next_stratified(min(START, self.limit)), self.few)
+        start = min(START, self.limit)
+        unsure = self._unsure(start // 2)
+        yield from self._measured([*unsure, *self._next_stratified(start - len(unsure))], self.few)
         while len(self.seen) < self.limit:
             surrogates = self._surrogates()
             self.rankings.append(self._agreement(surrogates))
@@ -169,7 +173,7 @@ class Adaptive:
         errors = self._errors_of([seen.picks for seen in finite])
         rng = np.random.default_rng([self.run.settings.seed, len(self.seen)])
         samples = [np.arange(len(finite)), *(rng.integers(len(finite), size=len(finite)) for _ in range(N_SURROGATES))]
-        return list(fit_samples(errors, labels, self.priors, RIDGES[1], samples))
+        return list(fit_samples(errors, labels, self.table.priors, RIDGES[1], samples))
 
     def _errors_of(self, picks: Sequence[Sequence[int]]) -> Array:
         """(n, layers)"""
@@ -178,6 +182,13 @@ class Adaptive:
     def _agreement(self, surrogates: Sequence[Additive]) -> float:
         lowest = self.errors[:, 0]
         return float(np.mean([spearman(surrogates[0].terms(lowest), surrogate.terms(lowest)) for surrogate in surrogates[1:]]))
+
+    def _unsure(self, n: int) -> list[Plan]:
+        """Where what other models taught is least sure; nothing where they taught nothing."""
+        if self.table.priors.learnt is None:
+            return []
+        draws = Predictor.of_prior(self.metric, self.table, full_precision=1.0, error_of=lambda *_: 0.0, seed=self.run.settings.seed)
+        return self._propose([member.additive for member in draws.members[: 1 + N_SURROGATES]], n)
 
     def _propose(self, surrogates: Sequence[Additive], n: int) -> list[Plan]:
         """Unmeasured plans of the additive models' fronts, those first on whose excess the additive models disagree most."""

@@ -22,6 +22,7 @@ from ...runtime.owner import owner
 from ...runtime.status import telling
 from ...storage import write_json
 from ..metrics.registry import DEFAULT, metric_of
+from ..prior.observed import observed
 from ..run import Run, Settings
 from .adaptive import Adaptive
 from .designs import AUTO, Plan, check_design, design_plans, rates_of
@@ -52,7 +53,7 @@ def probe(
     Args:
         subject: whatever sedaq.load takes.
         run: folder of the run.
-        n_configs: at most; a design of few plans may have less.
+        n_configs: at most; a design of few plans may have less. 0 makes menus and encodings alone.
         design: "auto" (adaptive.py, which may stop earlier and says so in probing.json) or a name in designs.DESIGNS; a run may be probed by several, one after the other.
         metric: what the "auto" design goes by; all metrics are recorded.
         executor: "serial", "processes:N" for N processes that share the work, each with an equal part of the processor's cores, or a Ray cluster: "ray:auto",
@@ -80,8 +81,8 @@ def probe_run(
     Args:
         max_hours: as many plans as there is time for, by a forecast; measuring ends in time, too.
     """
-    if n_configs < 1:
-        raise InputError(f"`configs` must be at least 1, got {n_configs}")
+    if n_configs < 0:
+        raise InputError(f"`configs`: got {n_configs}; give a number of plans, or 0 to make menus and encodings alone")
     if max_hours is not None and not max_hours > 0:
         raise InputError(f"`max_hours`: got {max_hours}; give a number above 0")
     check_design(design)
@@ -102,7 +103,9 @@ def probe_run(
     opened.write()
     opened.fill_store(memory_bytes, executor=executor)
     with measurer:
-        if design == AUTO:
+        if n_configs == 0:
+            pass
+        elif design == AUTO:
             _adapt(opened, measurer, n_configs, metric, deadline)
         else:
             plans = design_plans(design, opened.subject.layers, opened.menus, n_plans=n_configs, seed=opened.settings.seed)
@@ -115,6 +118,7 @@ def probe_run(
                     plans = plans_above(floor, opened, plans[:n_uniform], n_configs)
             _measure(measurer, plans, opened.settings.n_images, deadline)
     LayerStatistics(opened)  # what `fit` wants to know of the weights, so that it need not load the model
+    observed(opened)  # and of what layers see
 
 
 def _measure(measurer: Measurer, plans: Sequence[Plan], n_images: int, deadline: float) -> float:

@@ -12,8 +12,10 @@ from ...aq.formats import Format
 from ...errors import InputError
 from ...storage import ends_cut_short, fingerprint
 from ..metrics.registry import DEFAULT, metric_of
-from ..predictor.additive import Array, Labels, LayerPriors
+from ..predictor.additive import Array, Labels
 from ..predictor.features import TreeFeatures
+from ..predictor.layer_priors import LayerPriors
+from ..prior.use import learnt_layers
 from ..run import Run, probe_journal
 from .layer_statistics import LayerStatistics
 
@@ -71,6 +73,7 @@ class Probes:
 
 
 def layer_table(run: Run, statistics: LayerStatistics) -> LayerTable:
+    """A run's layers, with what other models taught of them where there is a learnt prior."""
     layers = run.subject.layers
     of_menus = [[statistics.of_entry(layer.name, entry) for entry in run.menus[layer.name]] for layer in layers]
     errors, scores = ([np.array([getattr(t, name) for t in menu]) for menu in of_menus] for name in ("error", "score"))
@@ -78,7 +81,7 @@ def layer_table(run: Run, statistics: LayerStatistics) -> LayerTable:
         [layer.name for layer in layers],
         [layer.role for layer in layers],
         [layer.block for layer in layers],
-        LayerPriors.of(errors, scores),
+        LayerPriors.of(errors, scores, learnt_layers(run, statistics)),
     )
 
 
@@ -89,11 +92,13 @@ def read_probes(
     purpose: str = "probe",
     statistics: LayerStatistics | None = None,
     others: Sequence[dict[str, Any]] = (),
+    at_least: int = MIN_PROBES,
 ) -> Probes:
     """The probes of a run, each plan once, by its measurement with most images.
 
     Args:
         others: records of measurements for other purposes, which count as probes too.
+        at_least: so many are needed.
 
     Raises:
         InputError: for probes of another model, extractor or reference than the rest, for too few, and for labels that are all equal.
@@ -117,9 +122,9 @@ def read_probes(
         if record["n_images"] > largest.get(record["plan_hash"], {"n_images": 0})["n_images"]:
             largest[record["plan_hash"]] = record
     records = list(largest.values())
-    if len(records) < MIN_PROBES:
+    if len(records) < at_least:
         raise InputError(
-            f"{run.folder}: holds {len(records)} probes with a finite {metric}, a fit needs at least {MIN_PROBES}; "
+            f"{run.folder}: holds {len(records)} probes with a finite {metric}, a fit needs at least {at_least}; "
             "run `sedaq probe` with more `configs`"
         )
     statistics = statistics or LayerStatistics(run)

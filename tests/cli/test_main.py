@@ -31,6 +31,7 @@ PROMISED = {
     "inspect": "--plan --exclude --json",
     "probe": "--run --configs --images --steps --seed --workers --executor --reference --extractor --guidance --prompts --device",
     "fit": "--run --json",
+    "learn": "--corpus --metric --trials --seed --json",
     "watch": "--run --every --json",
     "doctor": "--repair --json",
     "search": "--run --front --bits --size --pipeline-size --ms-per-step --pin --keep --tie --min-rate --max-rate --solver --verify --activations --out --json",

@@ -156,7 +156,7 @@ def test_a_missing_predictor(refused: Refused, made: Made, tmp_path: Path) -> No
     run.mkdir()
     (run / "run.json").write_bytes((made.run / "run.json").read_bytes())
     message = refused("search", "--run", run, "--subject", made.subject, "--bits", "2")
-    assert "has no predictor" in message and "run `sedaq fit` first" in message
+    assert "has no predictor, and no prior was learnt" in message and "`sedaq fit`, or teach a prior by `sedaq learn`" in message
 
 
 def test_too_few_probes(refused: Refused, made: Made, tmp_path: Path) -> None:

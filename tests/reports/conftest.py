@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sedaq.models.layers import block_of, role_of
+from sedaq.sensitivity.prior.properties import PROPERTIES
 from sedaq.storage import append_record, write_json
 
 FINGERPRINT = "0123456789abcdef"
@@ -77,6 +78,19 @@ def comparison_content() -> dict[str, Any]:
                 | {"over_searched": {"value": over, "ci": [over - 1, over + 1]}}
             )
     return {"rows": rows, "conditions": {"n_images": 2000, "steps": 20, "seeds": 3}}
+
+
+def factors_frame(names: list[str]) -> pd.DataFrame:
+    """Factors of every property at two rates, those of a layer multiplying to its harm."""
+    random = np.random.default_rng(3)
+    parts = []
+    for rate in (1.5, 2.0):
+        for name in names:
+            logs = random.normal(0, 0.2, len(PROPERTIES))
+            values = [one.names[0] if one.names else f"{random.normal():.3f}" for one in PROPERTIES.values()]
+            own = {"layer": name, "rate": rate, "harm": math.exp(logs.sum()), "property": list(PROPERTIES), "value": values}
+            parts.append(pd.DataFrame({**own, "factor": np.exp(logs), "low": np.exp(logs - 0.1), "high": np.exp(logs + 0.1)}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def sensitivity_frame(names: list[str]) -> pd.DataFrame:
@@ -175,7 +189,7 @@ def fit_content() -> dict[str, Any]:
 def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None = None) -> Path:
     """Write the named inputs, all where `only` is None; run.json always."""
     names = layer_names(n_blocks)
-    wanted = only if only is not None else ("probes", "fit", "sensitivity", "front", "plan", "contest", "tunings", "evaluations")
+    wanted = only if only is not None else ("probes", "fit", "sensitivity", "factors", "front", "plan", "contest", "tunings", "evaluations")
     settings = {"seed": 7, "n_images": 512, "steps": 10, "extractor": "embedded", "reference": "mnist train"}
     write_json(
         folder / "run.json",
@@ -204,6 +218,9 @@ def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None =
     if "sensitivity" in wanted:
         (folder / "predictor").mkdir(exist_ok=True)
         sensitivity_frame(names).to_csv(folder / "predictor" / "sensitivity.csv", index=False)
+    if "factors" in wanted:
+        (folder / "predictor").mkdir(exist_ok=True)
+        factors_frame(names).to_csv(folder / "predictor" / "properties.csv", index=False)
     if "front" in wanted:
         write_json(folder / "plans" / "front.json", "front", front_content(names))
     if "plan" in wanted:

@@ -10,7 +10,8 @@ import pytest
 from scipy.optimize import check_grad
 from scipy.stats import spearmanr
 
-from sedaq.sensitivity.predictor.additive import Additive, Labels, LayerPriors, _Objective, choose_ridge, fit_additive
+from sedaq.sensitivity.predictor.additive import Additive, Labels, LayerPriors, _Objective, fit_additive
+from sedaq.sensitivity.predictor.ridge import choose_ridge
 
 from ..surrogates import ERRORS, EXPONENT, FULL_PRECISION, N_LAYERS, POWER, SATURATION, SLOPES, known_surrogate, random_probes, table
 

@@ -1,0 +1,120 @@
+"""Figures of what properties make layers sensitive, by what other models taught. Each is a function of RunData that returns a Figure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..sensitivity.prior.properties import PROPERTIES
+from .inputs import RunData
+from .numbers import interval, number
+from .style import INK, MUTED, OTHER, SEARCHED, interval_line, new_figure, shorten, styled
+
+N_LAYERS, N_PARTS = 5, 4  # layers in the figure of factors, and properties of each that are shown one by one
+
+
+def label_of(name: str, value: str) -> str:
+    """A property as people read it, with the name that a layer has of it."""
+    one = PROPERTIES[name]
+    return f"{one.label}: {value}" if one.names else one.label
+
+
+def lowest_factors(data: RunData) -> pd.DataFrame:
+    """The factors of every layer at its lowest rate."""
+    assert data.factors is not None
+    least = data.factors.groupby("layer", sort=False)["rate"].transform("min")
+    return data.factors[data.factors["rate"] == least].reset_index(drop=True)
+
+
+def waterfall(rows: pd.DataFrame) -> list[tuple[str, float, float]]:
+    """Of one layer: (label, where its bar begins, where it ends), in logarithms, the strongest properties first and all others together last."""
+    logs = np.log(rows["factor"].to_numpy(float))
+    order = np.argsort(-np.abs(logs), kind="stable")
+    bars, at = [], 0.0
+    for place in order[:N_PARTS]:
+        name, value = rows[["property", "value"]].iloc[place]
+        bars.append((label_of(str(name), str(value)), at, at + float(logs[place])))
+        at += float(logs[place])
+    rest = float(logs[order[N_PARTS:]].sum())
+    return [*bars, (f"{len(order) - N_PARTS} other properties", at, at + rest)]
+
+
+@styled
+def property_factors(data: RunData) -> Figure:
+    """A waterfall for each of the layers that are thought to be most harmful: factors against the mean layer of the model at the same rate."""
+    rows = lowest_factors(data)
+    harms = rows.groupby("layer", sort=False)["harm"].first().sort_values(ascending=False, kind="stable")[:N_LAYERS]
+    n_rows = len(harms) * (N_PARTS + 2)
+    figure = new_figure(1.0 + 0.24 * n_rows)
+    axes = figure.add_subplot()
+    labels, place = [], n_rows
+    for layer, harm in harms.items():
+        place -= 1
+        axes.barh(place, np.log(harm), height=0.7, color=INK)
+        figure.tell(axes, _ordered(0.0, float(np.log(harm))), (place - 0.4, place + 0.4), f"{layer}: ×{number(harm)}")
+        labels.append((place, shorten(str(layer), 44), True))
+        own = rows[rows["layer"] == layer]
+        for label, start, end in waterfall(own):
+            place -= 1
+            axes.barh(place, end - start, left=start, height=0.6, color=SEARCHED if end > start else OTHER)
+            figure.tell(axes, _ordered(start, end), (place - 0.4, place + 0.4), f"{layer}, {label}: ×{number(float(np.exp(end - start)))}")
+            labels.append((place, shorten(f"   {label}", 44), False))
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.set_yticks([place for place, _, _ in labels], [label for _, label, _ in labels], fontsize=8.5)
+    for text, (_, _, is_layer) in zip(axes.get_yticklabels(), labels, strict=True):
+        text.set_fontweight("bold" if is_layer else "normal")
+    _as_factors(axes)
+    axes.set(ylim=(-0.7, n_rows - 0.3), xlabel="Times the typical layer of this model at the same rate")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def property_sizes_table(data: RunData) -> pd.DataFrame:
+    """How much each property tells this model's layers apart, the most first: mean size of its factor's logarithm at the lowest rate."""
+    rows = lowest_factors(data)
+    logs = np.log(rows[["factor", "low", "high"]])
+    sizes = logs["factor"].abs().groupby(rows["property"]).mean()
+    width = ((logs["high"] - logs["low"]) / 2).groupby(rows["property"]).mean()
+    table = pd.DataFrame({"factor": np.exp(sizes), "low": np.exp(np.maximum(sizes - width, 0)), "high": np.exp(sizes + width)})
+    return table.sort_values("factor", ascending=False, kind="stable").rename_axis("property").reset_index()
+
+
+@styled
+def property_sizes(data: RunData) -> Figure:
+    """Ranked bars: by what factor each property typically tells two layers apart, with 90 % intervals over the prior's members."""
+    table = property_sizes_table(data).iloc[::-1]
+    figure = new_figure(1.0 + 0.23 * len(table))
+    axes = figure.add_subplot()
+    places = np.arange(len(table))
+    axes.barh(places, np.log(table["factor"]), height=0.68, color=SEARCHED)
+    for place, row in zip(places, table.itertuples(), strict=True):
+        low, high = float(np.log(row.low)), float(np.log(row.high))
+        interval_line(axes, low, high, int(place))
+        said = f"{PROPERTIES[str(row.property)].label}: ×{number(row.factor)} {interval((row.low, row.high))}"
+        figure.tell(axes, (0, max(high, float(np.log(row.factor)))), (place - 0.4, place + 0.4), said)
+    axes.set_yticks(places, [PROPERTIES[name].label for name in table["property"]], fontsize=8.5)
+    _as_factors(axes)
+    axes.set(ylim=(-0.6, len(table) - 0.4), xlabel="Typical factor, at the lowest rate")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _ordered(a: float, b: float) -> tuple[float, float]:
+    return (a, b) if a <= b else (b, a)
+
+
+def _as_factors(axes: object) -> None:
+    """Logarithms on the x axis are written as the factors that they stand for."""
+    axes.xaxis.set_major_formatter(lambda value, _: f"×{np.exp(value):.2g}")  # type: ignore[attr-defined]
+
+
+def factors_caption(data: RunData) -> str:
+    return (
+        f"The {N_LAYERS} layers that are thought to be most harmful at their lowest rate before any probe, and why: each bar goes on where the one above it ends. "
+        "Contributions are exact (SHAP); what the prior is of, the fit says."
+    )
+
+
+def sizes_caption(data: RunData) -> str:
+    return "Over this model's layers, by what other models taught; probes of this run have no part in it. Lines are 90 % intervals over the prior's members."
