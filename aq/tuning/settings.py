@@ -43,6 +43,7 @@ class TuneConfig:
         ema_decay: of the running mean of all continuous parameters; 0: none is kept.
         check_every: steps between looks at the held-out loss, and between checkpoints.
         patience: looks without a better loss after which tuning ends; 0: never.
+        judged_images: sampled of the tuned model and of the untuned one, which is handed out where its images are better; 0: none are.
         gradient_checkpointing: less memory, a forward pass more.
         seed: of every random choice.
 
@@ -74,11 +75,12 @@ class TuneConfig:
     ema_decay: float = 0.0
     check_every: int = 50
     patience: int = 0
+    judged_images: int = 64
     gradient_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("batch_size", 1)):
+        for name, least in (("steps", 0), ("batch_size", 1), ("judged_images", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"`{name}`: got {getattr(self, name)}; give {least} or more")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):

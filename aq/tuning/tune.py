@@ -23,6 +23,7 @@ from ..activations.quantizer import ActivationQuantizers
 from ..encoding import Encoding
 from .artifact import load_tuned, save_tuned
 from .checkpoint import Checkpoint
+from .judging import images_got_worse
 from .run import TuningRun
 from .settings import TuneConfig
 from .student import Student, check_fit
@@ -46,8 +47,8 @@ def tune(
 ) -> Tuned:
     """Tune encodings so that the quantized denoiser answers as the full-precision one does on its own trajectories.
 
-    The best state on held-out trajectories is what is returned; it is never worse there than what came in. A loss that is no longer
-    finite, or ten times the first, ends the tuning.
+    The best state on held-out trajectories is what is returned; it is never worse there than what came in, and neither are a few images that it
+    samples. A loss that is no longer finite, or ten times the first, ends the tuning.
 
     Args:
         subject: in full precision; it is left as it is.
@@ -82,7 +83,7 @@ def tune(
     def make() -> Tuned:
         trajectories = Trajectories(subject, settings, buffer_folder or folder, sampling, images)
         run = TuningRun(subject, student, trajectories, settings)
-        return _tuned(subject, run, encodings, inputs, Checkpoint(folder, identity) if folder else None)
+        return _tuned(subject, run, Tuned(dict(encodings), {}, inputs=inputs), Checkpoint(folder, identity) if folder else None)
 
     def read(path: Path) -> Tuned:
         found = load_tuned(path)
@@ -97,13 +98,8 @@ def tune(
     return Task(f"tuning of {subject.name}", keep_in / f"{identity}.safetensors", make, save_tuned, read).result()
 
 
-def _tuned(
-    subject: Subject,
-    run: TuningRun,
-    encodings: Mapping[str, Encoding],
-    inputs: ActivationQuantizers | None,
-    checkpoint: Checkpoint | None,
-) -> Tuned:
+def _tuned(subject: Subject, run: TuningRun, untuned: Tuned, checkpoint: Checkpoint | None) -> Tuned:
+    """The best state, or what came in where that is better."""
     student, settings = run.student, run.settings
     with _aside(subject.denoiser, student.device, when=settings.teacher_rests):
         if checkpoint is None or not checkpoint.load(run):
@@ -112,13 +108,19 @@ def _tuned(
     student.restore(run.best)
     provenance: dict[str, str | int | float] = {"tune_steps": run.n_steps, "tune_seed": settings.seed}
     others = {name: parameter.detach().clone() for name, parameter in student.others.items()}
-    tuned = Tuned(student.encoded(encodings, provenance), others, run.losses, student.inputs() if inputs else None, ending)
+    encodings, inputs = student.encoded(untuned.encodings, provenance), student.inputs() if untuned.inputs else None
+    tuned = Tuned(encodings, others, run.losses, inputs, ending)
     loss, power = run.held_out_loss_of(tuned.stored_in(subject)), run.held_out_power()
-    if loss < run.losses[0][1]:
+    fallen_back = ""
+    if not loss < run.losses[0][1]:
+        fallen_back = "nothing was better, once stored, than what came in, which is handed out"
+    elif settings.judged_images:
+        fallen_back = images_got_worse(subject, untuned, tuned, run.buffers.recording, settings.judged_images)
+    if not fallen_back:
         return replace(tuned, lost=loss / power)
-    fallen_back = "nothing was better, once stored, than what came in, which is handed out"
-    ending = "; ".join(part for part in (ending, fallen_back) if part)
-    return Tuned(dict(encodings), {}, run.losses, inputs, ending, lost=run.losses[0][1] / power)
+    return replace(
+        untuned, losses=run.losses, ending="; ".join(part for part in (ending, fallen_back) if part), lost=run.losses[0][1] / power
+    )
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def test_the_stage_at_a_part_of_the_way():
         ({"code_every": 0}, "code_every and check_every are 1 or more"),
         ({"check_every": 0}, "code_every and check_every are 1 or more"),
         ({"refresh_every": -1}, "refresh_every and patience 0 or more"),
+        ({"judged_images": -1}, "`judged_images`: got -1; give 0 or more"),
         ({"code_until": 0.0}, "code_until is a share above 0 and at most 1; got 0.0"),
         ({"code_until": 1.5}, "code_until is a share above 0 and at most 1; got 1.5"),
         ({"ema_decay": 1.0}, r"ema_decay in \[0, 1\)"),
