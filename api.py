@@ -156,6 +156,7 @@ class Run:
         design: str = "stratified",
         *,
         metric: str = "fid",
+        tuned_steps: int | None = None,
         memory: str | int | None = None,
         max_hours: float | None = None,
     ) -> Run:
@@ -165,40 +166,33 @@ class Run:
             configs: plans to measure at most.
             design: which plans: stratified (random), layer, role or block (one at a time), or auto (asks for those that teach most).
             metric: what the auto design goes by; all metrics are recorded.
+            tuned_steps: of tuning, after which every plan is measured; for `fit` and `search` with `tuned`.
             memory: bound on one calibration pass, a number of bytes or text such as 4GB; half of what is free by default.
             max_hours: measure only as many plans as there is time for, by `forecast`.
         """
         from .sensitivity.probing.probe import probe_run
 
-        how: dict[str, Any] = {"design": design, "metric": metric, "memory_bytes": _bytes(memory), "max_hours": max_hours}
-        probe_run(self._opened, n_configs=configs, executor=self.executor, **how)
+        how: dict[str, Any] = {"design": design, "metric": metric, "tuned_steps": tuned_steps, "max_hours": max_hours}
+        probe_run(self._opened, n_configs=configs, executor=self.executor, memory_bytes=_bytes(memory), **how)
         return self
 
-    def fit(self, metric: str = "fid", *, seed: int | None = None) -> FitResult:
+    def fit(self, metric: str = "fid", *, tuned: bool = False, seed: int | None = None) -> FitResult:
         """Fit the predictor to the probes, cross-validate it beside simpler ones, and explain it.
 
         Args:
             metric: what to predict, any metric that the probes have. Search, verification and report follow it.
+            tuned: predict what plans cost after tuning, by probes that were measured with `tuned_steps`.
         """
-        from .sensitivity.predictor.fitting import FitResult, fit
+        from .sensitivity.predictor.fitting import FitResult, fit, predictor_folder
 
-        summary = fit(self._opened, metric=metric, seed=seed).summary
-        return FitResult(
-            summary["metric"],
-            summary["spearman"],
-            tuple(summary["spearman_ci"]),
-            tuple(summary["findings"]),
-            tuple(summary["notes"]),
-            summary,
-            self.folder / "predictor",
-        )
+        return FitResult.of(fit(self._opened, metric=metric, tuned=tuned, seed=seed).summary, predictor_folder(self._opened, tuned=tuned))
 
     def search(self, budget: Budget, *, out: str | Path | None = None, **config: Any) -> SearchResult:
         """The best plan within a budget, which is never exceeded.
 
         Args:
             out: plan file to write beside plans/BITS.json in the run.
-            config: fields of SearchConfig, such as pin, keep, verify.
+            config: fields of SearchConfig, such as pin, keep, verify, tuned.
 
         Example:
             >>> run.search(Budget(bits=2.0), pin={"proj_out*": "int8"}, verify=8).plan.save("plan.json")  # doctest: +SKIP

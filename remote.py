@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import InputError
 
-CHANGING = ("", "plans", "predictor", "figures")  # folders of a run whose files change
+CHANGING = ("", "plans", "predictor", "predictor_tuned", "figures")  # folders of a run whose files change
 _urls: dict[Path, str] = {}  # of mirrors
 
 

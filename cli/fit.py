@@ -13,16 +13,17 @@ from . import options
 @options.run_folder
 @options.run_subject
 @click.option("--metric", default="fid", show_default=True, help="What to predict: any metric that the probes have.")
+@options.goal
 @options.as_json
 @options.device
-def command(run_folder: Path, run_subject: str | None, metric: str, as_json: bool, device: str) -> None:
+def command(run_folder: Path, run_subject: str | None, metric: str, goal: str, as_json: bool, device: str) -> None:
     from ..api import Run
     from ..progress import shown
     from ..reports.numbers import sources_line
     from ..reports.summaries import fit_table, show
 
     with shown():
-        fitted = Run(run_folder, model=run_subject, device=device).fit(metric)
+        fitted = Run(run_folder, model=run_subject, device=device).fit(metric, tuned=goal == "tuned")
     for note in fitted.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:
@@ -33,4 +34,6 @@ def command(run_folder: Path, run_subject: str | None, metric: str, as_json: boo
             click.echo(sources_line(sources))
         for finding in fitted.findings:
             click.echo(f"- {finding}")
-        click.echo(f"next: sedaq search --run {options.named(run_folder)} --bits 2 --out plan.json")
+        click.echo(
+            f"next: sedaq search --run {options.named(run_folder)} --bits 2 --out plan.json{' --for tuned' if goal == 'tuned' else ''}"
+        )

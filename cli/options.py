@@ -49,6 +49,14 @@ run_subject = click.option(
 )
 seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 device = click.option("--device", default="cpu", show_default=True, help="torch device.")
+goal = click.option(
+    "--for",
+    "goal",
+    type=click.Choice(["untuned", "tuned"]),
+    default="untuned",
+    show_default=True,
+    help="Which model: as encoded, or as tuning makes it, by plans that were probed with --tuned-steps.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers alone whose path matches; may be repeated.")
 components = click.option(

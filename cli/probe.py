@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     help="Which plans: auto (asks for those that teach most, and stops when the ranking of layers is stable), stratified (random), or one "
     "layer, role or block at a time (layer, role, block), the rest as it is. A run takes several.",
 )
+@click.option(
+    "--tuned-steps",
+    type=int,
+    default=None,
+    help="Tune every plan for so many steps before it is measured, for `fit --for tuned` and `search --for tuned`.",
+)
 @click.option("--metric", default="fid", show_default=True, help="What --design auto goes by; all metrics are recorded.")
 @options.executor_options
 @config_options(Settings, "settings", without=("sampling", "old_batch_size"), n_images="images")
@@ -43,6 +49,7 @@ def command(
     configs: int,
     design: str,
     metric: str,
+    tuned_steps: int | None,
     executor: str,
     settings: dict[str, Any],
     sampling: dict[str, Any],
@@ -63,6 +70,8 @@ def command(
     settings["images"] = settings.pop("n_images", None)
     if as_json and not dry_run:
         raise click.UsageError("--json is for --dry-run alone.")
+    if tuned_steps is not None and (dry_run or max_hours is not None):
+        raise click.UsageError("--tuned-steps: tuning is not forecast; leave out --dry-run and --max-hours.")
     with shown():
         run = Run(
             run_folder,
@@ -75,14 +84,16 @@ def command(
         if dry_run:
             _print_forecast(run.forecast(configs, memory=memory), as_json)
             return
-        run.probe(configs, design, metric=metric, memory=memory, max_hours=max_hours)
+        run.probe(configs, design, metric=metric, tuned_steps=tuned_steps, memory=memory, max_hours=max_hours)
     if design == AUTO:
         outcome = read_json(run.folder / "probing.json", "probing")
         ranking = ", ".join(f"{value:.3f}" for value in outcome["rankings"][-2:])
         ended = "--configs is reached" if outcome["n_plans"] >= configs else "the model has no more plans"
         why = "the ranking of layers is stable" if outcome["stable"] else f"{ended}, the ranking of layers is not stable yet"
         click.echo(f"{outcome['n_plans']} plans: {why} (rank correlation of the last rounds: {ranking or 'none'})")
-    click.echo(f"probes are in {options.named(run_folder)}; next: sedaq fit --run {options.named(run_folder)}")
+    click.echo(
+        f"probes are in {options.named(run_folder)}; next: sedaq fit --run {options.named(run_folder)}{' --for tuned' if tuned_steps else ''}"
+    )
 
 
 def _print_forecast(forecast: Forecast, as_json: bool) -> None:

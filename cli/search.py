@@ -21,7 +21,8 @@ from .config import config_options
 @click.option("--uniform", is_flag=True, help="The uniform plan of a SUBJECT that was never probed, at once.")
 @click.option("--front", is_flag=True, help="Plans from 1.5 to 4 bits at once.")
 @config_options(Budget, "budget")
-@config_options(SearchConfig, "config")
+@config_options(SearchConfig, "config", without=("tuned",))
+@options.goal
 @options.executor_options
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Plan file to write.")
 @options.together(options.components, options.device, options.as_json)
@@ -33,6 +34,7 @@ def command(
     front: bool,
     budget: dict[str, Any],
     config: dict[str, Any],
+    goal: str,
     executor: str,
     out: Path | None,
     components: tuple[str, ...],
@@ -46,11 +48,13 @@ def command(
     from ..reports.summaries import front_table, show
 
     if uniform:
-        if subject is None or run_folder or run_subject or front:
-            raise click.UsageError("--uniform is for a SUBJECT alone, without --run and --front.")
+        if subject is None or run_folder or run_subject or front or goal == "tuned":
+            raise click.UsageError("--uniform is for a SUBJECT alone, without --run, --front and --for.")
         return _uniform(subject, Budget(**budget), config, out or Path("plan.json"), components, device, as_json)
     if subject is not None or run_folder is None or components:
         raise click.UsageError("give the --run that was probed; a SUBJECT and --components are for --uniform alone.")
+    if goal == "tuned":
+        config["tuned"] = True
     if front and (budget or out):
         raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size, --ms-per-step and --out.")
     limits = None if front else Budget(**budget)

@@ -37,6 +37,7 @@ class Fit(Record):
     probes: str = ""
     n_probes: Count
     n_trees: Size
+    tuned_steps: Size = 0
     notes: list[str] = []
     spearman: Number | None
     spearman_ci: Interval | None

@@ -105,6 +105,7 @@ class Probe(Record):
     seed: Seed
     n_images: Count
     steps: Count | None
+    tuned_steps: Size = 0
     extractor: str
     reference: str
     metrics: dict[str, Halved]

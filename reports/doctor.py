@@ -41,8 +41,8 @@ RECORDS: dict[str, tuple[str, str]] = {
     r"images/.*\.safetensors": ("images", "sedaq report"),
     r"activations/.*\.json": ("activations", SEARCH),
     r"step-times/.*\.json": ("step times", SEARCH),
-    r"predictor/additive\.json": ("predictor", FIT),
-    r"predictor/fit\.json": ("fit", FIT),
+    r"predictor(_tuned)?/additive\.json": ("predictor", FIT),
+    r"predictor(_tuned)?/fit\.json": ("fit", FIT),
     r"searches/.*\.json": ("search", SEARCH),
     r"plans/front\.json": ("front", SEARCH),
     r"plans/.*\.json": ("plan", SEARCH),
@@ -53,13 +53,14 @@ RECORDS: dict[str, tuple[str, str]] = {
     r"evaluations/.*\.safetensors": ("evidence", "sedaq evaluate"),
     r"tunings\.jsonl": ("tuning", APPLY),
     r"tuned/.*\.safetensors": ("tuned", APPLY),
+    r"trajectories/.*\.safetensors": ("replay", PROBE),
     r"figures/grids\.safetensors": ("grids", "sedaq report"),
     r"demo\.json": ("demo", "sedaq demo"),
 }
-PLAIN = r"report\.html|figures/[^/]*\.(png|svg|csv)|predictor/(sensitivity|groups|interactions|properties)\.csv|predictor/trees\d+\.ubj"
+PLAIN = r"report\.html|figures/[^/]*\.(png|svg|csv)|predictor(_tuned)?/(sensitivity|groups|interactions|properties)\.csv|predictor/trees\d+\.ubj"
 STATUS = r"\.status\.[^/]*\.json"  # what a command is at
 LOCK, TEMPORARY, FOLDER = r"(.*/)?\.[^/]*\.lock", r"(.*/)?\.[^/]*\.[0-9a-f]{8}", r"(.*/)?\.[^/]*\.(new|old|tuning)/.*"
-REMADE = r".*[./@-][0-9a-f]{16}\.(json|safetensors)|layers\.json|predictor/(additive|fit)\.json"  # by names that sedaq alone gives
+REMADE = r".*[./@-][0-9a-f]{16}\.(json|safetensors)|layers\.json|predictor(_tuned)?/(additive|fit)\.json"  # by names that sedaq alone gives
 HOUR = 3600  # that no half-written file of a living process is old
 
 
@@ -197,16 +198,17 @@ def _is_held(path: Path) -> bool:
 
 def _tables(folder: Path) -> Iterator[Finding]:
     """Tables of the fit, which have no seal of their own."""
-    try:
-        tables = read_json(folder / "predictor" / "fit.json", "fit").get("tables", {})
-    except InputError:
-        return  # told of above, or not fitted yet
-    for name, sha256 in tables.items():
-        path = folder / "predictor" / f"{name}.csv"
-        if not path.exists():
-            yield Finding(f"predictor/{name}.csv", "missing", "a table of the fit", f"again by {FIT}")
-        elif file_sha256(path) != sha256:
-            yield Finding(f"predictor/{name}.csv", "damaged", "not as it was fitted", f"again by {FIT}")
+    for fitted in ("predictor", "predictor_tuned"):
+        try:
+            tables = read_json(folder / fitted / "fit.json", "fit").get("tables", {})
+        except InputError:
+            continue  # told of above, or not fitted yet
+        for name, sha256 in tables.items():
+            path = folder / fitted / f"{name}.csv"
+            if not path.exists():
+                yield Finding(f"{fitted}/{name}.csv", "missing", "a table of the fit", f"again by {FIT}")
+            elif file_sha256(path) != sha256:
+                yield Finding(f"{fitted}/{name}.csv", "damaged", "not as it was fitted", f"again by {FIT}")
 
 
 def _next(folder: Path) -> Iterator[str]:

@@ -9,8 +9,9 @@ from typing import Any
 from ..aq.activations.quantizer import Activation
 from ..aq.profiling.step_times import StepTimes
 from ..runtime.tasks import json_task
+from ..sensitivity.predictor.fitting import predictor_folder
 from ..sensitivity.predictor.predictor import PREDICTOR_FILE, Predictor
-from ..sensitivity.run import Run, probe_journal
+from ..sensitivity.run import PROBE, TUNED_PROBE, Run, probe_journal
 from ..storage import file_sha256, fingerprint
 from .config import SearchConfig
 from .engine import SearchResult
@@ -37,15 +38,17 @@ def found_before(
     """
     if config.storage is not None:
         return find()
-    file = run.folder / "predictor" / PREDICTOR_FILE
+    file = predictor_folder(run, tuned=config.tuned) / PREDICTOR_FILE
+    told = {name: value for name, value in asdict(config).items() if name != "tuned"}  # which the file tells
+    purpose = TUNED_PROBE if config.tuned else PROBE
     key = fingerprint(
         [
             question,
-            {**asdict(config), "pin": {glob: str(format) for glob, format in config.pinned.items()}},
+            {**told, "pin": {glob: str(format) for glob, format in config.pinned.items()}},
             run.store.identity,
             {name: [[entry.rate, str(entry.format)] for entry in menu] for name, menu in run.menus.items()},
             file_sha256(file) if file.exists() else fingerprint(predictor.to_json()),
-            sorted(record["key"] for record in probe_journal(run.folder).read() if record["purpose"] == "probe"),
+            sorted(record["key"] for record in probe_journal(run.folder).read() if record["purpose"] == purpose),
             None if times is None else [times.tokens, times.dense, times.beyond, times.rest, times.kernel_costs],
             {name: asdict(activation) for name, activation in activations.items()},
         ]

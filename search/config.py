@@ -78,6 +78,7 @@ class SearchConfig:
         images: of each of them; as many as a probe by default.
         activations: bits that the inputs of layers are rounded to, 8 or 6, but for those that measure most sensitive.
         activation_schemes: which schemes layers choose from: token (8 bits of it run on 8-bit kernels), token-affine, step, step-affine; all by default.
+        tuned: search for the model that tuning makes, by probes that were measured with `tuned_steps`.
         seed: of every random choice.
 
     Raises:
@@ -97,6 +98,7 @@ class SearchConfig:
     images: int | None = None
     activations: int | None = None
     activation_schemes: tuple[str, ...] | None = None
+    tuned: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

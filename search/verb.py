@@ -23,7 +23,7 @@ from ..sensitivity.predictor.unfitted import MIN_FEW, predictor_of
 from ..sensitivity.probing.measurer import Measurer, PlanTask
 from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import read_probes
-from ..sensitivity.run import Run
+from ..sensitivity.run import PROBE, TUNED_PROBE, Run
 from ..storage import write_json
 from .artifacts import found_before
 from .config import Budget, SearchConfig
@@ -70,7 +70,11 @@ def search_run(
     if out is not None:
         check_out("out", out, PLAN_MARK)
     config = config or SearchConfig()
-    predictor, times, choices = predictor_of(run), None, rounded_layers(run, config.activations, config.activation_schemes)
+    predictor, times, choices = (
+        predictor_of(run, tuned=config.tuned),
+        None,
+        rounded_layers(run, config.activations, config.activation_schemes),
+    )
     if budget.ms_per_step is not None:
         times = StepTimes.of_run(run.folder, run.subject, budget.step_images, run.settings.sampling)
 
@@ -106,7 +110,7 @@ def search_front(
 ) -> list[SearchResult]:
     """The whole front, kept in plans/front.json of the run. Arguments as in `search_run`."""
     config = config or SearchConfig()
-    predictor, choices = predictor_of(run), rounded_layers(run, config.activations, config.activation_schemes)
+    predictor, choices = predictor_of(run, tuned=config.tuned), rounded_layers(run, config.activations, config.activation_schemes)
 
     def search() -> list[SearchResult]:
         with verification(run, predictor, config.verify, config.images, executor, choices) as verifying:
@@ -143,12 +147,13 @@ def rounded_layers(run: Run, bits: int | None, schemes: Sequence[str] | None) ->
 
 @dataclass(frozen=True)
 class _Verifying:
-    """Measures plans on the noise of verification."""
+    """Measures plans on the noise of verification, tuned where steps are given."""
 
     measurer: Measurer
+    tuned_steps: int
 
     def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> Iterator[Measurement]:
-        return self.measurer.in_order([PlanTask(plan, n_images, "verify", steps) for plan in plans])
+        return self.measurer.in_order([PlanTask(plan, n_images, "verify", steps, self.tuned_steps) for plan in plans])
 
     def worsening(self, a: Measurement, b: Measurement, metric: str) -> tuple[float, float, float]:
         return self.measurer.prober.worsening(a, b, metric)
@@ -175,16 +180,16 @@ def verification(
 
 def verification_by(measurer: Measurer, predictor: Predictor, n: int, n_images: int, *, learning: bool) -> Verification:
     """At most `n` measurements by `measurer`, from which the predictor learns if it is `learning`."""
-    run = measurer.prober.run
+    run, purpose = measurer.prober.run, TUNED_PROBE if predictor.tuned_steps else PROBE
 
     def refit(measured: Sequence[Measurement]) -> Predictor:
         others = [measurement.record for measurement in measured]
         try:
-            probes = read_probes(run, predictor.metric, others=others, at_least=MIN_FEW)
+            probes = read_probes(run, predictor.metric, purpose=purpose, others=others, at_least=MIN_FEW)
         except InputError:
             if predictor.notes:  # it goes by a prior, which so few plans teach nothing
                 return predictor
             raise
         return predictor.refit(probes, run.settings.seed)
 
-    return Verification(n, _Verifying(measurer), refit if learning else None, n_images, run.settings.steps)
+    return Verification(n, _Verifying(measurer, predictor.tuned_steps), refit if learning else None, n_images, run.settings.steps)

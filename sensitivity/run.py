@@ -28,6 +28,7 @@ from ..storage import local_folder, read_json, write_json
 from .metrics.reference import REFERENCE_IMAGES
 
 TEN_STEPS = SamplingConfig(steps=10)
+PROBE, TUNED_PROBE = "probe", "tuned probe"  # purposes of what the journal holds: plans, and plans after a short tuning
 OUTLINE_FILE = "layers.json"
 
 

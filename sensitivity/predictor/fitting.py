@@ -26,7 +26,7 @@ from ..prior.entries import known_entries
 from ..prior.use import known_prior
 from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import Probes, read_probes
-from ..run import Run
+from ..run import PROBE, TUNED_PROBE, Run
 from .additive import Array
 from .cross_validation import ADDITIVE, OURS, cross_validate, interval, judge, learning_curve, noise_ceiling, spearman
 from .predictor import PREDICTOR_FILE, Predictor
@@ -53,6 +53,12 @@ class FitResult:
     summary: Mapping[str, Any]  # all of fit.json
     folder: Path  # that holds the predictor and its tables
 
+    @classmethod
+    def of(cls, summary: Mapping[str, Any], folder: Path) -> FitResult:
+        """From what fit.json holds."""
+        found, notes = tuple(summary["findings"]), tuple(summary["notes"])
+        return cls(summary["metric"], summary["spearman"], tuple(summary["spearman_ci"]), found, notes, summary, folder)
+
     def to_frame(self) -> pd.DataFrame:
         """One row a layer and menu entry: sensitivity, interval, error, predicted change. It is sensitivity.csv."""
         return pd.read_csv(self.folder / "sensitivity.csv")
@@ -66,9 +72,17 @@ def error_of(statistics: LayerStatistics) -> Callable[[str, Entry], float]:
     return lambda name, entry: statistics.of_entry(name, entry).error
 
 
+def predictor_folder(run: Run, *, tuned: bool = False) -> Path:
+    """Where a run's predictor lies, or that of tuned plans."""
+    return run.folder / ("predictor_tuned" if tuned else "predictor")
+
+
 @telling("fit")
-def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
+def fit(run: Run, *, metric: str = DEFAULT, tuned: bool = False, seed: int | None = None) -> Fitted:
     """Fit, cross-validate and explain; writes predictor/ (model, fit.json and tables) into the run. A fit of the same probes is read back.
+
+    Args:
+        tuned: by probes that were measured after tuning; writes predictor_tuned/.
 
     Tables: sensitivity.csv (layer × entry), groups.csv (role or block × rate), interactions.csv (pairs of layers); and where other models taught a prior
     properties.csv (layer × rate × property).
@@ -78,13 +92,14 @@ def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
     """
     seed = run.settings.seed if seed is None else seed
     statistics = LayerStatistics(run)
-    probes = read_probes(run, metric, statistics=statistics)
+    probes = read_probes(run, metric, purpose=TUNED_PROBE if tuned else PROBE, statistics=statistics)
+    folder = predictor_folder(run, tuned=tuned)
     identity = {
         "subject": run.subject.fingerprint,
         "probes": fingerprint([sorted(probes.hashes), probes.labels.excess.tolist(), metric, seed, *_taught_by(probes)]),
         **owner(run.folder),
     }
-    found = _read_back(run.folder / "predictor", identity, statistics)
+    found = _read_back(folder, identity, statistics)
     if found is not None:
         return found
     with threadpool_limits(1):  # matrices are small: threads that wait for each other take ten times as long on a busy machine
@@ -92,7 +107,7 @@ def fit(run: Run, *, metric: str = DEFAULT, seed: int | None = None) -> Fitted:
     files = {name: csv_bytes(table) for name, table in tables.items()}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     summary = {"metric": metric, "probes": identity["probes"], **summary, "tables": hashes}
-    _write(run.folder / "predictor", predictor, identity, files, summary | owner(run.folder))
+    _write(folder, predictor, identity, files, summary | owner(run.folder))
     return Fitted(predictor, summary)
 
 
@@ -107,6 +122,7 @@ def _fit(
     summary = {
         "n_probes": len(probes),
         "n_trees": predictor.n_trees,
+        **({"tuned_steps": probes.tuned_steps} if probes.tuned_steps else {}),
         "notes": [*probes.notes, *_why_not(statistics)],
         **judged,
         "sources": sources(probes, predicted[ADDITIVE].mean(0), predicted[OURS].mean(0), seed),
@@ -187,11 +203,12 @@ def _read_back(folder: Path, identity: dict[str, Any], statistics: LayerStatisti
         return None
 
 
-def load_predictor(run: Run) -> Predictor:
+def load_predictor(run: Run, *, tuned: bool = False) -> Predictor:
     """What `fit` wrote. Raises InputError where there is none, or it is of another model."""
-    folder = run.folder / "predictor"
+    folder = predictor_folder(run, tuned=tuned)
     if not (folder / PREDICTOR_FILE).exists():
-        raise InputError(f"{run.folder}: has no predictor; run `sedaq fit` first")
+        remedy = "run `sedaq probe` with `tuned_steps`, and `sedaq fit` for tuned plans" if tuned else "run `sedaq fit` first"
+        raise InputError(f"{run.folder}: has no predictor{' of tuned plans' if tuned else ''}; {remedy}")
     predictor, identity = Predictor.load(folder, error_of(LayerStatistics(run)), owner(run.folder))
     if identity["subject"] != run.subject.fingerprint or predictor.layers != [layer.name for layer in run.subject.layers]:
         raise InputError(

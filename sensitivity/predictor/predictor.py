@@ -62,6 +62,7 @@ class Predictor:
         ridge: that the additive models were fitted with.
         error_of: looks the error of an entry up.
         notes: what a reader of its plans should know, a sentence each.
+        tuned_steps: of tuning, after which plans cost what is predicted.
     """
 
     def __init__(
@@ -76,10 +77,11 @@ class Predictor:
         ridge: float,
         error_of: ErrorOf,
         notes: Sequence[str] = (),
+        tuned_steps: int = 0,
     ) -> None:
         self.metric, self.table, self.members, self.notes = metric, table, list(members), tuple(notes)
         self.full_precision, self.floor, self.residual, self.ridge, self.error_of = full_precision, floor, residual, ridge, error_of
-        self.layers = list(table.names)
+        self.layers, self.tuned_steps = list(table.names), tuned_steps
         self._features = table.features
         self._index = {name: index for index, name in enumerate(self.layers)}
         self._errors: dict[tuple[str, str], float] = {}
@@ -181,13 +183,15 @@ class Predictor:
             ridge=ridge,
             error_of=error_of,
             notes=notes,
+            tuned_steps=probes.tuned_steps,
         )
 
     def without_trees(self) -> Predictor:
         """The additive models alone."""
         surrogates = [Member(member.additive, None) for member in self.members]
         numbers = {name: getattr(self, name) for name in SCALARS}
-        return Predictor(self.metric, self.table, surrogates, error_of=self.error_of, notes=self.notes, **numbers)
+        how: dict[str, Any] = {"error_of": self.error_of, "notes": self.notes, "tuned_steps": self.tuned_steps}
+        return Predictor(self.metric, self.table, surrogates, **how, **numbers)
 
     @property
     def n_trees(self) -> int:
@@ -274,7 +278,8 @@ class Predictor:
             **({} if priors.learnt is None else {"learnt": priors.learnt.to_json()}),
         }
         numbers = {stored: getattr(self, name) for name, stored in SCALARS.items()}
-        return {"metric": self.metric, **numbers, "table": table, "members": members}
+        tuned = {"tuned_steps": self.tuned_steps} if self.tuned_steps else {}
+        return {"metric": self.metric, **tuned, **numbers, "table": table, "members": members}
 
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Write additive.json, which holds the members' trees, too."""
@@ -300,4 +305,6 @@ class Predictor:
         except DamagedError as error:
             raise DamagedError(f"{path}: {error}; run `sedaq fit` again") from error
         numbers = {name: content[stored] for name, stored in SCALARS.items()}
-        return cls(content["metric"], layers, members, error_of=error_of, **numbers), content
+        tuned_steps = int(content.get("tuned_steps", 0))
+        notes = [f"sensitivity was measured after {tuned_steps} steps of tuning, and so is what verification says"] if tuned_steps else []
+        return cls(content["metric"], layers, members, error_of=error_of, notes=notes, tuned_steps=tuned_steps, **numbers), content

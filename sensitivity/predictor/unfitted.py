@@ -6,8 +6,8 @@ from ...errors import InputError
 from ..metrics.registry import DEFAULT
 from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import MIN_PROBES, layer_table, read_probes
-from ..run import Run, probe_journal
-from .fitting import error_of, load_predictor
+from ..run import PROBE, Run, probe_journal
+from .fitting import error_of, load_predictor, predictor_folder
 from .predictor import PREDICTOR_FILE, Predictor
 
 MIN_FEW = 3  # probes from which anything is learnt
@@ -17,17 +17,15 @@ NOTHING, BY_PRIOR = (
 )
 
 
-def predictor_of(run: Run) -> Predictor:
-    """What `fit` wrote; where nothing was fitted and there are too few probes for it, what a learnt prior and these say.
+def predictor_of(run: Run, *, tuned: bool = False) -> Predictor:
+    """What `fit` wrote; where nothing was fitted and there are too few probes for it, what a learnt prior and these say, but of tuned plans.
 
     Raises:
         InputError: nothing was fitted, and there are enough probes, or no prior was learnt.
     """
-    if (run.folder / "predictor" / PREDICTOR_FILE).exists():
-        return load_predictor(run)
-    n_probes = len(
-        {r["plan_hash"] for r in probe_journal(run.folder).read() if r["purpose"] == "probe" and r["steps"] == run.settings.steps}
-    )
+    if tuned or (predictor_folder(run) / PREDICTOR_FILE).exists():
+        return load_predictor(run, tuned=tuned)
+    n_probes = len({r["plan_hash"] for r in probe_journal(run.folder).read() if r["purpose"] == PROBE and r["steps"] == run.settings.steps})
     if n_probes >= MIN_PROBES:
         return load_predictor(run)  # which says that `fit` is to be run
     statistics = LayerStatistics(run)

@@ -11,17 +11,24 @@ from typing import Any
 from ...aq.formats import Format
 from ...errors import InputError
 from ...runtime.executors import Serial, parse_executor
+from ..run import PROBE, TUNED_PROBE, Run
 from .prober import Measurement, Prober
 
 
 @dataclass(frozen=True)
 class PlanTask:
-    """A plan to be measured. steps None: as many as the run has."""
+    """A plan to be measured. steps None: as many as the run has. tuned_steps: of tuning, after which it is."""
 
     formats: Mapping[str, Format]
     n_images: int
-    purpose: str = "probe"
+    purpose: str = PROBE
     steps: int | None = None
+    tuned_steps: int = 0
+
+
+def probe_task(run: Run, plan: Mapping[str, Format], tuned_steps: int = 0) -> PlanTask:
+    """A probe of a run, or one after some steps of tuning."""
+    return PlanTask(plan, run.settings.n_images, TUNED_PROBE if tuned_steps else PROBE, tuned_steps=tuned_steps)
 
 
 class Measurer:
@@ -133,8 +140,9 @@ class Measurer:
         return self.prober.key(*_arguments(self.prober, task))
 
 
-def _arguments(prober: Prober, task: PlanTask) -> tuple[Mapping[str, Format], str, int, int | None]:
-    return task.formats, task.purpose, task.n_images, prober.run.settings.steps if task.steps is None else task.steps
+def _arguments(prober: Prober, task: PlanTask) -> tuple[Mapping[str, Format], str, int, int | None, int]:
+    steps = prober.run.settings.steps if task.steps is None else task.steps
+    return task.formats, task.purpose, task.n_images, steps, task.tuned_steps
 
 
 def _measured(prober: Prober, task: PlanTask, wait: bool) -> dict[str, Any] | None:

@@ -25,10 +25,10 @@ from ..metrics.registry import DEFAULT, metric_of
 from ..prior.observed import observed
 from ..run import Run, Settings
 from .adaptive import Adaptive
-from .designs import AUTO, Plan, check_design, design_plans, rates_of
+from .designs import AUTO, check_design, design_plans, rates_of
 from .forecast import forecast
 from .layer_statistics import LayerStatistics
-from .measurer import Measurer, PlanTask
+from .measurer import Measurer, PlanTask, probe_task
 from .prober import Prober
 from .ruined import lowest_useful_rate, plans_above
 
@@ -72,6 +72,7 @@ def probe_run(
     n_configs: int = 64,
     design: str = "stratified",
     metric: str = DEFAULT,
+    tuned_steps: int | None = None,
     executor: str = "serial",
     memory_bytes: int | None = None,
     max_hours: float | None = None,
@@ -79,6 +80,7 @@ def probe_run(
     """`probe` of a run that is open, on disk or not yet.
 
     Args:
+        tuned_steps: of tuning, after which every plan is measured; by any design but "auto".
         max_hours: as many plans as there is time for, by a forecast; measuring ends in time, too.
     """
     if n_configs < 0:
@@ -87,6 +89,8 @@ def probe_run(
         raise InputError(f"`max_hours`: got {max_hours}; give a number above 0")
     check_design(design)
     metric_of(metric)
+    if tuned_steps is not None and (tuned_steps < 1 or design == AUTO):
+        raise InputError(f"`tuned_steps`: got {tuned_steps} for `design` {design}; give a number above 0, and another design than {AUTO}")
     deadline = math.inf
     if max_hours is not None:
         deadline, n_before = clock() + 3600 * max_hours, n_configs
@@ -109,21 +113,20 @@ def probe_run(
             _adapt(opened, measurer, n_configs, metric, deadline)
         else:
             plans = design_plans(design, opened.subject.layers, opened.menus, n_plans=n_configs, seed=opened.settings.seed)
-            n_uniform = len(rates_of(opened.menus)) if design == "stratified" else 0
+            n_uniform, steps = len(rates_of(opened.menus)) if design == "stratified" else 0, tuned_steps or 0
             if 0 < n_uniform < n_configs:
-                deadline = _measure(measurer, plans[:n_uniform], opened.settings.n_images, deadline)
-                floor = lowest_useful_rate(opened, measurer)
+                deadline = _measure(measurer, [probe_task(opened, plan, steps) for plan in plans[:n_uniform]], deadline)
+                floor = lowest_useful_rate(opened, measurer, steps)
                 if floor is not None:
                     log.warning("below %g bits every uniform plan is ruined: most probes keep layers above", floor)
                     plans = plans_above(floor, opened, plans[:n_uniform], n_configs)
-            _measure(measurer, plans, opened.settings.n_images, deadline)
+            _measure(measurer, [probe_task(opened, plan, steps) for plan in plans], deadline)
     LayerStatistics(opened)  # what `fit` wants to know of the weights, so that it need not load the model
     observed(opened)  # and of what layers see
 
 
-def _measure(measurer: Measurer, plans: Sequence[Plan], n_images: int, deadline: float) -> float:
+def _measure(measurer: Measurer, tasks: Sequence[PlanTask], deadline: float) -> float:
     """Returns the deadline, or one that is over where time was over."""
-    tasks = [PlanTask(plan, n_images) for plan in plans]
     n_stored = sum(measurer.is_stored(task) for task in tasks)
     if n_stored == len(tasks) or clock() > deadline:
         return deadline

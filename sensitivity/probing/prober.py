@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,10 +33,13 @@ from ..metrics.frechet import NotFiniteError
 from ..metrics.reference import load_reference, load_statistics, sampled_reference, save_reference, shipped_reference
 from ..metrics.registry import METRICS, evidence_of, measure, metric_of
 from ..metrics.sample import Reference, Sample
-from ..run import Run, probe_journal
+from ..run import PROBE, TUNED_PROBE, Run, probe_journal
 from .assembly import Assembly
+from .tuned_plans import short_tuning, tuned_plan
 
 log = logging.getLogger("sedaq")
+
+WITHOUT_EVIDENCE = (PROBE, TUNED_PROBE)  # purposes of measurements that are never compared pair by pair
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Prober:
         settings = self.run.settings
         return sampled_reference(self.run.subject, settings.sampling, self.extractor, settings.seed, settings.reference_images)
 
-    def key(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> str:
+    def key(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None, tuned_steps: int = 0) -> str:
         """Under which a measurement is stored: all that its numbers depend on."""
         layers = {name: str(format) for name, format in formats.items()}
         rounded = self._rounded(formats)
@@ -119,6 +122,7 @@ class Prober:
                 self.extractor.fingerprint,
                 self.reference.fingerprint,
                 *([rounded.fingerprint] if rounded.choices else []),
+                *([{"tuned": vars(short_tuning(self.run.settings, tuned_steps))}] if tuned_steps else []),
             ]
         )
 
@@ -126,46 +130,57 @@ class Prober:
         return (self.inputs or ActivationQuantizers({})).of({name for name, format in formats.items() if format != AS_IS})
 
     def measure(
-        self, formats: Mapping[str, Format], *, purpose: str = "probe", n_images: int | None = None, steps: int | None = None
+        self,
+        formats: Mapping[str, Format],
+        *,
+        purpose: str = PROBE,
+        n_images: int | None = None,
+        steps: int | None = None,
+        tuned_steps: int = 0,
     ) -> Measurement:
         """`measure_once`, with as many images and steps as the run has where nothing is said, and whoever is at it."""
         steps = self.run.settings.steps if steps is None else steps
+        what = formats, purpose, n_images or self.run.settings.n_images, steps, tuned_steps
         with self.assembling():
-            found = self.stored(formats, purpose, n_images or self.run.settings.n_images, steps) or self.measure_once(
-                formats, purpose, n_images or self.run.settings.n_images, steps, wait=True
-            )
+            found = self.stored(*what) or self.measure_once(*what, wait=True)
         assert found is not None
         return found
 
     def measure_once(
-        self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None, *, wait: bool
+        self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None, tuned_steps: int = 0, *, wait: bool
     ) -> Measurement | None:
         """Sample, measure and keep one assignment, unless another command has done so; probes are kept in probes.jsonl, other purposes with their
         features beside it. Leaves the model as it was assembled.
 
+        Args:
+            tuned_steps: of tuning, after which it is sampled.
+
         Returns:
             None where another command is at it, and `wait` is false.
         """
-        key = self.key(formats, purpose, n_images, steps)
+        what = formats, purpose, n_images, steps, tuned_steps
+        key = self.key(*what)
         with claimed(self.journal.path.with_name(f"probes.{key}"), wait=wait) as is_mine:
             if not is_mine:
                 return None
             self._read_new()
-            found = self.stored(formats, purpose, n_images, steps)
+            found = self.stored(*what)
             if found is None:
-                found = self.sample_and_measure(formats, purpose, n_images, steps)
+                found = self.sample_and_measure(*what)
                 self.keep(found)
         return found
 
     def _read_new(self) -> None:
         self._records |= {record["key"]: record for record in self.journal.unread()}
 
-    def stored(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> Measurement | None:
+    def stored(
+        self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None, tuned_steps: int = 0
+    ) -> Measurement | None:
         """What was measured before."""
-        key = self.key(formats, purpose, n_images, steps)
+        key = self.key(formats, purpose, n_images, steps, tuned_steps)
         if key not in self._records:
             return None
-        if purpose == "probe":
+        if purpose in WITHOUT_EVIDENCE:
             return Measurement(self._records[key])
         path = self._features_path(key)
         if not pull(path):
@@ -209,7 +224,9 @@ class Prober:
         """Put full precision's weights back."""
         self._assembly.restore()
 
-    def sample_and_measure(self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None) -> Measurement:
+    def sample_and_measure(
+        self, formats: Mapping[str, Format], purpose: str, n_images: int, steps: int | None, tuned_steps: int = 0
+    ) -> Measurement:
         """A new measurement, not kept; leaves the model as it was assembled, for the next plan has much in common with this one.
 
         A plan under which the model overflows is no error of a probe: its metrics are NaN, null in the file.
@@ -217,12 +234,11 @@ class Prober:
         start = clock()
         subject = self.run.subject
         full_precision = self.full_precision(purpose, n_images, steps)
-        self._assembly.set(formats)
-        with attached(subject.denoiser, *self._rounded(formats).modules(subject.denoiser)):
+        with self._model_of(formats, tuned_steps):
             images = self._sample(purpose, n_images, steps, may_overflow=True)
         metrics, evidence = self._measured(images, full_precision, purpose)
         record = {
-            "key": self.key(formats, purpose, n_images, steps),
+            "key": self.key(formats, purpose, n_images, steps, tuned_steps),
             "plan_hash": fingerprint([subject.fingerprint, {name: str(f) for name, f in formats.items()}, {}, self.run.store.identity]),
             "purpose": purpose,
             "layers": {name: str(format) for name, format in formats.items()},
@@ -231,6 +247,7 @@ class Prober:
             "start": 0,
             "n_images": n_images,
             "steps": steps,
+            **({"tuned_steps": tuned_steps} if tuned_steps else {}),
             "extractor": f"{self.extractor.name}:{self.extractor.fingerprint}",
             "reference": f"{self.reference.description}:{self.reference.fingerprint}",
             "metrics": {name: metric.to_json() for name, metric in sorted(metrics.items())},  # as the journal gives them back
@@ -238,6 +255,15 @@ class Prober:
             "seconds": round(clock() - start, 3),
         }
         return Measurement(record, evidence)
+
+    def _model_of(self, formats: Mapping[str, Format], tuned_steps: int) -> AbstractContextManager[None]:
+        """The run's model with a plan's weights and rounded inputs, tuned where steps are given."""
+        rounded = self._rounded(formats)
+        if tuned_steps:
+            self._assembly.restore()
+            return tuned_plan(self.run, formats, tuned_steps, rounded if rounded.choices else None)
+        self._assembly.set(formats)
+        return attached(self.run.subject.denoiser, *rounded.modules(self.run.subject.denoiser))
 
     def _measured(
         self, images: torch.Tensor, full_precision: Sample, purpose: str
@@ -248,11 +274,11 @@ class Prober:
         try:
             sample = Sample(images, features, self.reference, requested, full_precision, self.run.subject.cycle)
         except NotFiniteError:
-            if purpose != "probe":
+            if purpose not in WITHOUT_EVIDENCE:
                 raise
             paired = [metric for metric in METRICS.values() if metric.records_excess]
             return {name: Estimate.undefined() for metric in paired for name in (metric.name, metric.excess_name)}, None
-        return measure(sample, seed=self.run.settings.seed), evidence_of(sample) if purpose != "probe" else None
+        return measure(sample, seed=self.run.settings.seed), None if purpose in WITHOUT_EVIDENCE else evidence_of(sample)
 
     def full_precision(self, purpose: str, n_images: int, steps: int | None) -> Sample:
         """The full-precision model on the noise of `purpose`. Raises SedaqError where they are not finite."""

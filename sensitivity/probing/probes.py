@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from ..predictor.additive import Array, Labels
 from ..predictor.features import TreeFeatures
 from ..predictor.layer_priors import LayerPriors
 from ..prior.use import learnt_layers
-from ..run import Run, probe_journal
+from ..run import PROBE, TUNED_PROBE, Run, probe_journal
 from .layer_statistics import LayerStatistics
 
 MIN_PROBES = 12
@@ -43,6 +44,7 @@ class Probes:
 
     full_precision: the metric at full precision, values: the metric, both at the run's number of images and with their sign turned where higher is better.
     halves: the excess over full precision from disjoint halves of the images. notes: what a reader should know, one sentence each.
+    tuned_steps: of tuning, after which all were measured.
     """
 
     hashes: list[str]
@@ -55,6 +57,7 @@ class Probes:
     labels: Labels
     halves: Array  # (probes, 2)
     notes: tuple[str, ...] = ()
+    tuned_steps: int = 0
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -72,8 +75,8 @@ class Probes:
         return replace(self, hashes=[str(h) for h in np.array(self.hashes)[rows]], **arrays)
 
 
-def layer_table(run: Run, statistics: LayerStatistics) -> LayerTable:
-    """A run's layers, with what other models taught of them where there is a learnt prior."""
+def layer_table(run: Run, statistics: LayerStatistics, *, tuned: bool = False) -> LayerTable:
+    """A run's layers, with what other models taught of them where there is a learnt prior, which speaks of plans that are not tuned."""
     layers = run.subject.layers
     of_menus = [[statistics.of_entry(layer.name, entry) for entry in run.menus[layer.name]] for layer in layers]
     errors, scores = ([np.array([getattr(t, name) for t in menu]) for menu in of_menus] for name in ("error", "score"))
@@ -81,7 +84,7 @@ def layer_table(run: Run, statistics: LayerStatistics) -> LayerTable:
         [layer.name for layer in layers],
         [layer.role for layer in layers],
         [layer.block for layer in layers],
-        LayerPriors.of(errors, scores, learnt_layers(run, statistics)),
+        LayerPriors.of(errors, scores, None if tuned else learnt_layers(run, statistics)),
     )
 
 
@@ -89,12 +92,12 @@ def read_probes(
     run: Run,
     metric: str = DEFAULT,
     *,
-    purpose: str = "probe",
+    purpose: str = PROBE,
     statistics: LayerStatistics | None = None,
     others: Sequence[dict[str, Any]] = (),
     at_least: int = MIN_PROBES,
 ) -> Probes:
-    """The probes of a run, each plan once, by its measurement with most images.
+    """The probes of a run, each plan once, by its measurement with most images; of tuned plans those of as many steps as most of them have.
 
     Args:
         others: records of measurements for other purposes, which count as probes too.
@@ -105,6 +108,8 @@ def read_probes(
     """
     journal = probe_journal(run.folder)
     found = [r for r in journal.read() if r["purpose"] == purpose and r["steps"] == run.settings.steps]
+    tuned_steps = _usual_steps(found) if purpose == TUNED_PROBE else 0
+    found = [r for r in found if r.get("tuned_steps", 0) == tuned_steps]
     notes = [f"the last line of {path.name} was cut short and is left out" for path in journal.shards() if ends_cut_short(path)]
     found += others
     _check(run, found, metric)
@@ -125,7 +130,7 @@ def read_probes(
     if len(records) < at_least:
         raise InputError(
             f"{run.folder}: holds {len(records)} probes with a finite {metric}, a fit needs at least {at_least}; "
-            "run `sedaq probe` with more `configs`"
+            f"run `sedaq probe` with more `configs`{' and `tuned_steps`' if purpose == TUNED_PROBE else ''}"
         )
     statistics = statistics or LayerStatistics(run)
     names = [layer.name for layer in run.subject.layers]
@@ -142,7 +147,7 @@ def read_probes(
         )
     return Probes(
         [record["plan_hash"] for record in records],
-        layer_table(run, statistics),
+        layer_table(run, statistics, tuned=purpose == TUNED_PROBE),
         np.array([[run.entry(name, plan[name]).rate for name in names] for plan in formats]),
         weight_errors,
         errors,
@@ -151,7 +156,14 @@ def read_probes(
         Labels.of(measured[:, 0], measured[:, 1], _baseline(finite, metric, run.settings.n_images)),
         measured[:, 2:],
         tuple(notes),
+        tuned_steps,
     )
+
+
+def _usual_steps(records: Sequence[dict[str, Any]]) -> int:
+    """Steps of tuning that most plans were measured after; the greater number of two that are as frequent."""
+    counts = Counter(int(record["tuned_steps"]) for record in records)
+    return max(counts, key=lambda steps: (counts[steps], steps), default=0)
 
 
 def _check(run: Run, records: Sequence[dict[str, Any]], metric: str) -> None:

@@ -12,22 +12,22 @@ import numpy as np
 
 from ..run import Run
 from .designs import Plan, at_rate, design_plans, rates_of
-from .measurer import Measurer, PlanTask
+from .measurer import Measurer, probe_task
 
 EVERY = 4  # of so many plans one lowers a few layers below the floor
 MAX_LOWERED = 3  # layers
 
 
-def lowest_useful_rate(run: Run, measurer: Measurer) -> float | None:
+def lowest_useful_rate(run: Run, measurer: Measurer, tuned_steps: int = 0) -> float | None:
     """The lowest rate whose uniform plan is not ruined, where that of at least half of the menus' rates with codes is; None where fewer are.
 
-    Uniform plans have been measured.
+    Uniform plans have been measured, after as much tuning.
     """
     coded = [rate for rate in rates_of(run.menus) if rate in run.settings.rates]
     ruined = []
     for rate in coded:
         plan = {name: at_rate(menu, rate) for name, menu in run.menus.items()}
-        _, measurement = next(iter(measurer.measure([PlanTask(plan, run.settings.n_images)])))
+        _, measurement = next(iter(measurer.measure([probe_task(run, plan, tuned_steps)])))
         ruined.append(measurement.ruined)
     n_ruined = next((i for i, is_ruined in enumerate(ruined) if not is_ruined), len(ruined))
     if 2 * n_ruined < len(coded):

@@ -159,6 +159,22 @@ def test_a_missing_predictor(refused: Refused, made: Made, tmp_path: Path) -> No
     assert "has no predictor, and no prior was learnt" in message and "`sedaq fit`, or teach a prior by `sedaq learn`" in message
 
 
+@pytest.mark.parametrize("steps", ["0", "-5"])
+def test_no_steps_of_tuning(refused: Refused, made: Made, steps: str) -> None:
+    message = refused("probe", made.subject, "--run", made.run, "--images", "16", "--steps", "2", "--tuned-steps", steps)
+    assert f"--tuned-steps: got {steps}" in message and "give a number above 0" in message
+
+
+def test_tuning_is_not_forecast(refused: Refused, made: Made) -> None:
+    assert "leave out --dry-run and --max-hours" in refused("probe", made.subject, "--run", made.run, "--tuned-steps", "5", "--dry-run")
+
+
+@pytest.mark.parametrize("verb", [["fit"], ["search", "--bits", "2"]])
+def test_a_run_without_tuned_plans(refused: Refused, made: Made, verb: list[str]) -> None:
+    message = refused(*verb, "--run", made.run, "--for", "tuned")
+    assert "`tuned_steps`" in message and ("holds 0 probes" in message or "no predictor of tuned plans" in message)
+
+
 def test_too_few_probes(refused: Refused, made: Made, tmp_path: Path) -> None:
     run = tmp_path / "given-run"
     run.mkdir()
