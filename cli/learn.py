@@ -25,11 +25,14 @@ from . import options
 @options.together(options.seed, options.as_json)
 def command(runs: tuple[Path, ...], corpus: Path | None, metric: str, trials: int, seed: int, as_json: bool) -> None:
     from ..progress import shown
+    from ..reports.prior_figures import write_figures
     from ..reports.summaries import quality_table, show
-    from ..sensitivity.prior.learn import learn
+    from ..sensitivity.prior.learn import learn, whole_corpus
+    from ..sensitivity.prior.model import LearntPrior
 
     with shown():
         found = learn(runs, corpus, metric=metric, trials=trials, seed=seed)
+    write_figures(LearntPrior.load(found.prior), whole_corpus(found.corpus), found.corpus)
     if as_json:
         options.print_json(found.to_dict())
         return

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..sensitivity.prior.properties import PROPERTIES
 from .inputs import RunData
 from .numbers import interval, number
-from .style import INK, MUTED, OTHER, SEARCHED, interval_line, new_figure, shorten, styled
+from .style import INK, MUTED, OTHER, SEARCHED, as_factors, interval_line, new_figure, shorten, styled
 
 N_LAYERS, N_PARTS = 5, 4  # layers in the figure of factors, and properties of each that are shown one by one
 
@@ -64,7 +64,7 @@ def property_factors(data: RunData) -> Figure:
     axes.set_yticks([place for place, _, _ in labels], [label for _, label, _ in labels], fontsize=8.5)
     for text, (_, _, is_layer) in zip(axes.get_yticklabels(), labels, strict=True):
         text.set_fontweight("bold" if is_layer else "normal")
-    _as_factors(axes)
+    as_factors(axes.xaxis)
     axes.set(ylim=(-0.7, n_rows - 0.3), xlabel="Times the typical layer of this model at the same rate")
     axes.grid(axis="y", visible=False)
     return figure
@@ -94,7 +94,7 @@ def property_sizes(data: RunData) -> Figure:
         said = f"{PROPERTIES[str(row.property)].label}: ×{number(row.factor)} {interval((row.low, row.high))}"
         figure.tell(axes, (0, max(high, float(np.log(row.factor)))), (place - 0.4, place + 0.4), said)
     axes.set_yticks(places, [PROPERTIES[name].label for name in table["property"]], fontsize=8.5)
-    _as_factors(axes)
+    as_factors(axes.xaxis)
     axes.set(ylim=(-0.6, len(table) - 0.4), xlabel="Typical factor, at the lowest rate")
     axes.grid(axis="y", visible=False)
     return figure
@@ -102,11 +102,6 @@ def property_sizes(data: RunData) -> Figure:
 
 def _ordered(a: float, b: float) -> tuple[float, float]:
     return (a, b) if a <= b else (b, a)
-
-
-def _as_factors(axes: object) -> None:
-    """Logarithms on the x axis are written as the factors that they stand for."""
-    axes.xaxis.set_major_formatter(lambda value, _: f"×{np.exp(value):.2g}")  # type: ignore[attr-defined]
 
 
 def factors_caption(data: RunData) -> str:

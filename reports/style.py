@@ -23,7 +23,7 @@ from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, NullFormatter
 
 from ..storage import write_atomically
 from .numbers import number
@@ -266,3 +266,37 @@ def plain_log(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < (1.6 if isinstance(axis, XAxis) else 2.5) else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1) if value < 1000 else number(value, 3)))
     axis.set_minor_formatter(NullFormatter())
+
+
+MAX_FACTORS = 5  # on an axis
+# Of each decade, from dense to sparse.
+STEPS: tuple[tuple[float, ...], ...] = (
+    tuple(np.arange(10, 100) / 10),
+    (*np.arange(10, 20, 2) / 10, 2, 2.5, 3, 4, 5, 6, 8),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)
+
+
+class _Factors(Locator):
+    """Logarithms of round factors, 1 among them."""
+
+    def __call__(self) -> list[float]:
+        return self.tick_values(*sorted(self.axis.get_view_interval()))  # type: ignore[union-attr]
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        decades = 10.0 ** np.arange(math.floor(vmin / math.log(10)), math.ceil(vmax / math.log(10)) + 1)
+        for steps in STEPS:
+            logs = np.log(np.outer(decades, steps).ravel())
+            ticks = logs[(logs >= vmin) & (logs <= vmax)]
+            if len(ticks) <= MAX_FACTORS:
+                break
+        return [float(tick) for tick in ticks]
+
+
+def as_factors(axis: Axis) -> None:
+    """Logarithms on an axis are written as the factors that they stand for."""
+    axis.set_major_locator(_Factors())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"×{float(f'{math.exp(value):.3g}'):g}"))

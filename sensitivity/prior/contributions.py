@@ -19,6 +19,7 @@ from .properties import PROPERTIES, as_numbers, columns
 REST = "rest"  # of the prediction, the same for all rows but for layers without a score
 CLEAR = 1.15  # a factor that is worth a word, or its inverse
 N_REASONS = 3  # of a layer, in a sentence
+N_BINS = 10  # of a property's values
 
 
 def contributions(prior: LearntPrior, table: pd.DataFrame) -> Array:
@@ -80,6 +81,49 @@ def summary(prior: LearntPrior, table: pd.DataFrame) -> pd.DataFrame:
         said = "; ".join(f"{key} ×{np.exp(value):.2f}" for key, value in sorted(by_name.items(), key=lambda pair: -pair[1]))
         rows.append({"property": name, "size": size.mean(), "low": max(low, 0.0), "high": high, "direction": direction, "names": said})
     return pd.DataFrame(rows).sort_values("size", ascending=False, kind="stable", ignore_index=True)
+
+
+def dependence(prior: LearntPrior, table: pd.DataFrame) -> pd.DataFrame:
+    """How the harm of a corpus' layers depends on each property: {property, value, factor, low, high, n_rows}.
+
+    value: a name, or the mean of a bin of values; bins hold equally many rows. factor: by which the property makes rows of that value more harmful than all
+    rows are in the mean, with a 90 % interval over members.
+    """
+    found = contributions(prior, table)[:, :, :-1]
+    centred = found - found.mean(1, keepdims=True)
+    parts = []
+    for place, (name, one) in enumerate(PROPERTIES.items()):
+        values = table[name].to_numpy(object if one.names else float)
+        bins = _binned(values, bool(one.names))
+        logs = np.array([centred[:, rows, place].mean(1) for _, rows in bins]).reshape(len(bins), len(found))
+        low, high = _interval(logs.T)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "property": name,
+                    "value": [value for value, _ in bins],
+                    "factor": np.exp(logs.mean(1)),
+                    "low": np.exp(low),
+                    "high": np.exp(high),
+                    "n_rows": [len(rows) for _, rows in bins],
+                }
+            ).astype({"value": object})
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def _binned(values: np.ndarray, are_names: bool) -> list[tuple[float | str, np.ndarray]]:
+    """Value and rows of each bin, ascending; what is not known is in none."""
+    if are_names:
+        return [(str(name), np.flatnonzero(values == name)) for name in sorted(set(values))]
+    known = np.flatnonzero(np.isfinite(values))
+    distinct = np.unique(values[known])
+    if len(distinct) <= N_BINS:
+        return [(float(value), np.flatnonzero(values == value)) for value in distinct]
+    edges = np.unique(np.quantile(values[known], np.linspace(0, 1, N_BINS + 1)[1:-1]))
+    place = np.searchsorted(edges, values[known], side="right")
+    parts = [known[place == number] for number in range(len(edges) + 1)]
+    return [(float(values[rows].mean()), rows) for rows in parts if len(rows)]
 
 
 def factors(prior: LearntPrior, entries: pd.DataFrame) -> pd.DataFrame:

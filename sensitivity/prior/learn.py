@@ -17,7 +17,7 @@ from ...runtime.tasks import locked
 from ...storage import write_atomically
 from ..metrics.registry import DEFAULT
 from ..run import Run
-from .contributions import interactions, summary
+from .contributions import dependence, interactions, summary
 from .corpus import MARK, merged, read_corpus, rows_of, write_corpus
 from .entries import personal_corpus
 from .fit import MIN_MODELS, check_models, fit_prior
@@ -32,6 +32,8 @@ BESIDE = {
     ".study.jsonl": "op_code",
     ".properties.csv": "property,size",
     ".interactions.csv": "property,other",
+    ".dependence.csv": "property,value",
+    **{f".{figure}{suffix}": mark for figure in ("summary", "dependence") for suffix, mark in ((".svg", "<svg"), (".png", "PNG"))},
 }
 
 
@@ -64,6 +66,12 @@ def shipped_corpus() -> pd.DataFrame | None:
     """What sedaq itself measured, if it is there."""
     path = files(__package__).joinpath(SHIPPED_CORPUS)
     return read_corpus(Path(str(path))) if path.is_file() else None
+
+
+def whole_corpus(path: Path) -> pd.DataFrame:
+    """A user's corpus with what sedaq ships: the rows that the prior beside it was learnt from."""
+    shipped = shipped_corpus()
+    return merged([*([] if shipped is None else [shipped]), read_corpus(path)])
 
 
 def learn(runs: Sequence[Any], corpus: str | Path | None = None, *, metric: str = DEFAULT, trials: int = 0, seed: int = 0) -> LearnResult:
@@ -104,6 +112,7 @@ def learn(runs: Sequence[Any], corpus: str | Path | None = None, *, metric: str 
         prior.save(prior_path)
         write_atomically(path.with_suffix(".properties.csv"), csv_bytes(summary(prior, table)))
         write_atomically(path.with_suffix(".interactions.csv"), csv_bytes(interactions(prior, table)))
+        write_atomically(path.with_suffix(".dependence.csv"), csv_bytes(dependence(prior, table)))
     added = tuple(dict.fromkeys(rows["model"].iloc[0] for rows in new))
     return LearnResult(tuple(prior.models), added, len(table), before, prior.quality, path, prior_path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sedaq.sensitivity.prior.contributions import REST, contributions, factors, interactions, sentences, summary
+from sedaq.sensitivity.prior.contributions import N_BINS, REST, contributions, dependence, factors, interactions, sentences, summary
 from sedaq.sensitivity.prior.fit import fit_members
 from sedaq.sensitivity.prior.model import LearntPrior, TreeSettings
 from sedaq.sensitivity.prior.properties import PROPERTIES
@@ -81,3 +81,21 @@ def test_properties_that_work_together_are_told() -> None:
     found = interactions(LearntPrior(members, TreeSettings(), 0.3, 0.2, 1.0, ["a"], "0"), clash)
     assert set(found.loc[0, ["property", "other"]]) == {"depth", "sees_time"}
     assert found["interaction"][0] > 1.2 * found["interaction"][1] and found["interaction"].is_monotonic_decreasing
+
+
+def test_the_dependence_is_that_of_the_law(prior: LearntPrior) -> None:
+    table = synthetic_corpus(6, 20, first=50)
+    table.loc[::4, "output_norm"] = np.nan
+    found = dependence(prior, table)
+    assert (found["low"] <= found["factor"]).all() and (found["factor"] <= found["high"]).all()
+    by_property = dict(list(found.groupby("property")))
+    image = by_property["sees_image"]
+    assert list(image["value"]) == [0, 1] and 1.7 < image["factor"].iloc[1] / image["factor"].iloc[0] < 3.5
+    role = by_property["role"].set_index("value")["factor"].astype(float)
+    assert role.idxmax() == "output" and set(role.index) == set(table["role"])
+    error = by_property["output_error"]
+    assert len(error) == N_BINS and error["factor"].is_monotonic_increasing and error["n_rows"].max() - error["n_rows"].min() <= 2
+    assert by_property["output_norm"]["n_rows"].sum() == table["output_norm"].notna().sum(), "what is not known is in no bin"
+    for name, rows in by_property.items():
+        if table[name].notna().all():
+            assert np.average(np.log(rows["factor"]), weights=rows["n_rows"]) == pytest.approx(0, abs=1e-5), "the mean row does 1"

@@ -299,7 +299,7 @@ def test_learning_adds_a_run_to_the_corpus_and_says_what_it_is_worth(run: Run, t
     assert set(found.before["models"]) < set(found.after["models"]) and found.after["covered"] is not None
     assert LearntPrior.load(found.prior).models == list(found.models) and set(read_corpus(path)["model"]) == set(found.models)
     assert sorted(file.name for file in path.parent.iterdir()) == [
-        f"corpus.{suffix}" for suffix in ("interactions.csv", "parquet", "prior.json", "properties.csv")
+        f"corpus.{suffix}" for suffix in ("dependence.csv", "interactions.csv", "parquet", "prior.json", "properties.csv")
     ]
     assert LearntPrior.load(found.prior).settings == before.settings, "as trees were grown before"
     again = learn([run], path)
