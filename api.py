@@ -62,6 +62,7 @@ class Run:
         components: of a pipeline, what is quantized, such as unet, text_encoder, vae; its denoisers by default.
         effort: of the encoder: draft, fast (the default), full or seconds a layer.
         weighting: of the calibration's timesteps: uniform (the default), balanced, early or late.
+        prior: what other models taught, by `sedaq learn`: a prior's file, or the corpus that it lies beside; the user's own, or sedaq's, by default.
         executor, device: where work runs: "serial", "processes:4", "ray:auto" or "ray://HOST:PORT", and torch's device.
 
     Raises:
@@ -88,6 +89,7 @@ class Run:
         components: Sequence[str] | None = None,
         effort: str | None = None,
         weighting: str | None = None,
+        prior: str | Path | None = None,
         executor: str = "serial",
         device: str = "cpu",
     ) -> None:
@@ -100,8 +102,7 @@ class Run:
             "seed": seed,
             "extractor": extractor,
             "reference": None if reference is None else str(Path(reference).resolve()),
-            "exclude": None if exclude is None else tuple(exclude),
-            "components": None if components is None else tuple(components),
+            **{name: None if given is None else tuple(given) for name, given in (("exclude", exclude), ("components", components))},
             "effort": effort,
             "weighting": weighting,
         }
@@ -119,14 +120,14 @@ class Run:
             sampling = sampling or SamplingConfig()
             settings = Settings(**given, sampling=replace(sampling, steps=sampling.steps or runs.TEN_STEPS.steps))
             self._opened = runs.Run.begin(_argument(model), self.folder, settings, device=device)
+        self._opened.use_prior(prior)
 
     def _refuse_other(self, given: Mapping[str, Any], sampling: SamplingConfig | None) -> None:
-        settings = self._opened.settings
-        pairs = [(name, getattr(settings, name), value) for name, value in given.items()]
+        pairs = [(name, getattr(self._opened.settings, name), value) for name, value in given.items()]
         for field in fields(SamplingConfig) if sampling is not None else ():
             value = getattr(sampling, field.name)
             if value is not None and field.name != "batch_size":
-                pairs.append((field.name, getattr(settings.sampling, field.name), value))
+                pairs.append((field.name, getattr(self._opened.settings.sampling, field.name), value))
         for name, known, value in pairs:
             if known != value:
                 raise runs.other_setting(self.folder / "run.json", name, known, value)

@@ -13,17 +13,15 @@ from . import options
 @options.run_folder
 @options.run_subject
 @click.option("--metric", default="fid", show_default=True, help="What to predict: any metric that the probes have.")
-@options.goal
-@options.as_json
-@options.device
-def command(run_folder: Path, run_subject: str | None, metric: str, goal: str, as_json: bool, device: str) -> None:
+@options.together(options.goal, options.prior, options.as_json, options.device)
+def command(run_folder: Path, run_subject: str | None, metric: str, goal: str, prior: Path | None, as_json: bool, device: str) -> None:
     from ..api import Run
     from ..progress import shown
     from ..reports.numbers import sources_line
     from ..reports.summaries import fit_table, show
 
     with shown():
-        fitted = Run(run_folder, model=run_subject, device=device).fit(metric, tuned=goal == "tuned")
+        fitted = Run(run_folder, model=run_subject, prior=prior, device=device).fit(metric, tuned=goal == "tuned")
     for note in fitted.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:

@@ -69,6 +69,12 @@ components = click.option(
 extractor = click.option(
     "--extractor", default=None, help="embedded, inception[:FILE] or transformers:FOLDER; the subject's own by default."
 )
+prior = click.option(
+    "--prior",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="What `sedaq learn --corpus` taught: the corpus, or the prior beside it; the user's own, or sedaq's, by default.",
+)
 reference = click.option("--reference", type=click.Path(), default=None, help="Folder of images, .npz, or statistics file to compare with.")
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Time one sampling and one encoding of each shape, say what probing will take, and write nothing."
 )
-@options.together(options.device, options.as_json)
+@options.together(options.prior, options.device, options.as_json)
 def command(
     subject: str,
     run_folder: Path,
@@ -56,6 +56,7 @@ def command(
     memory: str | None,
     max_hours: float | None,
     dry_run: bool,
+    prior: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -77,6 +78,7 @@ def command(
             run_folder,
             subject,
             sampling=SamplingConfig(**sampling),
+            prior=prior,
             executor=executor,
             device=device,
             **settings,

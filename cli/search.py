@@ -25,7 +25,7 @@ from .config import config_options
 @options.goal
 @options.executor_options
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Plan file to write.")
-@options.together(options.components, options.device, options.as_json)
+@options.together(options.prior, options.components, options.device, options.as_json)
 def command(
     subject: str | None,
     run_folder: Path | None,
@@ -37,6 +37,7 @@ def command(
     goal: str,
     executor: str,
     out: Path | None,
+    prior: Path | None,
     components: tuple[str, ...],
     device: str,
     as_json: bool,
@@ -48,8 +49,8 @@ def command(
     from ..reports.summaries import front_table, show
 
     if uniform:
-        if subject is None or run_folder or run_subject or front or goal == "tuned":
-            raise click.UsageError("--uniform is for a SUBJECT alone, without --run, --front and --for.")
+        if subject is None or run_folder or run_subject or front or prior or goal == "tuned":
+            raise click.UsageError("--uniform is for a SUBJECT alone, without --run, --front, --prior and --for.")
         return _uniform(subject, Budget(**budget), config, out or Path("plan.json"), components, device, as_json)
     if subject is not None or run_folder is None or components:
         raise click.UsageError("give the --run that was probed; a SUBJECT and --components are for --uniform alone.")
@@ -59,7 +60,7 @@ def command(
         raise click.UsageError("--front covers all budgets; leave out --bits, --size, --pipeline-size, --ms-per-step and --out.")
     limits = None if front else Budget(**budget)
     SearchConfig(**config)  # what is wrong is said before the model is loaded
-    run = Run(run_folder, model=run_subject, executor=executor, device=device)
+    run = Run(run_folder, model=run_subject, prior=prior, executor=executor, device=device)
     with shown():
         found = run.front(**config) if limits is None else [run.search(limits, out=out, **config)]
     if as_json:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..aq.formats import Format
 from ..aq.plans.menu import RATES, Entry, entry
@@ -25,6 +25,9 @@ from ..runtime.executors import parse_executor
 from ..runtime.journal import Journal
 from ..runtime.owner import run_record
 from ..storage import local_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from .prior.model import LearntPrior
 from .metrics.reference import REFERENCE_IMAGES
 
 TEN_STEPS = SamplingConfig(steps=10)
@@ -143,11 +146,13 @@ class Run:
         subject: what is quantized; of a run that is opened without naming it, an outline, and the model itself is loaded when something is sampled or
             encoded.
         subject_argument: by which other processes load it, None for a Subject made in Python.
+        prior: what other models taught, instead of what is known on this machine. Not kept, and not told to workers, which only measure.
     """
 
     def __init__(self, folder: Path, subject: Subject, settings: Settings, subject_argument: str | None, device: str) -> None:
         self.folder, self.subject, self.settings = folder, subject, settings
         self.subject_argument, self.device = subject_argument, device
+        self.prior: LearntPrior | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by what it is opened from, for workers in other processes."""
@@ -159,6 +164,13 @@ class Run:
             device=self.device,
             batch_size=batch_size,
         ), ()
+
+    def use_prior(self, path: str | Path | None) -> None:
+        """Go by a prior's file, or by the one beside a corpus; None: by what is known. Raises InputError where there is none."""
+        if path is not None:
+            from .prior.use import load_prior
+
+            self.prior = load_prior(Path(path))
 
     @cached_property
     def store(self) -> EncodingStore:

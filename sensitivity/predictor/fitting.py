@@ -23,7 +23,7 @@ from ..explanation.findings import findings
 from ..metrics.registry import DEFAULT, metric_of
 from ..prior.contributions import factors, sentences
 from ..prior.entries import known_entries
-from ..prior.use import known_prior
+from ..prior.use import prior_of
 from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import Probes, read_probes
 from ..run import PROBE, TUNED_PROBE, Run
@@ -73,7 +73,9 @@ def error_of(statistics: LayerStatistics) -> Callable[[str, Entry], float]:
 
 
 def predictor_folder(run: Run, *, tuned: bool = False) -> Path:
-    """Where a run's predictor lies, or that of tuned plans."""
+    """Where a run's predictor lies, or that of tuned plans. Raises InputError for tuned plans of a run that was told a prior."""
+    if tuned and run.prior is not None:
+        raise InputError("`prior`: what other models taught is of plans that are not tuned; leave it out where `tuned` is given")
     return run.folder / ("predictor_tuned" if tuned else "predictor")
 
 
@@ -131,7 +133,7 @@ def _fit(
         "additivity": additivity(explanation, predicted[OURS].mean(0)),
         "findings": findings(explanation, metric_of(metric).heading, judged["spearman_ci"]),
     }
-    prior = known_prior() if probes.table.priors.learnt is not None else None
+    prior = prior_of(run) if probes.table.priors.learnt is not None else None
     tables = {
         "sensitivity": layer_rows(run, statistics, explanation, predictor),
         "groups": group_rows(explanation),
@@ -204,7 +206,7 @@ def _read_back(folder: Path, identity: dict[str, Any], statistics: LayerStatisti
 
 
 def load_predictor(run: Run, *, tuned: bool = False) -> Predictor:
-    """What `fit` wrote. Raises InputError where there is none, or it is of another model."""
+    """What `fit` wrote. Raises InputError where there is none, or it is of another model, or of another prior than the run was told."""
     folder = predictor_folder(run, tuned=tuned)
     if not (folder / PREDICTOR_FILE).exists():
         remedy = "run `sedaq probe` with `tuned_steps`, and `sedaq fit` for tuned plans" if tuned else "run `sedaq fit` first"
@@ -214,4 +216,7 @@ def load_predictor(run: Run, *, tuned: bool = False) -> Predictor:
         raise InputError(
             f"{folder / PREDICTOR_FILE}: field 'subject' is {identity['subject']}, the run's is {run.subject.fingerprint}; run `sedaq fit` again"
         )
+    learnt = predictor.table.priors.learnt
+    if run.prior is not None and (learnt is None or learnt.corpus != run.prior.corpus):
+        raise InputError(f"{folder / PREDICTOR_FILE}: was fitted with another prior; run `sedaq fit` with this `prior`, or leave it out")
     return predictor

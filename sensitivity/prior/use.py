@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ...errors import DamagedError, UntrustedError
+from ...errors import DamagedError, InputError, UntrustedError
 from ...models.layers import Layer
 from ..predictor.layer_priors import LearntLayers
 from ..probing.layer_statistics import LayerStatistics
@@ -29,6 +29,23 @@ def personal_prior() -> Path:
     return personal_corpus().with_suffix(PRIOR_SUFFIX)
 
 
+def load_prior(path: Path) -> LearntPrior:
+    """A prior's file, or the one that lies beside a corpus.
+
+    Raises:
+        InputError: there is none. DamagedError: it is damaged, or no prior.
+    """
+    path = path if path.suffix == ".json" else path.with_suffix(PRIOR_SUFFIX)
+    if not path.is_file():
+        raise InputError(f"`prior` {path}: is not there; make it by `sedaq learn`")
+    return LearntPrior.load(path)
+
+
+def prior_of(run: Run) -> LearntPrior | None:
+    """The one that a run was told, else the one that is known."""
+    return run.prior or known_prior()
+
+
 def known_prior() -> LearntPrior | None:
     """The user's own, else the one that sedaq ships, else none. One that is damaged is passed over with a warning."""
     path = personal_prior()
@@ -42,8 +59,8 @@ def known_prior() -> LearntPrior | None:
 
 
 def learnt_layers(run: Run, statistics: LayerStatistics) -> LearntLayers | None:
-    """What the known prior says of a run's layers; None where there is no prior, or the run's model may not be loaded to be looked at."""
-    prior = known_prior()
+    """What a prior says of a run's layers; None where there is no prior, or the run's model may not be loaded to be looked at."""
+    prior = prior_of(run)
     if prior is None:
         return None
     try:

@@ -29,12 +29,12 @@ from .conftest import Made
 
 PROMISED = {
     "inspect": "--plan --exclude --json",
-    "probe": "--run --configs --images --steps --seed --workers --executor --reference --extractor --guidance --prompts --device",
-    "fit": "--run --json",
+    "probe": "--run --configs --images --steps --seed --workers --executor --reference --extractor --guidance --prompts --prior --device",
+    "fit": "--run --prior --json",
     "learn": "--corpus --metric --trials --seed --json",
     "watch": "--run --every --json",
     "doctor": "--repair --json",
-    "search": "--run --front --bits --size --pipeline-size --ms-per-step --pin --keep --tie --min-rate --max-rate --solver --verify --activations --out --json",
+    "search": "--run --front --bits --size --pipeline-size --ms-per-step --pin --keep --tie --min-rate --max-rate --solver --verify --activations --prior --out --json",
     "apply": "--out --run --effort --tune-steps --tune-minutes --tune-trajectories --tune-buffer --activations",
     "evaluate": "--against --images --reference --extractor --guidance --prompts --device --json",
     "bench": "distortion encode kernels model",
