@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from sedaq.sensitivity.predictor.unfitted import predictor_of
 from sedaq.sensitivity.prior import use
 from sedaq.sensitivity.prior.corpus import read_corpus, write_corpus
 from sedaq.sensitivity.prior.fit import fit_prior
-from sedaq.sensitivity.prior.learn import learn
+from sedaq.sensitivity.prior.learn import SHIPPED_CORPUS, learn
 from sedaq.sensitivity.prior.model import LearntPrior, TreeSettings
 from sedaq.sensitivity.prior.use import known_prior, layers_of
 from sedaq.sensitivity.probing import adaptive
@@ -305,6 +306,11 @@ def test_learning_adds_a_run_to_the_corpus_and_says_what_it_is_worth(run: Run, t
     again = learn([run], path)
     assert again.n_rows == found.n_rows, "a run's rows take the place of its earlier ones"
     assert known_prior() is None, "a corpus elsewhere is not the user's own"
+
+
+def test_what_is_shipped_is_installed() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    assert set(project["tool"]["setuptools"]["package-data"]["sedaq.sensitivity.prior"]) == {use.SHIPPED_FILE, SHIPPED_CORPUS}
 
 
 def test_a_file_that_is_no_corpus_stays_as_it_is(run: Run, tmp_path: Path) -> None:
