@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ..sensitivity.prior.properties import PROPERTIES
 from .inputs import RunData
 from .numbers import interval, number
-from .style import INK, MUTED, OTHER, SEARCHED, as_factors, interval_line, new_figure, shorten, styled
+from .style import INK, MUTED, SEARCHED, UNIFORM, as_factors, interval_line, new_figure, shorten, styled
 
 N_LAYERS, N_PARTS = 5, 4  # layers in the figure of factors, and properties of each that are shown one by one
+GAP = 0.5  # between layers, of a bar
 
 
 def label_of(name: str, value: str) -> str:
@@ -27,17 +33,27 @@ def lowest_factors(data: RunData) -> pd.DataFrame:
     return data.factors[data.factors["rate"] == least].reset_index(drop=True)
 
 
-def waterfall(rows: pd.DataFrame) -> list[tuple[str, float, float]]:
-    """Of one layer: (label, where its bar begins, where it ends), in logarithms, the strongest properties first and all others together last."""
-    logs = np.log(rows["factor"].to_numpy(float))
+class Bar(NamedTuple):
+    """Of a waterfall, in logarithms: where it begins and ends, and the 90 % interval of its end, which is not known of several properties together."""
+
+    label: str
+    start: float
+    end: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def waterfall(rows: pd.DataFrame) -> list[Bar]:
+    """Of one layer: the strongest properties first and all others together last."""
+    logs, lows, highs = (np.log(rows[name].to_numpy(float)) for name in ("factor", "low", "high"))
     order = np.argsort(-np.abs(logs), kind="stable")
     bars, at = [], 0.0
     for place in order[:N_PARTS]:
         name, value = rows[["property", "value"]].iloc[place]
-        bars.append((label_of(str(name), str(value)), at, at + float(logs[place])))
+        bars.append(Bar(label_of(str(name), str(value)), at, at + logs[place], at + lows[place], at + highs[place]))
         at += float(logs[place])
     rest = float(logs[order[N_PARTS:]].sum())
-    return [*bars, (f"{len(order) - N_PARTS} other properties", at, at + rest)]
+    return [*bars, Bar(f"{len(order) - N_PARTS} other properties", at, at + rest)]
 
 
 @styled
@@ -46,28 +62,40 @@ def property_factors(data: RunData) -> Figure:
     rows = lowest_factors(data)
     harms = rows.groupby("layer", sort=False)["harm"].first().sort_values(ascending=False, kind="stable")[:N_LAYERS]
     n_rows = len(harms) * (N_PARTS + 2)
-    figure = new_figure(1.0 + 0.24 * n_rows)
+    figure = new_figure(1.6 + 0.24 * (n_rows + GAP * len(harms)))
     axes = figure.add_subplot()
-    labels, place = [], n_rows
+    labels: list[tuple[float, str, bool]] = []
+    place = 0.0
     for layer, harm in harms.items():
-        place -= 1
         axes.barh(place, np.log(harm), height=0.7, color=INK)
         figure.tell(axes, _ordered(0.0, float(np.log(harm))), (place - 0.4, place + 0.4), f"{layer}: ×{number(harm)}")
+        _tell_end(axes, float(np.log(harm)), place, f"×{number(harm, 2)}")
         labels.append((place, shorten(str(layer), 44), True))
-        own = rows[rows["layer"] == layer]
-        for label, start, end in waterfall(own):
+        for bar in waterfall(rows[rows["layer"] == layer]):
             place -= 1
-            axes.barh(place, end - start, left=start, height=0.6, color=SEARCHED if end > start else OTHER)
-            figure.tell(axes, _ordered(start, end), (place - 0.4, place + 0.4), f"{layer}, {label}: ×{number(float(np.exp(end - start)))}")
+            label, factor = bar.label, f"×{number(float(np.exp(bar.end - bar.start)), 2)}"
+            axes.barh(place, bar.end - bar.start, left=bar.start, height=0.6, color=UNIFORM if bar.end > bar.start else SEARCHED)
+            if np.isfinite((bar.low, bar.high)).all():
+                interval_line(axes, bar.low, bar.high, place)
+            figure.tell(axes, _ordered(bar.start, bar.end), (place - 0.4, place + 0.4), f"{layer}, {label}: {factor}")
+            _tell_end(axes, np.nanmax([bar.start, bar.end, bar.high]), place, factor)
             labels.append((place, shorten(f"   {label}", 44), False))
+        place -= 1 + GAP
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yticks([place for place, _, _ in labels], [label for _, label, _ in labels], fontsize=8.5)
     for text, (_, _, is_layer) in zip(axes.get_yticklabels(), labels, strict=True):
         text.set_fontweight("bold" if is_layer else "normal")
     as_factors(axes.xaxis)
-    axes.set(ylim=(-0.7, n_rows - 0.3), xlabel="Times the typical layer of this model at the same rate")
+    axes.margins(x=0.08)
+    axes.set(ylim=(place + GAP + 0.3, 0.7), xlabel="Times the typical layer of this model at the same rate")
     axes.grid(axis="y", visible=False)
+    meanings = ((INK, "the layer"), (UNIFORM, "makes it more harmful"), (SEARCHED, "makes it less harmful"))
+    figure.legend(handles=[Patch(color=colour, label=label) for colour, label in meanings], loc="outside upper right", ncols=3)
     return figure
+
+
+def _tell_end(axes: Axes, end: float, place: float, text: str) -> None:
+    axes.text(max(end, 0.0), place, f" {text}", va="center", color=MUTED, fontsize=8)
 
 
 def property_sizes_table(data: RunData) -> pd.DataFrame:
@@ -107,7 +135,7 @@ def _ordered(a: float, b: float) -> tuple[float, float]:
 def factors_caption(data: RunData) -> str:
     return (
         f"The {N_LAYERS} layers that are thought to be most harmful at their lowest rate before any probe, and why: each bar goes on where the one above it ends. "
-        "Contributions are exact (SHAP); what the prior is of, the fit says."
+        "Contributions are exact (SHAP), lines are 90 % intervals over the prior's members."
     )
 
 

@@ -169,7 +169,8 @@ def sentences(prior: LearntPrior, entries: pd.DataFrame, n_layers: int = 5) -> l
     table = factors(prior, lowest)
     harms = table.groupby("layer", sort=False)["harm"].first().sort_values(ascending=False, kind="stable")
     return [
-        f"{layer}: {harm:.2g} times the typical layer{_because(table[table['layer'] == layer])}" for layer, harm in harms[:n_layers].items()
+        f"{layer}: by what other models taught, {harm:.2g} times the typical layer{_because(table[table['layer'] == layer])}"
+        for layer, harm in harms[:n_layers].items()
     ]
 
 

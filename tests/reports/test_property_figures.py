@@ -25,7 +25,8 @@ def test_a_waterfall_ends_at_the_harm_of_its_layer(tmp_path: Path) -> None:
     assert len(bars) == N_PARTS + 1 and bars[0][1] == 0
     assert all(before[2] == after[1] for before, after in zip(bars, bars[1:], strict=False))
     assert bars[-1][2] == pytest.approx(np.log(own["harm"].iloc[0]))
-    sizes = [abs(end - start) for _, start, end in bars[:-1]]
+    sizes = [abs(bar.end - bar.start) for bar in bars[:-1]]
+    assert all(bar.low <= bar.end <= bar.high for bar in bars[:-1])
     assert sizes == sorted(sizes, reverse=True)
     figure = property_factors(data)
     labels = [text.get_text().strip() for text in figure.axes[0].get_yticklabels()]
