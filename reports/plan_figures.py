@@ -171,7 +171,9 @@ def plan_map(data: RunData) -> Figure:
             if width * 5.3 / len(roles) > 0.22 and height > 0.2:
                 axes.text(left + width / 2, top + 0.5, f"{rate:.3g}", ha="center", va="center", fontsize=8.5, color=ink_on(colour))
     axes.set(xlim=(0, len(roles)), ylim=(len(blocks), 0))
-    axes.set_xticks(np.arange(len(roles)) + 0.5, roles, rotation=35, ha="left", rotation_mode="anchor", fontsize=8.5)
+    axes.set_xticks(
+        np.arange(len(roles)) + 0.5, [shorten(role, 28) for role in roles], rotation=35, ha="left", rotation_mode="anchor", fontsize=8.5
+    )
     axes.xaxis.tick_top()
     axes.set_yticks(np.arange(len(blocks)) + 0.5, [shorten(block, 24) for block in blocks], fontsize=8.5)
     axes.grid(visible=False)
