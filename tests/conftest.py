@@ -30,6 +30,15 @@ def no_choice_of_kernels_is_remembered():
     dispatch._choices.clear()
 
 
+@pytest.fixture
+def nothing_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if sedaq came without a prior, and without the corpus that taught it."""
+    from sedaq.sensitivity.prior import learn, use
+
+    monkeypatch.setattr(use, "SHIPPED_FILE", "none.json")
+    monkeypatch.setattr(learn, "SHIPPED_CORPUS", "none.parquet")
+
+
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unconditional U-Net on colour images of 8×8."""

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sizes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sizes:
+def sizes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_shipped: None) -> Sizes:
     monkeypatch.setenv("SEDAQ_CORPUS", str(folder))
     monkeypatch.setenv("SEDAQ_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(transfer_models, "MODELS", {name: replace(MODEL, is_test=name == "last") for name in NAMES})

@@ -16,6 +16,8 @@ from sedaq.storage import read_json
 from ..sensitivity.prior.synthetic import synthetic_corpus
 from .conftest import Made
 
+pytestmark = pytest.mark.usefixtures("nothing_shipped")
+
 
 @pytest.fixture
 def team(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:

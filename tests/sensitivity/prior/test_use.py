@@ -29,7 +29,7 @@ from sedaq.sensitivity.prior.corpus import read_corpus, write_corpus
 from sedaq.sensitivity.prior.fit import fit_prior
 from sedaq.sensitivity.prior.learn import SHIPPED_CORPUS, learn
 from sedaq.sensitivity.prior.model import LearntPrior, TreeSettings
-from sedaq.sensitivity.prior.use import known_prior, layers_of
+from sedaq.sensitivity.prior.use import SHIPPED_FILE, known_prior, layers_of
 from sedaq.sensitivity.probing import adaptive
 from sedaq.sensitivity.probing.adaptive import Adaptive
 from sedaq.sensitivity.probing.designs import design_plans
@@ -43,6 +43,7 @@ from ..conftest import SETTINGS
 from ..surrogates import EXPONENT, FULL_PRECISION, N_LAYERS, SLOPES, error_of, known_surrogate, random_probes, table
 from .synthetic import synthetic_corpus
 
+pytestmark = pytest.mark.usefixtures("nothing_shipped")
 LEARNT = LearntLayers(np.log(SLOPES / FULL_PRECISION), np.full(N_LAYERS, EXPONENT), np.full(N_LAYERS, 0.4), 0.1, 0.5, "a corpus")
 
 
@@ -310,7 +311,7 @@ def test_learning_adds_a_run_to_the_corpus_and_says_what_it_is_worth(run: Run, t
 
 def test_what_is_shipped_is_installed() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
-    assert set(project["tool"]["setuptools"]["package-data"]["sedaq.sensitivity.prior"]) == {use.SHIPPED_FILE, SHIPPED_CORPUS}
+    assert set(project["tool"]["setuptools"]["package-data"]["sedaq.sensitivity.prior"]) == {SHIPPED_FILE, SHIPPED_CORPUS}
 
 
 def test_a_file_that_is_no_corpus_stays_as_it_is(run: Run, tmp_path: Path) -> None:
