@@ -90,3 +90,10 @@ def test_a_run_without_tuned_labels(run: Run, tmp_path: Path) -> None:
 def test_steps_that_make_no_sense(run: Run, steps: int, design: str) -> None:
     with pytest.raises(InputError, match=rf"`tuned_steps`: got {steps} for `design` {design}; give a number above 0"):
         run.probe(12, design, tuned_steps=steps)
+
+
+def test_a_prior_does_not_speak_of_tuned_plans(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run._opened, "prior", object())
+    for verb in (lambda: run.fit(METRIC, tuned=True), lambda: run.search(ONE_OF_THEM, tuned=True)):
+        with pytest.raises(InputError, match=r"`prior`: .* not tuned; leave it out where `tuned` is given"):
+            verb()
