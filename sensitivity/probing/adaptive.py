@@ -104,8 +104,9 @@ class Adaptive:
 
     def measure(self) -> Iterator[int]:
         start = min(START, self.limit)
-        unsure = self._unsure(start // 2)
-        yield from self._measured([*unsure, *self._next_stratified(start - len(unsure))], self.few)
+        if unsure := self._unsure(start // 2):
+            yield from self._measured([*unsure, *self._full_precision()], self.few)
+        yield from self._measured(self._next_stratified(start - len(self.seen)), self.few)
         while len(self.seen) < self.limit:
             surrogates = self._surrogates()
             self.rankings.append(self._agreement(surrogates))

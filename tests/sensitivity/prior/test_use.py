@@ -271,6 +271,20 @@ def test_the_adaptive_design_first_asks_where_the_prior_is_unsure(unprobed: Run,
     assert design.records[len(asked)]["layers"] == {name: str(format) for name, format in stratified[0].items()}
 
 
+@pytest.mark.usefixtures("prior")
+@pytest.mark.parametrize("metric", ["fid", "psnr"])
+def test_the_adaptive_design_with_a_prior_measures_no_plan_twice_and_goes_by_any_metric(
+    unprobed: Run, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psnr is held against full precision, which half as many uniform plans do not reach."""
+    for name, value in {"START": 9, "ROUND": 4, "STRATIFIED": 1, "MIN_PLANS": 12, "N_POOL": 24}.items():
+        monkeypatch.setattr(adaptive, name, value)
+    with Measurer(Prober(unprobed), "serial") as measurer:
+        design = Adaptive(unprobed, measurer, 16, metric)
+        new = list(design.measure())
+    assert new[:9] == [1] * 9 and 12 <= sum(new) == design.outcome.n_plans <= 16 and design.rankings
+
+
 def test_layers_have_the_line_of_their_entries(prior: LearntPrior) -> None:
     entries = synthetic_corpus(1, 6, first=50)
     from sedaq.models.layers import Layer

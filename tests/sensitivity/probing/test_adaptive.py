@@ -64,7 +64,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(fresh: Run, subjec
     assert plans_of(other.folder) == whole
 
 
-@pytest.mark.usefixtures("small_rounds")
+@pytest.mark.usefixtures("small_rounds", "nothing_shipped")
 def test_it_stops_when_the_ranking_is_stable_and_not_before(fresh: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     agreements = iter([0.99, 0.5, 0.96, 0.97, 0.99])
     monkeypatch.setattr(Adaptive, "_agreement", lambda self, surrogates: next(agreements))
