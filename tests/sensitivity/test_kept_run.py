@@ -22,6 +22,7 @@ from sedaq.sensitivity.probing.probe import probe_run
 from sedaq.sensitivity.run import Run
 from sedaq.storage import read_sealed
 
+pytestmark = pytest.mark.usefixtures("nothing_shipped")  # it was fitted without a prior
 KEPT = Path(__file__).parents[1] / "data" / "run-now"
 
 

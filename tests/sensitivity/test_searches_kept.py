@@ -14,7 +14,7 @@ from sedaq.search.verb import search_front, search_run
 from sedaq.sensitivity.predictor.fitting import fit
 from sedaq.sensitivity.run import Run
 
-pytestmark = pytest.mark.usefixtures("fast_fit")
+pytestmark = pytest.mark.usefixtures("fast_fit", "nothing_shipped")
 CONFIG = SearchConfig(trials=8, verify=3)
 
 
