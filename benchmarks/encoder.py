@@ -58,7 +58,7 @@ def distortion() -> list[dict[str, Any]]:
 
 def source() -> list[dict[str, Any]]:
     """Mean squared error of 28 matrices, and total bits with the codebooks counted once."""
-    return one_by_one("source", (("4x8g17", 16, 16), ("6x8g25", 16, 16), ("6x8g25", 32, 128)), source_row)
+    return one_by_one("source", (("4x8g17", 16, 16), ("6x8g25", 16, 16), ("6x8g25", 32, 128), ("7x9g32mq", 32, 128)), source_row)
 
 
 def source_row(case: tuple[str, int, int]) -> dict[str, Any]:

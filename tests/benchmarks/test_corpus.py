@@ -87,6 +87,7 @@ def test_training_goes_on_bit_by_bit(name: str, data: Path, corpus: Path, monkey
 
 
 @pytest.mark.parametrize(("name", "excluded"), [("cifar-conv", ("*block*",)), ("mnist-flux", ("transformer_blocks*", "single*"))])
+@pytest.mark.slow
 def test_a_model_is_measured_for_all_purposes(name: str, excluded: tuple[str, ...], data: Path, corpus: Path) -> None:
     sizes = Sizes((2.0, 4.0), 12, 3, 6, 20, 2, excluded, training_steps=2, classifier_steps=2, results=corpus)
     model = replace(MODELS[name], n_images=20, truth_images=10, steps=2)

@@ -30,6 +30,9 @@ NAMES = ("first", "second", "third", "last")  # the last one is a test model
 MODEL = Model("tiny", n_images=20, truth_images=40, steps=2)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of four models, complete."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sedaq.cli.main import main
+from sedaq.sensitivity.prior import learn
 from sedaq.sensitivity.prior.corpus import write_corpus
 from sedaq.sensitivity.prior.model import LearntPrior
 from sedaq.storage import read_json
@@ -19,16 +20,26 @@ from .conftest import Made
 pytestmark = pytest.mark.usefixtures("nothing_shipped")
 
 
+@pytest.fixture(scope="module")
+def taught(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of one's own, to which the probed run was added, and what that taught."""
+    folder = tmp_path_factory.mktemp("taught")
+    write_corpus(folder / "team.parquet", synthetic_corpus(3, 6))
+    shutil.copytree(made.run, folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learn, "SHIPPED_CORPUS", "none.parquet")
+        patch.setenv("SEDAQ_CACHE", str(folder / "cache"))
+        assert main(["learn", str(folder / "run"), "--corpus", str(folder / "team.parquet")]) == 0
+    assert set(LearntPrior.load(folder / "team.prior.json").models) == {*synthetic_corpus(3, 6)["model"], "tiny"}
+    return folder
+
+
 @pytest.fixture
-def team(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A corpus of one's own, to which the probed run was added."""
+def team(taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The corpus in a folder that a test may change, the run beside it."""
     monkeypatch.setenv("SEDAQ_CACHE", str(tmp_path / "cache"))
-    path = tmp_path / "team.parquet"
-    write_corpus(path, synthetic_corpus(3, 6))
-    shutil.copytree(made.run, tmp_path / "run")
-    assert main(["learn", str(tmp_path / "run"), "--corpus", str(path)]) == 0
-    assert "rows of 4 models; the prior is" in capsys.readouterr().out.replace("\n", " ")
-    return path
+    shutil.copytree(taught, tmp_path / "own")
+    return tmp_path / "own" / "team.parquet"
 
 
 def test_figures_and_tables_lie_beside_the_corpus(team: Path) -> None:

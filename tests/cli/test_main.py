@@ -223,6 +223,7 @@ def test_two_workers_lead_to_the_same_plan(made: Made, tmp_path: Path, monkeypat
     assert stored["layers"] == expected["layers"] and stored["provenance"]["solver"] == expected["provenance"]["solver"]
 
 
+@pytest.mark.slow
 def test_bench_search_measures_all_at_equal_bytes(made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     shutil.copytree(made.run, tmp_path / "run")
     arguments = ["--subject", made.subject, "--bits", "3,5", "--images", "16", "--steps", "1", "--verify", "2", "--random", "2"]
@@ -278,7 +279,7 @@ def test_arguments_in_messages_become_flags() -> None:
     assert flags_of(importlib.import_module("sedaq.cli.bench").command)["repeats"] == "--repeats"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cp1252", "latin-1"))])
 def test_terminals_that_lack_letters(encoding: str) -> None:
     commands = [["inspect", "mnist-dit"], ["probe", "--help"], ["inspect", "--help"]]
     program = f"from sedaq.cli.main import main\nfor words in {commands}:\n    print('code', main(words), flush=True)"

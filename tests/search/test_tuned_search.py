@@ -12,6 +12,8 @@ from sedaq.errors import InputError
 from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.predictor import cross_validation
 
+pytestmark = pytest.mark.slow
+
 # Of `narrow` one mean alone matters, which codebooks and scales that are tuned for it can have right; of `wide` every output.
 SUBJECT = """
 import torch

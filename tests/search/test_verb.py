@@ -39,6 +39,7 @@ def find(run):
     return find
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_within_its_bytes_with_all_that_is_written(run, find) -> None:
     small, whole = (find(size, False).plan for size in (28_000, 10**9))
     least, most = (pipeline_bytes(run.subject, plan) + SPARE_BYTES for plan in (small, whole))

@@ -20,7 +20,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.usefixtures("fast_fit")
-@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("harm", ["cut", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("gone", "empty", "edited"))])
 def test_a_damaged_fit_is_made_again(harm: str, run: Run) -> None:
     fit(run)
     folder = run.folder / "predictor"
