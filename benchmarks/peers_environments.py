@@ -1,0 +1,136 @@
+"""Environments of rivals, one each:  python benchmarks/peers_environments.py [RIVAL …]      → build/peers/environments/RIVAL
+
+Rivals want versions of packages that sedaq and other rivals do not, so that none is installed beside sedaq. torch is the version of constraints.txt, whose
+CPU build is taken where one lies at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers_rivals import RIVALS, Setting
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sedaq.errors import InputError, SedaqError
+from sedaq.models.subject import Subject
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "build" / "peers"
+CHILD = Path(__file__).with_name("peers_child.py")
+NEEDED = ("numpy", "safetensors")  # beside torch, of the child
+VERSIONS = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, version
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = version(name).partition("+")[0]
+    except PackageNotFoundError:
+        found[name] = None
+print(json.dumps(found))
+"""
+
+
+def environment_of(rival: str) -> str:
+    """Ways to use one library share its environment, and its function in peers_child.py: sdnq-svd is sdnq's."""
+    return rival.partition("-")[0]
+
+
+def python_of(rival: str) -> Path:
+    return FOLDER / "environments" / environment_of(rival) / "bin" / "python"
+
+
+def install(rival: str) -> None:
+    """Make the environment of a rival, or bring it to the versions of the table. Raises SedaqError where pip fails."""
+    if not python_of(rival).exists():
+        subprocess.run([sys.executable, "-m", "venv", str(python_of(rival).parents[1])], check=True)
+    packages = [f"{name}=={version}" for name, version in RIVALS[rival].packages.items()]
+    command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+    done = subprocess.run([python_of(rival), *command, *packages, *NEEDED], capture_output=True, text=True)
+    if done.returncode:
+        raise SedaqError(f"{rival}: pip could not install {', '.join(packages)}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def missing(rival: str) -> str | None:
+    """Why a rival cannot be measured, in one line; None where its packages have the versions of the table."""
+    wanted = RIVALS[rival].packages
+    if not wanted:
+        return None
+    remedy = f"run `python benchmarks/{Path(__file__).name} {environment_of(rival)}`"
+    if not python_of(rival).exists():
+        return f"{rival}: is not installed; {remedy}"
+    known = json.loads(_python(rival, "-c", VERSIONS, *wanted))
+    for name, version in wanted.items():
+        if known[name] is None:
+            return f"{rival}: lacks {name} {version}; {remedy}"
+        if known[name] != version:
+            return f"{rival}: has {name} {known[name]} where {version} is measured; {remedy}"
+    return None
+
+
+def refuse_missing(rivals: list[str]) -> None:
+    """Raises InputError for the first that cannot be measured."""
+    for rival in rivals:
+        why = missing(rival)
+        if why is not None:
+            raise InputError(why)
+
+
+def _python(rival: str, *arguments: str) -> str:
+    """What a program of the rival's environment prints. Raises SedaqError with its last line where it fails."""
+    one = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")} | one
+    done = subprocess.run([python_of(rival), *arguments], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise SedaqError(f"{rival}: {lines[-1]}")
+    return done.stdout
+
+
+def quantized_by(setting: Setting, subject: Subject) -> tuple[dict[str, torch.Tensor], dict[str, int], float]:
+    """Weights as the rival gives them back, bytes that it stores of each, and seconds; of the layers that it could quantize."""
+    layers = [layer for layer in subject.layers if setting.takes(layer)]
+    weights = {layer.name: subject.weight(layer.name).half().contiguous() for layer in layers}
+    known: Mapping[str, Any] = {layer.name: {"kind": layer.kind, "groups": layer.groups} for layer in layers}
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = (str(Path(folder) / f"{name}.safetensors") for name in ("source", "target"))
+        save_file(weights, source, {"layers": json.dumps(known)})
+        _python(setting.rival, str(CHILD), environment_of(setting.rival), json.dumps(setting.options), source, target)
+        with safe_open(target, "pt") as file:
+            metadata = file.metadata()
+            found = {name: file.get_tensor(name) for name in file.keys()}
+    return found, json.loads(metadata["bytes"]), float(metadata["seconds"])
+
+
+def main() -> None:
+    outside = [name for name, rival in RIVALS.items() if rival.packages and name == environment_of(name)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rivals", nargs="*", metavar="RIVAL", help=f"all by default: {', '.join(outside)}")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.rivals) - set(outside):
+        parser.error(f"there is no rival {sorted(unknown)[0]}; choose among {', '.join(outside)}")
+    failed = False
+    for rival in arguments.rivals or outside:
+        began = time.perf_counter()
+        try:
+            install(rival)
+            print(f"{rival}: installed in {time.perf_counter() - began:.0f} s", flush=True)
+        except SedaqError as error:
+            failed = True
+            print(error, file=sys.stderr, flush=True)
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()
