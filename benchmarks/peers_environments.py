@@ -22,7 +22,7 @@ from peers_rivals import RIVALS, Setting
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sedaq.errors import InputError, SedaqError
+from sedaq.errors import SedaqError
 from sedaq.models.subject import Subject
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,14 +77,6 @@ def missing(rival: str) -> str | None:
         if known[name] != version:
             return f"{rival}: has {name} {known[name]} where {version} is measured; {remedy}"
     return None
-
-
-def refuse_missing(rivals: list[str]) -> None:
-    """Raises InputError for the first that cannot be measured."""
-    for rival in rivals:
-        why = missing(rival)
-        if why is not None:
-            raise InputError(why)
 
 
 def _python(rival: str, *arguments: str) -> str:

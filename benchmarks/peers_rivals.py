@@ -227,7 +227,7 @@ RIVALS = {
     ),
     "sdnq": Rival(
         SDNQ,
-        "{weights_dtype}, groups of {group_size}",
+        "{weights_dtype}, group_size {group_size}",
         grid(weights_dtype=("uint2", "uint3", "uint4"), group_size=(0,)),
         grid(weights_dtype=("uint2", "uint3", "uint4"), group_size=(0, 32, 64, 128)),
         sdnq_bytes,

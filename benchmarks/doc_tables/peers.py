@@ -1,0 +1,69 @@
+"""The comparison with other quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .layout import DocsError, Results, count, fixed, measured, percent, table
+from .tuning import above, unless_full
+
+MODELS = ("mnist-dit", "mnist-unet", "digits-sd", "digits-mmdit", "cifar-unet", "mnist-flux")
+
+
+def step(row: Mapping[str, Any]) -> str:
+    """Milliseconds of a step where a kernel of ours ran, with the share of the same model's in float."""
+    if "step_ms" in row:
+        return f"{fixed(row['step_ms'], 0)} ({fixed(row['step_ms'] / row['float_step_ms'], 2)} of float)"
+    return "–" if row["rival"] == "sedaq" else "as float"
+
+
+def peers(results: Results, model: str) -> str:
+    """Every method on a model, the smallest first."""
+    rows = sorted(results.rows(f"peers_{model}"), key=lambda row: row["size_bytes"])
+    return table(
+        rows,
+        {
+            "method": lambda row: row["name"],
+            "bytes": lambda row: count(row["size_bytes"]),
+            "bits": lambda row: fixed(row["bits_per_weight"], 2),
+            "Fréchet distance": lambda row: fixed(row["fid"], 2),
+            "above full precision, 95 %": above,
+            **({"agreement": lambda row: percent(row["agreement"], 1)} if any("agreement" in row for row in rows) else {}),
+            "PSNR, dB": unless_full(lambda row: fixed(row["psnr"], 1)),
+            "weight error": unless_full(lambda row: fixed(row["weight_error"], 4)),
+            "at 16 bits": unless_full(lambda row: percent(row["share_at_16_bits"], 1)),
+            "quantized in, s": unless_full(lambda row: fixed(row["quantize_seconds"], 1)),
+            "a step, ms": step,
+        },
+    )
+
+
+def peer_models(results: Results) -> str:
+    """A section for each model that was measured: how, figure and table."""
+    sections = []
+    for model in MODELS:
+        try:
+            conditions = results.result(f"peers_{model}")["conditions"]
+        except DocsError:
+            continue
+        how = f"{count(conditions['n_images'])} images at {conditions['steps']} steps from each of {len(conditions['seeds'])} noise seeds."
+        figure = f"![Size of the file against Fréchet distance above full precision, {model}](peers_{model}.png)"
+        sections.append("\n\n".join([f"### {model}", measured(results, f"peers_{model}"), how, figure, peers(results, model)]))
+    return "\n\n".join(sections) or "No model has been measured yet.\n"
+
+
+def peer_versions(results: Results) -> str:
+    """The packages that were measured, with their versions."""
+    found: dict[str, str] = {}
+    for model in MODELS:
+        try:
+            rows = results.rows(f"peers_{model}")
+        except DocsError:
+            continue
+        for row in rows:
+            found |= row["versions"]
+    return ", ".join(f"{name} {version}" for name, version in sorted(found.items())) or "none yet"
+
+
+TABLES = (peer_models, peer_versions)

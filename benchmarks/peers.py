@@ -1,0 +1,297 @@
+"""sedaq beside other quantizers at equal bytes:  python benchmarks/peers.py MODEL [RIVAL …]      → results/peers_MODEL.json, ../docs/peers_MODEL.png
+
+Rivals take the weights of all Linear and convolution layers and give them back de-quantized; what they cannot quantize stays at 16 bits and counts. Each
+is measured at its own defaults, then at the bytes of sedaq's searched plans. All rows share their noise, of seeds that nothing was chosen on. RIVAL is a name of
+peers_rivals.py, or sedaq; all that are installed by default (peers_environments.py installs them). A row that was measured stays, unless its packages
+have other versions now. MODEL is one that sedaq ships, or one of the corpus that benchmarks/corpus.py trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from corpus_models import MODELS, folder_of, subject_argument
+from corpus_training import CLASSIFIER
+from peers_environments import FOLDER, missing, quantized_by
+from peers_figure import draw_figure
+from peers_own import cluster, gptq
+from peers_rivals import GPTQ, KMEANS, RIVALS, Setting, kept_bytes, settings_within
+from results import RESULTS
+from tuned_rows import FULL, Rows, State, uniform_plan
+
+from sedaq.aq.export.apply import apply
+from sedaq.aq.formats import AS_IS
+from sedaq.aq.plans.plan import Plan, file_bytes, weight_bits
+from sedaq.aq.tuning.settings import TuneConfig
+from sedaq.errors import InputError, SedaqError
+from sedaq.kernels.timing import clock, interleaved_medians
+from sedaq.models.loading import load
+from sedaq.progress import shown
+from sedaq.search.config import Budget, SearchConfig
+from sedaq.search.verb import search_run
+from sedaq.sensitivity.predictor.fitting import fit
+from sedaq.sensitivity.probing.probe import probe_run
+from sedaq.sensitivity.run import Run, Settings
+
+SEDAQ = "sedaq"
+BITS, TUNED, EQUAL = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5), (1.5, 2.0, 3.0, 4.0), (2.0, 3.0, 4.0)
+N_PROBES, N_VERIFIED = 36, 8  # samplings that plans are chosen by
+FIRST_SEED = 4  # of noise; tuning's settings were judged on lower ones
+TIMED_STEPS, TIMED_IMAGES, REPEATS = 4, 64, 5
+
+
+def opened(name: str, n_probes: int) -> Run:
+    """The probed and fitted run of a model, in build/peers/NAME. Raises InputError for a model of the corpus that was not trained."""
+    model, own = MODELS[name], {}
+    if model.training is not None:
+        needed = [folder_of(name) / "model"]
+        if model.training.data == "cifar":
+            features = folder_of(CLASSIFIER)
+            own = {"extractor": f"transformers:{features / 'classifier'}", "reference": str(features / "train.safetensors")}
+            needed.append(features / "training.json")
+        for path in needed:
+            if not path.exists():
+                raise InputError(f"{name}: there is no {path}; run `python benchmarks/corpus.py {name} --data DIR --only-train`")
+    settings = Settings(n_images=model.n_images, sampling=replace(model.sampling, steps=model.steps), **own)
+    run = Run.begin(subject_argument(name), FOLDER / name, settings)
+    probe_run(run, n_configs=n_probes)
+    fit(run)
+    return run
+
+
+def final(run: Run) -> Run:
+    """The same run, measured against test images where its own reference is of training images."""
+    if run.settings.reference is None:
+        return run
+    settings = replace(run.settings, reference=str(Path(run.settings.reference).with_name("test.safetensors")))
+    return Run(run.folder, run.subject, settings, run.subject_argument, run.device)
+
+
+def step_times(run: Run, folder: Path) -> dict[str, float]:
+    """Milliseconds of a sampling step of the quantized model in `folder` on sedaq's kernels, and of the model in float, in turn."""
+    argument, sampling = run.subject_argument, run.settings.sampling
+    assert argument is not None
+    if ".py:" in argument:
+        quantized = load(argument, weights=folder)
+    else:
+        quantized = load(folder, quantized=True, prompts=sampling.prompt_lines)
+    how = replace(sampling, steps=TIMED_STEPS, batch_size=TIMED_IMAGES)
+    asked = {
+        name: partial(subject.sample, how, seed=0, n_images=TIMED_IMAGES)
+        for name, subject in (("step_ms", quantized), ("float_step_ms", run.subject))
+    }
+    return {name: ms / TIMED_STEPS for name, ms in interleaved_medians(asked, REPEATS).items()}
+
+
+def weight_error(run: Run, found: Callable[[str], torch.Tensor]) -> float:
+    """‖W − Ŵ‖² / ‖W‖² over all layers."""
+    error = total = 0.0
+    for layer in run.subject.layers:
+        weight = run.subject.weight(layer.name)
+        error += float((found(layer.name) - weight).double().square().sum())
+        total += float(weight.double().square().sum())
+    return error / total
+
+
+class Comparison:
+    """The rows of one model.
+
+    Args:
+        tune_steps: of the tuned plans.
+        how: of Rows: n_images, folder.
+    """
+
+    def __init__(self, name: str, *, seeds: tuple[int, ...], tune_steps: int, n_probes: int, n_verified: int, **how: Any) -> None:
+        self.run, self.tune_steps, self.n_verified = opened(name, n_probes), tune_steps, n_verified
+        conditions = {"probes": n_probes, "verified": n_verified}
+        self.rows = Rows(final(self.run), f"peers_{name}", f"python benchmarks/peers.py {name}", seeds, **conditions, **how)
+        self.failed = False
+
+    @cached_property
+    def rest_bytes(self) -> int:
+        """Of the model's file without the weights of its layers."""
+        weights = {f"{layer.name}.weight" for layer in self.run.subject.layers}
+        return file_bytes({name: spec for name, spec in self.run.subject.tensor_specs.items() if name not in weights})
+
+    @cached_property
+    def _n_weights(self) -> int:
+        return sum(layer.n_weights for layer in self.run.subject.layers)
+
+    def row(self, name: str, versions: Mapping[str, str], make: Callable[[], tuple[State, Mapping[str, Any]]]) -> None:
+        """A row, unless it is known of the same versions. One that fails is told and left out."""
+        if self.rows.rows.get(name, {}).get("versions") not in (None, dict(versions)):
+            del self.rows.rows[name]
+        print(name, flush=True)
+        try:
+            self.rows.row(name, make)
+        except SedaqError as error:
+            self.failed = True
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+
+    # -- sedaq -----------------------------------------------------------------------------------------------------------------------
+
+    def full_precision(self) -> None:
+        subject = self.run.subject
+        bits = weight_bits(subject, {layer.name: AS_IS for layer in subject.layers})
+        details = {"rival": FULL, "versions": {}, "size_bytes": file_bytes(subject.tensor_specs), "bits_per_weight": bits}
+        self.row(FULL, {}, lambda: (nullcontext, details))
+
+    def searched(self, bits: float) -> Plan:
+        return search_run(self.run, Budget(bits=bits), SearchConfig(verify=self.n_verified)).plan
+
+    def plans(self) -> Iterator[tuple[str, Callable[[], Plan], int]]:
+        """Rows of sedaq: name, plan, steps of tuning."""
+        for bits in BITS:
+            yield f"sedaq searched {bits:g}", partial(self.searched, bits), 0
+        for bits in BITS:
+            yield f"sedaq uniform {bits:g}", partial(uniform_plan, self.run, bits), 0
+        for bits in TUNED if self.tune_steps else ():
+            yield f"sedaq tuned {bits:g}, {self.tune_steps} steps", partial(self.searched, bits), self.tune_steps
+
+    def made(self, name: str, plan_of: Callable[[], Plan], steps: int) -> tuple[State, dict[str, Any]]:
+        """The plan's model, and what a row says of it. Its folder stays, so that a tuning is done once."""
+        run, plan, began = self.run, plan_of(), clock()
+        folder = run.folder / "models" / re.sub(r"\W+", "-", name)
+        tune = TuneConfig(steps=steps) if steps else None
+        parts = apply(
+            run.subject, plan, run.store, folder, tune=tune, buffer_folder=run.folder / "trajectories", sampling=run.settings.sampling
+        )
+        seconds = clock() - began
+        (tuned,) = parts.values()
+        with tuned.installed(run.subject):
+            error = self._installed_error()
+        kept = sum(layer.n_weights for layer in run.subject.layers if plan.formats[layer.name] == AS_IS)
+        return partial(tuned.installed, run.subject), {
+            "rival": SEDAQ,
+            "setting": name.split()[1].rstrip(","),
+            "versions": {},
+            "size_bytes": plan.size_bytes,
+            "bits_per_weight": plan.bits_per_weight,
+            "plan": plan.hash,
+            "tune_steps": steps,
+            "quantize_seconds": round(seconds, 1),
+            "share_at_16_bits": kept / self._n_weights,
+            "weight_error": error,
+            **(step_times(run, folder) if "searched" in name else {}),
+        }
+
+    def _installed_error(self) -> float:
+        """Of the weights that the model has now."""
+        now = self.run.subject.denoiser.get_submodule
+        installed = {layer.name: now(layer.name).weight.detach().clone() for layer in self.run.subject.layers}
+        with self.run.subject.weights_replaced(self.original):
+            return weight_error(self.run, installed.__getitem__)
+
+    @cached_property
+    def original(self) -> dict[str, torch.Tensor]:
+        return {layer.name: self.run.subject.weight(layer.name).clone() for layer in self.run.subject.layers}
+
+    def measure_sedaq(self) -> None:
+        for name, plan_of, steps in self.plans():
+            self.row(name, {}, partial(self.made, name, plan_of, steps))
+
+    # -- rivals ----------------------------------------------------------------------------------------------------------------------
+
+    def quantized(self, setting: Setting) -> tuple[State, dict[str, Any]]:
+        """The model with a rival's weights, and what a row says of it.
+
+        Raises SedaqError where the rival stores other bytes than peers_rivals.py says.
+        """
+        subject, layers = self.run.subject, self.run.subject.layers
+        weights, sizes, seconds = self._by_us(setting) if not RIVALS[setting.rival].packages else quantized_by(setting, subject)
+        kept = [layer for layer in layers if layer.name not in weights]
+        stored = sum(sizes.values()) + sum(kept_bytes(layer) for layer in kept)
+        expected = setting.weight_bytes(layers)
+        if expected not in (None, stored):
+            raise SedaqError(f"it stores {stored} bytes of weights, where {expected} were expected")
+        weights |= {layer.name: subject.weight(layer.name).half().float() for layer in kept}
+        return partial(subject.weights_replaced, weights), {
+            "rival": setting.rival,
+            "setting": "ends kept" if setting.keep_ends else "",
+            "versions": dict(RIVALS[setting.rival].packages),
+            "options": dict(setting.options),
+            "size_bytes": stored + self.rest_bytes,
+            "bits_per_weight": 8 * stored / self._n_weights,
+            "quantize_seconds": round(seconds, 1),
+            "share_at_16_bits": sum(layer.n_weights for layer in kept) / self._n_weights,
+            "weight_error": weight_error(self.run, weights.__getitem__),
+        }
+
+    def _by_us(self, setting: Setting) -> tuple[dict[str, torch.Tensor], dict[str, int], float]:
+        """As quantized_by, of GPTQ and k-means."""
+        run, options = self.run, setting.options
+        layers = [layer for layer in run.subject.layers if setting.takes(layer)]
+        layer_bytes = RIVALS[setting.rival].layer_bytes
+        assert layer_bytes is not None
+        sizes = {layer.name: layer_bytes(layer, options) or 0 for layer in layers}
+        run.store.calibrate()
+        began = clock()
+        if setting.rival == GPTQ:
+            weights = {layer.name: gptq(run.subject.weight(layer.name), run.store.hessian(layer), **options) for layer in layers}
+        else:
+            assert setting.rival == KMEANS
+            weights = {layer.name: cluster(run.subject.weight(layer.name), **options) for layer in layers}
+        return weights, sizes, clock() - began
+
+    def measure_rival(self, rival: str) -> None:
+        """At its defaults, then at the bytes of sedaq's searched plans."""
+        known, versions = RIVALS[rival], RIVALS[rival].packages
+        settings = [Setting(rival, options, keep) for keep in (False, True)[: 1 + known.ends] for options in known.defaults]
+        for bits in EQUAL if known.dials else ():
+            limit = self.searched(bits).size_bytes - self.rest_bytes
+            settings += settings_within(rival, self.run.subject.layers, limit)
+        for name, setting in {setting.name: setting for setting in settings}.items():
+            self.row(name, versions, partial(self.quantized, setting))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=list(MODELS), metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("rivals", nargs="*", metavar="RIVAL", help=", ".join((SEDAQ, *RIVALS)))
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3, help="of noise, so many")
+    parser.add_argument("--tune-steps", type=int, default=240, help="of tuned plans; 0 for none")
+    parser.add_argument("--probes", type=int, default=N_PROBES)
+    parser.add_argument("--verify", type=int, default=N_VERIFIED, help="samplings that verify a searched plan")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder; another one than the default also gets the figure")
+    arguments = parser.parse_args()
+    rivals = arguments.rivals or [SEDAQ, *RIVALS]
+    if unknown := set(rivals) - {SEDAQ, *RIVALS}:
+        parser.error(f"there is no rival {sorted(unknown)[0]}; choose among {', '.join((SEDAQ, *RIVALS))}")
+    try:
+        absent = {rival: why for rival in rivals if rival != SEDAQ and (why := missing(rival)) is not None}
+        for why in absent.values():
+            if arguments.rivals:
+                raise InputError(why)
+            print(why, file=sys.stderr, flush=True)
+        with shown():
+            compared = Comparison(
+                arguments.model,
+                seeds=tuple(range(FIRST_SEED, FIRST_SEED + arguments.seeds)),
+                tune_steps=arguments.tune_steps,
+                n_probes=arguments.probes,
+                n_verified=arguments.verify,
+                n_images=arguments.images,
+                folder=arguments.results,
+            )
+            compared.full_precision()
+            for rival in [rival for rival in rivals if rival not in absent]:
+                compared.measure_sedaq() if rival == SEDAQ else compared.measure_rival(rival)
+    except SedaqError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    draw_figure(arguments.model, arguments.results)
+    sys.exit(int(compared.failed))
+
+
+if __name__ == "__main__":
+    main()
