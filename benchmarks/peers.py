@@ -92,16 +92,6 @@ def step_times(run: Run, folder: Path) -> dict[str, float]:
     return {name: ms / TIMED_STEPS for name, ms in interleaved_medians(asked, REPEATS).items()}
 
 
-def weight_error(run: Run, found: Callable[[str], torch.Tensor]) -> float:
-    """‖W − Ŵ‖² / ‖W‖² over all layers."""
-    error = total = 0.0
-    for layer in run.subject.layers:
-        weight = run.subject.weight(layer.name)
-        error += float((found(layer.name) - weight).double().square().sum())
-        total += float(weight.double().square().sum())
-    return error / total
-
-
 class Comparison:
     """The rows of one model.
 
@@ -112,6 +102,7 @@ class Comparison:
 
     def __init__(self, name: str, *, seeds: tuple[int, ...], tune_steps: int, n_probes: int, n_verified: int, **how: Any) -> None:
         self.run, self.tune_steps, self.n_verified = opened(name, n_probes), tune_steps, n_verified
+        self.weights = {layer.name: self.run.subject.weight(layer.name).clone() for layer in self.run.subject.layers}
         conditions = {"probes": n_probes, "verified": n_verified}
         self.rows = Rows(final(self.run), f"peers_{name}", f"python benchmarks/peers.py {name}", seeds, **conditions, **how)
         self.failed = False
@@ -125,6 +116,11 @@ class Comparison:
     @cached_property
     def _n_weights(self) -> int:
         return sum(layer.n_weights for layer in self.run.subject.layers)
+
+    def weight_error(self, found: Mapping[str, Any]) -> float:
+        """‖W − Ŵ‖² / ‖W‖² over all layers."""
+        error = sum(float((found[name] - weight).double().square().sum()) for name, weight in self.weights.items())
+        return error / sum(float(weight.double().square().sum()) for weight in self.weights.values())
 
     def row(self, name: str, versions: Mapping[str, str], make: Callable[[], tuple[State, Mapping[str, Any]]]) -> None:
         """A row, unless it is known of the same versions. One that fails is told and left out."""
@@ -158,7 +154,7 @@ class Comparison:
             yield f"sedaq tuned {bits:g}, {self.tune_steps} steps", partial(self.searched, bits), self.tune_steps
 
     def made(self, name: str, plan_of: Callable[[], Plan], steps: int) -> tuple[State, dict[str, Any]]:
-        """The plan's model, and what a row says of it. Its folder stays, so that a tuning is done once."""
+        """The plan's model, and what a row says of it: of a tuned one its seconds; calibration, probes and encodings are shared by all plans."""
         run, plan, began = self.run, plan_of(), clock()
         folder = run.folder / "models" / re.sub(r"\W+", "-", name)
         tune = TuneConfig(steps=steps) if steps else None
@@ -168,7 +164,7 @@ class Comparison:
         seconds = clock() - began
         (tuned,) = parts.values()
         with tuned.installed(run.subject):
-            error = self._installed_error()
+            error = self.weight_error({layer: run.subject.denoiser.get_submodule(layer).weight for layer in self.weights})
         kept = sum(layer.n_weights for layer in run.subject.layers if plan.formats[layer.name] == AS_IS)
         return partial(tuned.installed, run.subject), {
             "rival": SEDAQ,
@@ -178,22 +174,11 @@ class Comparison:
             "bits_per_weight": plan.bits_per_weight,
             "plan": plan.hash,
             "tune_steps": steps,
-            "quantize_seconds": round(seconds, 1),
+            **({"quantize_seconds": round(seconds, 1)} if steps else {}),
             "share_at_16_bits": kept / self._n_weights,
             "weight_error": error,
             **(step_times(run, folder) if "searched" in name else {}),
         }
-
-    def _installed_error(self) -> float:
-        """Of the weights that the model has now."""
-        now = self.run.subject.denoiser.get_submodule
-        installed = {layer.name: now(layer.name).weight.detach().clone() for layer in self.run.subject.layers}
-        with self.run.subject.weights_replaced(self.original):
-            return weight_error(self.run, installed.__getitem__)
-
-    @cached_property
-    def original(self) -> dict[str, torch.Tensor]:
-        return {layer.name: self.run.subject.weight(layer.name).clone() for layer in self.run.subject.layers}
 
     def measure_sedaq(self) -> None:
         for name, plan_of, steps in self.plans():
@@ -223,7 +208,7 @@ class Comparison:
             "bits_per_weight": 8 * stored / self._n_weights,
             "quantize_seconds": round(seconds, 1),
             "share_at_16_bits": sum(layer.n_weights for layer in kept) / self._n_weights,
-            "weight_error": weight_error(self.run, weights.__getitem__),
+            "weight_error": self.weight_error(weights),
         }
 
     def _by_us(self, setting: Setting) -> tuple[dict[str, torch.Tensor], dict[str, int], float]:

@@ -32,7 +32,7 @@ def series_of(row: dict[str, Any]) -> str:
 
 @style.styled
 def draw(rows: list[dict[str, Any]], title: str) -> Figure:
-    """All rows but full precision's, with 95 % intervals; open markers are of rivals with a keep list."""
+    """All rows but full precision's, with 95 % intervals."""
     figure = style.new_figure(4.6)
     axes = figure.subplots()
     for name, (marker, colour) in LOOKS.items():
@@ -51,6 +51,8 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
                 [row["size_bytes"] / 1e6 for row in mine], [max(row["excess"]["value"], FLOOR) for row in mine], color=colour, linewidth=1
             )
         axes.plot([], [], marker, color=colour, label=name)
+    if any(row.get("setting") == "ends kept" for row in rows):
+        axes.plot([], [], "o", color=style.INK, markerfacecolor=style.GROUND, label="open: ends kept")
     (full,) = (row for row in rows if row["name"] == FULL)
     axes.axvline(full["size_bytes"] / 1e6, color=style.FULL_PRECISION, linewidth=1, linestyle="--", label="full precision")
     axes.set(xscale="log", yscale="log", xlabel="size of the file, MB", title=title)
@@ -66,7 +68,8 @@ def draw_figure(model: str, folder: Path = RESULTS) -> Path:
     """The figure of a model's rows: in docs/ for those of benchmarks/results, else beside the rows."""
     content = json.loads((folder / f"peers_{model}.json").read_text())
     conditions = content["conditions"]
-    title = f"{model}: {conditions['n_images']:,} images × {len(conditions['seeds'])} seeds of noise"
+    seeds = len(conditions["seeds"])
+    title = f"{model}: {conditions['n_images']:,} images from each of {seeds} noise seed{'s' if seeds > 1 else ''}"
     path = (DOCS if folder == RESULTS else folder) / f"peers_{model}.png"
     style.save_png(draw(content["rows"], title), path)
     return path

@@ -193,7 +193,7 @@ RIVALS = {
         gptq_bytes,
         ends=True,
     ),
-    KMEANS: Rival({}, "{bits} bits", grid(bits=(2, 3, 4)), grid(bits=(1, 2, 3, 4)), kmeans_bytes),
+    KMEANS: Rival({}, "{bits} bits", grid(bits=(2, 3, 4)), grid(bits=(2, 3, 4)), kmeans_bytes),
     "quanto": Rival(
         {**TORCH, "optimum-quanto": "0.2.7"}, "{weights}", grid(weights=("qint2", "qint4")), grid(weights=("qint2", "qint4")), quanto_bytes
     ),
@@ -208,7 +208,7 @@ RIVALS = {
         {**TORCH, "hqq": "0.2.8.post1"},
         "{nbits} bits, groups of {group_size}",
         grid(nbits=(2, 3, 4), group_size=(64,)),
-        grid(nbits=(1, 2, 3, 4), group_size=(16, 32, 64, 128)),
+        grid(nbits=(2, 3, 4), group_size=(16, 32, 64, 128)),
         hqq_bytes,
     ),
     "bitsandbytes": Rival(

@@ -33,7 +33,7 @@ def peers(results: Results, model: str) -> str:
             "PSNR, dB": unless_full(lambda row: fixed(row["psnr"], 1)),
             "weight error": unless_full(lambda row: fixed(row["weight_error"], 4)),
             "at 16 bits": unless_full(lambda row: percent(row["share_at_16_bits"], 1)),
-            "quantized in, s": unless_full(lambda row: fixed(row["quantize_seconds"], 1)),
+            "quantized in, s": lambda row: fixed(row["quantize_seconds"], 1) if "quantize_seconds" in row else "–",
             "a step, ms": step,
         },
     )

@@ -226,7 +226,7 @@ def test_the_figure_has_a_marker_for_each_rival_and_room_for_no_excess(results: 
     (axes,) = figure.axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == ["sedaq tuned", "sedaq searched", "GPTQ", "hqq", "full precision"]
+    assert texts == ["sedaq tuned", "sedaq searched", "GPTQ", "hqq", "open: ends kept", "full precision"]
     heights = [float(line.get_ydata()[0]) for line in axes.lines if line.get_linestyle() == "None" and len(line.get_xdata())]
     assert sorted(heights) == [FLOOR, 0.5, 3.0, 128.0]
     assert len({marker for marker, _ in LOOKS.values()}) == len(LOOKS) == len(RIVALS) + 3
