@@ -86,13 +86,15 @@ def packed(n: int, bits: float) -> int:
 
 def quanto_bytes(layer: Layer, options: Options) -> int | None:
     """Codes, packed along the first axis of rows or of their groups, and a scale and a shift for each. Groups have 128 columns, or the next fewer
-    multiple of 32 that divides a row; rows of 128 columns or fewer, and those that none divides, are not grouped."""
+    multiple of 32 that divides a row; rows of 128 columns or fewer, and those that none divides, are not grouped. A single row, in groups or not, has a
+    scale and a shift for each place of its last axis: the library takes the other way around what has one output."""
     if layer.kind not in ("linear", "conv2d"):
         return None
     divisors = [size for size in (128, 96, 64, 32) if layer.n_in > 128 and layer.n_in % size == 0]
     columns = divisors[0] if divisors else layer.n_in
     rows, in_a_byte = layer.n_weights // columns, 8 // int(options["weights"].removeprefix("qint"))
-    return math.ceil(rows / in_a_byte) * columns + 4 * rows
+    n_scales = rows if rows > 1 else columns if divisors else layer.shape[-1]
+    return math.ceil(rows / in_a_byte) * columns + 4 * n_scales
 
 
 def hqq_bytes(layer: Layer, options: Options) -> int | None:

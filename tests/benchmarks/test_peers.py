@@ -64,6 +64,11 @@ def test_bytes_of_a_layer(rival: str, options: dict[str, object], linear: int | 
     assert [size(rival, layer, **options) for layer in (LINEAR, NARROW, CONVOLUTION)] == [linear, narrow, convolution]
 
 
+def test_quanto_has_many_scales_for_a_single_output() -> None:
+    convolution, linear = Layer("a", "output", "", "conv2d", (1, 24, 3, 3)), Layer("b", "output", "", "linear", (1, 96))
+    assert [size("quanto", layer, weights="qint4") for layer in (convolution, linear)] == [216 + 3 * 4, 96 + 96 * 4]
+
+
 def test_gguf_blocks_have_the_bits_that_they_are_known_by() -> None:
     known = {"Q2_K": 2.625, "Q3_K": 3.4375, "Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625, "Q8_0": 8.5, "IQ2_S": 2.5625, "IQ3_XXS": 3.0625}
     layer = Layer("a", "a", "", "linear", (256, 256))
