@@ -51,7 +51,8 @@ TIMED_STEPS, TIMED_IMAGES, REPEATS = 4, 64, 5
 
 def opened(name: str, n_probes: int) -> Run:
     """The probed and fitted run of a model, in build/peers/NAME. Raises InputError for a model of the corpus that was not trained."""
-    model, own = MODELS[name], {}
+    model = MODELS[name]
+    own: dict[str, Any] = {}
     if model.training is not None:
         needed = [folder_of(name) / "model"]
         if model.training.data == "cifar":
@@ -103,7 +104,7 @@ class Comparison:
     def __init__(self, name: str, *, seeds: tuple[int, ...], tune_steps: int, n_probes: int, n_verified: int, **how: Any) -> None:
         self.run, self.tune_steps, self.n_verified = opened(name, n_probes), tune_steps, n_verified
         self.weights = {layer.name: self.run.subject.weight(layer.name).clone() for layer in self.run.subject.layers}
-        conditions = {"probes": n_probes, "verified": n_verified}
+        conditions: dict[str, Any] = {"probes": n_probes, "verified": n_verified}
         self.rows = Rows(final(self.run), f"peers_{name}", f"python benchmarks/peers.py {name}", seeds, **conditions, **how)
         self.failed = False
 

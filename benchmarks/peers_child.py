@@ -42,7 +42,7 @@ def module_of(weight: torch.Tensor, kind: str, groups: int) -> nn.Module | None:
     return module
 
 
-def modules_of(weights: Weights, layers: Mapping[str, Any], *kinds: str) -> Iterator[tuple[str, nn.Module]]:
+def modules_of(weights: Weights, layers: Mapping[str, Any], *kinds: str) -> Iterator[tuple[str, Any]]:
     """Modules of these kinds, each in a model of its own."""
     for name, weight in weights.items():
         module = module_of(weight, **layers[name])
