@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sedaq.errors import SedaqError
+from sedaq.kernels.timing import clock
 from sedaq.models.subject import Subject
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,10 +114,10 @@ def main() -> None:
         parser.error(f"there is no rival {sorted(unknown)[0]}; choose among {', '.join(outside)}")
     failed = False
     for rival in arguments.rivals or outside:
-        began = time.perf_counter()
+        began = clock()
         try:
             install(rival)
-            print(f"{rival}: installed in {time.perf_counter() - began:.0f} s", flush=True)
+            print(f"{rival}: installed in {clock() - began:.0f} s", flush=True)
         except SedaqError as error:
             failed = True
             print(error, file=sys.stderr, flush=True)

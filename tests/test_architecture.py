@@ -278,7 +278,7 @@ def test_the_diagram_shows_every_folder() -> None:
 
 
 def test_times_are_read_from_one_clock() -> None:
-    """It waits for the device; tests may use another."""
+    """It waits for the device; tests may use another, and so may what runs where sedaq is not."""
     paths = [*SOURCES, *(ROOT / "benchmarks").glob("*.py")]
     found = {named(path) for path in paths if "perf_counter" in path.read_text(encoding="utf-8")}
-    assert found == {"kernels/timing.py"}
+    assert found == {"kernels/timing.py", "benchmarks/peers_child.py"}

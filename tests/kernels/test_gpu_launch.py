@@ -129,6 +129,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_benchmark_in_small(tmp_path):
     found = run("benchmarks/gpu_kernels.py", "--smoke", TRITON_INTERPRET="1", SEDAQ_CACHE=str(tmp_path), TMPDIR=str(tmp_path))
     assert found.returncode == 0, found.stderr

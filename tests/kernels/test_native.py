@@ -250,6 +250,7 @@ def test_codes_of_eight_bytes_are_narrowed():
     check(native.product(KERNELS[0], x, dataclasses.replace(matrix, codes=matrix.codes.long())), exact(x, matrix), KERNELS[0])
 
 
+@pytest.mark.slow
 def test_groups_that_are_too_long_are_refused_here_and_served_in_torch(monkeypatch):
     monkeypatch.delenv("SEDAQ_KERNEL", raising=False)
     matrix, x = random_matrix(4, 600, 1, 4, 257), torch.randn(3, 600)

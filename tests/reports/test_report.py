@@ -198,6 +198,7 @@ def test_front_alone_gives_a_plan(tmp_path: Path) -> None:
     assert (tmp_path / "figures" / "plan.png").exists()
 
 
+@pytest.mark.slow
 def test_grids_are_kept_for_the_next_report_and_stale_figures_go(copied: Path) -> None:
     before = (copied / "report.html").read_bytes()
     assert write_report(copied).read_bytes() == before

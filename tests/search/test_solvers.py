@@ -126,6 +126,7 @@ def large() -> Problem:
     return large_problem(70, 4)
 
 
+@pytest.mark.slow
 def test_exact_is_quick_at_803_layers(capsys: pytest.CaptureFixture[str]) -> None:
     free = large_problem()
     seconds = []
@@ -181,6 +182,7 @@ def test_auto_is_the_best_of_all_and_says_which(subject, menu) -> None:
     assert candidates[0] == found["auto"].best
 
 
+@pytest.mark.slow
 def test_above_64_units_optuna_prices_groups_and_gains(large: Problem) -> None:
     predictor = FakePredictor({}, interaction=3.0)
     problem = large.bounded(bits=2.5)

@@ -54,7 +54,7 @@ def test_it_holds_every_kind_of_file_and_all_are_whole(folder: Path) -> None:
     assert found.is_whole and found.findings == ()
     kinds = {read_sealed(path)[0] for path in (folder / "run").rglob("*") if path.suffix in (".json", ".jsonl", ".safetensors")}
     of_evaluations = {"evaluation result", "evidence"}  # which lie in a run only while it evaluates its own plans, or has done so
-    assert {kind for kind, _ in RECORDS.values()} - kinds - of_evaluations == {"images"}, "images are large"
+    assert {kind for kind, _ in RECORDS.values()} - kinds - of_evaluations == {"images", "replay"}, "images and trajectories are large"
     assert examine(folder / "small").is_whole
 
 

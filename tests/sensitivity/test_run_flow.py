@@ -108,6 +108,7 @@ def test_other_settings_on_the_same_run_are_refused_by_name(run: Run, subject: s
     assert (run.folder / "run.json").read_bytes() == before and len(records_of(run.folder)) == 16
 
 
+@pytest.mark.slow
 def test_two_workers_write_what_one_does(probed: Path, subject: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["probe"])  # what a spawned interpreter would otherwise run again
     probe(subject, tmp_path / "run", n_configs=6, settings=SETTINGS, executor="processes:2")

@@ -31,7 +31,7 @@ def test_a_run_that_starts_from_images_calibrates_with_them(tmp_path: Path) -> N
         seen.append(input_images)
         return net(image_noise(seed, start, n_images, (16,))).sigmoid().reshape(n_images, 1, 4, 4)
 
-    net = torch.nn.Linear(16, 16)
+    net = torch.nn.Sequential(torch.nn.Linear(16, 16))
     settings = replace(SETTINGS, sampling=SamplingConfig(steps=2, input_images=tmp_path / "images"))
     run = Run.begin(Subject(net, sample=sample, name="from images"), tmp_path / "run", settings)
     run.store.calibrate()

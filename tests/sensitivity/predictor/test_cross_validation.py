@@ -75,6 +75,7 @@ def test_the_interval_covers_a_mean() -> None:
     assert covered >= 87
 
 
+@pytest.mark.slow
 def test_cross_validation_judges_all_on_equal_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_validation, "REPEATS", 2)
     monkeypatch.setattr(cross_validation, "BOOTSTRAPS", 50)
