@@ -70,11 +70,8 @@ def search_run(
     if out is not None:
         check_out("out", out, PLAN_MARK)
     config = config or SearchConfig()
-    predictor, times, choices = (
-        predictor_of(run, tuned=config.tuned),
-        None,
-        rounded_layers(run, config.activations, config.activation_schemes),
-    )
+    predictor, times = predictor_of(run, tuned=config.tuned), None
+    choices = rounded_layers(run, config.activations, config.activation_schemes)
     if budget.ms_per_step is not None:
         times = StepTimes.of_run(run.folder, run.subject, budget.step_images, run.settings.sampling)
 
@@ -187,7 +184,7 @@ def verification_by(measurer: Measurer, predictor: Predictor, n: int, n_images: 
         try:
             probes = read_probes(run, predictor.metric, purpose=purpose, others=others, at_least=MIN_FEW)
         except InputError:
-            if predictor.notes:  # it goes by a prior, which so few plans teach nothing
+            if predictor.by_prior:  # which so few plans teach nothing
                 return predictor
             raise
         return predictor.refit(probes, run.settings.seed)

@@ -6,7 +6,6 @@ pyramids are distributed, by the sliced Wasserstein distance (Karras et al. 2018
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from ...models.noise import purpose_seed
 from ...models.subject import Subject
 from ...models.trace import Recording
+from .run import or_infinity
 from .tuned import Tuned
 
 WORSE = 1.1  # times the distance before tuning; nearly lossless models differ by less from one tuning to the next
@@ -37,16 +37,12 @@ def images_got_worse(subject: Subject, untuned: Tuned, tuned: Tuned, recording: 
             return subject.sample(recording.sampling, seed=seed, n_images=n_images, may_overflow=True)
 
     full = images(nullcontext())
-    before, after = (_or_infinity(patch_distance(full, images(model.installed(subject)))) for model in (untuned, tuned))
+    before, after = (or_infinity(patch_distance(full, images(model.installed(subject)))) for model in (untuned, tuned))
     if after <= WORSE * before:
         return ""
     return (
         f"images got worse ({before:.3g} to {after:.3g} from full precision's) while the held-out loss fell, so what came in is handed out"
     )
-
-
-def _or_infinity(distance: float) -> float:
-    return distance if math.isfinite(distance) else math.inf
 
 
 def patch_distance(images: torch.Tensor, others: torch.Tensor, seed: int = 0) -> float:

@@ -161,7 +161,7 @@ class TuningRun:
         if self.means and self.step:
             now = _copies(self.optimizer.parameters)
             self._put(self.means)
-            loss = min(loss, self._judge(), key=_or_infinity)
+            loss = min(loss, self._judge(), key=or_infinity)
             self._put(now)
         self.looks_without_gain = 0 if self.best_loss < best_before else self.looks_without_gain + 1
         self.losses.append((self.step, loss))
@@ -171,7 +171,7 @@ class TuningRun:
         """The held-out loss; the student is remembered if it is the best so far."""
         loss = self.held_out_loss()
         if loss < self.best_loss or not self.best:
-            self.best, self.best_loss = _copies(self.student.tensors()), _or_infinity(loss)
+            self.best, self.best_loss = _copies(self.student.tensors()), or_infinity(loss)
         return loss
 
     def _put(self, values: Mapping[str, torch.Tensor]) -> None:
@@ -213,7 +213,7 @@ class TuningRun:
         self.rng.set_state(parts["rng"]["state"])
 
 
-def _or_infinity(loss: float) -> float:
+def or_infinity(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 

@@ -47,8 +47,8 @@ def tune(
 ) -> Tuned:
     """Tune encodings so that the quantized denoiser answers as the full-precision one does on its own trajectories.
 
-    The best state on held-out trajectories is what is returned; it is never worse there than what came in, and neither are a few images that it
-    samples. A loss that is no longer finite, or ten times the first, ends the tuning.
+    The best state on held-out trajectories is what is returned; it is never worse there than what came in. Nor are a few images that it samples
+    farther from full precision's by more than a tenth. A loss that is no longer finite, or ten times the first, ends the tuning.
 
     Args:
         subject: in full precision; it is left as it is.

@@ -63,6 +63,7 @@ class Predictor:
         error_of: looks the error of an entry up.
         notes: what a reader of its plans should know, a sentence each.
         tuned_steps: of tuning, after which plans cost what is predicted.
+        by_prior: whether it was drawn from what other models taught, and no probe of this one taught it.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class Predictor:
         error_of: ErrorOf,
         notes: Sequence[str] = (),
         tuned_steps: int = 0,
+        by_prior: bool = False,
     ) -> None:
         self.metric, self.table, self.members, self.notes = metric, table, list(members), tuple(notes)
         self.full_precision, self.floor, self.residual, self.ridge, self.error_of = full_precision, floor, residual, ridge, error_of
-        self.layers, self.tuned_steps = list(table.names), tuned_steps
+        self.layers, self.tuned_steps, self.by_prior = list(table.names), tuned_steps, by_prior
         self._features = table.features
         self._index = {name: index for index, name in enumerate(self.layers)}
         self._errors: dict[tuple[str, str], float] = {}
@@ -122,6 +124,7 @@ class Predictor:
             ridge=ridge,
             error_of=error_of,
             notes=notes,
+            by_prior=True,
         )
 
     @classmethod

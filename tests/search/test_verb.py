@@ -15,7 +15,7 @@ from sedaq.aq.formats import AS_IS
 from sedaq.aq.plans.menu import heuristic_menus
 from sedaq.errors import InputError
 from sedaq.models.loading import load
-from sedaq.search import bench
+from sedaq.search import bench, verb
 from sedaq.search.engine import SearchResult
 from sedaq.search.find import find_plan
 from sedaq.search.verb import SPARE_BYTES, find_within_pipeline
@@ -108,3 +108,22 @@ def test_a_damaged_comparison_is_begun_anew(tmp_path: Path, caplog: pytest.LogCa
     bench._keep(path, [{**row, "bits": 4.0}], conditions)
     assert [kept["bits"] for kept in read_json(path, "contest")["rows"]] == [4.0]
     assert "rows of other budgets are lost" in caplog.text
+
+
+@pytest.mark.parametrize("by_prior", [True, False])
+def test_probes_that_cannot_be_read_are_told_unless_a_prior_stands_for_them(by_prior: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise InputError("probes differ in field 'extractor'")
+
+    monkeypatch.setattr(verb, "read_probes", refuse)
+    predictor: Any = SimpleNamespace(
+        metric="fid", tuned_steps=0 if by_prior else 20, by_prior=by_prior, notes=("what readers should know",)
+    )
+    measurer: Any = SimpleNamespace(prober=SimpleNamespace(run=SimpleNamespace(settings=SimpleNamespace(steps=2, seed=0))))
+    refit = verb.verification_by(measurer, predictor, 4, 16, learning=True).refit
+    assert refit is not None
+    if by_prior:
+        assert refit([]) is predictor
+    else:
+        with pytest.raises(InputError, match="differ in field"):
+            refit([])
