@@ -103,7 +103,7 @@ def _cost_map(data: RunData) -> str:
 def _predictions(data: RunData) -> str:
     assert data.fit is not None
     n_trees = data.fit["n_trees"]
-    trees = f"The law and {n_trees} trees" if n_trees else "The law alone, for held-out probes gain nothing by trees"
+    trees = f"The additive model and {n_trees} trees" if n_trees else "The additive model alone, for held-out probes gain nothing by trees"
     return (
         f"{trees}. Cross-validated over {_n_probes(data)}: Spearman {number(data.fit['spearman'])}, "
         f"95 % interval {interval(data.fit.get('spearman_ci'))}. "
@@ -184,6 +184,12 @@ _FIT, _SENSITIVITY = ("predictor/fit.json", "sedaq fit"), ("predictor/sensitivit
 _PROPERTIES = ("predictor/properties.csv", "sedaq fit (where `sedaq learn` taught a prior)")
 
 
+def _has_tuned_costs(data: RunData) -> bool:
+    """Both fits, of the same metric."""
+    tuned = data.tuned_fit
+    return data.sensitivity is not None and data.tuned_sensitivity is not None and tuned is not None and tuned["metric"] == data.metric
+
+
 def _has_factors(data: RunData) -> bool:
     return data.factors is not None
 
@@ -251,6 +257,16 @@ FIGURES: tuple[FigureSpec, ...] = (
         tunings.tuning,
         tunings.tuning_caption,
         tunings.tuning_table,
+    ),
+    FigureSpec(
+        "tuned_costs",
+        "What tuning cannot give back",
+        "predictor_tuned/fit.json",
+        "sedaq fit of tuned plans",
+        _has_tuned_costs,
+        tunings.tuned_costs,
+        tunings.tuned_costs_caption,
+        tunings.costs_of_tuning,
     ),
     FigureSpec(
         "sensitivity_layers",

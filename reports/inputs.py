@@ -38,6 +38,8 @@ class RunData:
     fit: dict[str, Any] | None = None
     sensitivity: pd.DataFrame | None = None  # one row per layer and menu entry, in module order
     factors: pd.DataFrame | None = None  # one row per layer, rate and property, where other models taught a prior
+    tuned_fit: dict[str, Any] | None = None  # of plans after a short tuning, and its table
+    tuned_sensitivity: pd.DataFrame | None = None
     front: list[dict[str, Any]] | None = None
     plan: Plan | None = None
     plan_name: str = ""  # where the plan comes from, for people
@@ -69,8 +71,13 @@ class RunData:
     def cheapest(self) -> pd.DataFrame:
         """The row of every layer's lowest rate, in module order. Needs `sensitivity`."""
         assert self.sensitivity is not None
-        rows = self.sensitivity.reset_index(drop=True)
-        return rows.loc[sorted(rows.groupby("layer", sort=False)["rate"].idxmin())]
+        return lowest_rates(self.sensitivity)
+
+
+def lowest_rates(sensitivity: pd.DataFrame) -> pd.DataFrame:
+    """The row of every layer's lowest rate, in module order."""
+    rows = sensitivity.reset_index(drop=True)
+    return rows.loc[sorted(rows.groupby("layer", sort=False)["rate"].idxmin())]
 
 
 @contextmanager
@@ -109,6 +116,8 @@ def read_run(folder: Path, grids: Mapping[str, torch.Tensor] | None = None, plan
         fit=_read_fit(folder / "predictor", own),
         sensitivity=read_sensitivity(folder / "predictor" / "sensitivity.csv"),
         factors=read_factors(folder / "predictor" / "properties.csv"),
+        tuned_fit=_read_fit(folder / "predictor_tuned", own),
+        tuned_sensitivity=read_sensitivity(folder / "predictor_tuned" / "sensitivity.csv"),
         front=front,
         plan=plan,
         plan_name=plan_name,

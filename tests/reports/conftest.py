@@ -121,6 +121,13 @@ def sensitivity_frame(names: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def tuned_frame(names: list[str]) -> pd.DataFrame:
+    """Tuning leaves the first layer half of its cost, and all others a tenth."""
+    table = sensitivity_frame(names)
+    share = np.where(table["layer"] == names[0], 0.5, 0.1)
+    return table.assign(**{name: table[name] * share for name in ("cost", "cost_low", "cost_high")})
+
+
 def front_content(names: list[str]) -> dict[str, Any]:
     plans = []
     for place, bits in enumerate((1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)):
@@ -189,7 +196,11 @@ def fit_content() -> dict[str, Any]:
 def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None = None) -> Path:
     """Write the named inputs, all where `only` is None; run.json always."""
     names = layer_names(n_blocks)
-    wanted = only if only is not None else ("probes", "fit", "sensitivity", "factors", "front", "plan", "contest", "tunings", "evaluations")
+    wanted = (
+        only
+        if only is not None
+        else ("probes", "fit", "sensitivity", "factors", "tuned fit", "front", "plan", "contest", "tunings", "evaluations")
+    )
     settings = {"seed": 7, "n_images": 512, "steps": 10, "extractor": "embedded", "reference": "mnist train"}
     write_json(
         folder / "run.json",
@@ -221,6 +232,9 @@ def write_run(folder: Path, *, n_blocks: int = 4, only: tuple[str, ...] | None =
     if "factors" in wanted:
         (folder / "predictor").mkdir(exist_ok=True)
         factors_frame(names).to_csv(folder / "predictor" / "properties.csv", index=False)
+    if "tuned fit" in wanted:
+        write_json(folder / "predictor_tuned" / "fit.json", "fit", fit_content() | {"tuned_steps": 50, "n_probes": 24})
+        tuned_frame(names).to_csv(folder / "predictor_tuned" / "sensitivity.csv", index=False)
     if "front" in wanted:
         write_json(folder / "plans" / "front.json", "front", front_content(names))
     if "plan" in wanted:
