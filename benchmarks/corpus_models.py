@@ -212,30 +212,30 @@ MODELS = {
     "digits-mmdit": Model("Stable Diffusion 3's transformer of two streams, in latents, by flow matching", sampling=CAPTIONS),
     "cifar-unet": Model(
         "colour and photographs; a U-Net of 22 M weights is work for a GPU",
-        Training(build_attending_unet, ask_with_class, "cifar", flow=False, steps=3000, batch_size=32),
+        Training(build_attending_unet, ask_with_class, "cifar", flow=False, steps=2000, batch_size=32),
         **U_NET,
     ),
     "mnist-pixart": Model(
         "one modulation for all blocks, and cross attention",
-        Training(build_pixart, ask_with_text, "mnist", flow=False, steps=4000, batch_size=64),
+        Training(build_pixart, ask_with_text, "mnist", flow=False, steps=2500, batch_size=64),
     ),
     "mnist-uvit": Model(
         "long skip connections in a transformer; time and class are tokens",
-        Training(UViT, ask_uvit, "mnist", flow=False, steps=4000, batch_size=64),
+        Training(UViT, ask_uvit, "mnist", flow=False, steps=2500, batch_size=64),
     ),
     "mnist-flux": Model(
         "two streams that become one, on pixels, by flow matching",
-        Training(build_flux, ask_flux, "mnist", flow=True, steps=4000, batch_size=64),
+        Training(build_flux, ask_flux, "mnist", flow=True, steps=2500, batch_size=64),
     ),
     "cifar-conv": Model(
         "nothing but convolutions, by flow matching",
-        Training(build_convolutional_unet, ask_with_class, "cifar", flow=True, steps=3000, batch_size=32),
+        Training(build_convolutional_unet, ask_with_class, "cifar", flow=True, steps=2000, batch_size=32),
         **U_NET,
         is_test=True,
     ),
     "digits-sana": Model(
         "linear attention and depthwise convolutions in a transformer, in latents, by flow matching",
-        Training(build_sana, ask_with_text, "latents", flow=True, steps=4000, batch_size=64),
+        Training(build_sana, ask_with_text, "latents", flow=True, steps=2500, batch_size=64),
         is_test=True,
     ),
 }

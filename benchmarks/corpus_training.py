@@ -21,7 +21,7 @@ from sedaq.storage import write_json
 SEED = 0
 CLASSIFIER = "cifar-features"  # what CIFAR-10's images are compared in, beside the models
 CLASSIFIER_WIDTHS = (16, 32, 64, 64)  # 64 features: their Fréchet distance needs fewer images than 128
-CLASSIFIER_STEPS = 2500
+CLASSIFIER_STEPS = 1500
 N_TESTED = 2000
 N_LATENTS = 20_000  # images of MNIST that are encoded; encoding all takes two minutes
 
