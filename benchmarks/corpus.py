@@ -1,7 +1,7 @@
 """Models that teach what makes a layer sensitive, and their runs:  python benchmarks/corpus.py NAME … --data DIR      → build/corpus/NAME/{model,run}
 
 For each: the model, trained unless sedaq ships it (corpus_models.MODELS says how); then an ordinary run of it with stratified probes to learn from, random plans
-of the same kind on other noise ("unseen"), and every layer alone at every entry of its menu ("truth"). All of it goes on where it stopped.
+of the same kind on other noise ("unseen"), and every layer alone at the lowest rates ("truth"). All of it goes on where it stopped.
 What each model and its run came to is kept in benchmarks/results/corpus.json. DIR holds mnist.npz, cifar10_train_jpegs.npz and cifar10_test_jpegs.npz.
 """
 
@@ -26,7 +26,6 @@ from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.probing.ruined import lowest_useful_rate, plans_above
 from sedaq.sensitivity.run import Run, Settings, probe_journal
 
-ALL = 10**6  # more plans than the one-layer design has
 COMMAND = "python benchmarks/corpus.py NAME --data DIR"
 
 
@@ -35,14 +34,15 @@ class Sizes:
     """What is measured of every model, beside what the table of models says.
 
     rates: of menus, without 3.5, which a line through its neighbours says. Without 2.5, too, half of them would ruin a model, and probing would draw
-    other plans. evaluated_images, evaluated_steps: of the model in full precision.
+    other plans. truth_rates: so many of the lowest, at which layers are measured alone. At two bits and 200 images one layer's Fréchet distance is below
+    the noise, and a random plan tells more in the same time. evaluated_images, evaluated_steps: of the model in full precision.
     training_steps, classifier_steps: where they are others than the tables'.
     """
 
     rates: tuple[float, ...] = (1.5, 2.0, 2.5, 3.0, 4.0)
     n_probes: int = 36
     n_unseen: int = 60
-    n_truth: int = ALL
+    truth_rates: int = 1
     evaluated_images: int = 1000
     evaluated_steps: int = 20
     exclude: tuple[str, ...] = ()
@@ -70,29 +70,39 @@ def random_plans(run: Run, measurer: Measurer, n_plans: int) -> list[Plan]:
     return plans if floor is None else plans_above(floor, run, plans[: len(rates_of(run.menus))], n_plans)
 
 
+def layers_alone(run: Run, sizes: Sizes) -> list[Plan]:
+    """Full precision, and every layer alone at each of the lowest rates."""
+    layers = run.subject.layers
+    return design_plans("layer", layers, run.menus, n_plans=1 + sizes.truth_rates * len(layers), seed=run.settings.seed)
+
+
 def measure(run: Run, model: Model, sizes: Sizes) -> None:
     """The plans of all three purposes."""
     probe_run(run, n_configs=sizes.n_probes)
     with Measurer(Prober(run)) as measurer:
         unseen = random_plans(run, measurer, sizes.n_probes + sizes.n_unseen)[sizes.n_probes :]
-        alone = design_plans("layer", run.subject.layers, run.menus, n_plans=sizes.n_truth, seed=run.settings.seed)
         tasks = [PlanTask(plan, model.n_images, "unseen") for plan in unseen]
-        tasks += [PlanTask(plan, model.truth_images, "truth") for plan in alone]
+        tasks += [PlanTask(plan, model.truth_images, "truth") for plan in layers_alone(run, sizes)]
         for _ in track(measurer.measure(tasks), "unseen plans and layers alone", len(tasks)):
             pass
 
 
+def above_noise(records: list[dict[str, Any]], metric: str) -> float:
+    """The share whose metric is two standard errors above zero."""
+    known = [record["metrics"][metric] for record in records]
+    return float(np.mean([one["value"] > 2 * one["se"] for one in known if one["value"] is not None]))
+
+
 def measured_row(run: Run, purpose: str) -> dict[str, Any]:
-    """What plans measured for a purpose came to; above_noise: the share whose distance is two standard errors above full precision's."""
+    """What plans measured for a purpose came to; above_noise: of the distances above full precision's, distances_above_noise: of image by image."""
     records = [record for record in probe_journal(run.folder).read() if record["purpose"] == purpose]
-    excess = [record["metrics"]["fid_excess"] for record in records]
-    known = [(e["value"], e["se"]) for e in excess if e["value"] is not None]
     return {
         "plans": len(records),
         "images": records[0]["n_images"],
         "ruined": sum(record["ruined"] for record in records),
         "seconds": round(sum(record["seconds"] for record in records), 1),
-        "above_noise": float(np.mean([value > 2 * se for value, se in known])),
+        "above_noise": above_noise(records, "fid_excess"),
+        "distances_above_noise": above_noise(records, "feature_distance"),
     }
 
 

@@ -1,4 +1,4 @@
-"""What Qua²SeDiMo (Mills et al. 2025) found of sensitive layers, held against layers that were measured alone.
+"""What Qua²SeDiMo (Mills et al. 2025) found of sensitive layers, held against the layers of the corpus.
 
 Effects are compared within a model, at the same rate and at equal output error:
 

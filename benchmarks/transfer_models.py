@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from corpus import ALL, Sizes
+from corpus import Sizes, layers_alone
 from corpus_models import MODELS, folder_of, subject_argument
 from transfer_statistics import Judged, Key, Said
 
@@ -20,7 +20,6 @@ from sedaq.sensitivity.prior.corpus import merged, rows_of
 from sedaq.sensitivity.prior.entries import known_entries
 from sedaq.sensitivity.prior.model import LearntPrior
 from sedaq.sensitivity.prior.use import layers_of
-from sedaq.sensitivity.probing.designs import design_plans
 from sedaq.sensitivity.probing.layer_statistics import LayerStatistics
 from sedaq.sensitivity.probing.probes import Probes, read_probes
 from sedaq.sensitivity.run import Run, probe_journal
@@ -79,8 +78,7 @@ def is_complete(name: str, sizes: Sizes) -> bool:
     ):
         return False
     run = open_run(name)
-    alone = design_plans("layer", run.subject.layers, run.menus, n_plans=min(sizes.n_truth, ALL), seed=run.settings.seed)
-    return purposes.count("truth") >= len(alone)
+    return purposes.count("truth") >= len(layers_alone(run, sizes))
 
 
 def complete_models(*, is_test: bool, sizes: Sizes) -> list[str]:

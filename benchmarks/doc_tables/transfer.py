@@ -8,13 +8,14 @@ from typing import Any
 
 from .layout import Results, count, fixed, lay_out, measured, percent, table, with_interval
 
-# Result files, and the stage of benchmarks/transfer.py that makes each.
-STAGES = {
-    "transfer_corpus": "corpus",
-    "transfer_leave_one_out": "leave-one-out",
-    "transfer_findings": "findings",
-    "transfer_time": "time",
-    "transfer_test": "test",
+# Result files, and the command that makes each.
+COMMANDS = {
+    "corpus": "corpus.py NAME --data DIR",
+    "transfer_corpus": "transfer.py corpus",
+    "transfer_leave_one_out": "transfer.py leave-one-out",
+    "transfer_findings": "transfer.py findings",
+    "transfer_time": "transfer.py time",
+    "transfer_test": "transfer.py test",
 }
 Drawn = Callable[[Results, str], str]
 
@@ -25,7 +26,7 @@ def once_measured(draw: Drawn) -> Drawn:
     @functools.wraps(draw)
     def drawn(results: Results, name: str) -> str:
         if not (results.folder / f"{name}.json").exists():
-            return f"*Not measured yet.*\n\n    python benchmarks/transfer.py {STAGES[name]}"
+            return f"*Not measured yet.*\n\n    python benchmarks/{COMMANDS[name]}"
         return draw(results, name)
 
     return drawn
@@ -38,6 +39,25 @@ def _estimate(found: Mapping[str, Any] | None, digits: int = 2) -> str:
 @once_measured
 def transfer_measured(results: Results, name: str) -> str:
     return measured(results, name)
+
+
+@once_measured
+def corpus_models(results: Results, name: str) -> str:
+    """The models, how good they are, and how much of what was measured of each is above the noise."""
+    return table(
+        results.rows(name),
+        {
+            "": lambda row: row["model"] + (" (test)" if row["is_test"] else ""),
+            "what it adds": lambda row: row["why"],
+            "layers": lambda row: count(row["layers"]),
+            "weights": lambda row: f"{fixed(row['n_weights'] / 1e6, 2)} M",
+            "Fréchet distance": lambda row: fixed(row["fid"]["value"], 2),
+            "agreement": lambda row: percent(row["agreement"]["value"]) if "agreement" in row else "–",
+            "probes above noise": lambda row: percent(row["probe"]["above_noise"]),
+            "layers alone": lambda row: percent(row["truth"]["above_noise"]),
+            "these by feature distance": lambda row: percent(row["truth"]["distances_above_noise"]),
+        },
+    )
 
 
 @once_measured
@@ -149,6 +169,7 @@ def transfer_plans(results: Results, name: str) -> str:
 
 
 TABLES = (
+    corpus_models,
     transfer_measured,
     transfer_corpus,
     transfer_figures,

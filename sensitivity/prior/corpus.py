@@ -1,7 +1,8 @@
 """What was measured of layers, over all models that were measured: a table with a row for every layer and entry of its menu, in a Parquet file.
 
-Effects are excesses of a metric above full precision's on the same noise. They come from measurements of every layer alone (purpose "truth" in a run's
-journal, as `benchmarks/corpus.py` makes them), or else from the additive model that is fitted to a run's probes, with its bootstrap's standard errors.
+Effects are excesses of a metric above full precision's on the same noise: what the additive model of all plans that a run measured says of one layer alone,
+with its bootstrap's standard errors. Layers that were measured alone are such plans, too. By themselves they would teach little: of a Fréchet distance from
+hundreds of images, one layer's part is mostly below the noise.
 """
 
 from __future__ import annotations
@@ -20,19 +21,18 @@ from ...errors import DamagedError, InputError
 from ...remote import pull
 from ...storage import check_regular, write_atomically
 from ..metrics.registry import DEFAULT
-from ..predictor.additive import Array, Labels, fit_additive, fit_samples
+from ..predictor.additive import Labels, fit_additive, fit_samples
 from ..predictor.ridge import choose_ridge
 from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import MIN_PROBES, Probes, read_probes
-from ..run import Run, probe_journal
+from ..run import PROBE, Run, probe_journal
 from .entries import KNOWN, known_entries
 from .properties import PROPERTIES
 
 KIND, SCHEMA = "corpus", 1
 MARK = "PAR1"  # that a Parquet file begins with
-ALONE = "truth"  # purpose of measurements of one layer alone
 N_DRAWS = 16  # bootstrap samples of the probes behind an additive model's standard errors
-NUMBERS = ("rate", "error", "score", "effect", "se", "half_1", "half_2", "full_precision", "n_images")
+NUMBERS = ("rate", "error", "score", "effect", "se", "half_1", "half_2", "full_precision", "n_images", "n_plans")
 COLUMNS = (
     "model",  # name, and for another model of the same name some digits of its fingerprint
     "fingerprint",  # of the model; what has the same one is never split between folds
@@ -44,7 +44,7 @@ COLUMNS = (
     "full_precision",  # the metric of full precision, lower is better
     "metric",
     "n_images",
-    "source",  # "alone": measured so; "additive": by the additive model of plans
+    "n_plans",
     *PROPERTIES,
 )
 _WHERE = "run `sedaq learn` on the runs again, or choose another `corpus`"
@@ -54,51 +54,37 @@ _WHERE = "run `sedaq learn` on the runs again, or choose another `corpus`"
 
 
 def rows_of(run: Run, metric: str = DEFAULT) -> pd.DataFrame:
-    """The rows that a run adds to a corpus: COLUMNS.
+    """The rows that a run adds to a corpus: COLUMNS. Whatever it measured of plans that were not tuned counts, each plan by its largest measurement.
 
     Raises:
-        InputError: for a run with neither layers measured alone nor enough probes.
+        InputError: for a run with too few plans.
     """
     statistics = LayerStatistics(run)
-    records = [r for r in probe_journal(run.folder).read() if r["steps"] == run.settings.steps]
-    counts = {purpose: len({r["plan_hash"] for r in records if r["purpose"] == purpose}) for purpose in (ALONE, "probe")}
-    if max(counts.values()) < MIN_PROBES:
+    records = [r for r in probe_journal(run.folder).read() if r["steps"] == run.settings.steps and not r.get("tuned_steps")]
+    n_plans = len({r["plan_hash"] for r in records})
+    if n_plans < MIN_PROBES:
         raise InputError(
-            f"{run.folder}: holds {counts[ALONE]} measurements of layers alone and {counts['probe']} probes, a corpus needs {MIN_PROBES} of one kind; "
-            "run `sedaq probe` with more `configs`"
+            f"{run.folder}: holds {n_plans} measured plans, a corpus needs {MIN_PROBES}; run `sedaq probe` with more `configs`"
         )
     known, _ = known_entries(run, statistics)
-    alone = counts[ALONE] >= MIN_PROBES
-    probes = read_probes(run, metric, purpose=ALONE if alone else "probe", statistics=statistics)
+    probes = read_probes(run, metric, statistics=statistics, others=[r for r in records if r["purpose"] != PROBE])
     if not probes.full_precision > 0:
         raise InputError(f"{run.folder}: {metric} of full precision is {probes.full_precision:g}; effects are relative to it, choose fid")
-    effects = _measured(probes, known) if alone else _fitted(probes, known, run.settings.seed)
     images = {r["plan_hash"]: r["n_images"] for r in sorted(records, key=lambda r: int(r["n_images"]))}
-    table = known.loc[effects.index].assign(
+    effects = _effects(probes, known, run.settings.seed)
+    table = known.assign(
         **{name: effects[name] for name in effects},
         model=run.subject.name,
         fingerprint=run.subject.model_fingerprint,
         full_precision=probes.full_precision,
         metric=metric,
         n_images=float(max(images[h] for h in probes.hashes)),
-        source="alone" if alone else "additive",
+        n_plans=float(len(probes)),
     )
     return table[list(COLUMNS)].reset_index(drop=True)
 
 
-def _measured(probes: Probes, known: pd.DataFrame) -> pd.DataFrame:
-    """Effects by rows of `known`, of plans that lower one layer."""
-    names = {name: index for index, name in enumerate(probes.table.names)}
-    lowered = probes.errors > 0
-    single = np.flatnonzero(lowered.sum(1) == 1)
-    places = {(int(lowered[plan].argmax()), float(probes.errors[plan].max())): plan for plan in single}
-    plans = [places.get((names[layer], error), -1) for layer, error in zip(known["layer"], known["error"], strict=True)]
-    rows = np.flatnonzero(np.array(plans) >= 0)
-    chosen = np.array(plans, dtype=int)[rows]
-    return _effects(rows, probes.labels.excess[chosen], probes.labels.se[chosen], probes.halves[chosen])
-
-
-def _fitted(probes: Probes, known: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _effects(probes: Probes, known: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Effects of all rows of `known`, by the additive model of the probes, of bootstrap samples of them, and of each half of their images.
 
     Nothing that was learnt enters, or a prior would be taught by itself.
@@ -111,19 +97,12 @@ def _fitted(probes: Probes, known: pd.DataFrame, seed: int) -> pd.DataFrame:
     for half in probes.halves.T:
         labels = Labels(half, probes.labels.se * 2**0.5, probes.full_precision, probes.labels.floor)
         surrogates.append(fit_additive(probes.errors, labels, priors, ridge))
-    names = {name: index for index, name in enumerate(probes.table.names)}
-    layer, errors = np.array([names[name] for name in known["layer"]]), known["error"].to_numpy(float)
-    width = len(names)
-    effects = []
-    for surrogate in surrogates:
-        lowered = np.zeros((len(errors), width))
-        lowered[np.arange(len(errors)), layer] = errors
-        effects.append(surrogate.excess(lowered))
-    return _effects(np.arange(len(known)), effects[0], np.std(effects[1:-2], axis=0, ddof=1), np.array(effects[-2:]).T)
-
-
-def _effects(rows: Any, effect: Array, se: Array, halves: Array) -> pd.DataFrame:
-    return pd.DataFrame({"effect": effect, "se": se, "half_1": halves[:, 0], "half_2": halves[:, 1]}, index=rows)
+    layers = [probes.table.names.index(name) for name in known["layer"]]
+    alone = np.zeros((len(known), len(probes.table.names)))
+    alone[np.arange(len(known)), layers] = known["error"]
+    effects = np.array([surrogate.excess(alone) for surrogate in surrogates])
+    columns = {"effect": effects[0], "se": effects[1:-2].std(0, ddof=1), "half_1": effects[-2], "half_2": effects[-1]}
+    return pd.DataFrame(columns, index=known.index)
 
 
 # -- tables of several models ------------------------------------------------------------------------------------------------------------

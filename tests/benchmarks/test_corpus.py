@@ -89,14 +89,14 @@ def test_training_goes_on_bit_by_bit(name: str, data: Path, corpus: Path, monkey
 @pytest.mark.parametrize(("name", "excluded"), [("cifar-conv", ("*block*",)), ("mnist-flux", ("transformer_blocks*", "single*"))])
 @pytest.mark.slow
 def test_a_model_is_measured_for_all_purposes(name: str, excluded: tuple[str, ...], data: Path, corpus: Path) -> None:
-    sizes = Sizes((2.0, 4.0), 12, 3, 6, 20, 2, excluded, training_steps=2, classifier_steps=2, results=corpus)
+    sizes = Sizes((2.0, 4.0), 12, 3, 1, 20, 2, excluded, training_steps=2, classifier_steps=2, results=corpus)
     model = replace(MODELS[name], n_images=20, truth_images=10, steps=2)
     add(name, model, data, sizes)
     (row,) = kept("corpus", {"rates": [2.0, 4.0], "evaluated": [20, 2]}, corpus)
     assert {purpose: (row[purpose]["plans"], row[purpose]["images"]) for purpose in ("probe", "unseen", "truth")} == {
         "probe": (12, 20),
         "unseen": (3, 20),
-        "truth": (6, 10),
+        "truth": (1 + row["layers"], 10),
     }
     journal = folder_of(name) / "run" / "probes.jsonl"
     records = [json.loads(line) for line in journal.read_text().splitlines()]

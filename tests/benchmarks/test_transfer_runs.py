@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import render_docs
 import transfer
 import transfer_models
-from corpus import Sizes, measure
+from corpus import Sizes, measure, measured_row
 from corpus_models import Model
 from doc_tables import transfer as transfer_tables
 from doc_tables.layout import Results
+from results import keep
 from transfer_models import LEARNT, TODAY, Measured, complete_models, corpus_of
 from transfer_search import UNIFORM, compare
 
@@ -104,6 +106,12 @@ def test_every_stage_keeps_what_it_came_to(sizes: Sizes, tmp_path: Path) -> None
     assert plans[LEARNT, 12]["over_probed"]["value"] == 0 and all(row["bits_per_weight"] <= 3 for row in plans.values())
     assert {row["model"] for row in tested["models"]} == {"last"}
 
+    run = Run.open(Path(os.environ["SEDAQ_CORPUS"]) / "first" / "run", subject=f"{os.environ['SEDAQ_CORPUS']}/first.py:make")
+    own = {purpose: measured_row(run, purpose) for purpose in ("probe", "unseen", "truth")}
+    assert own["truth"]["plans"] == 1 + len(run.subject.layers) and 0 <= own["truth"]["above_noise"] <= 1
+    row = {"model": "first", "why": "tiny", "is_test": False, "layers": len(run.subject.layers), "n_weights": 1000, "fid": {"value": 1.0}}
+    keep("corpus", "python benchmarks/corpus.py first", [row | own], sizes.results)
+
     page = (render_docs.ROOT / "docs/experiments/transfer.md").read_text(encoding="utf-8")
     text = render_docs.render(page, render_docs.make_environment(Results(sizes.results)))
     assert "Not measured yet" not in text and "| last | learnt prior, 0 probes |" in text and "3: first, second, third" in text
@@ -111,10 +119,10 @@ def test_every_stage_keeps_what_it_came_to(sizes: Sizes, tmp_path: Path) -> None
 
 def test_tables_say_how_they_are_measured_until_they_are(tmp_path: Path) -> None:
     results = Results(tmp_path)
-    for name, stage in transfer_tables.STAGES.items():
+    for name, command in transfer_tables.COMMANDS.items():
         for draw in transfer_tables.TABLES:
-            assert draw(results, name) == f"*Not measured yet.*\n\n    python benchmarks/transfer.py {stage}"
-    assert set(transfer_tables.STAGES.values()) == set(transfer.STAGES)
+            assert draw(results, name) == f"*Not measured yet.*\n\n    python benchmarks/{command}"
+    assert {f"transfer.py {stage}" for stage in transfer.STAGES} | {"corpus.py NAME --data DIR"} == set(transfer_tables.COMMANDS.values())
 
 
 def test_a_prior_that_has_seen_a_model_is_not_judged_by_it(sizes: Sizes) -> None:

@@ -71,6 +71,6 @@ def _model(number: int, n_layers: int, seed: int, noise: float, spread: float, l
         "full_precision": full_precision,
         "metric": "fid",
         "n_images": 2000.0,
-        "source": "alone",
+        "n_plans": 50.0,
     }
     return table.assign(**known)[list(COLUMNS)]

@@ -15,46 +15,43 @@ from sedaq.sensitivity.probing.designs import design_plans
 from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.probing.probes import excess
-from sedaq.sensitivity.run import Run, probe_journal
+from sedaq.sensitivity.run import TUNED_PROBE, Run, probe_journal
 
 from .synthetic import synthetic_corpus
 
 
-def measure_alone(run: Run) -> None:
-    plans = design_plans("layer", run.subject.layers, run.menus, n_plans=10**6, seed=0)
-    with Measurer(Prober(run), "serial") as measurer:
-        list(measurer.measure([PlanTask(plan, 32, "truth") for plan in plans]))
-
-
-def test_layers_measured_alone_are_the_rows(run: Run) -> None:
-    measure_alone(run)
+def test_rows_are_what_the_additive_model_says_of_layers_alone(run: Run) -> None:
     table = rows_of(run)
     n_entries = sum(entry.format.kind != "asis" for menu in run.menus.values() for entry in menu)
-    assert list(table) == list(COLUMNS) and len(table) == n_entries and set(table["source"]) == {"alone"}
-    assert set(table["n_images"]) == {32.0} and set(table["fingerprint"]) == {run.subject.model_fingerprint}
-    records = [record for record in probe_journal(run.folder).read() if record["purpose"] == "truth"]
-    for row in table.iloc[::3].itertuples():
-        (record,) = [r for r in records if r["layers"][row.layer] == row.format and sum(f != "asis" for f in r["layers"].values()) == 1]
-        assert (row.effect, row.se, row.half_1, row.half_2) == pytest.approx(excess(record, "fid", records))
-    assert table["full_precision"].nunique() == 1 and (table["error"] > 0).all()
-
-
-def test_plans_enter_through_the_additive_model_with_its_standard_errors(run: Run) -> None:
-    table = rows_of(run)
-    assert set(table["source"]) == {"additive"} and (table["se"] >= 0).all() and (table["effect"] > 0).all()
-    assert len(table) == len(known_entries(run)[0])
+    assert list(table) == list(COLUMNS) and len(table) == n_entries == len(known_entries(run)[0])
+    assert set(table["fingerprint"]) == {run.subject.model_fingerprint} and table["full_precision"].nunique() == 1
+    assert (table["se"] >= 0).all() and (table["effect"] > 0).all() and (table["error"] > 0).all()
     ascending = table.sort_values(["layer", "error"])
     assert (ascending.groupby("layer")["effect"].diff().dropna() >= 0).all(), "more error is never less harm"
     assert table["se"].max() > 0 and not np.allclose(table["half_1"], table["half_2"])
     pd.testing.assert_frame_equal(table, rows_of(run))
 
 
+def test_every_plan_that_was_measured_counts_but_for_tuned_ones(run: Run) -> None:
+    n_plans = rows_of(run)["n_plans"].unique().item()
+    plans = design_plans("layer", run.subject.layers, run.menus, n_plans=1 + len(run.subject.layers), seed=0)
+    with Measurer(Prober(run), "serial") as measurer:
+        list(measurer.measure([PlanTask(plan, 32, "truth") for plan in plans]))
+        list(measurer.measure([PlanTask(plans[1], 32, TUNED_PROBE, tuned_steps=2)]))
+    hashes = {record["plan_hash"] for record in probe_journal(run.folder).read() if record["purpose"] != TUNED_PROBE}
+    table = rows_of(run)
+    assert set(table["n_plans"]) == {len(hashes)} and len(hashes) > n_plans
+    layer = next(name for name, format in plans[1].items() if format.kind != "asis")
+    (record,) = [r for r in probe_journal(run.folder).read() if r["layers"][layer] != "asis" and r["purpose"] == "truth"]
+    lowest = table[table["layer"] == layer].nlargest(1, "error").iloc[0]
+    value, se = excess(record, "fid", [record])[:2]
+    assert abs(lowest["effect"] - value) < 4 * max(se, lowest["se"])
+
+
 def test_a_run_that_measured_too_little_is_refused_in_a_line(run: Run) -> None:
     journal = run.folder / "probes.jsonl"
     journal.write_text("".join(line + "\n" for line in journal.read_text().splitlines()[:5]))
-    with pytest.raises(
-        InputError, match=r"holds 0 measurements of layers alone and 5 probes, a corpus needs 12 of one kind; run `sedaq probe`"
-    ) as caught:
+    with pytest.raises(InputError, match=r"holds 5 measured plans, a corpus needs 12; run `sedaq probe`") as caught:
         rows_of(run)
     assert "\n" not in str(caught.value)
 
