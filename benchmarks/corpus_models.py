@@ -203,11 +203,11 @@ class Model:
 # Ten of the captions with every digit, stroke and slant among them; without guidance, which doubles the time.
 CAPTIONS = SamplingConfig(prompts=tuple(full_captions()[::9]), guidance=1.0, batch_size=64)
 # Half as many images of U-Nets, which take twice as long and have more layers.
-U_NET: dict[str, Any] = {"n_images": 240, "truth_images": 120, "steps": 6}
+U_NET: dict[str, Any] = {"n_images": 160, "truth_images": 120, "steps": 6}
 
 MODELS = {
     "mnist-dit": Model("a DiT with a modulation in every block"),
-    "mnist-unet": Model("a U-Net with little attention", **U_NET),
+    "mnist-unet": Model("a U-Net with little attention", **U_NET | {"n_images": 240}),
     "digits-sd": Model("Stable Diffusion's U-Net with cross attention, in latents", sampling=CAPTIONS, **U_NET),
     "digits-mmdit": Model("Stable Diffusion 3's transformer of two streams, in latents, by flow matching", sampling=CAPTIONS),
     "cifar-unet": Model(
