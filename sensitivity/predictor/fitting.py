@@ -23,7 +23,7 @@ from ..explanation.findings import findings
 from ..metrics.registry import DEFAULT, metric_of
 from ..prior.contributions import factors, sentences
 from ..prior.entries import known_entries
-from ..prior.use import prior_of
+from ..prior.use import prior_of, seen_before
 from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import Probes, read_probes
 from ..run import PROBE, TUNED_PROBE, Run
@@ -121,11 +121,12 @@ def _fit(
     predictor = Predictor.fit(metric, probes, error_of=error_of(statistics), seed=seed)
     explanation = Explanation.of(run, statistics, probes, predictor.ridge, seed)
     judged = _judged(probes, predicted, seed, sign=metric_of(metric).sign)
+    prior = prior_of(run) if probes.table.priors.learnt is not None else None
     summary = {
         "n_probes": len(probes),
         "n_trees": predictor.n_trees,
         **({"tuned_steps": probes.tuned_steps} if probes.tuned_steps else {}),
-        "notes": [*probes.notes, *_why_not(statistics)],
+        "notes": [*probes.notes, *_why_not(statistics), *(seen_before(run) if prior else [])],
         **judged,
         "sources": sources(probes, predicted[ADDITIVE].mean(0), predicted[OURS].mean(0), seed),
         "learning_curve": learning_curve(probes, seed),
@@ -133,7 +134,6 @@ def _fit(
         "additivity": additivity(explanation, predicted[OURS].mean(0)),
         "findings": findings(explanation, metric_of(metric).heading, judged["spearman_ci"]),
     }
-    prior = prior_of(run) if probes.table.priors.learnt is not None else None
     tables = {
         "sensitivity": layer_rows(run, statistics, explanation, predictor),
         "groups": group_rows(explanation),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...errors import InputError
 from ..metrics.registry import DEFAULT
+from ..prior.use import seen_before
 from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import MIN_PROBES, layer_table, read_probes
 from ..run import PROBE, Run, probe_journal
@@ -36,9 +37,12 @@ def predictor_of(run: Run, *, tuned: bool = False) -> Predictor:
             f"{run.folder}: has no predictor, and no prior was learnt from other models; run `sedaq probe` for {MIN_PROBES} plans or more and `sedaq fit`, "
             "or teach a prior by `sedaq learn`"
         )
+    seen = seen_before(run)
     if n_probes >= MIN_FEW:
         probes = read_probes(run, DEFAULT, statistics=statistics, at_least=MIN_FEW)
         note = f"only {n_probes} plans were measured: the plan goes by what other models taught, corrected by them; `sedaq fit` takes {MIN_PROBES}"
-        return Predictor.fit(DEFAULT, probes, error_of=error_of(statistics), seed=run.settings.seed, notes=(note,))
+        return Predictor.fit(DEFAULT, probes, error_of=error_of(statistics), seed=run.settings.seed, notes=(note, *seen))
     note = f"{NOTHING if n_probes == 0 else 'too little was measured'}: {BY_PRIOR} {DEFAULT}"
-    return Predictor.of_prior(DEFAULT, table, full_precision=1.0, error_of=error_of(statistics), seed=run.settings.seed, notes=(note,))
+    return Predictor.of_prior(
+        DEFAULT, table, full_precision=1.0, error_of=error_of(statistics), seed=run.settings.seed, notes=(note, *seen)
+    )

@@ -58,6 +58,13 @@ def known_prior() -> LearntPrior | None:
     return LearntPrior.load(Path(str(shipped))) if shipped.is_file() else None
 
 
+def seen_before(run: Run) -> list[str]:
+    """A note where the run's own model is one of those that a prior was learnt from."""
+    prior = prior_of(run)
+    known = prior is not None and run.subject.name in prior.models
+    return [f"{run.subject.name} itself is among the models that taught the prior; of a new model it knows less"] if known else []
+
+
 def learnt_layers(run: Run, statistics: LayerStatistics) -> LearntLayers | None:
     """What a prior says of a run's layers; None where there is no prior, or the run's model may not be loaded to be looked at."""
     prior = prior_of(run)

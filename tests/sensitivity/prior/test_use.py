@@ -245,6 +245,9 @@ def test_a_fit_says_where_it_has_what_it_knows_from_and_is_made_again_for_anothe
     assert fit(run).summary == first, "read back"
     learnt = load_predictor(run).table.priors.learnt
     assert learnt is not None and learnt.corpus == prior.corpus
+    assert not any("itself" in note for note in first["notes"])
+    replace(prior, models=["other", run.subject.name], corpus="another").save(use.personal_prior())
+    assert "tiny itself is among the models that taught the prior; of a new model it knows less" in fit(run).summary["notes"]
     use.personal_prior().unlink()
     assert fit(run).summary["sources"]["prior_of"] == "gradient scores"
 
