@@ -41,7 +41,7 @@ class Sizes:
 
     rates: tuple[float, ...] = (1.5, 2.0, 2.5, 3.0, 4.0)
     n_probes: int = 36
-    n_unseen: int = 60
+    n_unseen: int = 40
     truth_rates: int = 1
     evaluated_images: int = 1000
     evaluated_steps: int = 20
