@@ -51,13 +51,20 @@ def without_floor(probes: Probes) -> Probes:
     return replace(probes, labels=replace(probes.labels, floor=probes.full_precision))
 
 
+def certain(*places: int) -> np.ndarray:
+    """Certainties by which the common numbers at these places stay where their priors have them."""
+    certainties = additive.CERTAINTY.copy()
+    certainties[list(places)] = FIXED
+    return certainties
+
+
 VARIANTS: dict[str, tuple[dict[str, Any], Any]] = {
     "additive model": ({}, lambda probes: probes),
     "errors in place of gradient scores": ({}, without_scores),
     "no piecewise-linear offsets": ({"OFFSET_RIDGE": FIXED}, lambda probes: probes),
-    "terms add up (r = 1)": ({"CERTAINTY": np.array([0.0, 0.0, FIXED, 0.1, 0.25])}, lambda probes: probes),
+    "terms add up (r = 1)": ({"CERTAINTY": certain(2)}, lambda probes: probes),
     "a power everywhere (no saturation scale)": (
-        {"CERTAINTY": np.array([0.0, 0.0, 0.1, 0.1, FIXED]), "PRIOR_SATURATION": 1e-6},
+        {"CERTAINTY": certain(4), "PRIOR_SATURATION": 1e-6},
         lambda probes: probes,
     ),
     "log of the distance, not of its excess": ({}, without_floor),

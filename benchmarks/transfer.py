@@ -1,10 +1,11 @@
-"""What a prior that other models taught is worth on the next one:  python benchmarks/transfer.py corpus | leave-one-out | findings | time | test
+"""What a prior that other models taught is worth on the next one:  python benchmarks/transfer.py corpus | leave-one-out | exponent | findings | time | test
 
 Of the runs that benchmarks/corpus.py made, those that are complete. Test models enter `test` alone, and none of the others.
 
     corpus          gathers the rows, chooses how trees are grown (Optuna; the study is kept), and writes what sedaq ships: sensitivity/prior/corpus.parquet
                     and prior.json, with figures of them in docs/
     leave-one-out   every model by what the others teach, settings of the trees included
+    exponent        gradient scores without other models: how firmly to believe in their exponent
     findings        what Qua²SeDiMo found of sensitive layers, one claim after the other
     time            predictions of 803 layers with 8 entries each
     test            the test models by the prior that is shipped, and plans that are searched with it
@@ -24,6 +25,7 @@ import pandas as pd
 from corpus import Sizes
 from results import RESULTS, keep
 from threadpoolctl import threadpool_limits
+from transfer_exponent import all_judged, comparisons
 from transfer_findings import FINDINGS, check
 from transfer_models import LEARNT, N_PROBES, SCORE, TODAY, Measured, complete_models, corpus_of, judged
 from transfer_search import MOST, compare
@@ -128,6 +130,13 @@ def leave_one_out(sizes: Sizes, *, study: Path = NESTED_STUDY, n_trials: int = N
     keep("transfer_leave_one_out", command("leave-one-out"), rows, sizes.results, corpus=corpus_fingerprint(table), n_trials=n_trials)
 
 
+def judge_exponents(sizes: Sizes) -> None:
+    """Of the models to learn from."""
+    names, n_probes = complete_models(is_test=False, sizes=sizes), numbers_of_probes(sizes)[1:]
+    rows = summarize(all_judged(names, n_probes), comparisons(n_probes), n_draws=N_DRAWS)
+    keep("transfer_exponent", command("exponent"), rows, sizes.results)
+
+
 def check_findings(sizes: Sizes) -> None:
     _, table = gathered(sizes)
     keep(
@@ -166,6 +175,7 @@ def judge_test_models(sizes: Sizes, *, folder: Path = SHIPPED, searching: Callab
 STAGES: dict[str, Callable[[Sizes], None]] = {
     "corpus": make_corpus,
     "leave-one-out": leave_one_out,
+    "exponent": judge_exponents,
     "findings": check_findings,
     "time": time_predictions,
     "test": judge_test_models,

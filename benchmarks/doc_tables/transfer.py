@@ -13,6 +13,7 @@ COMMANDS = {
     "corpus": "corpus.py NAME --data DIR",
     "transfer_corpus": "transfer.py corpus",
     "transfer_leave_one_out": "transfer.py leave-one-out",
+    "transfer_exponent": "transfer.py exponent",
     "transfer_findings": "transfer.py findings",
     "transfer_time": "transfer.py time",
     "transfer_test": "transfer.py test",

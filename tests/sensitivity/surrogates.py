@@ -38,10 +38,16 @@ def table(informed: bool = True) -> LayerTable:
 
 
 def random_probes(n: int, *, seed: int = 0, noise: float = 0.02, informed: bool = True) -> Probes:
-    """Plans over random rates; excess by the additive model, off by relative `noise` in each half of the images."""
+    """Plans over random rates, the first one of full precision."""
     rng = np.random.default_rng(seed)
     rates = rng.choice(RATES, size=(n, N_LAYERS))
     rates[0] = 16.0
+    return probes_at(rates, rng, noise=noise, informed=informed)
+
+
+def probes_at(rates: np.ndarray, rng: np.random.Generator, *, noise: float = 0.02, informed: bool = True) -> Probes:
+    """Plans of these rates, (n, layers); excess by the additive model, off by relative `noise` in each half of the images."""
+    n = len(rates)
     errors = np.vectorize(ERRORS.get)(rates)
     truth = known_surrogate().excess(errors)
     halves = truth[:, None] * (1 + noise * 2**0.5 * rng.normal(size=(n, 2)))

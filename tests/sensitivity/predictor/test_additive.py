@@ -10,10 +10,23 @@ import pytest
 from scipy.optimize import check_grad
 from scipy.stats import spearmanr
 
-from sedaq.sensitivity.predictor.additive import Additive, Labels, LayerPriors, _Objective, fit_additive
+from sedaq.sensitivity.predictor.additive import SCORE_FACTOR, Additive, Labels, LayerPriors, _Objective, fit_additive
 from sedaq.sensitivity.predictor.ridge import choose_ridge
 
-from ..surrogates import ERRORS, EXPONENT, FULL_PRECISION, N_LAYERS, POWER, SATURATION, SLOPES, known_surrogate, random_probes, table
+from ..surrogates import (
+    ERRORS,
+    EXPONENT,
+    FULL_PRECISION,
+    N_LAYERS,
+    POWER,
+    RATES,
+    SATURATION,
+    SLOPES,
+    known_surrogate,
+    probes_at,
+    random_probes,
+    table,
+)
 
 
 def test_the_gradient_is_that_of_the_loss() -> None:
@@ -107,6 +120,16 @@ def test_with_fewer_probes_than_layers_the_scores_carry() -> None:
         surrogate = fit_additive(few.errors, few.labels, few.table.priors, 0.3)
         found[informed] = spearmanr(surrogate.excess(unseen.errors), unseen.values)[0]
     assert found[True] > 0.95 and found[True] > found[False] + 0.02
+
+
+def test_uniform_plans_alone_leave_the_order_of_layers_to_their_scores() -> None:
+    """Five uniform plans say nothing of which layers matter. What they leave open must not be made up."""
+    unseen = random_probes(200, seed=9)
+    for seed in range(5):
+        few = probes_at(np.repeat(np.array(RATES)[:, None], N_LAYERS, axis=1), np.random.default_rng(seed))
+        surrogate = fit_additive(few.errors, few.labels, few.table.priors, 0.3)
+        assert np.polyfit(few.table.priors.slopes, surrogate.log_slopes, 1)[0] == pytest.approx(SCORE_FACTOR, abs=0.03)
+        assert spearmanr(surrogate.excess(unseen.errors), unseen.values)[0] > 0.97
 
 
 def test_noisy_labels_weigh_less() -> None:

@@ -16,7 +16,7 @@ from scipy.stats import norm
 from sedaq.errors import DamagedError, InputError
 from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.verb import search_front, search_run
-from sedaq.sensitivity.predictor.additive import _Objective, fit_additive, fit_common
+from sedaq.sensitivity.predictor.additive import SCORE_FACTOR, _Objective, fit_additive, fit_common
 from sedaq.sensitivity.predictor.cross_validation import spearman
 from sedaq.sensitivity.predictor.fitting import fit, load_predictor
 from sedaq.sensitivity.predictor.layer_priors import LayerPriors, LearntLayers
@@ -68,7 +68,7 @@ def test_the_gradient_is_that_of_the_loss_with_a_learnt_prior() -> None:
     assert check_grad(lambda z: objective(z)[0], lambda z: objective(z)[1], start) < 1e-4 * size
 
 
-def test_without_a_learnt_prior_nothing_changes() -> None:
+def test_without_a_learnt_prior_layers_are_where_their_scores_have_them() -> None:
     probes = random_probes(30)
     plain = LayerPriors(probes.table.priors.log_errors, probes.table.priors.log_scores)
     assert plain.learnt is None and (plain.relative_widths == 1).all() and plain.drawn(np.random.default_rng(0)) is plain
@@ -78,7 +78,7 @@ def test_without_a_learnt_prior_nothing_changes() -> None:
     theta, p, *_ = objective.parameters(u)
     scores = plain.log_scores - plain.log_scores.mean()
     b, q, _, log_p, _ = u[2 * n : 2 * n + 5] / 30**0.5
-    np.testing.assert_array_equal(theta, b + q * scores + u[:n] / 0.3**0.5)
+    np.testing.assert_array_equal(theta, b + (SCORE_FACTOR + q) * scores + u[:n] / 0.3**0.5)
     np.testing.assert_array_equal(p, np.exp(np.log(1.5) + log_p + u[n : 2 * n]))
 
 
