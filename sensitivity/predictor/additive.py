@@ -208,7 +208,7 @@ class _Objective:
         deviations, steepness, (b, q, log_r, log_p, log_saturation), offsets = self._deviations(u)
         theta = b + (self.factor + q) * self.slopes + deviations * self.relative / self.ridge**0.5
         power, saturation = float(PRIOR_POWER * np.exp(log_r)), float(self.saturation * np.exp(np.clip(log_saturation, -30, 30)))
-        return theta, np.exp(self.log_exponents + log_p + steepness), power, saturation, offsets / OFFSET_RIDGE**0.5
+        return theta, np.exp(np.clip(self.log_exponents + log_p + steepness, -30, 30)), power, saturation, offsets / OFFSET_RIDGE**0.5
 
     def _deviations(self, u: Array) -> tuple[Array, Array, Array, Array]:
         """What the penalties are of: θ and log p from their priors, in units of their penalties; and b, and q, log r, log of the common p and log κ from theirs; and β in units

@@ -115,7 +115,7 @@ class Adaptive:
             size = min(ROUND, self.limit - len(self.seen))
             before = len(self.seen)
             proposed = self._propose(surrogates, size - min(STRATIFIED, size))
-            yield from self._measured([*proposed, *self._next_stratified(size - len(proposed))], self.few)
+            yield from self._measured([*proposed, *self._next_stratified(size - len(proposed), besides=proposed)], self.few)
             if len(self.seen) == before:  # the model has no more plans
                 return
             yield from self._measured([*self._full_precision(), *self._near_the_front()], self.run.settings.n_images)
@@ -137,10 +137,11 @@ class Adaptive:
             for name, menu in zip(self.names, self.menus, strict=True)
         )
 
-    def _next_stratified(self, n: int) -> list[Plan]:
+    def _next_stratified(self, n: int, besides: Sequence[Plan] = ()) -> list[Plan]:
         found: list[Plan] = []
+        others = {self._picks(plan) for plan in besides}
         while len(found) < n and (plan := next(self._stratified, None)) is not None:
-            if self._picks(plan) not in self.seen:
+            if self._picks(plan) not in self.seen.keys() | others:
                 found.append(plan)
         return found
 

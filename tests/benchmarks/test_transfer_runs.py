@@ -18,6 +18,7 @@ from corpus_models import Model
 from doc_tables import transfer as transfer_tables
 from doc_tables.layout import Results
 from results import keep
+from transfer_exponent import BELIEFS
 from transfer_models import LEARNT, TODAY, Measured, complete_models, corpus_of
 from transfer_search import UNIFORM, compare
 
@@ -93,6 +94,13 @@ def test_every_stage_keeps_what_it_came_to(sizes: Sizes, tmp_path: Path) -> None
     learnt = next(row for row in found["predictors"] if row["predictor"] == LEARNT and row["n_probes"] == 12)
     assert learnt["share"]["ci"][0] <= learnt["share"]["value"] <= learnt["share"]["ci"][1] + 1e-9 and 0 <= learnt["covered"]["value"] <= 1
     assert len(found["differences"]) == 3 + 2 + 2
+
+    transfer.judge_exponents(sizes)
+    beliefs = rows(sizes, "transfer_exponent")
+    assert {row["n_probes"] for row in beliefs["predictors"]} == {0, 6, 12} and {row["model"] for row in beliefs["models"]} == set(
+        prior.models
+    )
+    assert len(beliefs["differences"]) == 2 * (len(BELIEFS) - 1)
 
     transfer.check_findings(sizes)
     assert len(rows(sizes, "transfer_findings")) == len(transfer.FINDINGS)

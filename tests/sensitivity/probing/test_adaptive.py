@@ -49,6 +49,14 @@ def test_it_asks_for_new_plans_measures_few_images_first_and_the_front_again(fre
     assert len(outcome["rankings"]) >= 1 and all(-1 <= r <= 1 for r in outcome["rankings"])
 
 
+def test_a_round_names_no_plan_twice(fresh: Run) -> None:
+    """What the design proposes may be the stratified plan that comes next."""
+    with Measurer(Prober(fresh)) as measurer:
+        first = Adaptive(fresh, measurer, 20)._next_stratified(2)
+        others = Adaptive(fresh, measurer, 20)._next_stratified(3, besides=first)
+    assert len(others) == 3 and not any(plan in first for plan in others)
+
+
 @pytest.mark.usefixtures("small_rounds")
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(fresh: Run, subject: str, tmp_path: Path) -> None:
     shutil.copytree(fresh.folder, tmp_path / "other")
