@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.embeddings import get_2d_sincos_pos_embed, get_timestep_embedding
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,7 +54,8 @@ class UViT(ModelMixin, ConfigMixin):
         super().__init__()
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(in_channels, width, patch_size, patch_size)})
         self.class_embedding = nn.Embedding(n_classes, width)
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 2 + (sample_size // patch_size) ** 2, width))
+        places = get_2d_sincos_pos_embed(width, sample_size // patch_size, output_type="pt").float()
+        self.pos_embed = nn.Parameter(torch.cat([torch.zeros(2, width), places])[None])  # from noise it takes thousands of steps to learn places
         self.in_blocks = nn.ModuleList(Block(width, n_heads) for _ in range(depth // 2))
         self.mid_block = Block(width, n_heads)
         self.out_blocks = nn.ModuleList(Block(width, n_heads, skips=True) for _ in range(depth // 2))

@@ -32,7 +32,6 @@ PRIOR_EXPONENT, PRIOR_POWER, PRIOR_SATURATION = 1.5, 1.0, 1.0  # the saturation 
 # minimum lies that means nothing. Bounds would do the same, but lead L-BFGS astray on its way.
 CERTAINTY, WIDEST, BARRIER = np.array([0.0, 1.0, 0.1, 0.1, 0.25]), np.array([np.inf, np.inf, 1.1, 0.8, np.inf]), 100.0
 SCORE_FACTOR = 0.8  # q, of gradient scores. Left free, six probes made an order of it that was worse than that of the scores (benchmarks/transfer.py)
-OF_LEARNT = 0.25  # one over the variance of q about 1, where a prior was learnt
 RESIDUAL = 0.1  # of the additive model itself, in log(excess + floor): labels noisier than that weigh less
 _TINY, _FAR = 1e-12, 1e30
 
@@ -182,9 +181,7 @@ class _Objective:
         self.labels, self.slopes, self.ridge = labels, priors.slopes, ridge
         self.relative = priors.relative_widths
         self.log_exponents = priors.log_exponents(PRIOR_EXPONENT)
-        self.factor, self.certainty = SCORE_FACTOR, CERTAINTY
-        if priors.learnt is not None:
-            self.factor, self.certainty = 1.0, np.array([CERTAINTY[0], OF_LEARNT, *CERTAINTY[2:]])
+        self.factor = SCORE_FACTOR if priors.learnt is None else 1.0
         self.target, self.weights = labels.target, labels.weights
         self.median = float(np.median(np.exp(self.target)))
         self.saturation = PRIOR_SATURATION * max(abs(labels.full_precision), labels.floor)
@@ -234,12 +231,12 @@ class _Objective:
             excess = np.minimum(total * (1 + total / saturation) ** (r - 1), 1e30)
         residual = np.log(excess + self.labels.floor) - self.target
         beyond = np.sign(common) * np.maximum(np.abs(common) - WIDEST, 0)
-        prior = self.certainty * common + BARRIER * beyond
+        prior = CERTAINTY * common + BARRIER * beyond
         loss = 0.5 * (
             self.weights @ residual**2
             + deviations @ deviations
             + steepness @ steepness
-            + self.certainty @ common**2
+            + CERTAINTY @ common**2
             + BARRIER * beyond @ beyond
             + scaled_offsets @ scaled_offsets
         )

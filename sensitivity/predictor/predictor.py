@@ -22,7 +22,7 @@ from ...aq.plans.menu import Entry
 from ...errors import DamagedError
 from ...storage import read_json, write_json
 from ..probing.probes import LayerTable, Probes
-from .additive import CERTAINTY, RESIDUAL, Additive, Array, WarmStart, fit_samples
+from .additive import CERTAINTY, PRIOR_POWER, PRIOR_SATURATION, RESIDUAL, Additive, Array, WarmStart, fit_samples
 from .features import TreeFeatures
 from .layer_priors import LayerPriors, LearntLayers
 from .ridge import FEW, choose_ridge, usual_ridge
@@ -105,7 +105,7 @@ class Predictor:
         for _ in range(N_DRAWS):
             own = learnt.drawn(rng)
             level, *common = (learnt.level, *COMMON_WIDTHS) * rng.normal(size=1 + len(COMMON_WIDTHS))
-            power, saturation = np.exp(common)
+            power, saturation = np.array([PRIOR_POWER, PRIOR_SATURATION]) * np.exp(common)
             slopes = own.log_slopes + level + np.log(full_precision)
             members.append(
                 Member(
