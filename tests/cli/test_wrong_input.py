@@ -151,6 +151,7 @@ def test_a_missing_run(refused: Refused, verb: list[str]) -> None:
     assert "--run absent: holds no run" in message and "make one with `sedaq probe`" in message
 
 
+@pytest.mark.usefixtures("nothing_shipped")
 def test_a_missing_predictor(refused: Refused, made: Made, tmp_path: Path) -> None:
     run = tmp_path / "given-run"
     run.mkdir()

@@ -177,4 +177,6 @@ def test_who_saves_a_released_encoder_gets_its_weights(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
     kept.release()
     encoder.save_pretrained(tmp_path)  # type: ignore[operator]
-    assert torch.equal(CLIPTextModel.from_pretrained(tmp_path)(IDS)[0], encoder(IDS)[0])
+    loaded = CLIPTextModel.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.state_dict().items())
+    torch.testing.assert_close(loaded(IDS)[0], encoder(IDS)[0])  # products differ by where their numbers lie in memory

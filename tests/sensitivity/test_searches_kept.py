@@ -62,6 +62,7 @@ def test_another_fit_is_searched_anew(run: Run, refuse) -> None:
 
 def test_images_of_the_page_are_sampled_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fit(run)
+    other = search_run(run, Budget(bits=2.2), SearchConfig(trials=8)).plan
     found = search_run(run, Budget(bits=3.0), SearchConfig(trials=8), out=run.folder / "plans" / "plan.json")
     first = run_report.image_grids(run)
     assert set(first) == {"full precision", "searched"}
@@ -72,7 +73,8 @@ def test_images_of_the_page_are_sampled_once(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr(run.subject, "sample", raises)
     again = run_report.image_grids(run)
     assert all((again[name] == first[name]).all() for name in first)
-    found.uniform.save(run.folder / "plans" / "uniform.json")
+    assert other.hash != found.plan.hash
+    other.save(run.folder / "plans" / "uniform.json")
     with pytest.raises(SearchedAgainError):
         run_report.image_grids(run)
 

@@ -84,8 +84,13 @@ def test_assuming_additivity_errs_where_errors_do_not_add(explained: Explanation
     found = additivity(explained, probes.values)
     middle, low, high = found["measured_over_sum_alone"]
     assert low <= middle <= high and middle > 1.2
-    assert found["error_of_additivity"] > 0.2 and found["error_of_predictor"] == pytest.approx(0, abs=1e-9)
     surrogate, (ratio, least, greatest) = known_surrogate(), found["together_over_apart"]
+    together = surrogate.excess(probes.errors)
+    clear = (together > 0) & (probes.labels.excess > 3 * probes.labels.se)
+    apart = surrogate.of_total(surrogate.terms(probes.errors)).sum(1)
+    off = np.median(np.log(together[clear] / apart[clear]))
+    assert found["error_of_additivity"] == pytest.approx(off, rel=0.2) and off > 0.15
+    assert found["error_of_predictor"] == pytest.approx(0, abs=1e-9)
     terms = surrogate.terms(np.full(N_LAYERS, ERRORS[RATES[0]]))
     assert least <= ratio <= greatest and ratio == pytest.approx(
         surrogate.of_total(terms.sum()) / surrogate.of_total(terms).sum(), rel=0.15
