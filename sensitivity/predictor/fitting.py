@@ -22,8 +22,7 @@ from ..explanation.explanation import Explanation, additivity, group_rows, inter
 from ..explanation.findings import findings
 from ..metrics.registry import DEFAULT, metric_of
 from ..prior.contributions import factors, sentences
-from ..prior.entries import known_entries
-from ..prior.use import prior_of, seen_before
+from ..prior.use import explaining_prior, prior_of, seen_before
 from ..probing.layer_statistics import LayerStatistics
 from ..probing.probes import Probes, read_probes
 from ..run import PROBE, TUNED_PROBE, Run
@@ -98,7 +97,7 @@ def fit(run: Run, *, metric: str = DEFAULT, tuned: bool = False, seed: int | Non
     folder = predictor_folder(run, tuned=tuned)
     identity = {
         "subject": run.subject.fingerprint,
-        "probes": fingerprint([sorted(probes.hashes), probes.labels.excess.tolist(), metric, seed, *_taught_by(probes)]),
+        "probes": fingerprint([sorted(probes.hashes), probes.labels.excess.tolist(), metric, seed, *_taught_by(run, probes)]),
         **owner(run.folder),
     }
     found = _read_back(folder, identity, statistics)
@@ -121,12 +120,12 @@ def _fit(
     predictor = Predictor.fit(metric, probes, error_of=error_of(statistics), seed=seed)
     explanation = Explanation.of(run, statistics, probes, predictor.ridge, seed)
     judged = _judged(probes, predicted, seed, sign=metric_of(metric).sign)
-    prior = prior_of(run) if probes.table.priors.learnt is not None else None
+    explaining = None if probes.tuned_steps else explaining_prior(run, statistics)
     summary = {
         "n_probes": len(probes),
         "n_trees": predictor.n_trees,
         **({"tuned_steps": probes.tuned_steps} if probes.tuned_steps else {}),
-        "notes": [*probes.notes, *_why_not(statistics), *(seen_before(run) if prior else [])],
+        "notes": [*probes.notes, *_why_not(statistics), *(seen_before(run) if probes.table.priors.learnt else [])],
         **judged,
         "sources": sources(probes, predicted[ADDITIVE].mean(0), predicted[OURS].mean(0), seed),
         "learning_curve": learning_curve(probes, seed),
@@ -139,17 +138,16 @@ def _fit(
         "groups": group_rows(explanation),
         "interactions": interaction_rows(explanation, predictor),
     }
-    if prior is not None:
-        entries, _ = known_entries(run, statistics)
-        tables["properties"] = factors(prior, entries)
-        summary["findings"] += sentences(prior, entries)
+    if explaining is not None:
+        tables["properties"] = factors(*explaining)
+        summary["findings"] += sentences(*explaining)
     return predictor, tables, summary
 
 
-def _taught_by(probes: Probes) -> list[str]:
+def _taught_by(run: Run, probes: Probes) -> list[str]:
     """The corpus that a learnt prior is of; nothing without one, so that fits of earlier versions are read back."""
-    learnt = probes.table.priors.learnt
-    return [] if learnt is None else [learnt.corpus]
+    prior = None if probes.tuned_steps else prior_of(run)
+    return [] if prior is None else [prior.corpus]
 
 
 def _why_not(statistics: LayerStatistics) -> list[str]:

@@ -41,12 +41,12 @@ def load_prior(path: Path) -> LearntPrior:
     return LearntPrior.load(path)
 
 
-def prior_of(run: Run) -> LearntPrior | None:
-    """The one that a run was told, else the one that is known."""
-    return run.prior or known_prior()
+def prior_of(run: Run, *, shipped: bool = True) -> LearntPrior | None:
+    """The one that a run was told, else the one that is known; `shipped`: the one that sedaq ships counts, too."""
+    return run.prior or known_prior(shipped=shipped)
 
 
-def known_prior() -> LearntPrior | None:
+def known_prior(*, shipped: bool = True) -> LearntPrior | None:
     """The user's own, else the one that sedaq ships, else none. One that is damaged is passed over with a warning."""
     path = personal_prior()
     if path.exists():
@@ -54,8 +54,8 @@ def known_prior() -> LearntPrior | None:
             return LearntPrior.load(path)
         except DamagedError as error:
             log.warning("%s", error)
-    shipped = files(__package__).joinpath(SHIPPED_FILE)
-    return LearntPrior.load(Path(str(shipped))) if shipped.is_file() else None
+    own = files(__package__).joinpath(SHIPPED_FILE)
+    return LearntPrior.load(Path(str(own))) if shipped and own.is_file() else None
 
 
 def seen_before(run: Run) -> list[str]:
@@ -65,17 +65,24 @@ def seen_before(run: Run) -> list[str]:
     return [f"{run.subject.name} itself is among the models that taught the prior; of a new model it knows less"] if known else []
 
 
-def learnt_layers(run: Run, statistics: LayerStatistics) -> LearntLayers | None:
-    """What a prior says of a run's layers; None where there is no prior, or the run's model may not be loaded to be looked at."""
+def explaining_prior(run: Run, statistics: LayerStatistics) -> tuple[LearntPrior, pd.DataFrame] | None:
+    """A prior and the entries of a run's layers, which it speaks of; None where there is none, or the run's model may not be loaded to be looked at."""
     prior = prior_of(run)
     if prior is None:
         return None
     try:
-        entries, _ = known_entries(run, statistics)
+        return prior, known_entries(run, statistics)[0]
     except UntrustedError as error:
         log.warning("what other models taught is left out: %s", error)
         return None
-    return layers_of(prior, entries, run.subject.layers)
+
+
+def learnt_layers(run: Run, statistics: LayerStatistics, *, shipped: bool = True) -> LearntLayers | None:
+    """What a prior says of a run's layers; None where there is none to ask. `shipped`: the one that sedaq ships counts, too."""
+    if prior_of(run, shipped=shipped) is None:
+        return None
+    found = explaining_prior(run, statistics)
+    return None if found is None else layers_of(*found, run.subject.layers)
 
 
 def layers_of(prior: LearntPrior, entries: pd.DataFrame, layers: list[Layer]) -> LearntLayers:

@@ -79,7 +79,8 @@ class Adaptive:
         run, names = self.run, [layer.name for layer in self.run.subject.layers]
         statistics = LayerStatistics(run)
         self.names, self.menus = names, [run.menus[name] for name in names]
-        self.table = layer_table(run, statistics)
+        self.table = layer_table(run, statistics)  # before any probe
+        self.priors = layer_table(run, statistics, n_probes=self.limit).priors
         width = max(map(len, self.menus))
         self.errors, self.sizes = np.zeros((len(names), width)), np.full((len(names), width), np.inf)
         for row, (name, menu) in enumerate(zip(names, self.menus, strict=True)):
@@ -175,7 +176,7 @@ class Adaptive:
         errors = self._errors_of([seen.picks for seen in finite])
         rng = np.random.default_rng([self.run.settings.seed, len(self.seen)])
         samples = [np.arange(len(finite)), *(rng.integers(len(finite), size=len(finite)) for _ in range(N_SURROGATES))]
-        return list(fit_samples(errors, labels, self.table.priors, RIDGES[1], samples))
+        return list(fit_samples(errors, labels, self.priors, RIDGES[1], samples))
 
     def _errors_of(self, picks: Sequence[Sequence[int]]) -> Array:
         """(n, layers)"""

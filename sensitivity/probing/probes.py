@@ -75,8 +75,11 @@ class Probes:
         return replace(self, hashes=[str(h) for h in np.array(self.hashes)[rows]], **arrays)
 
 
-def layer_table(run: Run, statistics: LayerStatistics, *, tuned: bool = False) -> LayerTable:
-    """A run's layers, with what other models taught of them where there is a learnt prior, which speaks of plans that are not tuned."""
+def layer_table(run: Run, statistics: LayerStatistics, *, tuned: bool = False, n_probes: int = 0) -> LayerTable:
+    """A run's layers, with what other models taught of them where there is a learnt prior, which speaks of plans that are not tuned.
+
+    The shipped prior makes way for MIN_PROBES probes and more: on models left out it orders plans no better than gradient scores then.
+    """
     layers = run.subject.layers
     of_menus = [[statistics.of_entry(layer.name, entry) for entry in run.menus[layer.name]] for layer in layers]
     errors, scores = ([np.array([getattr(t, name) for t in menu]) for menu in of_menus] for name in ("error", "score"))
@@ -84,7 +87,7 @@ def layer_table(run: Run, statistics: LayerStatistics, *, tuned: bool = False) -
         [layer.name for layer in layers],
         [layer.role for layer in layers],
         [layer.block for layer in layers],
-        LayerPriors.of(errors, scores, None if tuned else learnt_layers(run, statistics)),
+        LayerPriors.of(errors, scores, None if tuned else learnt_layers(run, statistics, shipped=n_probes < MIN_PROBES)),
     )
 
 
@@ -147,7 +150,7 @@ def read_probes(
         )
     return Probes(
         [record["plan_hash"] for record in records],
-        layer_table(run, statistics, tuned=purpose == TUNED_PROBE),
+        layer_table(run, statistics, tuned=purpose == TUNED_PROBE, n_probes=len(records)),
         np.array([[run.entry(name, plan[name]).rate for name in names] for plan in formats]),
         weight_errors,
         errors,

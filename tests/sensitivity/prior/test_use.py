@@ -33,10 +33,11 @@ from sedaq.sensitivity.prior.use import SHIPPED_FILE, known_prior, layers_of
 from sedaq.sensitivity.probing import adaptive
 from sedaq.sensitivity.probing.adaptive import Adaptive
 from sedaq.sensitivity.probing.designs import design_plans
+from sedaq.sensitivity.probing.layer_statistics import LayerStatistics
 from sedaq.sensitivity.probing.measurer import Measurer
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.probing.prober import Prober
-from sedaq.sensitivity.probing.probes import LayerTable, Probes
+from sedaq.sensitivity.probing.probes import MIN_PROBES, LayerTable, Probes, layer_table
 from sedaq.sensitivity.run import Run
 
 from ..conftest import SETTINGS
@@ -250,6 +251,23 @@ def test_a_fit_says_where_it_has_what_it_knows_from_and_is_made_again_for_anothe
     assert "tiny itself is among the models that taught the prior; of a new model it knows less" in fit(run).summary["notes"]
     use.personal_prior().unlink()
     assert fit(run).summary["sources"]["prior_of"] == "gradient scores"
+
+
+@pytest.mark.usefixtures("fast_fit")
+def test_the_shipped_prior_makes_way_for_enough_probes_and_still_explains(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEDAQ_CACHE", str(tmp_path / "cache"))
+    shipped = fit_prior(synthetic_corpus(4, 8), settings=TreeSettings(n_trees=5))
+    shipped.save(tmp_path / "shipped.json")
+    monkeypatch.setattr(use, "SHIPPED_FILE", str(tmp_path / "shipped.json"))
+    statistics = LayerStatistics(run)
+    few, enough = (layer_table(run, statistics, n_probes=n).priors.learnt for n in (MIN_PROBES - 1, MIN_PROBES))
+    assert few is not None and few.corpus == shipped.corpus and enough is None
+    assert fit(run).summary["sources"]["prior_of"] == "gradient scores"
+    assert load_predictor(run).table.priors.learnt is None and (run.folder / "predictor" / "properties.csv").exists()
+    replace(shipped, corpus="taught").save(use.personal_prior())
+    assert fit(run).summary["sources"]["prior_of"] == "corpus taught", "one's own is asked for, whatever the probes"
 
 
 def test_a_prior_that_is_damaged_is_passed_over(prior: LearntPrior, caplog: pytest.LogCaptureFixture) -> None:
