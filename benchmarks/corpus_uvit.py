@@ -54,10 +54,9 @@ class UViT(ModelMixin, ConfigMixin):
         super().__init__()
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(in_channels, width, patch_size, patch_size)})
         self.class_embedding = nn.Embedding(n_classes, width)
+        # From noise it takes thousands of steps to learn where patches are.
         places = get_2d_sincos_pos_embed(width, sample_size // patch_size, output_type="pt").float()
-        self.pos_embed = nn.Parameter(
-            torch.cat([torch.zeros(2, width), places])[None]
-        )  # from noise it takes thousands of steps to learn places
+        self.pos_embed = nn.Parameter(torch.cat([torch.zeros(2, width), places])[None])
         self.in_blocks = nn.ModuleList(Block(width, n_heads) for _ in range(depth // 2))
         self.mid_block = Block(width, n_heads)
         self.out_blocks = nn.ModuleList(Block(width, n_heads, skips=True) for _ in range(depth // 2))

@@ -181,7 +181,7 @@ def _layer_table(data: RunData) -> pd.DataFrame:
 _FIT, _SENSITIVITY = ("predictor/fit.json", "sedaq fit"), ("predictor/sensitivity.csv", "sedaq fit")
 
 
-_PROPERTIES = ("predictor/properties.csv", "sedaq fit (where `sedaq learn` taught a prior)")
+_PROPERTIES = ("predictor/properties.csv", "sedaq fit")
 
 
 def _has_tuned_costs(data: RunData) -> bool:

@@ -31,9 +31,8 @@ PRIOR_EXPONENT, PRIOR_POWER, PRIOR_SATURATION = 1.5, 1.0, 1.0  # the saturation 
 # Of the priors of b, q, log r, the common log p and log κ: one over their variance; and, steeper, beyond the WIDEST logarithms of r and p, where a second
 # minimum lies that means nothing. Bounds would do the same, but lead L-BFGS astray on its way.
 CERTAINTY, WIDEST, BARRIER = np.array([0.0, 1.0, 0.1, 0.1, 0.25]), np.array([np.inf, np.inf, 1.1, 0.8, np.inf]), 100.0
-SCORE_FACTOR = (
-    0.8  # q, of gradient scores. Left free, six probes made an order of it that was worse than that of the scores (benchmarks/transfer.py)
-)
+# q, of gradient scores. Left free, six probes made an order of it that was worse than that of the scores (benchmarks/transfer.py).
+SCORE_FACTOR = 0.8
 RESIDUAL = 0.1  # of the additive model itself, in log(excess + floor): labels noisier than that weigh less
 _TINY, _FAR = 1e-12, 1e30
 
