@@ -8,6 +8,7 @@ are not repeated; each says of which commit it is.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -58,7 +59,17 @@ def content_of(path: Path) -> Any:
         return sorted(json.dumps(timeless(json.loads(line)), sort_keys=True) for line in path.read_text().splitlines())
     if path.suffix == ".json":
         return timeless(json.loads(path.read_text()))
+    if path.suffix == ".safetensors":
+        return content_of_tensors(path)
     return file_sha256(path)
+
+
+def content_of_tensors(path: Path) -> Any:
+    """The bytes of the tensors, and what the header says of them and beside them."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        told = {name: json.loads(text) for name, text in header.pop("__metadata__", {}).items() if name == "sedaq"}
+        return header, timeless(told), hashlib.sha256(file.read()).hexdigest()
 
 
 def timeless(value: Any) -> Any:

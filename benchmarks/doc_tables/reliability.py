@@ -7,10 +7,10 @@ from .layout import Results, count, lay_out
 
 def reliability(results: Results) -> str:
     """A row for each script; failing calls have two."""
-    scripts = ("faults", "fuzz", "hostile", "full_disk", "failing_calls", "failing_calls")
-    faults, fuzz, hostile, disk, calls, _ = (results.result(name) for name in scripts)
+    scripts = ("faults", "fuzz", "hostile", "full_disk", "failing_calls", "failing_calls", "kills")
+    faults, fuzz, hostile, disk, calls, _, killed = (results.result(name) for name in scripts)
     found, inputs, cases, points = faults["rows"]["outcomes"], fuzz["totals"], hostile["totals"], disk["totals"]
-    remedies, failed = faults["rows"]["remedies"], calls["totals"]
+    remedies, failed, chains = faults["rows"]["remedies"], calls["totals"], killed["rows"]
     rows = [
         (
             f"one file harmed, of {count(faults['rows']['kinds'])} kinds, and a verb called that reads it",
@@ -45,6 +45,13 @@ def reliability(results: Results) -> str:
             "the clock jumps by up to a year, either way, in the middle of a verb",
             count(failed["jumps"]),
             f"{count(failed['jumps_without_effect'])} without effect",
+        ),
+        (
+            f"the demo and its workers killed (SIGKILL) at random moments, and begun again, in {count(len(chains))} chains",
+            count(sum(chain["kills"] for chain in chains)),
+            f"all went on; of {count(sum(chain['files'] for chain in chains))} files in the end {count(sum(len(chain['different']) for chain in chains))} "
+            f"differed from those of a demo that nobody killed, {count(sum(len(chain['missing']) for chain in chains))} were missing, "
+            f"{count(sum(len(chain['strays']) + len(chain['others']) for chain in chains))} were left over",
         ),
     ]
     return lay_out(
