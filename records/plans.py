@@ -52,6 +52,7 @@ class Measured(Record):
     metrics: dict[str, Estimate]
     n_images: Count
     steps: Count | None = None
+    tuned_steps: Count | None = None
     ruined: bool = False
 
 

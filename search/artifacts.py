@@ -39,7 +39,8 @@ def found_before(
     if config.storage is not None:
         return find()
     file = predictor_folder(run, tuned=config.tuned) / PREDICTOR_FILE
-    told = {name: value for name, value in asdict(config).items() if name != "tuned"}  # which the file tells
+    # The file tells whether plans are tuned; what is not said has no part in the keys of earlier versions either.
+    told = {name: value for name, value in asdict(config).items() if name != "tuned" and (name, value) != ("tune_steps", None)}
     purpose = TUNED_PROBE if config.tuned else PROBE
     key = fingerprint(
         [

@@ -27,6 +27,7 @@ from ..sensitivity.probing.probes import Probes, excess, read_probes
 from ..sensitivity.run import Run, probe_journal
 from ..storage import read_json, write_json
 from .baselines import BASELINES, UNIFORM, BaselineInputs, Cost, mean_contributions, random_choice
+from .config import SearchConfig
 from .engine import Search
 from .problem import Choice, Problem
 from .uniform import uniform_choice
@@ -81,7 +82,7 @@ def bench_search(
     predictor = load_predictor(run)
     metric, inputs = predictor.metric, baseline_inputs(run, predictor.metric)
     with Measurer(Prober(run), executor) as measurer:
-        verifying = verification_by(measurer, predictor, verify, run.settings.n_images, learning=True) if verify else None
+        verifying = verification_by(measurer, predictor, SearchConfig(verify=verify), learning=True) if verify else None
         options = {"verification": verifying, "encoding": run.store.identity, "seed": run.settings.seed}
         search = Search.of(run.subject, run.menus, predictor, options)
         comparisons = [

@@ -79,6 +79,7 @@ class SearchConfig:
         activations: bits that the inputs of layers are rounded to, 8 or 6, but for those that measure most sensitive.
         activation_schemes: which schemes layers choose from: token (8 bits of it run on 8-bit kernels), token-affine, step, step-affine; all by default.
         tuned: search for the model that tuning makes, by probes that were measured with `tuned_steps`.
+        tune_steps: of the model that is handed out: verification tunes the best of its plans longer and longer, until the last have had so many.
         seed: of every random choice.
 
     Raises:
@@ -99,6 +100,7 @@ class SearchConfig:
     activations: int | None = None
     activation_schemes: tuple[str, ...] | None = None
     tuned: bool = False
+    tune_steps: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -110,6 +112,8 @@ class SearchConfig:
         for name in ("keep", "tie"):
             if isinstance(getattr(self, name), str):
                 raise InputError(f"`{name}`: got one text; give a list of globs")
+        if self.tune_steps is not None and not (self.tuned and self.verify):
+            raise InputError("`tune_steps`: it is for the verification of tuned plans; give `tuned` and `verify`, too")
         if self.activation_schemes is not None and self.activations is None:
             raise InputError("`activation_schemes`: they are for `activations`; give it, too")
 

@@ -23,6 +23,7 @@ from .building import build_problem
 from .config import N_TRIALS, RISK
 from .constraints import Constraints, apply_constraints
 from .evaluate import Candidate, Evaluator, Predictor
+from .halving import halve
 from .margins import optima, undecided
 from .optuna_solver import Keep
 from .problem import Choice, Problem
@@ -255,6 +256,10 @@ class Search:
             if not wanted:
                 break
             measured |= zip(wanted, verification.measure([problem.formats(choice) for choice in _choices(wanted)]), strict=True)
+        if len(verification.rungs) > 1:
+            plans = {contender: problem.formats(np.array(contender.choice)) for contender in measured}
+            measured = halve(verification, plans, measured, self.predictor.metric, self._keep("verification"))
+            (reference,) = verification.measure([problem.formats(uniform)], verification.rungs[-1])
         differences = {
             contender: verification.prober.worsening(found, reference, self.predictor.metric) for contender, found in measured.items()
         }

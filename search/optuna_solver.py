@@ -28,7 +28,7 @@ Keep = Callable[[optuna.Study], None]  # what becomes of a study that is done
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -47,7 +47,7 @@ def copy_to(storage: str, name: str) -> Keep:
 
     def keep(study: optuna.Study) -> None:
         try:
-            with _quiet():
+            with quiet():
                 place = _storage(storage)
                 if name in optuna.get_all_study_names(place):
                     optuna.delete_study(study_name=name, storage=place)
@@ -94,7 +94,7 @@ def search(
         def decode(values: list[int]) -> Choice:
             return prices.within(values, fallback)
 
-    with _quiet():
+    with quiet():
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=max(10, n_trials // 10))
         study = optuna.create_study(sampler=sampler)
         for values in first[:n_trials]:
@@ -124,7 +124,7 @@ def sweep(evaluator: Evaluator, *, seed: int, n_trials: int, keep: Keep | None =
     low, high = prices.log_prices
     ranges = {"price of bytes": PRICE_STEPS, **dict.fromkeys(prices.labels, STEPS)}
     found: dict[Candidate, None] = {}
-    with _quiet():
+    with quiet():
         sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
         study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
         for price in np.linspace(0, PRICE_STEPS, min(_POPULATION, n_trials)).round():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from .artifacts import found_before
 from .config import Budget, SearchConfig
 from .engine import SearchResult
 from .find import FRONT_BITS, find_front, find_plan
-from .verify import Verification
+from .verify import Rung, Verification, rungs_to
 
 COST_MODEL_BYTES = 1024  # of a pipeline, by which the text of the kernels' cost model may be longer on another machine
 SPARE_BYTES = COST_MODEL_BYTES + 1024  # and by which a plan's text may be longer than that of the first plan
@@ -76,7 +76,7 @@ def search_run(
         times = StepTimes.of_run(run.folder, run.subject, budget.step_images, run.settings.sampling)
 
     def find(file_bytes: int | None, verified: bool = True) -> SearchResult:
-        with verification(run, predictor, config.verify if verified else 0, config.images, executor, choices) as verifying:
+        with verification(run, predictor, config, executor, choices) if verified else nullcontext() as verifying:
             return find_plan(
                 run.subject,
                 run.menus,
@@ -110,7 +110,7 @@ def search_front(
     predictor, choices = predictor_of(run, tuned=config.tuned), rounded_layers(run, config.activations, config.activation_schemes)
 
     def search() -> list[SearchResult]:
-        with verification(run, predictor, config.verify, config.images, executor, choices) as verifying:
+        with verification(run, predictor, config, executor, choices) as verifying:
             return find_front(
                 run.subject,
                 run.menus,
@@ -144,13 +144,12 @@ def rounded_layers(run: Run, bits: int | None, schemes: Sequence[str] | None) ->
 
 @dataclass(frozen=True)
 class _Verifying:
-    """Measures plans on the noise of verification, tuned where steps are given."""
+    """Measures plans on the noise of verification."""
 
     measurer: Measurer
-    tuned_steps: int
 
-    def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> Iterator[Measurement]:
-        return self.measurer.in_order([PlanTask(plan, n_images, "verify", steps, self.tuned_steps) for plan in plans])
+    def measure(self, plans: Sequence[Mapping[str, Format]], rung: Rung) -> Iterator[Measurement]:
+        return self.measurer.in_order([PlanTask(plan, rung.n_images, "verify", rung.steps, rung.tuned_steps) for plan in plans])
 
     def worsening(self, a: Measurement, b: Measurement, metric: str) -> tuple[float, float, float]:
         return self.measurer.prober.worsening(a, b, metric)
@@ -158,25 +157,20 @@ class _Verifying:
 
 @contextmanager
 def verification(
-    run: Run,
-    predictor: Predictor,
-    n: int,
-    n_images: int | None = None,
-    executor: str = "serial",
-    activations: Mapping[str, Activation] | None = None,
+    run: Run, predictor: Predictor, config: SearchConfig, executor: str = "serial", activations: Mapping[str, Activation] | None = None
 ) -> Iterator[Verification | None]:
-    """Measurements on the run's own number of images, unless told otherwise; the predictor learns from them beside the run's probes."""
-    if n == 0:
+    """As `config` says, if it asks for any; the predictor learns from what is measured beside the run's probes."""
+    if config.verify == 0:
         yield None
         return
     inputs = ranged(run.subject, activations or {}, run.settings.seed, run.settings.sampling)
     with Measurer(Prober(run, inputs=inputs), executor) as measurer:
         # The predictor knows nothing of rounded inputs, so that it cannot learn from models that have them.
-        yield verification_by(measurer, predictor, n, n_images or run.settings.n_images, learning=not activations)
+        yield verification_by(measurer, predictor, config, learning=not activations)
 
 
-def verification_by(measurer: Measurer, predictor: Predictor, n: int, n_images: int, *, learning: bool) -> Verification:
-    """At most `n` measurements by `measurer`, from which the predictor learns if it is `learning`."""
+def verification_by(measurer: Measurer, predictor: Predictor, config: SearchConfig, *, learning: bool) -> Verification:
+    """By `measurer`, on the run's own number of images unless told otherwise. The predictor learns from it if it is `learning`."""
     run, purpose = measurer.prober.run, TUNED_PROBE if predictor.tuned_steps else PROBE
 
     def refit(measured: Sequence[Measurement]) -> Predictor:
@@ -189,4 +183,6 @@ def verification_by(measurer: Measurer, predictor: Predictor, n: int, n_images: 
             raise
         return predictor.refit(probes, run.settings.seed)
 
-    return Verification(n, _Verifying(measurer, predictor.tuned_steps), refit if learning else None, n_images, run.settings.steps)
+    first = Rung(config.images or run.settings.n_images, run.settings.steps, predictor.tuned_steps)
+    rungs = (first,) if config.tune_steps is None else rungs_to(first, config.tune_steps)
+    return Verification(config.verify, _Verifying(measurer), refit if learning else None, rungs)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..aq.formats import Format
 from ..errors import InputError
 from ..progress import track
 from .evaluate import Predictor
+
+FACTOR = 3  # times the steps of tuning from rung to rung, and one plan in so many goes on
 
 
 class Metric(Protocol):
@@ -21,10 +23,37 @@ class Measurement(Protocol):
     def metrics(self) -> Mapping[str, Metric]: ...
 
 
+@dataclass(frozen=True)
+class Rung:
+    """How plans are measured.
+
+    n_images, steps: of the sampling; steps None: the subject's own. tuned_steps: of tuning, after which plans are sampled.
+    """
+
+    n_images: int = 512
+    steps: int | None = None
+    tuned_steps: int = 0
+
+
+def rungs_to(first: Rung, tuned_steps: int) -> tuple[Rung, ...]:
+    """From a rung on to so many steps of tuning: each has FACTOR times the steps of the one before, and twice its images.
+
+    Raises InputError where the first rung has more steps.
+    """
+    if tuned_steps < first.tuned_steps:
+        raise InputError(
+            f"`tune_steps`: got {tuned_steps}; plans were probed after {first.tuned_steps} steps of tuning, give as many or more"
+        )
+    rungs = [first]
+    while (last := rungs[-1]).tuned_steps < tuned_steps:
+        rungs.append(replace(last, n_images=2 * last.n_images, tuned_steps=min(FACTOR * last.tuned_steps, tuned_steps)))
+    return tuple(rungs)
+
+
 class Prober(Protocol):
     """What verification needs of a prober: all plans meet the same noise, so differences are paired."""
 
-    def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> Iterable[Any]:
+    def measure(self, plans: Sequence[Mapping[str, Format]], rung: Rung) -> Iterable[Any]:
         """In the order of the plans."""
 
     def worsening(self, a: Any, b: Any, metric: str) -> tuple[float, float, float]:
@@ -38,25 +67,27 @@ Refit = Callable[[Sequence[Any]], Predictor]  # measurements of a verification â
 class Verification:
     """How many samplings, and of what.
 
-    n: samplings at most, the uniform plan's included. refit: teaches the predictor what was measured; None: it stays as it is.
-    n_images, steps: of each sampling; steps None: the subject's own.
+    n: plans at most, the uniform one included. refit: teaches the predictor what was measured on the first rung; None: it stays as it is.
+    rungs: how plans are measured: all of them on the first, the best of these on the next, and so on.
     """
 
     n: int
     prober: Prober
     refit: Refit | None = None
-    n_images: int = 512
-    steps: int | None = None
+    rungs: tuple[Rung, ...] = (Rung(),)
 
     def __post_init__(self) -> None:
         if self.n < 2:
             raise InputError(f"`verify` {self.n}: a verification measures the uniform plan and at least one other; use 0 or at least 2")
 
-    def measure(self, plans: Sequence[Mapping[str, Format]]) -> list[Any]:
-        return list(track(self.prober.measure(plans, n_images=self.n_images, steps=self.steps), "verify", len(plans)))
+    def measure(self, plans: Sequence[Mapping[str, Format]], rung: Rung | None = None) -> list[Any]:
+        """On the first rung, unless told otherwise."""
+        return list(track(self.prober.measure(plans, rung or self.rungs[0]), "verify", len(plans)))
 
     def content(self, measurement: Measurement) -> dict[str, Any]:
-        """As it stands in a plan."""
+        """As it stands in a plan, of a measurement on the last rung."""
+        rung = self.rungs[-1]
         metrics = {name: metric.to_json() for name, metric in measurement.metrics.items()}
         ruined = {"ruined": True} if getattr(measurement, "ruined", False) else {}
-        return {"metrics": metrics, "n_images": self.n_images, "steps": self.steps, **ruined}
+        tuned = {"tuned_steps": rung.tuned_steps} if rung.tuned_steps else {}
+        return {"metrics": metrics, "n_images": rung.n_images, "steps": rung.steps, **tuned, **ruined}

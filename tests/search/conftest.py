@@ -16,6 +16,7 @@ from sedaq.aq.formats import Format
 from sedaq.aq.plans.menu import Entry, heuristic_menus
 from sedaq.models.subject import Subject
 from sedaq.search.problem import Problem, Unit
+from sedaq.search.verify import Rung
 from sedaq.sensitivity.metrics.registry import metric_of
 
 FORMATS = [Format.parse(f"1x{bits}g{group}") for group in (4, 3, 2) for bits in range(3, 9)]
@@ -92,7 +93,7 @@ class FakeProber:
     def __init__(self, score: Any, metric: str = "fid") -> None:
         self.score, self.metric, self.measured = score, metric, []
 
-    def measure(self, plans: Sequence[Mapping[str, Format]], *, n_images: int, steps: int | None) -> list[FakeMeasurement]:
+    def measure(self, plans: Sequence[Mapping[str, Format]], rung: Rung) -> list[FakeMeasurement]:
         self.measured += [dict(formats) for formats in plans]
         return [FakeMeasurement({self.metric: Value(self.score(formats))}) for formats in plans]
 

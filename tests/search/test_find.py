@@ -14,7 +14,7 @@ from sedaq.aq.plans.plan import Plan
 from sedaq.errors import InputError
 from sedaq.reports.summaries import front_table
 from sedaq.search.find import find_front, find_plan
-from sedaq.search.verify import Verification
+from sedaq.search.verify import Rung, Verification
 
 from .conftest import FakePredictor, FakeProber
 
@@ -146,7 +146,7 @@ def test_identical_pins_are_no_contradiction(subject, menu, predictor) -> None:
 def test_verification_hands_out_the_best_measured_candidate(subject, menu, predictor) -> None:
     plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
     prober = FakeProber(lambda formats: 1.0 if formats == plain.plan.formats else 2.0 if formats != plain.uniform.formats else 3.0)
-    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(4, prober, n_images=64, steps=5))
+    found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(4, prober, rungs=(Rung(64, 5),)))
     assert found.plan.formats == plain.plan.formats and found.solver == plain.solver
     assert len(prober.measured) == 4 == len({str(formats) for formats in prober.measured})
     assert found.difference_ci == pytest.approx((-2.1, -1.9))
@@ -286,8 +286,8 @@ def test_a_new_budget_on_the_front_begins_from_it(subject, menu, predictor) -> N
 
 def test_a_ruined_plan_is_called_ruined(subject, menu, predictor) -> None:
     class Ruining(FakeProber):
-        def measure(self, plans, **how):
-            found = super().measure(plans, **how)
+        def measure(self, plans, rung):
+            found = super().measure(plans, rung)
             for measurement in found:
                 object.__setattr__(measurement, "ruined", True)
             return found

@@ -79,6 +79,15 @@ def test_verification_measures_tuned_plans_and_the_plan_says_so(run: Run) -> Non
     assert not any("tuning" in note for note in untuned.plan.provenance["notes"])
 
 
+def test_the_plans_of_a_verification_are_tuned_as_long_as_the_model_that_is_handed_out(run: Run) -> None:
+    how = {"trials": 0, "verify": 3, "tuned": True}
+    found, short = run.search(ONE_OF_THEM, tune_steps=2 * STEPS, **how), run.search(ONE_OF_THEM, **how)
+    assert found.measured["tuned_steps"] == 2 * STEPS and found.measured["n_images"] == 2 * short.measured["n_images"]
+    assert found.measured["metrics"][METRIC]["value"] < short.measured["metrics"][METRIC]["value"]
+    with pytest.raises(InputError, match=f"`tune_steps`: got 5; plans were probed after {STEPS} steps"):
+        run.search(ONE_OF_THEM, tune_steps=5, **how)
+
+
 def test_a_run_without_tuned_labels(run: Run, tmp_path: Path) -> None:
     other = Run(tmp_path / "run", run._opened.subject_argument, sampling=SamplingConfig(steps=2), images=16, calibration_images=8)
     other.probe(0)

@@ -16,6 +16,7 @@ from sedaq.aq.plans.menu import heuristic_menus
 from sedaq.errors import InputError
 from sedaq.models.loading import load
 from sedaq.search import bench, verb
+from sedaq.search.config import SearchConfig
 from sedaq.search.engine import SearchResult
 from sedaq.search.find import find_plan
 from sedaq.search.verb import SPARE_BYTES, find_within_pipeline
@@ -120,7 +121,7 @@ def test_probes_that_cannot_be_read_are_told_unless_a_prior_stands_for_them(by_p
         metric="fid", tuned_steps=0 if by_prior else 20, by_prior=by_prior, notes=("what readers should know",)
     )
     measurer: Any = SimpleNamespace(prober=SimpleNamespace(run=SimpleNamespace(settings=SimpleNamespace(steps=2, seed=0))))
-    refit = verb.verification_by(measurer, predictor, 4, 16, learning=True).refit
+    refit = verb.verification_by(measurer, predictor, SearchConfig(verify=4, images=16), learning=True).refit
     assert refit is not None
     if by_prior:
         assert refit([]) is predictor
