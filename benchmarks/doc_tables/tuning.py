@@ -6,7 +6,12 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from scipy.stats import spearmanr
+
 from .layout import Column, Results, count, fixed, lay_out, percent, table, with_interval
+
+N_DRAWN = 1000  # sets of plans, for intervals over plans
 
 
 def above(row: Mapping[str, Any]) -> str:
@@ -134,4 +139,49 @@ def rounded_inputs(results: Results, name: str) -> str:
     return table(rows, {"": lambda row: row["name"], "layers": lambda row: row["inputs"].removeprefix("inputs rounded: ")})
 
 
-TABLES = (tuned_models, held_out_losses, recovered_excess, tuning_parts, mean_excess, tuning_summary, tuning_choices, rounded_inputs)
+def _foretelling(rows: Mapping[str, Any], number: int, steps: int) -> dict[str, float]:
+    """What is known of a plan before it is tuned for all steps, by name."""
+    untuned = rows[f"plan {number}"]
+    losses = untuned["held_out_losses"]
+    return {
+        "excess untuned": untuned["excess"]["value"],
+        "held-out loss untuned": losses["before"],
+        "held-out loss after 20 steps of layers": losses["layers"],
+        "held-out loss after 20 steps of blocks": losses["blocks"],
+        "held-out loss after 20 steps of the whole": losses["whole"],
+        f"held-out loss after {steps // 10} steps": min(loss for _, loss in rows[f"plan {number} tuned {steps // 10}"]["losses"]),
+        f"excess after {steps // 10} steps": rows[f"plan {number} tuned {steps // 10}"]["excess"]["value"],
+        f"held-out loss after {steps} steps": min(loss for _, loss in rows[f"plan {number} tuned {steps}"]["losses"]),
+    }
+
+
+def tuned_ranks(results: Results, model: str) -> str:
+    """How each of these orders plans, against their excess after all steps: Spearman with a 95 % interval over plans (bootstrap)."""
+    rows = {row["name"]: row for row in results.rows(f"tuned_ranks_{model}")}
+    steps = results.result(f"tuned_ranks_{model}")["conditions"]["tune_steps"]
+    numbers = [number for number in range(len(rows)) if f"plan {number} tuned {steps}" in rows]
+    known = [_foretelling(rows, number, steps) for number in numbers]
+    excess = np.array([rows[f"plan {number} tuned {steps}"]["excess"]["value"] for number in numbers])
+    drawn = np.random.default_rng(0).integers(len(numbers), size=(N_DRAWN, len(numbers)))
+    found = []
+    for name in known[0]:
+        values = np.array([of_plan[name] for of_plan in known])
+        over_plans = [spearmanr(values[plans], excess[plans]).statistic for plans in drawn if len(set(plans)) > 2]
+        found.append({"name": name, "value": spearmanr(values, excess).statistic, "ci": np.nanquantile(over_plans, [0.025, 0.975])})
+    return table(
+        found,
+        {"": lambda row: row["name"], f"Spearman, {len(numbers)} plans (95 %)": lambda row: with_interval(row["value"], row["ci"], 2)},
+    )
+
+
+TABLES = (
+    tuned_ranks,
+    tuned_models,
+    held_out_losses,
+    recovered_excess,
+    tuning_parts,
+    mean_excess,
+    tuning_summary,
+    tuning_choices,
+    rounded_inputs,
+)
