@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .layout import DocsError, Results, count, fixed, measured, percent, table
+import numpy as np
+
+from .layout import DocsError, Results, Row, count, fixed, measured, percent, table
 from .tuning import above, unless_full
 
 MODELS = ("mnist-dit", "mnist-unet", "digits-sd", "digits-mmdit", "cifar-unet", "mnist-flux")
@@ -53,6 +55,42 @@ def peer_models(results: Results) -> str:
     return "\n\n".join(sections) or "No model has been measured yet.\n"
 
 
+def _held_against(rows: list[Row], setting: str) -> dict[str, int]:
+    """How other methods stand beside sedaq's plans of a kind at the same bytes, where these reach; between two plans by a straight line.
+
+    Rows count as above or below where their 95 % interval leaves the line out.
+    """
+    ours = sorted((row for row in rows if row["rival"] == "sedaq" and row["setting"] == setting), key=lambda row: row["size_bytes"])
+    sizes, excesses = [row["size_bytes"] for row in ours], [row["excess"]["value"] for row in ours]
+    found = {"above": 0, "undecided": 0, "below": 0}
+    for row in rows:
+        if row["rival"] not in ("sedaq", "full precision") and ours and sizes[0] <= row["size_bytes"] <= sizes[-1]:
+            line, (low, high) = float(np.interp(row["size_bytes"], sizes, excesses)), row["excess"]["ci"]
+            found["above" if low > line else "below" if high < line else "undecided"] += 1
+    return found
+
+
+def peer_summary(results: Results) -> str:
+    """Other methods' rows beside sedaq's line of the same bytes, each model."""
+    rows = []
+    for model in MODELS:
+        try:
+            measured_rows = results.rows(f"peers_{model}")
+        except DocsError:
+            continue
+        rows += [{"model": model, "plans": setting, **_held_against(measured_rows, setting)} for setting in ("searched", "tuned")]
+    return table(
+        rows,
+        {
+            "": lambda row: row["model"],
+            "sedaq's plans": lambda row: row["plans"],
+            "farther from full precision": lambda row: count(row["above"]),
+            "not decided": lambda row: count(row["undecided"]),
+            "nearer": lambda row: count(row["below"]),
+        },
+    )
+
+
 def peer_versions(results: Results) -> str:
     """The packages that were measured, with their versions."""
     found: dict[str, str] = {}
@@ -66,4 +104,4 @@ def peer_versions(results: Results) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(found.items())) or "none yet"
 
 
-TABLES = (peer_models, peer_versions)
+TABLES = (peer_models, peer_summary, peer_versions)

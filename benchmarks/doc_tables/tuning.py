@@ -174,7 +174,28 @@ def tuned_ranks(results: Results, model: str) -> str:
     )
 
 
+def tuned_searches(results: Results, model: str) -> str:
+    """Plans that were searched for the tuned model beside those that were searched for the untuned one, all tuned alike."""
+    rows = [row for row in results.rows(f"tuned_search_{model}") if row["name"] != "full precision"]
+    return table(
+        rows,
+        {
+            "bits": lambda row: fixed(row["bits"], 1),
+            "searched": lambda row: row["name"].partition(" bits ")[2],
+            "above full precision, 95 %": above,
+            "beside the first, 95 %": lambda row: (
+                with_interval(row["difference"]["value"], row["difference"]["ci"], 2) if "difference" in row else "–"
+            ),
+            "PSNR, dB": lambda row: fixed(row["psnr"], 1),
+            "paired distance": lambda row: fixed(row["feature_distance"], 4),
+            "held-out loss, 10⁻⁴": lambda row: fixed(1e4 * min(loss for _, loss in row["losses"]), 1),
+            "search, minutes": lambda row: fixed(row["search_seconds"] / 60, 1),
+        },
+    )
+
+
 TABLES = (
+    tuned_searches,
     tuned_ranks,
     tuned_models,
     held_out_losses,

@@ -210,6 +210,18 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_rows_are_held_against_a_straight_line_between_plans(tmp_path: Path) -> None:
+    """sedaq's searched plans lie on 4 − MB from 1 to 3 MB; intervals have a half-width of 0.1."""
+    ours = [measured_row(f"sedaq {mb}", "sedaq", mb * 1_000_000, 4.0 - mb, setting="searched") for mb in (3, 1)]
+    theirs = [(1_500_000, 2.7), (1_500_000, 2.55), (2_000_000, 1.8), (2_500_000, 9.0), (3_000_001, 0.0), (999_999, 9.0)]
+    rows = [*ours, *(measured_row(f"GPTQ {i}", "GPTQ", size, excess) for i, (size, excess) in enumerate(theirs))]
+    assert doc_tables.peers._held_against(rows, "searched") == {"above": 2, "undecided": 1, "below": 1}
+    assert doc_tables.peers._held_against(rows, "tuned") == {"above": 0, "undecided": 0, "below": 0}
+    (tmp_path / "peers_mnist-unet.json").write_text(json.dumps({"rows": rows}))
+    summary = doc_tables.peers.peer_summary(Results(tmp_path)).splitlines()
+    assert summary[2:] == ["| mnist-unet | searched | 2 | 1 | 1 |", "| mnist-unet | tuned | 0 | 0 | 0 |"]
+
+
 def test_the_page_has_a_section_for_each_model_that_was_measured(results: Path, tmp_path: Path) -> None:
     section = doc_tables.peers.peer_models(Results(results))
     assert section.count("### ") == 1 and "1,000 images at 20 steps from each of 3 noise seeds" in section
