@@ -6,6 +6,7 @@ what does not match and names the field. JSON and safetensors only, no pickle.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -121,6 +122,12 @@ def write_atomically_by(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
     push(path)
+
+
+def clear_half_written(path: Path) -> None:
+    """Remove what processes that were killed left of `path`. For those who know that nobody else writes it now."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"):
+        temporary.unlink(missing_ok=True)
 
 
 def _seal(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from ..errors import DamagedError, InputError
 from ..records import REMADE
 from ..remote import is_there, pull
-from ..storage import load_tensors, read_json, save_tensors, unwritable, write_json
+from ..storage import clear_half_written, load_tensors, read_json, save_tensors, unwritable, write_json
 from .owner import artifact
 
 T = TypeVar("T")
@@ -64,6 +64,7 @@ class Task(Generic[T]):
             with locked(self.path):
                 found = self._stored()  # another process may have made it meanwhile
                 if found is None:
+                    clear_half_written(self.path)
                     found = self.make()
                     self.write(self.path, found)
         return found

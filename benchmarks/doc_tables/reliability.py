@@ -50,8 +50,8 @@ def reliability(results: Results) -> str:
             f"the demo and its workers killed (SIGKILL) at random moments, and begun again, in {count(len(chains))} chains",
             count(sum(chain["kills"] for chain in chains)),
             f"all went on; of {count(sum(chain['files'] for chain in chains))} files in the end {count(sum(len(chain['different']) for chain in chains))} "
-            f"differed from those of a demo that nobody killed, {count(sum(len(chain['missing']) for chain in chains))} were missing, "
-            f"{count(sum(len(chain['strays']) + len(chain['others']) for chain in chains))} were left over",
+            f"differed from those of a demo that nobody killed; missing: {count(sum(len(chain['missing']) for chain in chains))}, "
+            f"left over: {count(sum(len(chain['strays']) + len(chain['others']) for chain in chains))}",
         ),
     ]
     return lay_out(

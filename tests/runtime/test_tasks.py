@@ -6,6 +6,9 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,23 @@ def test_an_artifact_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be"):
         task.result()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_half_written_goes_when_the_artifact_is_made(tmp_path: Path) -> None:
+    """A process that is killed in the middle of a write cannot clear up; others' files beside it stay."""
+    task, beside = square_of(7, tmp_path, []), tmp_path / "squares"
+    half = Path(tmp_path / "half.py")
+    half.write_text(
+        "import os, signal, sys\nfrom pathlib import Path\nfrom sedaq import storage\n"
+        "storage.write_atomically_by(Path(sys.argv[1]), lambda path: (path.write_text('half'), os.kill(os.getpid(), signal.SIGKILL)))"
+    )
+    killed = subprocess.run([sys.executable, str(half), str(task.path)])
+    assert killed.returncode == -signal.SIGKILL and len(list(beside.iterdir())) == 1
+    others = {".77.json.0123abcd", ".7.json.notes", "7.json.0123abcd"}
+    for name in others:
+        (beside / name).touch()
+    assert task.result() == {"square": 49}
+    assert {path.name for path in beside.iterdir()} == {"7.json", *others}
 
 
 def test_two_processes_that_ask_at_once_make_an_artifact_once(tmp_path: Path) -> None:
