@@ -1,4 +1,4 @@
-"""What foretells a plan's images after tuning:  python benchmarks/tuned_ranks.py RUN [--plans N] [--steps N]
+"""What foretells a plan's images after tuning:  python benchmarks/tuned_ranks.py RUN [--plans N] [--steps N] [--images N]
 
 Random plans of equal bytes at 2.0 bits of a run that was probed (docs/experiments/tuning.md): their excess untuned, after a tenth of the steps and after
 all of them, on noise that nothing was chosen on, and what is known of them sooner: the held-out loss before tuning and after SHORT steps of the whole model, of
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--plans", type=int, default=N_PLANS)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--images", type=int, default=N_IMAGES, help="from each noise seed")
     arguments = parser.parse_args()
     run = Run.open(arguments.run)
     name, steps = run.subject.name, arguments.steps or STEPS.get(run.subject.name, OTHERS)
@@ -66,7 +67,7 @@ def main() -> None:
         f"tuned_ranks_{name}",
         f"python benchmarks/tuned_ranks.py {arguments.run}",
         SEEDS,
-        n_images=N_IMAGES,
+        n_images=arguments.images,
         bits=BITS,
         tune_steps=steps,
     )
