@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .config import texts
+from .config import ConfigOption, texts
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,6 +52,8 @@ device = click.option("--device", default="cpu", show_default=True, help="torch 
 goal = click.option(
     "--for",
     "goal",
+    cls=ConfigOption,
+    field="tuned",
     type=click.Choice(["untuned", "tuned"]),
     default="untuned",
     show_default=True,

@@ -176,6 +176,11 @@ def test_a_run_without_tuned_plans(refused: Refused, made: Made, verb: list[str]
     assert "`tuned_steps`" in message and ("holds 0 probes" in message or "no predictor of tuned plans" in message)
 
 
+def test_long_tunings_of_plans_that_are_not_tuned(refused: Refused, made: Made) -> None:
+    message = refused("search", "--run", made.run, "--bits", "2", "--verify", "4", "--tune-steps", "300")
+    assert message.startswith("sedaq: --tune-steps: ") and "give --for and --verify, too" in message
+
+
 def test_too_few_probes(refused: Refused, made: Made, tmp_path: Path) -> None:
     run = tmp_path / "given-run"
     run.mkdir()
