@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .layout import DocsError, Results, Row, count, fixed, measured, percent, table
+from .layout import Column, DocsError, Results, Row, count, fixed, measured, percent, table
 from .tuning import above, unless_full
 
 MODELS = ("mnist-dit", "mnist-unet", "digits-sd", "digits-mmdit", "cifar-unet", "mnist-flux")
+
+OURS = ("sedaq tuned", "sedaq searched", "sedaq uniform")
+SIZES = (2, 3, 4)  # bits, of the table of all methods
 
 
 def step(row: Mapping[str, Any]) -> str:
@@ -53,6 +56,27 @@ def peer_models(results: Results) -> str:
         figure = f"![Size of the file against Fréchet distance above full precision, {model}](peers_{model}.png)"
         sections.append("\n\n".join([f"### {model}", measured(results, f"peers_{model}"), how, figure, peers(results, model)]))
     return "\n\n".join(sections) or "No model has been measured yet.\n"
+
+
+def peers_within(results: Results, model: str) -> str:
+    """Of each method the row nearest to full precision within the bytes of the uniform plans of SIZES bits."""
+    rows = results.rows(f"peers_{model}")
+    limits = {bits: next(row["size_bytes"] for row in rows if row["name"] == f"sedaq uniform {bits}") for bits in SIZES}
+    methods: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["name"] != "full precision":
+            methods.setdefault(f"sedaq {row['setting']}" if row["rival"] == "sedaq" else row["rival"], []).append(row)
+
+    def nearest(method: str, limit: int) -> str:
+        fitting = [row for row in methods[method] if row["size_bytes"] <= limit]
+        return above(min(fitting, key=lambda row: row["excess"]["value"])) if fitting else "–"
+
+    def column(limit: int) -> Column:
+        return lambda method: nearest(method, limit)
+
+    order = sorted(methods, key=lambda method: (method not in OURS, OURS.index(method) if method in OURS else 0))
+    columns = {f"{bits} bits, {count(limit)} bytes": column(limit) for bits, limit in limits.items()}
+    return table(order, {"Fréchet distance above full precision, 95 %": str, **columns})
 
 
 def _held_against(rows: list[Row], setting: str) -> dict[str, int]:
@@ -104,4 +128,4 @@ def peer_versions(results: Results) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(found.items())) or "none yet"
 
 
-TABLES = (peer_models, peer_summary, peer_versions)
+TABLES = (peer_models, peers_within, peer_summary, peer_versions)
