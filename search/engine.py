@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..aq.activations.quantizer import Activation
+from ..aq.formats import Format
 from ..aq.plans.menu import Entry
 from ..aq.plans.plan import Plan
 from ..aq.profiling.step_times import StepTimes
@@ -32,6 +33,7 @@ from .uniform import uniform_choices
 from .verify import Verification
 
 RUINED = "the plan is ruined: its images are further from full precision's than these are from each other; allow more bits"
+ENTRANT = "other search"  # what is said of a plan's origin
 ROUND = 4  # plans that are measured before the predictor is refitted to them
 Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes, ms_per_step; None: no such bound
 
@@ -106,6 +108,7 @@ class Search:
     risk: float = RISK
     storage: str | None = None
     verification: Verification | None = None
+    entrants: Sequence[Mapping[str, Format]] = ()
     times: StepTimes | None = None
     activations: Mapping[str, Activation] = field(default_factory=dict)
 
@@ -258,6 +261,7 @@ class Search:
             measured |= zip(wanted, verification.measure([problem.formats(choice) for choice in _choices(wanted)]), strict=True)
         if len(verification.rungs) > 1:
             plans = {contender: problem.formats(np.array(contender.choice)) for contender in measured}
+            measured = dict(sorted(measured.items(), key=lambda item: item[0].found_by != ENTRANT))  # the first of a race comes to its end
             measured = halve(verification, plans, measured, self.predictor.metric, self._keep("verification"))
             (reference,) = verification.measure([problem.formats(uniform)], verification.rungs[-1])
         differences = {
@@ -277,12 +281,14 @@ class Search:
         return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
 
     def _contenders(self, problem: Problem, uniform: Choice, solution: Solution) -> list[Candidate]:
-        """The candidates to measure: the best, then those that members of the ensemble would choose, then the next by score; distinct, other than
-        uniform, their files no larger than its file."""
+        """The candidates to measure: the best, those of other searches, then those that members of the ensemble would choose, then the next by score;
+        distinct, other than uniform, their files no larger than its file."""
         tight = problem.within(self._bytes_of(problem, uniform))
-        sampled = Evaluator(tight, self.predictor, self.risk)(optima(tight, self.predictor.member_costs), "ensemble")
+        evaluator = Evaluator(tight, self.predictor, self.risk)
+        entrants = evaluator([choice for choice in map(tight.choice_of, self.entrants) if tight.fits(choice)], ENTRANT)
+        sampled = evaluator(optima(tight, self.predictor.member_costs), "ensemble")
         distinct: dict[tuple[int, ...], Candidate] = {}
-        for candidate in (solution.best, *sampled, *solution.candidates):
+        for candidate in (solution.best, *entrants, *sampled, *solution.candidates):
             distinct.setdefault(candidate.choice, candidate)
         distinct.pop(tuple(map(int, uniform)), None)
         real = self._plan(problem, uniform).size_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -232,6 +232,16 @@ class Problem:
 
     def formats(self, choice: Choice) -> dict[str, Format]:
         return {name: entry.format for name, entry in self.entries(choice).items()}
+
+    def choice_of(self, formats: Mapping[str, Format]) -> Choice:
+        """The inverse of `formats`. Raises InputError where a layer has another format than its options."""
+        found = []
+        for unit, options in zip(self.units, self._named, strict=True):
+            fitting = [k for k, option in enumerate(options) if all(entry.format == formats.get(name) for name, entry in option)]
+            if not fitting:
+                raise InputError(f"layer {unit.names[0]}: {formats.get(unit.names[0])} is not among the formats that it may get")
+            found.append(fitting[0])
+        return np.array(found, np.int64)
 
 
 def _needs(book: str, unit: Unit, k: int) -> bool:

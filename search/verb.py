@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..aq.activations.calibration import ranged
@@ -18,13 +18,14 @@ from ..errors import InputError
 from ..outputs import check_out
 from ..runtime.owner import owner
 from ..runtime.status import telling
-from ..sensitivity.predictor.predictor import Predictor
+from ..sensitivity.predictor.fitting import load_predictor, predictor_folder
+from ..sensitivity.predictor.predictor import PREDICTOR_FILE, Predictor
 from ..sensitivity.predictor.unfitted import MIN_FEW, predictor_of
 from ..sensitivity.probing.measurer import Measurer, PlanTask
 from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import read_probes
 from ..sensitivity.run import PROBE, TUNED_PROBE, Run
-from ..storage import write_json
+from ..storage import fingerprint, write_json
 from .artifacts import found_before
 from .config import Budget, SearchConfig
 from .engine import SearchResult
@@ -62,7 +63,8 @@ def search_run(
 ) -> SearchResult:
     """Find a plan within a budget and save it to `out` (plans/BITS.json in the run by default).
 
-    What is predicted is of weights alone; verification measures rounded inputs, too.
+    What is predicted is of weights alone; verification measures rounded inputs, too. That of tuned plans begins with the plan that the same search
+    finds for the untuned model, where a predictor was fitted for it.
 
     Args:
         executor: where plans are measured: "serial", "processes:N", "ray:auto" or "ray://HOST:PORT".
@@ -71,12 +73,14 @@ def search_run(
         check_out("out", out, PLAN_MARK)
     config = config or SearchConfig()
     predictor, times = predictor_of(run, tuned=config.tuned), None
+    races = config.tuned and config.verify and (predictor_folder(run) / PREDICTOR_FILE).exists()
+    untuned = load_predictor(run) if races else None
     choices = rounded_layers(run, config.activations, config.activation_schemes)
     if budget.ms_per_step is not None:
         times = StepTimes.of_run(run.folder, run.subject, budget.step_images, run.settings.sampling)
 
-    def find(file_bytes: int | None, verified: bool = True) -> SearchResult:
-        with verification(run, predictor, config, executor, choices) if verified else nullcontext() as verifying:
+    def found_by(predictor: Predictor, config: SearchConfig, file_bytes: int | None, entrants: Sequence[SearchResult] = ()) -> SearchResult:
+        with verification(run, predictor, config, executor, choices) as verifying:
             return find_plan(
                 run.subject,
                 run.menus,
@@ -86,15 +90,23 @@ def search_run(
                 ms_per_step=budget.ms_per_step,
                 times=times,
                 verification=verifying,
+                entrants=[entrant.plan.formats for entrant in entrants],
                 encoding=run.store.identity,
                 activations=choices,
                 **config.options,
             )
 
+    def find(file_bytes: int | None, verified: bool = True) -> SearchResult:
+        if not verified:
+            return found_by(predictor, replace(config, verify=0, tune_steps=None), file_bytes)
+        entrants = [found_by(untuned, replace(config, tuned=False, tune_steps=None), file_bytes)] if untuned else []
+        return found_by(predictor, config, file_bytes, entrants)
+
     def search() -> list[SearchResult]:
         return [find(None) if budget.pipeline_bytes is None else find_within_pipeline(run, budget.pipeline_bytes, find)]
 
-    (found,) = found_before(run, asdict(budget), config, search, predictor=predictor, activations=choices, times=times)
+    question = asdict(budget) if untuned is None else [asdict(budget), fingerprint(untuned.to_json())]
+    (found,) = found_before(run, question, config, search, predictor=predictor, activations=choices, times=times)
     for path in (run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json", out):
         if path is not None:
             found.plan.save(path)

@@ -21,7 +21,7 @@ from sedaq.search.find import find_plan
 from sedaq.search.halving import halve
 from sedaq.search.verify import FACTOR, Rung, Verification, rungs_to
 
-from .conftest import FakeMeasurement, FakeProber, Value
+from .conftest import FakeMeasurement, FakePredictor, FakeProber, Value
 
 SHORT, LONG = Rung(8, tuned_steps=20), Rung(32, tuned_steps=180)
 RUNGS = (SHORT, Rung(16, tuned_steps=60), LONG)
@@ -110,6 +110,21 @@ def test_uniform_is_handed_out_where_it_is_best_in_the_end(subject, menu, predic
     prober = Tuning(lambda formats: 1.0 if formats == plain.uniform.formats else 2.0)
     found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(4, prober, rungs=(SHORT, LONG)))
     assert found.plan.formats == plain.uniform.formats and found.solver == "uniform"
+
+
+def test_the_plan_of_another_search_comes_to_the_end_of_the_race(subject, menu, predictor) -> None:
+    """It is the worst on the first rung and the best on the last one."""
+    other = find_plan(subject, menu, FakePredictor({name: 1.0 for name in predictor.sensitivity}), bits=2.4, solver="exact").plan
+    plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
+    assert other.formats not in (plain.plan.formats, plain.uniform.formats)
+    prober = Tuning(lambda formats: 1.0 if formats == other.formats else 3.0 if formats == plain.uniform.formats else 2.0)
+    race = {"verification": Verification(4, prober, rungs=(SHORT, LONG)), "n_trials": 24}
+    found = find_plan(subject, menu, predictor, bits=2.4, entrants=[other.formats], **race)
+    assert found.plan.formats == other.formats and found.plan.provenance["solver"] == "other search"
+    without = find_plan(subject, menu, predictor, bits=2.4, **race)
+    assert without.plan.formats != other.formats
+    with pytest.raises(InputError, match="layer 0: 3x3g5 is not among the formats that it may get"):
+        find_plan(subject, menu, predictor, bits=2.4, entrants=[{**other.formats, "0": Format.parse("3x3g5")}], **race)
 
 
 @pytest.mark.parametrize("settings", [{"tuned": True}, {"verify": 8}, {}])

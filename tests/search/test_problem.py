@@ -46,6 +46,12 @@ def test_bound_on_file_bytes_holds_on_disk_and_is_close(subject, menu, predictor
         assert len(data) <= problem.total("file_bytes", choice) <= len(data) + 200
 
 
+def test_formats_name_their_choice(subject, menu, predictor) -> None:
+    problem = build_problem(subject, menu, predictor.additive_cost, ties=[("1", "5")])
+    for choice in np.random.default_rng(0).integers(0, problem.n_options, (20, len(problem.units))):
+        assert (problem.choice_of(problem.formats(choice)) == choice).all()
+
+
 def test_impossible_budgets_name_the_least_size_and_that_size_is_possible(subject, menu, predictor) -> None:
     problem = build_problem(subject, menu, predictor.additive_cost)
     with pytest.raises(InputError, match=rf"1 bits per weight cannot be met; the least reachable is {problem.min_bits_text} bits"):
