@@ -91,7 +91,8 @@ def torchao(weights: Weights, layers: Mapping[str, Any], options: Mapping[str, A
 def bitsandbytes(weights: Weights, layers: Mapping[str, Any], options: Mapping[str, Any]) -> Quantized:
     library = import_module("bitsandbytes.functional")
     for name, model in modules_of(weights, layers, "linear"):
-        codes, state = library.quantize_4bit(model[0].weight, compress_statistics=True, quant_type="nf4", **options)
+        # As one row: its kernels for CPUs (0.50.2) spoil blocks that are longer than a row.
+        codes, state = library.quantize_4bit(model[0].weight.flatten(), compress_statistics=True, quant_type="nf4", **options)
         size = tensor_bytes(codes, state.absmax, state.state2.absmax, state.offset)
         yield name, library.dequantize_4bit(codes, state), size
 

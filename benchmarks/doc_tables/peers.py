@@ -13,7 +13,7 @@ from .tuning import above, unless_full
 MODELS = ("mnist-dit", "mnist-unet", "digits-sd", "digits-mmdit", "cifar-unet", "mnist-flux")
 
 OURS = ("sedaq tuned", "sedaq searched", "sedaq uniform")
-SIZES = (2, 3, 4)  # bits, of the table of all methods
+SIZES = (2, 3, 4, 4.5)  # bits, of the table of all methods
 
 
 def step(row: Mapping[str, Any]) -> str:
@@ -61,7 +61,7 @@ def peer_models(results: Results) -> str:
 def peers_within(results: Results, model: str) -> str:
     """Of each method the row nearest to full precision within the bytes of the uniform plans of SIZES bits."""
     rows = results.rows(f"peers_{model}")
-    limits = {bits: next(row["size_bytes"] for row in rows if row["name"] == f"sedaq uniform {bits}") for bits in SIZES}
+    limits = {bits: next(row["size_bytes"] for row in rows if row["name"] == f"sedaq uniform {bits:g}") for bits in SIZES}
     methods: dict[str, list[Row]] = {}
     for row in rows:
         if row["name"] != "full precision":
@@ -75,7 +75,7 @@ def peers_within(results: Results, model: str) -> str:
         return lambda method: nearest(method, limit)
 
     order = sorted(methods, key=lambda method: (method not in OURS, OURS.index(method) if method in OURS else 0))
-    columns = {f"{bits} bits, {count(limit)} bytes": column(limit) for bits, limit in limits.items()}
+    columns = {f"{bits:g} bits, {count(limit)} bytes": column(limit) for bits, limit in limits.items()}
     return table(order, {"Fréchet distance above full precision, 95 %": str, **columns})
 
 

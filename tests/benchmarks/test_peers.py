@@ -223,15 +223,15 @@ def test_rows_are_held_against_a_straight_line_between_plans(tmp_path: Path) -> 
 
 
 def test_the_nearest_row_within_a_size_stands_for_a_method(tmp_path: Path) -> None:
-    ours = [measured_row(f"sedaq uniform {bits}", "sedaq", bits * 100_000, 9.0 - bits, setting="uniform") for bits in (2, 3, 4)]
+    ours = [measured_row(f"sedaq uniform {bits}", "sedaq", int(bits * 100_000), 9.0 - bits, setting="uniform") for bits in (2, 3, 4, 4.5)]
     theirs = [
         measured_row(f"GPTQ {i}", "GPTQ", size, excess) for i, (size, excess) in enumerate([(300_000, 5.0), (250_000, 2.0), (400_001, 0.1)])
     ]
     (tmp_path / "peers_mnist-dit.json").write_text(json.dumps({"rows": [ROWS[0], *ours, *theirs]}))
     lines = doc_tables.peers.peers_within(Results(tmp_path), "mnist-dit").splitlines()
-    assert lines[0].endswith("| 2 bits, 200,000 bytes | 3 bits, 300,000 bytes | 4 bits, 400,000 bytes |")
-    assert lines[2] == "| sedaq uniform | 7.00 (6.90 to 7.10) | 6.00 (5.90 to 6.10) | 5.00 (4.90 to 5.10) |"
-    assert lines[3] == "| GPTQ | – | 2.00 (1.90 to 2.10) | 2.00 (1.90 to 2.10) |"
+    assert lines[0].endswith("| 2 bits, 200,000 bytes | 3 bits, 300,000 bytes | 4 bits, 400,000 bytes | 4.5 bits, 450,000 bytes |")
+    assert lines[2] == "| sedaq uniform | 7.00 (6.90 to 7.10) | 6.00 (5.90 to 6.10) | 5.00 (4.90 to 5.10) | 4.50 (4.40 to 4.60) |"
+    assert lines[3] == "| GPTQ | – | 2.00 (1.90 to 2.10) | 2.00 (1.90 to 2.10) | 0.10 (0.00 to 0.20) |"
 
 
 def test_the_page_has_a_section_for_each_model_that_was_measured(results: Path, tmp_path: Path) -> None:
