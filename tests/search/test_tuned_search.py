@@ -11,6 +11,7 @@ from sedaq import Budget, Run
 from sedaq.errors import InputError
 from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.predictor import cross_validation
+from sedaq.sensitivity.run import probe_journal
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def rates_of(run: Run, **how: object) -> dict[str, float]:
-    found = run.search(ONE_OF_THEM, trials=0, **how).plan
+    found = run.search(ONE_OF_THEM, **{"trials": 0, **how}).plan
     return {name: run._opened.entry(name, format).rate for name, format in found.formats.items()}
 
 
@@ -83,7 +84,13 @@ def test_the_plans_of_a_verification_are_tuned_as_long_as_the_model_that_is_hand
     how = {"trials": 0, "verify": 3, "tuned": True}
     found, short = run.search(ONE_OF_THEM, tune_steps=2 * STEPS, **how), run.search(ONE_OF_THEM, **how)
     assert found.measured["tuned_steps"] == 2 * STEPS and found.measured["n_images"] == 2 * short.measured["n_images"]
-    assert found.measured["metrics"][METRIC]["value"] < short.measured["metrics"][METRIC]["value"]
+    assert rates_of(run, tune_steps=2 * STEPS, **how) == {"narrow": 2.0, "wide": 4.0}
+    long = [record for record in probe_journal(run._opened.folder).read() if record.get("tuned_steps") == 2 * STEPS]
+    raced = {tuple(sorted(record["layers"].items())) for record in long}
+    untuned = run.search(ONE_OF_THEM, trials=0, verify=3).plan
+    assert {
+        tuple(sorted((name, str(format)) for name, format in plan.formats.items())) for plan in (found.plan, untuned, found.uniform)
+    } <= raced
     with pytest.raises(InputError, match=f"`tune_steps`: got 5; plans were probed after {STEPS} steps"):
         run.search(ONE_OF_THEM, tune_steps=5, **how)
 
