@@ -176,7 +176,8 @@ def tuned_ranks(results: Results, model: str) -> str:
 
 def tuned_searches(results: Results, model: str) -> str:
     """Plans that were searched for the tuned model beside those that were searched for the untuned one, all tuned alike."""
-    rows = [row for row in results.rows(f"tuned_search_{model}") if row["name"] != "full precision"]
+    found = [row for row in results.rows(f"tuned_search_{model}") if row["name"] != "full precision"]
+    rows = sorted(found, key=lambda row: -row["bits"])
     return table(
         rows,
         {
@@ -189,7 +190,7 @@ def tuned_searches(results: Results, model: str) -> str:
             "PSNR, dB": lambda row: fixed(row["psnr"], 1),
             "paired distance": lambda row: fixed(row["feature_distance"], 4),
             "held-out loss, 10⁻⁴": lambda row: fixed(1e4 * min(loss for _, loss in row["losses"]), 1),
-            "search, minutes": lambda row: fixed(row["search_seconds"] / 60, 1),
+            "search, minutes": lambda row: fixed(row["search_seconds"] / 60, 1) if row["search_seconds"] >= 1 else "found before",
         },
     )
 
