@@ -309,5 +309,5 @@ class Predictor:
             raise DamagedError(f"{path}: {error}; run `sedaq fit` again") from error
         numbers = {name: content[stored] for name, stored in SCALARS.items()}
         tuned_steps = int(content.get("tuned_steps", 0))
-        notes = [f"sensitivity was measured after {tuned_steps} steps of tuning, and so is what verification says"] if tuned_steps else []
+        notes = [f"sensitivity was measured after {tuned_steps} steps of tuning"] if tuned_steps else []
         return cls(content["metric"], layers, members, error_of=error_of, notes=notes, tuned_steps=tuned_steps, **numbers), content
