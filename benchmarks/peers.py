@@ -105,7 +105,8 @@ class Comparison:
         self.run, self.tune_steps, self.n_verified = opened(name, n_probes), tune_steps, n_verified
         self.weights = {layer.name: self.run.subject.weight(layer.name).clone() for layer in self.run.subject.layers}
         conditions: dict[str, Any] = {"probes": n_probes, "verified": n_verified}
-        self.rows = Rows(final(self.run), f"peers_{name}", f"python benchmarks/peers.py {name}", seeds, **conditions, **how)
+        command = f"python benchmarks/peers.py {name} --images {how['n_images']} --seeds {len(seeds)}"
+        self.rows = Rows(final(self.run), f"peers_{name}", command, seeds, **conditions, **how)
         self.failed = False
 
     @cached_property

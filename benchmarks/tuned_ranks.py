@@ -65,7 +65,7 @@ def main() -> None:
     rows = Rows(
         run,
         f"tuned_ranks_{name}",
-        f"python benchmarks/tuned_ranks.py {arguments.run}",
+        f"python benchmarks/tuned_ranks.py {arguments.run} --plans {arguments.plans} --steps {steps} --images {arguments.images}",
         SEEDS,
         n_images=arguments.images,
         bits=BITS,

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=N_IMAGES, help="from each noise seed")
     arguments = parser.parse_args()
     run = Run.open(arguments.run)
-    command = f"python benchmarks/tuned_search.py {arguments.run}"
+    command = f"python benchmarks/tuned_search.py {arguments.run} --steps {arguments.steps} --images {arguments.images}"
     conditions = {"tune_steps": arguments.steps, "short_steps": SHORT, "probes": N_PROBES, "verified": N_VERIFIED}
     rows = Rows(run, f"tuned_search_{run.subject.name}", command, SEEDS, n_images=arguments.images, **conditions)
     with shown():
