@@ -79,6 +79,7 @@ class Pool(ABC, Generic[T, R]):
 
     def run(self, items: Sequence[T]) -> Iterator[tuple[T, R]]:
         """(item, result) in the order of completion. An item whose worker dies is tried again by a new one; after `MAX_TRIES` it is set aside.
+        Where workers died of other items, too, which went on, it may not be to blame, and has as many tries again when all others are done.
 
         Raises what the function raises, and, when all others are done, WorkerError for the items that were set aside.
         """
@@ -88,6 +89,7 @@ class Pool(ABC, Generic[T, R]):
         self._workers = [worker for worker in self._workers if worker.finish()]  # what an earlier caller did not wait for
         self._idle = list(self._workers)
         busy: dict[Any, tuple[Worker, int]] = {}
+        limit = MAX_TRIES
         while waiting or busy:
             while waiting and (worker := self._take(len(waiting))) is not None:
                 index, item = waiting.popleft()
@@ -101,17 +103,21 @@ class Pool(ABC, Generic[T, R]):
                     self._workers.remove(worker)
                     tries[index] += 1
                     endings[index] = str(error)
-                    if tries[index] < MAX_TRIES:
+                    if tries[index] < limit:
                         log.warning("%s: its worker process %s; it is tried again", self._name(items[index]), error)
                         waiting.append((index, items[index]))
                     continue
                 self._idle.append(worker)
                 yield items[index], result
-        dead = [index for index in endings if tries[index] == MAX_TRIES]
+            dead = [index for index in tries if tries[index] >= limit]
+            if not (waiting or busy) and limit == MAX_TRIES and 0 < len(dead) < len(tries):
+                limit = 2 * MAX_TRIES
+                waiting.extend((index, items[index]) for index in dead)
+        dead = [index for index in tries if tries[index] >= limit]
         if dead:
             others = f" ({len(dead)} items ended so)" if len(dead) > 1 else ""
             raise WorkerError(
-                f"{self._name(items[dead[0]])}: its worker process {endings[dead[0]]}, {MAX_TRIES} times{others}; all else is done and kept, "
+                f"{self._name(items[dead[0]])}: its worker process {endings[dead[0]]}, {limit} times{others}; all else is done and kept, "
                 "so run the same again, with fewer workers if memory was short"
             )
 

@@ -22,7 +22,7 @@ from sedaq.progress import listening, track
 from sedaq.runtime.executors import Executor, Forked, Processes, Serial, parse_executor
 
 sys.path.append(str(Path(__file__).parent))  # where spawned workers find the module, too
-from worker_functions import OpensHereOnly, describe, die_at_one, die_the_first_time, end_of_file, fail_at_one
+from worker_functions import OpensHereOnly, describe, die_at_one, die_so_often, die_the_first_time, end_of_file, fail_at_one
 
 
 @contextmanager
@@ -117,6 +117,21 @@ def test_a_worker_that_is_killed_is_named_with_its_item_and_loses_nothing_else(e
         list(run([0, 1, 2, 3]))
     assert all((tmp_path / str(item)).exists() for item in (0, 2, 3)), "all others are done"
     assert not (tmp_path / "1").exists() and multiprocessing.active_children() == []
+
+
+def test_an_item_whose_worker_dies_by_chance_is_done_in_the_end(tmp_path: Path) -> None:
+    """Where workers of other items die, too, three deaths are no proof."""
+    with Forked().workers(partial(die_so_often, tmp_path, {1: 5, 2: 1})) as run:
+        assert sorted(run([1, 2, 3])) == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_an_item_that_always_kills_is_named_although_others_die_by_chance(tmp_path: Path) -> None:
+    with (
+        pytest.raises(WorkerError, match="^1: its worker process was killed by SIGKILL, 6 times; all else is done and kept"),
+        Forked().workers(partial(die_so_often, tmp_path, {1: 99, 2: 1})) as run,
+    ):
+        list(run([1, 2, 3]))
+    assert len(list(tmp_path.glob("1 tried *"))) == 6
 
 
 def test_workers_go_on_after_one_was_killed(tmp_path: Path) -> None:

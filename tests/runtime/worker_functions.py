@@ -43,6 +43,15 @@ def die_at_one(folder: Path, item: int) -> int:
     return item
 
 
+def die_so_often(folder: Path, deaths: dict[int, int], item: int) -> int:
+    """Its worker dies the first deaths[item] times."""
+    tried = len(list(folder.glob(f"{item} tried *")))
+    (folder / f"{item} tried {tried}").touch()
+    if tried < deaths.get(item, 0):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
 def end_of_file(item: int) -> int:
     raise EOFError("no more noise")
 
