@@ -1,4 +1,4 @@
-"""What foretells a plan's images after tuning:  python benchmarks/tuned_ranks.py RUN [--plans N] [--steps N] [--images N]
+"""What predicts how plans rank after tuning:  python benchmarks/tuned_ranks.py RUN [--plans N] [--steps N] [--images N]
 
 Random plans of equal bytes at 2.0 bits of a run that was probed (docs/experiments/tuning.md): their excess untuned, after a tenth of the steps and after
 all of them, on noise that nothing was chosen on, and what is known of them sooner: the held-out loss before tuning and after SHORT steps of the whole model, of

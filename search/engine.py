@@ -262,7 +262,13 @@ class Search:
         if len(verification.rungs) > 1:
             plans = {contender: problem.formats(np.array(contender.choice)) for contender in measured}
             measured = dict(sorted(measured.items(), key=lambda item: item[0].found_by != ENTRANT))  # the first of a race comes to its end
-            measured = halve(verification, plans, measured, self.predictor.metric, self._keep("verification"))
+            measured = halve(
+                verification,
+                plans,
+                measured,
+                self.predictor.metric,
+                self._keep(f"verification at {problem.text('weight_bytes', problem.total('weight_bytes', uniform))}"),
+            )
             (reference,) = verification.measure([problem.formats(uniform)], verification.rungs[-1])
         differences = {
             contender: verification.prober.worsening(found, reference, self.predictor.metric) for contender, found in measured.items()

@@ -139,7 +139,7 @@ def rounded_inputs(results: Results, name: str) -> str:
     return table(rows, {"": lambda row: row["name"], "layers": lambda row: row["inputs"].removeprefix("inputs rounded: ")})
 
 
-def _foretelling(rows: Mapping[str, Any], number: int, steps: int) -> dict[str, float]:
+def _predictors(rows: Mapping[str, Any], number: int, steps: int) -> dict[str, float]:
     """What is known of a plan before it is tuned for all steps, by name."""
     untuned = rows[f"plan {number}"]
     losses = untuned["held_out_losses"]
@@ -160,7 +160,7 @@ def tuned_ranks(results: Results, model: str) -> str:
     rows = {row["name"]: row for row in results.rows(f"tuned_ranks_{model}")}
     steps = results.result(f"tuned_ranks_{model}")["conditions"]["tune_steps"]
     numbers = [number for number in range(len(rows)) if f"plan {number} tuned {steps}" in rows]
-    known = [_foretelling(rows, number, steps) for number in numbers]
+    known = [_predictors(rows, number, steps) for number in numbers]
     excess = np.array([rows[f"plan {number} tuned {steps}"]["excess"]["value"] for number in numbers])
     drawn = np.random.default_rng(0).integers(len(numbers), size=(N_DRAWN, len(numbers)))
     found = []

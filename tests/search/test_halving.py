@@ -100,7 +100,8 @@ def test_the_last_rung_decides(subject, menu, predictor, tmp_path) -> None:
     assert found.uniform_measured["metrics"]["fid"]["value"] == 3.0 and found.difference_ci == pytest.approx((-2.1, -1.9))
     assert taught and all(value < 0 for values in taught for value in values), "the predictor is taught by the first rung alone"
     backend = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "studies.log")))
-    study = optuna.load_study(study_name="small, verification, seed 0", storage=backend)
+    (name,) = [name for name in optuna.get_all_study_names(backend) if name.startswith("small, verification at 2.")]
+    study = optuna.load_study(study_name=name, storage=backend)
     states = [trial.state.name for trial in study.trials]
     assert states[0] == "COMPLETE" and "PRUNED" in states and study.best_value == 1.0
 
