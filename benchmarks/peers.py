@@ -22,7 +22,7 @@ import torch
 from corpus_models import MODELS, folder_of, subject_argument
 from corpus_training import CLASSIFIER
 from peers_environments import FOLDER, missing, quantized_by
-from peers_figure import draw_figure
+from peers_figure import ENDS_KEPT, draw_figure
 from peers_own import cluster, gptq
 from peers_rivals import GPTQ, KMEANS, RIVALS, Setting, kept_bytes, settings_within
 from results import RESULTS
@@ -203,7 +203,7 @@ class Comparison:
         weights |= {layer.name: subject.weight(layer.name).half().float() for layer in kept}
         return partial(subject.weights_replaced, weights), {
             "rival": setting.rival,
-            "setting": "ends kept" if setting.keep_ends else "",
+            "setting": ENDS_KEPT if setting.keep_ends else "",
             "versions": dict(RIVALS[setting.rival].packages),
             "options": dict(setting.options),
             "size_bytes": stored + self.rest_bytes,
@@ -276,7 +276,7 @@ def main() -> None:
     except SedaqError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
-    draw_figure(arguments.model, arguments.results)
+    draw_figure(arguments.results, arguments.model)
     sys.exit(int(compared.failed))
 
 

@@ -251,7 +251,7 @@ def test_the_page_has_a_section_for_each_model_that_was_measured(results: Path, 
 
 
 def test_the_figure_has_a_marker_for_each_rival_and_room_for_no_excess(results: Path) -> None:
-    figure = draw(ROWS, "mnist-dit")
+    figure = draw({"mnist-dit": ROWS})
     (axes,) = figure.axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -259,7 +259,17 @@ def test_the_figure_has_a_marker_for_each_rival_and_room_for_no_excess(results: 
     heights = [float(line.get_ydata()[0]) for line in axes.lines if line.get_linestyle() == "None" and len(line.get_xdata())]
     assert sorted(heights) == [FLOOR, 0.5, 3.0, 128.0]
     assert len({marker for marker, _ in LOOKS.values()}) == len(LOOKS) == len(RIVALS) + 3
-    assert draw_figure("mnist-dit", results).read_bytes().startswith(b"\x89PNG")
+    assert draw_figure(results, "mnist-dit").read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_models_have_a_panel_each_and_one_legend(results: Path) -> None:
+    figure = draw({"one": ROWS, "two": ROWS[:2], "three": ROWS})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["one", "two", "three"]
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert len(texts) == len(set(texts))
+    (results / "peers_mnist-unet.json").write_text((results / "peers_mnist-dit.json").read_text())
+    assert draw_figure(results, "mnist-dit", "mnist-unet") == results / "peers.png"
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------------------------
