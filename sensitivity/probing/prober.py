@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -122,7 +122,7 @@ class Prober:
                 self.extractor.fingerprint,
                 self.reference.fingerprint,
                 *([rounded.fingerprint] if rounded.choices else []),
-                *([{"tuned": vars(short_tuning(self.run.settings, tuned_steps))}] if tuned_steps else []),
+                *([{"tuned": vars(short_tuning(self.run.settings, tuned_steps)), "held out": True}] if tuned_steps else []),
             ]
         )
 
@@ -234,9 +234,9 @@ class Prober:
         start = clock()
         subject = self.run.subject
         full_precision = self.full_precision(purpose, n_images, steps)
-        with self._model_of(formats, tuned_steps):
+        with self._model_of(formats, tuned_steps) as errors:
             images = self._sample(purpose, n_images, steps, may_overflow=True)
-        metrics, evidence = self._measured(images, full_precision, purpose)
+        metrics, evidence = self._measured(images, full_precision, purpose, errors)
         record = {
             "key": self.key(formats, purpose, n_images, steps, tuned_steps),
             "plan_hash": fingerprint([subject.fingerprint, {name: str(f) for name, f in formats.items()}, {}, self.run.store.identity]),
@@ -256,23 +256,27 @@ class Prober:
         }
         return Measurement(record, evidence)
 
-    def _model_of(self, formats: Mapping[str, Format], tuned_steps: int) -> AbstractContextManager[None]:
-        """The run's model with a plan's weights and rounded inputs, tuned where steps are given."""
+    @contextmanager
+    def _model_of(self, formats: Mapping[str, Format], tuned_steps: int) -> Iterator[torch.Tensor | None]:
+        """The run's model with a plan's weights and rounded inputs; where steps are given tuned, with the errors of its answers."""
         rounded = self._rounded(formats)
         if tuned_steps:
             self._assembly.restore()
-            return tuned_plan(self.run, formats, tuned_steps, rounded if rounded.choices else None)
-        self._assembly.set(formats)
-        return attached(self.run.subject.denoiser, *rounded.modules(self.run.subject.denoiser))
+            with tuned_plan(self.run, formats, tuned_steps, rounded if rounded.choices else None) as errors:
+                yield errors
+        else:
+            self._assembly.set(formats)
+            with attached(self.run.subject.denoiser, *rounded.modules(self.run.subject.denoiser)):
+                yield None
 
     def _measured(
-        self, images: torch.Tensor, full_precision: Sample, purpose: str
+        self, images: torch.Tensor, full_precision: Sample, purpose: str, errors: torch.Tensor | None
     ) -> tuple[dict[str, Estimate], dict[str, torch.Tensor] | None]:
         """Metrics, and what paired differences need where the purpose is another than probing."""
         features = self.extractor(images)
         requested = self.extractor.requested(conditions_of(self.run.subject.conditions, 0, len(images)))
         try:
-            sample = Sample(images, features, self.reference, requested, full_precision, self.run.subject.cycle)
+            sample = Sample(images, features, self.reference, requested, full_precision, self.run.subject.cycle, errors)
         except NotFiniteError:
             if purpose not in WITHOUT_EVIDENCE:
                 raise
