@@ -28,7 +28,7 @@ from sedaq.sensitivity.run import Run
 
 BITS = (2.0, 1.5)
 N_PROBES, SHORT, STEPS, N_VERIFIED = 36, 40, 300, 8
-N_IMAGES, SEEDS = 2000, (10, 11, 12)
+N_IMAGES, FIRST_SEED, N_SEEDS = 2000, 10, 3  # noise
 TODAY = "for the untuned model"
 
 
@@ -58,16 +58,20 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS, help="of tuning, of the models that are compared")
     parser.add_argument("--images", type=int, default=N_IMAGES, help="from each noise seed")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of noise")
     parser.add_argument("--short", type=int, default=SHORT, help="steps of tuning of the probes")
     parser.add_argument("--metric", choices=list(METRICS), default=TUNED_DEFAULT, help="by which plans are searched for the tuned model")
     arguments = parser.parse_args()
     run, steps, metric = Run.open(arguments.run), arguments.steps, arguments.metric
     command = f"python benchmarks/tuned_search.py {arguments.run} --steps {steps} --images {arguments.images} --short {arguments.short}"
+    if arguments.first_seed != FIRST_SEED:
+        command += f" --first-seed {arguments.first_seed}"
     stored = f"tuned_search_{run.subject.name}"
     if metric != TUNED_DEFAULT:
         command, stored = f"{command} --metric {metric}", f"{stored}_{metric}"
+    seeds = range(arguments.first_seed, arguments.first_seed + N_SEEDS)
     conditions = {"tune_steps": steps, "short_steps": arguments.short, "probes": N_PROBES, "verified": N_VERIFIED}
-    rows = Rows(run, stored, command, SEEDS, n_images=arguments.images, **conditions)
+    rows = Rows(run, stored, command, seeds, n_images=arguments.images, **conditions)
     with shown():
         began = clock()
         probe_run(run, n_configs=N_PROBES, tuned_steps=arguments.short)

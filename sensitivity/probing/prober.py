@@ -122,6 +122,7 @@ class Prober:
                 self.extractor.fingerprint,
                 self.reference.fingerprint,
                 *([rounded.fingerprint] if rounded.choices else []),
+                # Tuned probes of earlier versions lack the held-out loss: they are measured again.
                 *([{"tuned": vars(short_tuning(self.run.settings, tuned_steps)), "held out": True}] if tuned_steps else []),
             ]
         )
