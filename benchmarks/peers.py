@@ -3,7 +3,7 @@
 Rivals take the weights of all Linear and convolution layers and give them back de-quantized; what they cannot quantize stays at 16 bits and counts. Each
 is measured at its own defaults, then at the bytes of sedaq's searched plans. All rows share their noise, of seeds that nothing was chosen on. RIVAL is a name of
 peers_rivals.py, or sedaq; all that are installed by default (peers_environments.py installs them). A row that was measured stays, unless its packages
-have other versions now. MODEL is one that sedaq ships, or one of the corpus that benchmarks/corpus.py trained.
+have other versions now, or sedaq finds another plan. MODEL is one that sedaq ships, or one of the corpus that benchmarks/corpus.py trained.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -124,13 +124,19 @@ class Comparison:
         error = sum(float((found[name] - weight).double().square().sum()) for name, weight in self.weights.items())
         return error / sum(float(weight.double().square().sum()) for weight in self.weights.values())
 
-    def row(self, name: str, versions: Mapping[str, str], make: Callable[[], tuple[State, Mapping[str, Any]]]) -> None:
-        """A row, unless it is known of the same versions. One that fails is told and left out."""
-        if self.rows.rows.get(name, {}).get("versions") not in (None, dict(versions)):
+    def row(self, name: str, identity: Mapping[str, Any], make: Callable[[], tuple[State, Mapping[str, Any]]]) -> None:
+        """A row, unless it is known and has all that `identity` says. One that fails is told and left out."""
+        known = self.rows.rows.get(name)
+        if known is not None and any(known[key] != value for key, value in identity.items()):
             del self.rows.rows[name]
         print(name, flush=True)
-        try:
+        with self._telling(name):
             self.rows.row(name, make)
+
+    @contextmanager
+    def _telling(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except SedaqError as error:
             self.failed = True
             print(f"{name}: {error}", file=sys.stderr, flush=True)
@@ -141,7 +147,7 @@ class Comparison:
         subject = self.run.subject
         bits = weight_bits(subject, {layer.name: AS_IS for layer in subject.layers})
         details = {"rival": FULL, "versions": {}, "size_bytes": file_bytes(subject.tensor_specs), "bits_per_weight": bits}
-        self.row(FULL, {}, lambda: (nullcontext, details))
+        self.row(FULL, {"versions": {}}, lambda: (nullcontext, details))
 
     def searched(self, bits: float) -> Plan:
         return search_run(self.run, Budget(bits=bits), SearchConfig(verify=self.n_verified)).plan
@@ -155,9 +161,9 @@ class Comparison:
         for bits in TUNED if self.tune_steps else ():
             yield f"sedaq tuned {bits:g}, {self.tune_steps} steps", partial(self.searched, bits), self.tune_steps
 
-    def made(self, name: str, plan_of: Callable[[], Plan], steps: int) -> tuple[State, dict[str, Any]]:
+    def made(self, name: str, plan: Plan, steps: int) -> tuple[State, dict[str, Any]]:
         """The plan's model, and what a row says of it: of a tuned one its seconds; calibration, probes and encodings are shared by all plans."""
-        run, plan, began = self.run, plan_of(), clock()
+        run, began = self.run, clock()
         folder = run.folder / "models" / re.sub(r"\W+", "-", name)
         tune = TuneConfig(steps=steps) if steps else None
         parts = apply(
@@ -184,7 +190,9 @@ class Comparison:
 
     def measure_sedaq(self) -> None:
         for name, plan_of, steps in self.plans():
-            self.row(name, {}, partial(self.made, name, plan_of, steps))
+            with self._telling(name):
+                plan = plan_of()
+                self.row(name, {"plan": plan.hash}, partial(self.made, name, plan, steps))
 
     # -- rivals ----------------------------------------------------------------------------------------------------------------------
 
@@ -231,13 +239,13 @@ class Comparison:
 
     def measure_rival(self, rival: str) -> None:
         """At its defaults, then at the bytes of sedaq's searched plans."""
-        known, versions = RIVALS[rival], RIVALS[rival].packages
+        known = RIVALS[rival]
         settings = [Setting(rival, options, keep) for keep in (False, True)[: 1 + known.ends] for options in known.defaults]
         for bits in EQUAL if known.dials else ():
             limit = self.searched(bits).size_bytes - self.rest_bytes
             settings += settings_within(rival, self.run.subject.layers, limit)
         for name, setting in {setting.name: setting for setting in settings}.items():
-            self.row(name, versions, partial(self.quantized, setting))
+            self.row(name, {"versions": dict(known.packages)}, partial(self.quantized, setting))
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from ..storage import file_sha256, fingerprint
 from .config import SearchConfig
 from .engine import SearchResult
 
+ORDER = "what is lost beside full precision, then nearness"  # of what was verified (verify.standing): other rules chose other plans
+
 
 def found_before(
     run: Run,
@@ -52,6 +54,7 @@ def found_before(
             sorted(record["key"] for record in probe_journal(run.folder).read() if record["purpose"] == purpose),
             None if times is None else [times.tokens, times.dense, times.beyond, times.rest, times.kernel_costs],
             {name: asdict(activation) for name, activation in activations.items()},
+            *([ORDER] if config.verify else []),
         ]
     )
     path = run.folder / "searches" / f"{key}.json"

@@ -30,7 +30,7 @@ from .optuna_solver import Keep
 from .problem import Choice, Problem
 from .solvers import Effort, Solution, check_solver, solve
 from .uniform import uniform_choices
-from .verify import Verification
+from .verify import Verification, standing
 
 RUINED = "the plan is ruined: its images are further from full precision's than these are from each other; allow more bits"
 ENTRANT = "other search"  # what is said of a plan's origin
@@ -270,21 +270,28 @@ class Search:
                 self._keep(f"verification at {problem.text('weight_bytes', problem.total('weight_bytes', uniform))}"),
             )
             (reference,) = verification.measure([problem.formats(uniform)], verification.rungs[-1])
-        differences = {
-            contender: verification.prober.worsening(found, reference, self.predictor.metric) for contender, found in measured.items()
-        }
-        uniform_measured = verification.content(reference)
-        best = min(differences, key=lambda contender: differences[contender][0], default=None)
-        if best is not None and differences[best][0] < 0:
-            return _Verdict(
-                np.array(best.choice), best.found_by, verification.content(measured[best]), uniform_measured, differences[best][1:], ()
+        return self._verdict(verification, uniform, reference, measured)
+
+    def _verdict(self, verification: Verification, uniform: Choice, reference: Any, measured: Mapping[Candidate, Any]) -> _Verdict:
+        """The best of the uniform plan, whose measurement is `reference`, and the others."""
+        uniform_measured, note = verification.content(reference), "no searched plan is better than uniform, which is handed out"
+        if not measured:
+            note = f"{note}: the search found no other plan"
+            return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
+        metric = self.predictor.metric
+        best = min(measured, key=lambda contender: standing(measured[contender], metric))
+        value, low, high = verification.prober.worsening(measured[best], reference, metric)
+        difference = f"{abs(value):.4g} ({low:.4g} to {high:.4g})"
+        if not standing(measured[best], metric) < standing(reference, metric):
+            how = f"worse by {difference}" if value > 0 else f"better by {difference}, which is not clear of noise"
+            note = f"{note}: the best of {len(measured)} is {how}"
+            return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
+        notes: tuple[str, ...] = ()
+        if value > 0:
+            notes = (
+                f"the {metric} of uniform is better by {difference}, but no better than full precision's; its images are farther from these",
             )
-        why = "the search found no other plan"
-        if best is not None:
-            value, low, high = differences[best]
-            why = f"the best of {len(measured)} is worse by {value:.4g} ({low:.4g} to {high:.4g})"
-        note = f"no searched plan is better than uniform, which is handed out: {why}"
-        return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
+        return _Verdict(np.array(best.choice), best.found_by, verification.content(measured[best]), uniform_measured, (low, high), notes)
 
     def _contenders(self, problem: Problem, uniform: Choice, solution: Solution) -> list[Candidate]:
         """The candidates to measure: the best, those of other searches, then those that members of the ensemble would choose, then the next by score;

@@ -3,17 +3,15 @@ algorithm 2), by Optuna's pruner."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import optuna
 
 from ..aq.formats import Format
-from ..sensitivity.metrics.registry import metric_of
 from .evaluate import Candidate
 from .optuna_solver import Keep, quiet
-from .verify import FACTOR, Verification
+from .verify import FACTOR, Verification, standing
 
 
 def halve(
@@ -27,12 +25,8 @@ def halve(
 
     Args:
         measured: on the first rung, in the order in which plans race.
-        keep: what becomes of the study.
+        keep: what becomes of the study. Its values are places on a rung, 0 for the best.
     """
-
-    def cost(measurement: Any) -> float:
-        value = metric_of(metric).sign * float(measurement.metrics[metric].value)
-        return value if math.isfinite(value) else math.inf  # of what is no number Optuna would stop even the only one
 
     left = dict(measured)
     with quiet():
@@ -41,15 +35,16 @@ def halve(
         for place, rung in enumerate(verification.rungs):
             if place:
                 left = dict(zip(left, verification.measure([plans[candidate] for candidate in left], rung), strict=True))
-            for candidate, measurement in left.items():
-                trials[candidate].report(cost(measurement), FACTOR**place)
+            order = sorted(left, key=lambda candidate: standing(left[candidate], metric))
+            for candidate in left:
+                trials[candidate].report(order.index(candidate), FACTOR**place)
             if rung is verification.rungs[-1]:
                 break
             for candidate in [candidate for candidate in left if trials[candidate].should_prune()]:
                 study.tell(trials[candidate], state=optuna.trial.TrialState.PRUNED)
                 del left[candidate]
-        for candidate, measurement in left.items():
-            study.tell(trials[candidate], cost(measurement))
+        for candidate in left:
+            study.tell(trials[candidate], order.index(candidate))
     if keep is not None:
         keep(study)
     return left

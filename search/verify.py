@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -9,18 +10,45 @@ from typing import Any, Protocol
 from ..aq.formats import Format
 from ..errors import InputError
 from ..progress import track
+from ..sensitivity.metrics.registry import metric_of
 from .evaluate import Predictor
 
 FACTOR = 3  # times the steps of tuning from rung to rung, and one plan in so many goes on
 
 
+CLEAR = 2  # standard errors, from which on a loss is told from noise
+
+
 class Metric(Protocol):
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def se(self) -> float: ...
+
     def to_json(self) -> dict[str, Any]: ...
 
 
 class Measurement(Protocol):
     @property
     def metrics(self) -> Mapping[str, Metric]: ...
+
+
+def standing(measurement: Measurement, metric: str) -> tuple[float, float]:
+    """What plans are ordered by, the best first: what a plan loses by the metric, and how far its images are from full precision's.
+
+    Of a distance to real images what counts is its excess over full precision's, and none where that is not clear of noise: nothing is gained by
+    images that are nearer to real ones than full precision's. A plan that is off can be so in few steps of sampling, and far from them in many
+    (docs/experiments/search.md).
+    """
+    known, metrics = metric_of(metric), measurement.metrics
+    excess, distance = metrics.get(known.excess_name), metrics.get("feature_distance")
+    value = known.sign * (metrics[metric] if excess is None else excess).value
+    if not math.isfinite(value):
+        return math.inf, math.inf
+    if excess is None:
+        return value, 0.0
+    return (value if value > CLEAR * excess.se else 0.0), (distance.value if distance else 0.0)
 
 
 @dataclass(frozen=True)

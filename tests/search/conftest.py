@@ -74,12 +74,13 @@ class FakePredictor:
         return mean, 0.1 * mean
 
 
+@dataclass
 class Value:
-    def __init__(self, value: float) -> None:
-        self.value = value
+    value: float
+    se: float = 0.1
 
     def to_json(self) -> dict[str, Any]:
-        return {"value": self.value, "se": 0.1}
+        return {"value": self.value, "se": self.se}
 
 
 @dataclass
