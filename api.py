@@ -177,12 +177,11 @@ class Run:
         probe_run(self._opened, n_configs=configs, executor=self.executor, memory_bytes=_bytes(memory), **how)
         return self
 
-    def fit(self, metric: str | None = None, *, tuned: bool = False, seed: int | None = None) -> FitResult:
+    def fit(self, metric: str = "fid", *, tuned: bool = False, seed: int | None = None) -> FitResult:
         """Fit the predictor to the probes, cross-validate it beside simpler ones, and explain it.
 
         Args:
-            metric: what to predict, any metric that the probes have; "fid" by default, of tuned probes "held_out_loss". Search, verification and
-                report follow it.
+            metric: what to predict, any metric that the probes have. Search, verification and report follow it.
             tuned: predict what plans cost after tuning, by probes that were measured with `tuned_steps`.
         """
         from .sensitivity.predictor.fitting import FitResult, fit, predictor_folder

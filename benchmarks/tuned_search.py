@@ -1,8 +1,8 @@
-"""Plans that were searched for the tuned model beside plans that were searched for the untuned one:  python benchmarks/tuned_search.py RUN [--metric fid]
+"""Plans that were searched for the tuned model beside plans that were searched for the untuned one:  python benchmarks/tuned_search.py RUN [--steps N]
 
 RUN was probed and fitted (`sedaq probe`, `sedaq fit`); its tuned probes are measured here. All plans of a rate have the same bytes and are tuned for the same
-steps. They are measured on noise that nothing was chosen on, over which their paired differences are taken; → results/tuned_search_SUBJECT.json, or
-tuned_search_SUBJECT_METRIC.json of another metric than tuned plans are searched by. Rows are kept as they finish and read back.
+steps. They are measured on noise that nothing was chosen on, over which their paired differences are taken; → results/tuned_search_SUBJECT.json. Rows are kept
+as they finish and read back.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from sedaq.kernels.timing import clock
 from sedaq.progress import shown
 from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.verb import search_run
-from sedaq.sensitivity.metrics.registry import METRICS, TUNED_DEFAULT
 from sedaq.sensitivity.predictor.fitting import fit
 from sedaq.sensitivity.probing.probe import probe_run
 from sedaq.sensitivity.run import Run
 
 BITS = (2.0, 1.5)
-N_PROBES, SHORT, STEPS, N_VERIFIED = 36, 40, 300, 8
-N_IMAGES, FIRST_SEED, N_SEEDS = 2000, 10, 3  # noise
+N_PROBES, SHORT, STEPS, N_VERIFIED = 36, 20, 300, 8
+N_IMAGES, SEEDS = 2000, (7, 8, 9)
 TODAY = "for the untuned model"
 
 
@@ -58,29 +57,20 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS, help="of tuning, of the models that are compared")
     parser.add_argument("--images", type=int, default=N_IMAGES, help="from each noise seed")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of noise")
-    parser.add_argument("--short", type=int, default=SHORT, help="steps of tuning of the probes")
-    parser.add_argument("--metric", choices=list(METRICS), default=TUNED_DEFAULT, help="by which plans are searched for the tuned model")
     arguments = parser.parse_args()
-    run, steps, metric = Run.open(arguments.run), arguments.steps, arguments.metric
-    command = f"python benchmarks/tuned_search.py {arguments.run} --steps {steps} --images {arguments.images} --short {arguments.short}"
-    if arguments.first_seed != FIRST_SEED:
-        command += f" --first-seed {arguments.first_seed}"
-    stored = f"tuned_search_{run.subject.name}"
-    if metric != TUNED_DEFAULT:
-        command, stored = f"{command} --metric {metric}", f"{stored}_{metric}"
-    seeds = range(arguments.first_seed, arguments.first_seed + N_SEEDS)
-    conditions = {"tune_steps": steps, "short_steps": arguments.short, "probes": N_PROBES, "verified": N_VERIFIED}
-    rows = Rows(run, stored, command, seeds, n_images=arguments.images, **conditions)
+    run = Run.open(arguments.run)
+    command = f"python benchmarks/tuned_search.py {arguments.run} --steps {arguments.steps} --images {arguments.images}"
+    conditions = {"tune_steps": arguments.steps, "short_steps": SHORT, "probes": N_PROBES, "verified": N_VERIFIED}
+    rows = Rows(run, f"tuned_search_{run.subject.name}", command, SEEDS, n_images=arguments.images, **conditions)
     with shown():
         began = clock()
-        probe_run(run, n_configs=N_PROBES, tuned_steps=arguments.short)
-        fit(run, metric=metric, tuned=True)
+        probe_run(run, n_configs=N_PROBES, tuned_steps=SHORT)
+        fit(run, tuned=True)
         rows.full_precision(probe_seconds=round(clock() - began, 1))
-        for name, config in {TODAY: SearchConfig(verify=N_VERIFIED), **searches(steps)}.items():
-            for bits in BITS:
+        for bits in BITS:
+            for name, config in {TODAY: SearchConfig(verify=N_VERIFIED), **searches(arguments.steps)}.items():
                 against = None if name == TODAY else f"{bits:g} bits {TODAY}"
-                rows.row(f"{bits:g} bits {name}", partial(made, run, bits, config, steps), against=against)
+                rows.row(f"{bits:g} bits {name}", partial(made, run, bits, config, arguments.steps), against=against)
 
 
 if __name__ == "__main__":

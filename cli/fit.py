@@ -12,11 +12,9 @@ from . import options
 @click.command(help="Fit the predictor to a run's probes, cross-validate it and explain it; writes sensitivity.csv.")
 @options.run_folder
 @options.run_subject
-@click.option("--metric", help="What to predict: any metric that the probes have.  [default: fid; held_out_loss for tuned]")
+@click.option("--metric", default="fid", show_default=True, help="What to predict: any metric that the probes have.")
 @options.together(options.goal, options.prior, options.as_json, options.device)
-def command(
-    run_folder: Path, run_subject: str | None, metric: str | None, goal: str, prior: Path | None, as_json: bool, device: str
-) -> None:
+def command(run_folder: Path, run_subject: str | None, metric: str, goal: str, prior: Path | None, as_json: bool, device: str) -> None:
     from ..api import Run
     from ..progress import shown
     from ..reports.numbers import sources_line

@@ -17,7 +17,6 @@ from ...models.subject import Subject
 from ...progress import track
 from .adam import Adam
 from .code_steps import CODE_STEPS
-from .held_out import batch_errors, row_errors
 from .optimizer_reset import OPTIMIZER_RESETS
 from .orders import ORDERS, jumps
 from .settings import TuneConfig
@@ -131,18 +130,22 @@ class TuningRun:
     def loss(self, stage: str, call: Call, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The loss of one batch at a stage: rows weighted for the whole denoiser, units compared one by one else. weights: (rows,)."""
         if stage == WHOLE:
-            return row_errors(self.student.answer(call), target) @ weights / len(weights)
+            return _row_errors(self.student.answer(call), target) @ weights / len(weights)
         return unit_loss(self.student.denoiser, self.teacher, self.units[stage], lambda denoiser: answer_of(denoiser(**call)))
 
     def held_out_loss(self) -> float:
         """held_out_loss_of the student as it is."""
         return self.held_out_loss_of(self.student)
 
+    @torch.no_grad()
     def held_out_loss_of(self, student: Student) -> float:
         """Mean squared error of its answers on trajectories that are not tuned on, timesteps weighted as in tuning."""
         buffer, total = self.buffers.held_out, 0.0
-        for rows, errors in batch_errors(student, buffer, self.settings.batch_size):
-            total += (errors @ self.buffers.weights.of(buffer, rows).to(student.device)).item()
+        student.assemble()
+        for rows in torch.arange(len(buffer)).split(self.settings.batch_size):
+            call, target = buffer.batch(rows, student.device)
+            weights = self.buffers.weights.of(buffer, rows).to(student.device)
+            total += (_row_errors(student.answer(call), target) @ weights).item()
         return total / len(buffer)
 
     def held_out_power(self) -> float:
@@ -218,6 +221,11 @@ def _enable_checkpointing(denoiser: Any) -> None:
     if not getattr(denoiser, "_supports_gradient_checkpointing", False):
         raise InputError(f"tuning: {type(denoiser).__name__} cannot do gradient checkpointing; leave it out")
     denoiser.enable_gradient_checkpointing()
+
+
+def _row_errors(answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each row, (rows,)."""
+    return (answer - target).square().flatten(1).mean(1)
 
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

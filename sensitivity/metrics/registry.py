@@ -216,10 +216,9 @@ _ROWS = (
         _mean_feature_distance,
         kept_as="squared_distances",
     ),
-    mean_metric("held_out_loss", "Held-out loss", lambda sample: sample.answer_errors),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
-DEFAULT, TUNED_DEFAULT = "fid", "held_out_loss"  # by which plans are searched, and those of a model that will be tuned
+DEFAULT = "fid"
 
 
 def metric_of(name: str) -> Metric:

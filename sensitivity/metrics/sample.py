@@ -83,7 +83,6 @@ class Sample:
         requested: what was asked for: (n,) classes, or (n, p) embeddings of the prompts.
         full_precision: images of the full-precision model from the same noise.
         cycle: number of conditions; image i has condition i mod cycle.
-        answer_errors: (answers,) float64, of a tuned denoiser's answers on trajectories that it was not tuned on.
 
     Raises:
         InputError: for fewer images, another number of features, and features of another length than the reference's.
@@ -96,7 +95,6 @@ class Sample:
     requested: Tensor | None = None
     full_precision: Sample | None = None
     cycle: int = 1
-    answer_errors: Tensor | None = None
     known: dict[Hashable, Tensor] = field(default_factory=dict, repr=False, compare=False)  # for full precision, which many samples share
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from ...runtime.status import telling
 from ...storage import file_sha256, fingerprint, read_json, write_atomically, write_json
 from ..explanation.explanation import Explanation, additivity, group_rows, interaction_rows, layer_rows, stability
 from ..explanation.findings import findings
-from ..metrics.registry import DEFAULT, TUNED_DEFAULT, metric_of
+from ..metrics.registry import DEFAULT, metric_of
 from ..prior.contributions import factors, sentences
 from ..prior.use import explaining_prior, prior_of, seen_before
 from ..probing.layer_statistics import LayerStatistics
@@ -79,12 +79,10 @@ def predictor_folder(run: Run, *, tuned: bool = False) -> Path:
 
 
 @telling("fit")
-def fit(run: Run, *, metric: str | None = None, tuned: bool = False, seed: int | None = None) -> Fitted:
+def fit(run: Run, *, metric: str = DEFAULT, tuned: bool = False, seed: int | None = None) -> Fitted:
     """Fit, cross-validate and explain; writes predictor/ (model, fit.json and tables) into the run. A fit of the same probes is read back.
 
     Args:
-        metric: what to predict; None: the Fréchet distance, of tuned probes the held-out loss, which orders tuned models better than images after
-            so few steps do (docs/experiments/tuning.md).
         tuned: by probes that were measured after tuning; writes predictor_tuned/.
 
     Tables: sensitivity.csv (layer × entry), groups.csv (role or block × rate), interactions.csv (pairs of layers); and where other models taught a prior
@@ -93,7 +91,7 @@ def fit(run: Run, *, metric: str | None = None, tuned: bool = False, seed: int |
     Raises:
         InputError: for too few probes, labels that are all equal, and probes of mixed kinds or of another model.
     """
-    seed, metric = run.settings.seed if seed is None else seed, metric or (TUNED_DEFAULT if tuned else DEFAULT)
+    seed = run.settings.seed if seed is None else seed
     statistics = LayerStatistics(run)
     probes = read_probes(run, metric, purpose=TUNED_PROBE if tuned else PROBE, statistics=statistics)
     folder = predictor_folder(run, tuned=tuned)

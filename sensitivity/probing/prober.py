@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -122,8 +122,7 @@ class Prober:
                 self.extractor.fingerprint,
                 self.reference.fingerprint,
                 *([rounded.fingerprint] if rounded.choices else []),
-                # Tuned probes of earlier versions lack the held-out loss: they are measured again.
-                *([{"tuned": vars(short_tuning(self.run.settings, tuned_steps)), "held out": True}] if tuned_steps else []),
+                *([{"tuned": vars(short_tuning(self.run.settings, tuned_steps))}] if tuned_steps else []),
             ]
         )
 
@@ -235,9 +234,9 @@ class Prober:
         start = clock()
         subject = self.run.subject
         full_precision = self.full_precision(purpose, n_images, steps)
-        with self._model_of(formats, tuned_steps) as errors:
+        with self._model_of(formats, tuned_steps):
             images = self._sample(purpose, n_images, steps, may_overflow=True)
-        metrics, evidence = self._measured(images, full_precision, purpose, errors)
+        metrics, evidence = self._measured(images, full_precision, purpose)
         record = {
             "key": self.key(formats, purpose, n_images, steps, tuned_steps),
             "plan_hash": fingerprint([subject.fingerprint, {name: str(f) for name, f in formats.items()}, {}, self.run.store.identity]),
@@ -257,27 +256,23 @@ class Prober:
         }
         return Measurement(record, evidence)
 
-    @contextmanager
-    def _model_of(self, formats: Mapping[str, Format], tuned_steps: int) -> Iterator[torch.Tensor | None]:
-        """The run's model with a plan's weights and rounded inputs; where steps are given tuned, with the errors of its answers."""
+    def _model_of(self, formats: Mapping[str, Format], tuned_steps: int) -> AbstractContextManager[None]:
+        """The run's model with a plan's weights and rounded inputs, tuned where steps are given."""
         rounded = self._rounded(formats)
         if tuned_steps:
             self._assembly.restore()
-            with tuned_plan(self.run, formats, tuned_steps, rounded if rounded.choices else None) as errors:
-                yield errors
-        else:
-            self._assembly.set(formats)
-            with attached(self.run.subject.denoiser, *rounded.modules(self.run.subject.denoiser)):
-                yield None
+            return tuned_plan(self.run, formats, tuned_steps, rounded if rounded.choices else None)
+        self._assembly.set(formats)
+        return attached(self.run.subject.denoiser, *rounded.modules(self.run.subject.denoiser))
 
     def _measured(
-        self, images: torch.Tensor, full_precision: Sample, purpose: str, errors: torch.Tensor | None
+        self, images: torch.Tensor, full_precision: Sample, purpose: str
     ) -> tuple[dict[str, Estimate], dict[str, torch.Tensor] | None]:
         """Metrics, and what paired differences need where the purpose is another than probing."""
         features = self.extractor(images)
         requested = self.extractor.requested(conditions_of(self.run.subject.conditions, 0, len(images)))
         try:
-            sample = Sample(images, features, self.reference, requested, full_precision, self.run.subject.cycle, errors)
+            sample = Sample(images, features, self.reference, requested, full_precision, self.run.subject.cycle)
         except NotFiniteError:
             if purpose not in WITHOUT_EVIDENCE:
                 raise

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
-
-from torch import Tensor
 
 from ...aq.activations.quantizer import ActivationQuantizers
 from ...aq.formats import Format
 from ...aq.tuning.components import together, tune_components
-from ...aq.tuning.held_out import held_out_errors
 from ...aq.tuning.settings import TuneConfig
 from ...models.trace import N_PARTS
 from ..run import Run, Settings
@@ -27,17 +23,20 @@ def short_tuning(settings: Settings, steps: int) -> TuneConfig:
 
 
 @contextmanager
-def tuned_plan(run: Run, formats: Mapping[str, Format], steps: int, inputs: ActivationQuantizers | None) -> Iterator[Tensor]:
-    """Run the block with the run's model, which is in full precision, quantized by a plan and tuned. Nothing is left of that after it. Gives the errors
-    of its answers on trajectories that it was not tuned on, (answers,).
+def tuned_plan(run: Run, formats: Mapping[str, Format], steps: int, inputs: ActivationQuantizers | None) -> Iterator[None]:
+    """Run the block with the run's model, which is in full precision, quantized by a plan and tuned. Nothing is left of that after it.
 
     Every plan is tuned from its own encodings, so that it does not matter which ones were tuned before, where, and whether they were stopped.
     """
     run.store.fill([(layer, formats[layer.name]) for layer in run.subject.layers])
     encodings = {layer.name: run.store.get(layer, formats[layer.name]) for layer in run.subject.layers}
-    settings = short_tuning(run.settings, steps)
-    how: dict[str, Any] = {"sampling": run.settings.sampling, "buffer_folder": run.folder / TRAJECTORIES}
-    parts = tune_components(run.subject, encodings, settings, inputs=inputs, **how)
-    errors = held_out_errors(run.subject, parts, settings, **how)
+    parts = tune_components(
+        run.subject,
+        encodings,
+        short_tuning(run.settings, steps),
+        inputs=inputs,
+        sampling=run.settings.sampling,
+        buffer_folder=run.folder / TRAJECTORIES,
+    )
     with together(parts, encodings, inputs).installed(run.subject):
-        yield errors
+        yield

@@ -45,7 +45,7 @@ def make():
 
     return Subject(net, sample=sample, conditions=list(range(10)), name="toy", extractor="embedded")
 """
-METRIC, LOSS, N_PROBES, STEPS = "feature_distance", "held_out_loss", 14, 200
+METRIC, N_PROBES, STEPS = "feature_distance", 14, 200
 RATES, ONE_OF_THEM = (2.0, 4.0), Budget(bits=2.95)  # has room for one layer at the higher rate
 
 
@@ -59,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         patch.setattr(cross_validation, "BOOTSTRAPS", 20)
         run = Run(folder / "run", f"{folder / 'toy.py'}:make", **how)
         run.probe(N_PROBES).fit(METRIC)
-        run.probe(N_PROBES, tuned_steps=STEPS).fit(tuned=True)
+        run.probe(N_PROBES, tuned_steps=STEPS).fit(METRIC, tuned=True)
         yield run
 
 
@@ -73,18 +73,9 @@ def test_each_search_finds_the_plan_of_its_model(run: Run) -> None:
     assert rates_of(run, tuned=True) == {"narrow": 2.0, "wide": 4.0}
 
 
-def test_images_of_tuned_plans_say_the_same(run: Run) -> None:
-    run.fit(METRIC, tuned=True)
-    try:
-        assert rates_of(run, tuned=True) == {"narrow": 2.0, "wide": 4.0}
-    finally:
-        run.fit(tuned=True)
-
-
 def test_verification_measures_tuned_plans_and_the_plan_says_so(run: Run) -> None:
     found, untuned = (run.search(ONE_OF_THEM, trials=0, verify=2, tuned=tuned) for tuned in (True, False))
     assert found.measured["metrics"][METRIC]["value"] < untuned.measured["metrics"][METRIC]["value"] / 2
-    assert found.measured["metrics"][LOSS]["value"] < found.uniform_measured["metrics"][LOSS]["value"]
     assert any(f"after {STEPS} steps of tuning" in note for note in found.plan.provenance["notes"])
     assert not any("tuning" in note for note in untuned.plan.provenance["notes"])
 

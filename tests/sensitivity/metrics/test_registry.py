@@ -26,8 +26,7 @@ def every_metric() -> list[Sample]:
     images = torch.rand(N, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     pooled, spatial, embeddings = samples(N, 3, 0), samples(N, 5, 1), samples(N, 6, 6)
     full = Sample(images * 0.9, Features(pooled * 1.1, spatial), reference)
-    features, answer_errors = Features(pooled, spatial, samples(N, 10, 2)), samples(N, 1, 8)[:, 0].double().square()
-    own = Sample(images, features, reference, torch.arange(N) % 10, full, answer_errors=answer_errors)
+    own = Sample(images, Features(pooled, spatial, samples(N, 10, 2)), reference, torch.arange(N) % 10, full)
     inception = Sample(images, Features(pooled, spatial, samples(N, 1008, 2), embeddings), reference, samples(N, 6, 7))
     return [own, inception]
 
@@ -92,17 +91,6 @@ def test_the_standard_error_of_a_feature_distance_is_that_of_a_ratio_of_means() 
     assert torch.tensor(errors).mean().item() == pytest.approx(torch.tensor(values).std().item(), rel=0.15)
 
 
-def test_the_held_out_loss_is_the_mean_of_answers_whose_number_is_not_that_of_images() -> None:
-    images, features, reference = torch.rand(N, 1, 2, 2), Features(samples(N, 3, 0)), reference_of(samples(300, 3, 9))
-    errors = torch.arange(10, dtype=torch.float64)
-    with_errors = Sample(images, features, reference, answer_errors=errors)
-    found = measure(with_errors, seed=0)["held_out_loss"]
-    assert (found.value, found.halves) == (4.5, (2.0, 7.0)) and found.se == pytest.approx(errors.std().item() / 10**0.5)
-    assert "held_out_loss" not in measure(Sample(images, features, reference), seed=0)
-    value, low, high = METRICS["held_out_loss"].worsening(errors + 1, errors, reference, cycle=10)
-    assert value == pytest.approx(1) and low == pytest.approx(1) and high == pytest.approx(1)
-
-
 def test_a_resampled_kernel_distance_is_that_of_the_paper_for_all_images() -> None:
     x, y = samples(20, 4, 0), samples(20, 4, 1, mean=0.3)
     whole = Kernel(x, y)
@@ -150,8 +138,7 @@ def test_evidence_of_parts_is_that_of_the_whole(every_metric: list[Sample]) -> N
     assert sample.full_precision is not None and sample.requested is not None
 
     def part(of: Sample, rows: slice, full: Sample | None, requested: torch.Tensor | None) -> Sample:
-        errors = None if of.answer_errors is None else of.answer_errors[rows]
-        return Sample(of.images[rows], of.features[rows], of.reference, requested, full, answer_errors=errors)
+        return Sample(of.images[rows], of.features[rows], of.reference, requested, full)
 
     parts, of_full = [], []
     for rows in (slice(0, 20), slice(20, N)):
