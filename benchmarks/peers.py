@@ -26,7 +26,7 @@ from peers_figure import ENDS_KEPT, draw_figure
 from peers_own import cluster, gptq
 from peers_rivals import GPTQ, KMEANS, RIVALS, Setting, kept_bytes, settings_within
 from results import RESULTS
-from tuned_rows import FULL, Rows, State, uniform_plan
+from tuned_rows import FULL, STEPS, Rows, State, uniform_plan
 
 from sedaq.aq.export.apply import apply
 from sedaq.aq.formats import AS_IS
@@ -62,7 +62,7 @@ def opened(name: str, n_probes: int) -> Run:
         for path in needed:
             if not path.exists():
                 raise InputError(f"{name}: there is no {path}; run `python benchmarks/corpus.py {name} --data DIR --only-train`")
-    settings = Settings(n_images=model.n_images, sampling=replace(model.sampling, steps=model.steps), **own)
+    settings = Settings(n_images=model.n_images, sampling=replace(model.sampling, steps=STEPS), **own)
     run = Run.begin(subject_argument(name), FOLDER / name, settings)
     probe_run(run, n_configs=n_probes)
     fit(run)
@@ -181,6 +181,7 @@ class Comparison:
             "size_bytes": plan.size_bytes,
             "bits_per_weight": plan.bits_per_weight,
             "plan": plan.hash,
+            "probe_steps": run.settings.steps,
             "tune_steps": steps,
             **({"quantize_seconds": round(seconds, 1)} if steps else {}),
             "share_at_16_bits": kept / self._n_weights,
