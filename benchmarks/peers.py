@@ -45,6 +45,7 @@ from sedaq.sensitivity.run import Run, Settings
 SEDAQ = "sedaq"
 BITS, TUNED, EQUAL = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5), (1.5, 2.0, 3.0, 4.0), (2.0, 3.0, 4.0)
 N_PROBES, N_VERIFIED = 36, 8  # samplings that plans are chosen by
+TUNE_STEPS = 240
 FIRST_SEED = 4  # of noise; tuning's settings were judged on lower ones
 TIMED_STEPS, TIMED_IMAGES, REPEATS = 4, 64, 5
 
@@ -106,6 +107,8 @@ class Comparison:
         self.weights = {layer.name: self.run.subject.weight(layer.name).clone() for layer in self.run.subject.layers}
         conditions: dict[str, Any] = {"probes": n_probes, "verified": n_verified}
         command = f"python benchmarks/peers.py {name} --images {how['n_images']} --seeds {len(seeds)}"
+        if tune_steps != TUNE_STEPS:
+            command += f" --tune-steps {tune_steps}"
         self.rows = Rows(final(self.run), f"peers_{name}", command, seeds, **conditions, **how)
         self.failed = False
 
@@ -255,7 +258,7 @@ def main() -> None:
     parser.add_argument("rivals", nargs="*", metavar="RIVAL", help=", ".join((SEDAQ, *RIVALS)))
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3, help="of noise, so many")
-    parser.add_argument("--tune-steps", type=int, default=240, help="of tuned plans; 0 for none")
+    parser.add_argument("--tune-steps", type=int, default=TUNE_STEPS, help="of tuned plans; 0 for none")
     parser.add_argument("--probes", type=int, default=N_PROBES)
     parser.add_argument("--verify", type=int, default=N_VERIFIED, help="samplings that verify a searched plan")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder; another one than the default also gets the figure")
