@@ -33,6 +33,7 @@ from .uniform import uniform_choices
 from .verify import Verification, standing
 
 RUINED = "the plan is ruined: its images are further from full precision's than these are from each other; allow more bits"
+COUNTED = "what counts is a loss beside full precision that is clear of noise, and then how near images are to full precision's"
 ENTRANT = "other search"  # what is said of a plan's origin
 ROUND = 4  # plans that are measured before the predictor is refitted to them
 Budget = Mapping[str, float | None]  # bits_per_weight, size_bytes, ms_per_step; None: no such bound
@@ -288,9 +289,7 @@ class Search:
             return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
         notes: tuple[str, ...] = ()
         if value > 0:
-            notes = (
-                f"the {metric} of uniform is better by {difference}, but no better than full precision's; its images are farther from these",
-            )
+            notes = (f"by {metric} alone uniform is better by {difference}; {COUNTED}",)
         return _Verdict(np.array(best.choice), best.found_by, verification.content(measured[best]), uniform_measured, (low, high), notes)
 
     def _contenders(self, problem: Problem, uniform: Choice, solution: Solution) -> list[Candidate]:

@@ -14,8 +14,6 @@ from ..sensitivity.metrics.registry import metric_of
 from .evaluate import Predictor
 
 FACTOR = 3  # times the steps of tuning from rung to rung, and one plan in so many goes on
-
-
 CLEAR = 2  # standard errors, from which on a loss is told from noise
 
 
