@@ -1,8 +1,8 @@
-"""sedaq beside other quantizers at equal bytes:  python benchmarks/peers.py MODEL [RIVAL …]      → results/peers_MODEL.json, ../docs/peers_MODEL.png
+"""sedaq beside other quantizers at equal bytes:  python benchmarks/peers.py MODEL [METHOD …]      → results/peers_MODEL.json, ../docs/peers_MODEL.png
 
-Rivals take the weights of all Linear and convolution layers and give them back de-quantized; what they cannot quantize stays at 16 bits and counts. Each
-is measured at its own defaults, then at the bytes of sedaq's searched plans. All rows share their noise, of seeds that nothing was chosen on. RIVAL is a name of
-peers_rivals.py, or sedaq; all that are installed by default (peers_environments.py installs them). A row that was measured stays, unless its packages
+Methods take the weights of all Linear and convolution layers and give them back de-quantized; what they cannot quantize stays at 16 bits and counts. Each
+is measured at its own defaults, then at the bytes of sedaq's searched plans. All rows share their noise, of seeds that nothing was chosen on. METHOD is a name of
+peers_methods.py, or sedaq; all that are installed by default (peers_environments.py installs them). A row that was measured stays, unless its packages
 have other versions now, or sedaq finds another plan. MODEL is one that sedaq ships, or one of the corpus that benchmarks/corpus.py trained.
 """
 
@@ -23,8 +23,8 @@ from corpus_models import MODELS, folder_of, subject_argument
 from corpus_training import CLASSIFIER
 from peers_environments import FOLDER, missing, quantized_by
 from peers_figure import ENDS_KEPT, draw_figure
+from peers_methods import GPTQ, KMEANS, METHODS, Setting, kept_bytes, settings_within
 from peers_own import cluster, gptq
-from peers_rivals import GPTQ, KMEANS, RIVALS, Setting, kept_bytes, settings_within
 from results import RESULTS
 from tuned_rows import FULL, STEPS, Rows, State, uniform_plan
 
@@ -198,15 +198,15 @@ class Comparison:
                 plan = plan_of()
                 self.row(name, {"plan": plan.hash}, partial(self.made, name, plan, steps))
 
-    # -- rivals ----------------------------------------------------------------------------------------------------------------------
+    # -- methods ----------------------------------------------------------------------------------------------------------------------
 
     def quantized(self, setting: Setting) -> tuple[State, dict[str, Any]]:
-        """The model with a rival's weights, and what a row says of it.
+        """The model with a method's weights, and what a row says of it.
 
-        Raises SedaqError where the rival stores other bytes than peers_rivals.py says.
+        Raises SedaqError where the method stores other bytes than peers_methods.py says.
         """
         subject, layers = self.run.subject, self.run.subject.layers
-        weights, sizes, seconds = self._by_us(setting) if not RIVALS[setting.rival].packages else quantized_by(setting, subject)
+        weights, sizes, seconds = self._by_us(setting) if not METHODS[setting.method].packages else quantized_by(setting, subject)
         kept = [layer for layer in layers if layer.name not in weights]
         stored = sum(sizes.values()) + sum(kept_bytes(layer) for layer in kept)
         expected = setting.weight_bytes(layers)
@@ -214,9 +214,9 @@ class Comparison:
             raise SedaqError(f"it stores {stored} bytes of weights, where {expected} were expected")
         weights |= {layer.name: subject.weight(layer.name).half().float() for layer in kept}
         return partial(subject.weights_replaced, weights), {
-            "rival": setting.rival,
+            "rival": setting.method,
             "setting": ENDS_KEPT if setting.keep_ends else "",
-            "versions": dict(RIVALS[setting.rival].packages),
+            "versions": dict(METHODS[setting.method].packages),
             "options": dict(setting.options),
             "size_bytes": stored + self.rest_bytes,
             "bits_per_weight": 8 * stored / self._n_weights,
@@ -229,25 +229,25 @@ class Comparison:
         """As quantized_by, of GPTQ and k-means."""
         run, options = self.run, setting.options
         layers = [layer for layer in run.subject.layers if setting.takes(layer)]
-        layer_bytes = RIVALS[setting.rival].layer_bytes
+        layer_bytes = METHODS[setting.method].layer_bytes
         assert layer_bytes is not None
         sizes = {layer.name: layer_bytes(layer, options) or 0 for layer in layers}
         run.store.calibrate()
         began = clock()
-        if setting.rival == GPTQ:
+        if setting.method == GPTQ:
             weights = {layer.name: gptq(run.subject.weight(layer.name), run.store.hessian(layer), **options) for layer in layers}
         else:
-            assert setting.rival == KMEANS
+            assert setting.method == KMEANS
             weights = {layer.name: cluster(run.subject.weight(layer.name), **options) for layer in layers}
         return weights, sizes, clock() - began
 
-    def measure_rival(self, rival: str) -> None:
+    def measure_method(self, method: str) -> None:
         """At its defaults, then at the bytes of sedaq's searched plans."""
-        known = RIVALS[rival]
-        settings = [Setting(rival, options, keep) for keep in (False, True)[: 1 + known.ends] for options in known.defaults]
+        known = METHODS[method]
+        settings = [Setting(method, options, keep) for keep in (False, True)[: 1 + known.ends] for options in known.defaults]
         for bits in EQUAL if known.dials else ():
             limit = self.searched(bits).size_bytes - self.rest_bytes
-            settings += settings_within(rival, self.run.subject.layers, limit)
+            settings += settings_within(method, self.run.subject.layers, limit)
         for name, setting in {setting.name: setting for setting in settings}.items():
             self.row(name, {"versions": dict(known.packages)}, partial(self.quantized, setting))
 
@@ -255,7 +255,7 @@ class Comparison:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=list(MODELS), metavar="MODEL", help=", ".join(MODELS))
-    parser.add_argument("rivals", nargs="*", metavar="RIVAL", help=", ".join((SEDAQ, *RIVALS)))
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=", ".join((SEDAQ, *METHODS)))
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3, help="of noise, so many")
     parser.add_argument("--tune-steps", type=int, default=TUNE_STEPS, help="of tuned plans; 0 for none")
@@ -263,13 +263,13 @@ def main() -> None:
     parser.add_argument("--verify", type=int, default=N_VERIFIED, help="samplings that verify a searched plan")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder; another one than the default also gets the figure")
     arguments = parser.parse_args()
-    rivals = arguments.rivals or [SEDAQ, *RIVALS]
-    if unknown := set(rivals) - {SEDAQ, *RIVALS}:
-        parser.error(f"there is no rival {sorted(unknown)[0]}; choose among {', '.join((SEDAQ, *RIVALS))}")
+    methods = arguments.methods or [SEDAQ, *METHODS]
+    if unknown := set(methods) - {SEDAQ, *METHODS}:
+        parser.error(f"there is no method {sorted(unknown)[0]}; choose among {', '.join((SEDAQ, *METHODS))}")
     try:
-        absent = {rival: why for rival in rivals if rival != SEDAQ and (why := missing(rival)) is not None}
+        absent = {method: why for method in methods if method != SEDAQ and (why := missing(method)) is not None}
         for why in absent.values():
-            if arguments.rivals:
+            if arguments.methods:
                 raise InputError(why)
             print(why, file=sys.stderr, flush=True)
         with shown():
@@ -283,8 +283,8 @@ def main() -> None:
                 folder=arguments.results,
             )
             compared.full_precision()
-            for rival in [rival for rival in rivals if rival not in absent]:
-                compared.measure_sedaq() if rival == SEDAQ else compared.measure_rival(rival)
+            for method in [method for method in methods if method not in absent]:
+                compared.measure_sedaq() if method == SEDAQ else compared.measure_method(method)
     except SedaqError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,7 +1,7 @@
-"""Quantizes weights by one rival, in that rival's environment:  python benchmarks/peers_child.py RIVAL OPTIONS IN.safetensors OUT.safetensors
+"""Quantizes weights by one method, in that method's environment:  python benchmarks/peers_child.py METHOD OPTIONS IN.safetensors OUT.safetensors
 
 IN has a float16 weight (out, in, *taps) for each layer, and in its metadata the layers' kinds and groups; OPTIONS is JSON. OUT gets the weights as the
-rival gives them back, in float32, and in its metadata the bytes that it stores of each and the seconds it took. A layer that the rival cannot quantize
+method gives them back, in float32, and in its metadata the bytes that it stores of each and the seconds it took. A layer that the method cannot quantize
 is left out. Nothing of sedaq is imported.
 """
 
@@ -126,12 +126,14 @@ def sdnq(weights: Weights, layers: Mapping[str, Any], options: Mapping[str, Any]
         yield name, layer.sdnq_dequantizer(**stored, skip_compile=True), tensor_bytes(*stored.values())
 
 
-RIVALS: dict[str, Callable[..., Quantized]] = {function.__name__: function for function in (quanto, torchao, hqq, bitsandbytes, gguf, sdnq)}
+METHODS: dict[str, Callable[..., Quantized]] = {
+    function.__name__: function for function in (quanto, torchao, hqq, bitsandbytes, gguf, sdnq)
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rival", choices=list(RIVALS))
+    parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("options", type=json.loads)
     parser.add_argument("source")
     parser.add_argument("target")
@@ -139,7 +141,7 @@ def main() -> None:
     with safe_open(arguments.source, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}
         layers = json.loads(file.metadata()["layers"])
-    quantize, smallest = RIVALS[arguments.rival], sorted(weights, key=lambda name: weights[name].numel())[:WARM_UP]
+    quantize, smallest = METHODS[arguments.method], sorted(weights, key=lambda name: weights[name].numel())[:WARM_UP]
     with torch.no_grad():
         list(quantize({name: weights[name] for name in smallest}, layers, arguments.options))
         began = time.perf_counter()

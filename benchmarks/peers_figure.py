@@ -11,7 +11,7 @@ from typing import Any
 from doc_tables.peers import MODELS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from peers_rivals import RIVALS
+from peers_methods import METHODS
 from results import RESULTS
 from tuned_rows import FULL
 
@@ -26,11 +26,11 @@ SEDAQ = {
     "sedaq uniform": ("D", style.UNIFORM),
 }
 COLOURS = ("#cc79a7", "#8a8f96", "#e69f00", "#56b4e9", "#1d2127", "#7a5195", "#a0522d", "#bcbd22", "#17708a", "#b22222")
-LOOKS = SEDAQ | {rival: (marker, colour) for rival, marker, colour in zip(RIVALS, "^vP<X>*ph8", COLOURS, strict=True)}
+LOOKS = SEDAQ | {method: (marker, colour) for method, marker, colour in zip(METHODS, "^vP<X>*ph8", COLOURS, strict=True)}
 
 
 def series_of(row: dict[str, Any]) -> str:
-    """What a row's point belongs to: sedaq's kind of plan, or its rival."""
+    """What a row's point belongs to: sedaq's kind of plan, or its method."""
     return f"sedaq {row['setting']}" if row["rival"] == "sedaq" else row["rival"]
 
 

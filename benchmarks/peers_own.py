@@ -1,4 +1,4 @@
-"""Rivals that need sedaq's calibration, or no more than a page, and so are written here: GPTQ and k-means."""
+"""Methods that need sedaq's calibration, or no more than a page, and so are written here: GPTQ and k-means."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from ..storage import file_sha256, fingerprint
 from .config import SearchConfig
 from .engine import SearchResult
 
-ORDER = "what is lost beside full precision, then nearness"  # of what was verified (verify.standing): other rules chose other plans
+# Of what was verified (verify.loss_and_distance): other rules chose other plans.
+ORDER = "loss beside full precision, then distance of images"
 
 
 def found_before(

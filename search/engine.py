@@ -30,7 +30,7 @@ from .optuna_solver import Keep
 from .problem import Choice, Problem
 from .solvers import Effort, Solution, check_solver, solve
 from .uniform import uniform_choices
-from .verify import Verification, standing
+from .verify import Verification, loss_and_distance
 
 RUINED = "the plan is ruined: its images are further from full precision's than these are from each other; allow more bits"
 COUNTED = "what counts is a loss beside full precision that is clear of noise, and then how near images are to full precision's"
@@ -280,10 +280,11 @@ class Search:
             note = f"{note}: the search found no other plan"
             return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
         metric = self.predictor.metric
-        best = min(measured, key=lambda contender: standing(measured[contender], metric))
+        best = min(measured, key=lambda contender: loss_and_distance(measured[contender], metric))
         value, low, high = verification.prober.worsening(measured[best], reference, metric)
-        difference = f"{abs(value):.4g} ({low:.4g} to {high:.4g})"
-        if not standing(measured[best], metric) < standing(reference, metric):
+        size, *interval = (value, low, high) if value > 0 else (-value, -high, -low)
+        difference = f"{size:.4g} ({interval[0]:.4g} to {interval[1]:.4g})"
+        if not loss_and_distance(measured[best], metric) < loss_and_distance(reference, metric):
             how = f"worse by {difference}" if value > 0 else f"better by {difference}, which is not clear of noise"
             note = f"{note}: the best of {len(measured)} is {how}"
             return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))

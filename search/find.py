@@ -71,7 +71,7 @@ def find_plan(
     Raises:
         InputError: a budget that cannot be met (the message states the least reachable size), constraints that contradict each other.
 
-    A verified plan is the one that is measured to be best (`verify.standing`), and the uniform plan itself where none is better.
+    A verified plan is the one that is measured to be best (`verify.loss_and_distance`), and the uniform plan itself where none is better.
     """
     if bits is None and size_bytes is None and ms_per_step is None:
         raise InputError("no budget is given; pass `bits`, `size`, `ms_per_step` or several of them")

@@ -11,7 +11,7 @@ import optuna
 from ..aq.formats import Format
 from .evaluate import Candidate
 from .optuna_solver import Keep, quiet
-from .verify import FACTOR, Verification, standing
+from .verify import FACTOR, Verification, loss_and_distance
 
 
 def halve(
@@ -35,7 +35,7 @@ def halve(
         for place, rung in enumerate(verification.rungs):
             if place:
                 left = dict(zip(left, verification.measure([plans[candidate] for candidate in left], rung), strict=True))
-            order = sorted(left, key=lambda candidate: standing(left[candidate], metric))
+            order = sorted(left, key=lambda candidate: loss_and_distance(left[candidate], metric))
             for candidate in left:
                 trials[candidate].report(order.index(candidate), FACTOR**place)
             if rung is verification.rungs[-1]:

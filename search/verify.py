@@ -32,7 +32,7 @@ class Measurement(Protocol):
     def metrics(self) -> Mapping[str, Metric]: ...
 
 
-def standing(measurement: Measurement, metric: str) -> tuple[float, float]:
+def loss_and_distance(measurement: Measurement, metric: str) -> tuple[float, float]:
     """What plans are ordered by, the best first: what a plan loses by the metric, and how far its images are from full precision's.
 
     Of a distance to real images what counts is its excess over full precision's, and none where that is not clear of noise: nothing is gained by

@@ -79,18 +79,18 @@ def peers_within(results: Results, model: str) -> str:
     return table(order, {"Fréchet distance above full precision, 95 %": str, **columns})
 
 
-def _held_against(rows: list[Row], setting: str) -> dict[str, int]:
+def _compare_with_plans(rows: list[Row], setting: str) -> dict[str, int]:
     """How other methods stand beside sedaq's plans of a kind at the same bytes, where these reach; between two plans by a straight line.
 
-    Rows count as above or below where their 95 % interval leaves the line out.
+    Rows count as farther or nearer where their 95 % interval leaves the line out.
     """
     ours = sorted((row for row in rows if row["rival"] == "sedaq" and row["setting"] == setting), key=lambda row: row["size_bytes"])
     sizes, excesses = [row["size_bytes"] for row in ours], [row["excess"]["value"] for row in ours]
-    found = {"above": 0, "undecided": 0, "below": 0}
+    found = {"farther": 0, "not decided": 0, "nearer": 0}
     for row in rows:
         if row["rival"] not in ("sedaq", "full precision") and ours and sizes[0] <= row["size_bytes"] <= sizes[-1]:
             line, (low, high) = float(np.interp(row["size_bytes"], sizes, excesses)), row["excess"]["ci"]
-            found["above" if low > line else "below" if high < line else "undecided"] += 1
+            found["farther" if low > line else "nearer" if high < line else "not decided"] += 1
     return found
 
 
@@ -102,15 +102,15 @@ def peer_summary(results: Results) -> str:
             measured_rows = results.rows(f"peers_{model}")
         except DocsError:
             continue
-        rows += [{"model": model, "plans": setting, **_held_against(measured_rows, setting)} for setting in ("searched", "tuned")]
+        rows += [{"model": model, "plans": setting, **_compare_with_plans(measured_rows, setting)} for setting in ("searched", "tuned")]
     return table(
         rows,
         {
             "": lambda row: row["model"],
             "sedaq's plans": lambda row: row["plans"],
-            "farther from full precision": lambda row: count(row["above"]),
-            "not decided": lambda row: count(row["undecided"]),
-            "nearer": lambda row: count(row["below"]),
+            "farther from full precision": lambda row: count(row["farther"]),
+            "not decided": lambda row: count(row["not decided"]),
+            "nearer": lambda row: count(row["nearer"]),
         },
     )
 

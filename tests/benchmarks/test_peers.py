@@ -1,4 +1,4 @@
-"""The comparison with other quantizers: what they store in bytes, the methods that are written here, and what is refused. No rival has to be installed."""
+"""The comparison with other quantizers: what they store in bytes, the methods that are written here, and what is refused. No method has to be installed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import peers
 import peers_environments
 import pytest
 import torch
+from peers_methods import METHODS, Method, Setting, grid, kept_bytes, settings_within
 from peers_own import cluster, column_grids, gptq, on_grid, round_to_nearest
-from peers_rivals import RIVALS, Rival, Setting, grid, kept_bytes, settings_within
 
 from sedaq.errors import SedaqError
 from sedaq.models.hessian import Hessian
@@ -26,8 +26,8 @@ INPUT, OUTPUT = Layer("conv_in", "input", "", "conv2d", (32, 1, 3, 3)), Layer("u
 LAYERS = [INPUT, LINEAR, NARROW, CONVOLUTION, OUTPUT]
 
 
-def size(rival: str, layer: Layer, **options: object) -> int | None:
-    layer_bytes = RIVALS[rival].layer_bytes
+def size(method: str, layer: Layer, **options: object) -> int | None:
+    layer_bytes = METHODS[method].layer_bytes
     assert layer_bytes is not None
     return layer_bytes(layer, options)
 
@@ -36,7 +36,7 @@ def size(rival: str, layer: Layer, **options: object) -> int | None:
 
 
 @pytest.mark.parametrize(
-    ("rival", "options", "linear", "narrow", "convolution"),
+    ("method", "options", "linear", "narrow", "convolution"),
     [
         # 96·384 = 36,864 weights; 5,000; 64·288 = 18,432
         ("quanto", {"weights": "qint4"}, 18432 + 288 * 4, 2500 + 50 * 4, 9216 + 64 * 3 * 4),  # groups of 128; none; of 96
@@ -56,8 +56,8 @@ def size(rival: str, layer: Layer, **options: object) -> int | None:
         ("k-means", {"bits": 3}, 13824 + 16, 1875 + 16, 6912 + 16),
     ],
 )
-def test_bytes_of_a_layer(rival: str, options: dict[str, object], linear: int | None, narrow: int | None, convolution: int | None) -> None:
-    assert [size(rival, layer, **options) for layer in (LINEAR, NARROW, CONVOLUTION)] == [linear, narrow, convolution]
+def test_bytes_of_a_layer(method: str, options: dict[str, object], linear: int | None, narrow: int | None, convolution: int | None) -> None:
+    assert [size(method, layer, **options) for layer in (LINEAR, NARROW, CONVOLUTION)] == [linear, narrow, convolution]
 
 
 def test_quanto_has_many_scales_for_a_single_output() -> None:
@@ -83,14 +83,14 @@ def test_what_cannot_be_quantized_and_what_is_kept_counts_at_16_bits() -> None:
     assert kept.name == "k-means 2 bits, ends kept"
 
 
-@pytest.mark.parametrize("rival", [name for name, rival in RIVALS.items() if rival.dials])
-def test_settings_of_equal_bytes_are_the_largest_within_them(rival: str) -> None:
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.dials])
+def test_settings_of_equal_bytes_are_the_largest_within_them(method: str) -> None:
     for bits in (2.0, 3.0, 4.0):
         limit = math.floor(bits / 8 * sum(layer.n_weights for layer in LAYERS))
-        found = settings_within(rival, LAYERS, limit)
+        found = settings_within(method, LAYERS, limit)
         assert len({setting.keep_ends for setting in found}) == len(found)
         for keep in (False, True):
-            sizes = [Setting(rival, options, keep).weight_bytes(LAYERS) for options in RIVALS[rival].dials]
+            sizes = [Setting(method, options, keep).weight_bytes(LAYERS) for options in METHODS[method].dials]
             within = [size for size in sizes if size is not None and size <= limit]
             chosen = [setting.weight_bytes(LAYERS) for setting in found if setting.keep_ends == keep]
             assert chosen == ([max(within)] if within else [])
@@ -98,7 +98,7 @@ def test_settings_of_equal_bytes_are_the_largest_within_them(rival: str) -> None
 
 def test_settings_have_names_of_their_own_and_combine_all_options() -> None:
     assert grid(a=(1, 2), b=("x",)) == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
-    names = [Setting(name, options).name for name, rival in RIVALS.items() for options in rival.dials or rival.defaults]
+    names = [Setting(name, options).name for name, method in METHODS.items() for options in method.dials or method.defaults]
     assert len(names) == len(set(names)) > 40
 
 
@@ -227,7 +227,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_rival_that_is_asked_for_and_not_installed_ends_with_2(
+def test_a_method_that_is_asked_for_and_not_installed_ends_with_2(
     nobody: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(capsys, monkeypatch, "mnist-dit", "GPTQ", "sdnq-svd")
@@ -235,26 +235,26 @@ def test_a_rival_that_is_asked_for_and_not_installed_ends_with_2(
     assert peers_environments.missing("k-means") is None
 
 
-def test_a_rival_of_another_version_is_refused_in_one_line(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_of_another_version_is_refused_in_one_line(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = peers_environments.python_of("numpy")
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
     here = Path(sys.executable).parents[1]
     (python.parents[1] / "pyvenv.cfg").write_text((here / "pyvenv.cfg").read_text())
     (python.parents[1] / "lib").symlink_to(here / "lib")
-    monkeypatch.setitem(RIVALS, "numpy", Rival({"numpy": "0.1", "not-a-package": "1.0"}, "", [{}]))
+    monkeypatch.setitem(METHODS, "numpy", Method({"numpy": "0.1", "not-a-package": "1.0"}, "", [{}]))
     why = peers_environments.missing("numpy")
     assert why is not None and why.startswith("numpy: has numpy ") and why.count("\n") == 0
     assert why.endswith(" where 0.1 is measured; run `python benchmarks/peers_environments.py numpy`")
     known = why.split()[3]
-    monkeypatch.setitem(RIVALS, "numpy", Rival({"numpy": known, "not-a-package": "1.0"}, "", [{}]))
+    monkeypatch.setitem(METHODS, "numpy", Method({"numpy": known, "not-a-package": "1.0"}, "", [{}]))
     assert peers_environments.missing("numpy") == ("numpy: lacks not-a-package 1.0; run `python benchmarks/peers_environments.py numpy`")
-    monkeypatch.setitem(RIVALS, "numpy", Rival({"numpy": known}, "", [{}]))
+    monkeypatch.setitem(METHODS, "numpy", Method({"numpy": known}, "", [{}]))
     assert peers_environments.missing("numpy") is None
 
 
-def test_an_unknown_rival_ends_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "there is no rival zip; choose among sedaq, GPTQ" in refused(capsys, monkeypatch, "mnist-dit", "zip")
+def test_an_unknown_method_ends_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no method zip; choose among sedaq, GPTQ" in refused(capsys, monkeypatch, "mnist-dit", "zip")
 
 
 def test_a_model_that_was_not_trained_ends_with_2(

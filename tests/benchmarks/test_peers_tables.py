@@ -10,16 +10,16 @@ import doc_tables.peers
 import pytest
 from doc_tables.layout import Results
 from peers_figure import FLOOR, LOOKS, draw, draw_figure
-from peers_rivals import RIVALS
+from peers_methods import METHODS
 
 MACHINE = {"cpu": "A processor", "cores": 2, "threads": 1, "capability": "AVX2", "torch": "2.13.0"}
 
 
-def measured_row(name: str, rival: str, size_bytes: int, excess: float, **others: Any) -> dict[str, Any]:
+def measured_row(name: str, method: str, size_bytes: int, excess: float, **others: Any) -> dict[str, Any]:
     quality = {"fid": 4 + excess, "agreement": 0.9, "psnr": 20.0, "excess": {"value": excess, "ci": [excess - 0.1, excess + 0.1]}}
     sizes = {"size_bytes": size_bytes, "bits_per_weight": 8 * size_bytes / 1e6}
     known = {"setting": "", "versions": {}, "weight_error": 0.01, "share_at_16_bits": 0.25, "quantize_seconds": 1.5}
-    return {"name": name, "rival": rival, **sizes, **quality, **known, **others}
+    return {"name": name, "rival": method, **sizes, **quality, **known, **others}
 
 
 ROWS = [
@@ -40,13 +40,13 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rows_are_held_against_a_straight_line_between_plans(tmp_path: Path) -> None:
+def test_rows_are_compare_with_plans_a_straight_line_between_plans(tmp_path: Path) -> None:
     """sedaq's searched plans lie on 4 − MB from 1 to 3 MB; intervals have a half-width of 0.1."""
     ours = [measured_row(f"sedaq {mb}", "sedaq", mb * 1_000_000, 4.0 - mb, setting="searched") for mb in (3, 1)]
     theirs = [(1_500_000, 2.7), (1_500_000, 2.55), (2_000_000, 1.8), (2_500_000, 9.0), (3_000_001, 0.0), (999_999, 9.0)]
     rows = [*ours, *(measured_row(f"GPTQ {i}", "GPTQ", size, excess) for i, (size, excess) in enumerate(theirs))]
-    assert doc_tables.peers._held_against(rows, "searched") == {"above": 2, "undecided": 1, "below": 1}
-    assert doc_tables.peers._held_against(rows, "tuned") == {"above": 0, "undecided": 0, "below": 0}
+    assert doc_tables.peers._compare_with_plans(rows, "searched") == {"farther": 2, "not decided": 1, "nearer": 1}
+    assert doc_tables.peers._compare_with_plans(rows, "tuned") == {"farther": 0, "not decided": 0, "nearer": 0}
     (tmp_path / "peers_mnist-unet.json").write_text(json.dumps({"rows": rows}))
     summary = doc_tables.peers.peer_summary(Results(tmp_path)).splitlines()
     assert summary[2:] == ["| mnist-unet | searched | 2 | 1 | 1 |", "| mnist-unet | tuned | 0 | 0 | 0 |"]
@@ -80,7 +80,7 @@ def test_the_page_has_a_section_for_each_model_that_was_measured(results: Path, 
     assert doc_tables.peers.peer_models(Results(nothing)).startswith("No model has been measured yet")
 
 
-def test_the_figure_has_a_marker_for_each_rival_and_room_for_no_excess(results: Path) -> None:
+def test_the_figure_has_a_marker_for_each_method_and_room_for_no_excess(results: Path) -> None:
     figure = draw({"mnist-dit": ROWS})
     (axes,) = figure.axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
@@ -88,7 +88,7 @@ def test_the_figure_has_a_marker_for_each_rival_and_room_for_no_excess(results: 
     assert texts == ["sedaq tuned", "sedaq searched", "GPTQ", "hqq", "open: ends kept", "full precision"]
     heights = [float(line.get_ydata()[0]) for line in axes.lines if line.get_linestyle() == "None" and len(line.get_xdata())]
     assert sorted(heights) == [FLOOR, 0.5, 3.0, 128.0]
-    assert len({marker for marker, _ in LOOKS.values()}) == len(LOOKS) == len(RIVALS) + 3
+    assert len({marker for marker, _ in LOOKS.values()}) == len(LOOKS) == len(METHODS) + 3
     assert draw_figure(results, "mnist-dit").read_bytes().startswith(b"\x89PNG")
 
 

@@ -14,7 +14,7 @@ from sedaq.aq.plans.plan import Plan
 from sedaq.errors import InputError
 from sedaq.reports.summaries import front_table
 from sedaq.search.find import find_front, find_plan
-from sedaq.search.verify import Rung, Verification, standing
+from sedaq.search.verify import Rung, Verification, loss_and_distance
 
 from .conftest import FakeMeasurement, FakePredictor, FakeProber, Value
 
@@ -188,11 +188,11 @@ def of_plan(excess: float, se: float, distance: float) -> FakeMeasurement:
 
 
 def test_a_loss_counts_where_it_is_clear_of_noise_and_nearness_after_it() -> None:
-    assert standing(of_plan(0.5, 0.1, 0.02), "fid") == (0.5, 0.02)
-    assert standing(of_plan(0.15, 0.1, 0.02), "fid") == standing(of_plan(-0.7, 0.1, 0.02), "fid") == (0.0, 0.02)
-    assert standing(of_plan(np.nan, 0.1, 0.02), "fid") == (np.inf, np.inf)
-    assert standing(of_plan(0.5, 0.1, 0.02), "feature_distance") == (0.02, 0.0)
-    assert standing(FakeMeasurement({"psnr": Value(20.0)}), "psnr") == (-20.0, 0.0), "higher is better"
+    assert loss_and_distance(of_plan(0.5, 0.1, 0.02), "fid") == (0.5, 0.02)
+    assert loss_and_distance(of_plan(0.15, 0.1, 0.02), "fid") == loss_and_distance(of_plan(-0.7, 0.1, 0.02), "fid") == (0.0, 0.02)
+    assert loss_and_distance(of_plan(np.nan, 0.1, 0.02), "fid") == (np.inf, np.inf)
+    assert loss_and_distance(of_plan(0.5, 0.1, 0.02), "feature_distance") == (0.02, 0.0)
+    assert loss_and_distance(FakeMeasurement({"psnr": Value(20.0)}), "psnr") == (-20.0, 0.0), "higher is better"
 
 
 def test_nothing_is_gained_by_images_that_are_nearer_to_real_ones_than_full_precisions(subject, menu, predictor) -> None:

@@ -1,4 +1,4 @@
-"""What sedaq is compared with: for each rival its packages, its settings, and what a layer takes in bytes as its library stores it."""
+"""What sedaq is compared with: for each method its packages, its settings, and what a layer takes in bytes as its library stores it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from sedaq.models.layers import EMBEDDING, Layer
 
 Options = Mapping[str, Any]
-LayerBytes = Callable[[Layer, Options], int | None]  # None for a layer that the rival cannot quantize: it stays at 16 bits
+LayerBytes = Callable[[Layer, Options], int | None]  # None for a layer that the method cannot quantize: it stays at 16 bits
 TORCH = {"torch": "2.13.0"}
 SDNQ = {**TORCH, "sdnq": "0.2.8"}
 ENDS = ("input", "output")  # roles of the layers of a keep list
 
 
 @dataclass(frozen=True)
-class Rival:
+class Method:
     """A tool or a method.
 
     packages: with their versions, in an environment of their own; none for a method that is written here.
@@ -38,34 +38,34 @@ class Rival:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a rival quantizes a model. keep_ends: leave the input and the output layers at 16 bits."""
+    """How a method quantizes a model. keep_ends: leave the input and the output layers at 16 bits."""
 
-    rival: str
+    method: str
     options: Options
     keep_ends: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.rival} {RIVALS[self.rival].label.format(**self.options)}" + (", ends kept" if self.keep_ends else "")
+        return f"{self.method} {METHODS[self.method].label.format(**self.options)}" + (", ends kept" if self.keep_ends else "")
 
     def takes(self, layer: Layer) -> bool:
-        """Whether the rival is given a layer."""
+        """Whether the method is given a layer."""
         return not (self.keep_ends and layer.role.rpartition(": ")[2] in ENDS)
 
     def weight_bytes(self, layers: Sequence[Layer]) -> int | None:
         """Of all layers, those that stay at 16 bits among them; None where it depends on the weights."""
-        layer_bytes = RIVALS[self.rival].layer_bytes
+        layer_bytes = METHODS[self.method].layer_bytes
         if layer_bytes is None:
             return None
         taken = (layer_bytes(layer, self.options) if self.takes(layer) else None for layer in layers)
         return sum(kept_bytes(layer) if size is None else size for layer, size in zip(layers, taken, strict=True))
 
 
-def settings_within(rival: str, layers: Sequence[Layer], limit: int) -> list[Setting]:
+def settings_within(method: str, layers: Sequence[Layer], limit: int) -> list[Setting]:
     """The largest setting of at most `limit` bytes of weights without a keep list, and the largest with one; fewer where none fits."""
     found = []
     for keep_ends in (False, True):
-        settings = [Setting(rival, options, keep_ends) for options in RIVALS[rival].dials]
+        settings = [Setting(method, options, keep_ends) for options in METHODS[method].dials]
         sized = [(size, setting) for setting in settings if (size := setting.weight_bytes(layers)) is not None and size <= limit]
         found += [max(sized, key=lambda pair: pair[0])[1]] if sized else []
     return found
@@ -186,8 +186,8 @@ def grid(**options: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 GPTQ, KMEANS = "GPTQ", "k-means"
-RIVALS = {
-    GPTQ: Rival(
+METHODS = {
+    GPTQ: Method(
         {},
         "{bits} bits, groups of {group_size}",
         grid(bits=(2, 3, 4), group_size=(128,)),
@@ -195,53 +195,53 @@ RIVALS = {
         gptq_bytes,
         ends=True,
     ),
-    KMEANS: Rival({}, "{bits} bits", grid(bits=(2, 3, 4)), grid(bits=(2, 3, 4)), kmeans_bytes),
-    "quanto": Rival(
+    KMEANS: Method({}, "{bits} bits", grid(bits=(2, 3, 4)), grid(bits=(2, 3, 4)), kmeans_bytes),
+    "quanto": Method(
         {**TORCH, "optimum-quanto": "0.2.7"}, "{weights}", grid(weights=("qint2", "qint4")), grid(weights=("qint2", "qint4")), quanto_bytes
     ),
-    "torchao": Rival(
+    "torchao": Method(
         {**TORCH, "torchao": "0.18.0"},
         "int{bits}, groups of {group_size}, {mapping}",
         grid(bits=(2, 3, 4), group_size=(32,), mapping=("symmetric",)),
         grid(bits=(2, 3, 4), group_size=(32, 64, 128), mapping=("symmetric", "asymmetric")),
         torchao_bytes,
     ),
-    "hqq": Rival(
+    "hqq": Method(
         {**TORCH, "hqq": "0.2.8.post1"},
         "{nbits} bits, groups of {group_size}",
         grid(nbits=(2, 3, 4), group_size=(64,)),
         grid(nbits=(2, 3, 4), group_size=(16, 32, 64, 128)),
         hqq_bytes,
     ),
-    "bitsandbytes": Rival(
+    "bitsandbytes": Method(
         {**TORCH, "bitsandbytes": "0.50.2"},
         "nf4, blocks of {blocksize}",
         grid(blocksize=(64,)),
         grid(blocksize=(64, 128, 256, 512, 1024, 2048, 4096)),
         bitsandbytes_bytes,
     ),
-    "gguf": Rival(
+    "gguf": Method(
         {**TORCH, "gguf": "0.19.0", "libggml-python": "0.20.2.post1"},
         "{type}",
         grid(type=("Q2_K", "IQ2_S", "IQ3_XXS", "Q3_K", "IQ4_XS", "Q4_K")),
         grid(type=tuple(GGUF_BLOCKS)),
         gguf_bytes,
     ),
-    "sdnq": Rival(
+    "sdnq": Method(
         SDNQ,
         "{weights_dtype}, group_size {group_size}",
         grid(weights_dtype=("uint2", "uint3", "uint4"), group_size=(0,)),
         grid(weights_dtype=("uint2", "uint3", "uint4"), group_size=(0, 32, 64, 128)),
         sdnq_bytes,
     ),
-    "sdnq-svd": Rival(
+    "sdnq-svd": Method(
         SDNQ,
         "{weights_dtype} of rank {svd_rank}",
         grid(weights_dtype=("uint2", "uint4"), svd_rank=(32,), use_svd=(True,)),
         grid(weights_dtype=("uint2", "uint3", "uint4"), svd_rank=(4, 8, 16, 32), use_svd=(True,)),
         sdnq_bytes,
     ),
-    "sdnq-dynamic": Rival(
+    "sdnq-dynamic": Method(
         SDNQ, "{weights_dtype} at least", grid(weights_dtype=("uint2", "uint3", "uint4"), use_dynamic_quantization=(True,))
     ),
 }
