@@ -34,7 +34,7 @@ from .search.engine import SearchResult
 from .search.find import FRONT_BITS
 from .sensitivity import evaluation, kept_evaluations
 from .sensitivity import run as runs
-from .sensitivity.run import Settings
+from .sensitivity.settings import TEN_STEPS, Settings
 from .storage import local_folder
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Run:
         sampling: how images are sampled; 10 steps unless it says others.
         images: of each probe, 512 by default.
         calibration_images: images whose activations make the calibration matrices; 16 to 64 by default, fewer of large images.
+        calibration_steps: of sampling those images, some in a fifth more or less; as many as `sampling` has by default, and 20 or more.
         reference_images: sampled as a reference where none is given, 2,000 by default.
         rates: total bits per weight that menus have a format for; 1.5 to 4 by halves by default.
         seed: of every random choice, 0 by default.
@@ -80,6 +81,7 @@ class Run:
         sampling: SamplingConfig | None = None,
         images: int | None = None,
         calibration_images: int | None = None,
+        calibration_steps: int | None = None,
         reference_images: int | None = None,
         rates: Sequence[float] | None = None,
         seed: int | None = None,
@@ -97,6 +99,7 @@ class Run:
         wanted: dict[str, Any] = {
             "n_images": images,
             "calibration_images": calibration_images,
+            "calibration_steps": calibration_steps,
             "reference_images": reference_images,
             "rates": None if rates is None else tuple(float(rate) for rate in rates),
             "seed": seed,
@@ -118,7 +121,7 @@ class Run:
             raise InputError(f"`run` {folder}: holds no run (no run.json); make one with `sedaq probe`, or name its `model` in Python")
         else:
             sampling = sampling or SamplingConfig()
-            settings = Settings(**given, sampling=replace(sampling, steps=sampling.steps or runs.TEN_STEPS.steps))
+            settings = Settings(**given, sampling=replace(sampling, steps=sampling.steps or TEN_STEPS.steps))
             self._opened = runs.Run.begin(_argument(model), self.folder, settings, device=device)
         self._opened.use_prior(prior)
 

@@ -48,7 +48,8 @@ from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.verb import search_run
 from sedaq.sensitivity.predictor.fitting import fit
 from sedaq.sensitivity.probing.probe import probe
-from sedaq.sensitivity.run import Run, Settings
+from sedaq.sensitivity.run import Run
+from sedaq.sensitivity.settings import Settings
 from sedaq.storage import write_json
 
 FOLDER = Path("build/cifar")  # of --smoke: build/cifar-smoke

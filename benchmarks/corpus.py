@@ -24,7 +24,8 @@ from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.probe import probe_run
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.probing.ruined import lowest_useful_rate, plans_above
-from sedaq.sensitivity.run import Run, Settings, probe_journal
+from sedaq.sensitivity.run import Run, probe_journal
+from sedaq.sensitivity.settings import Settings
 
 COMMAND = "python benchmarks/corpus.py NAME --data DIR"
 

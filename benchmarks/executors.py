@@ -23,7 +23,8 @@ from sedaq.kernels.timing import clock
 from sedaq.sensitivity.probing.designs import design_plans
 from sedaq.sensitivity.probing.measurer import Measurer, PlanTask
 from sedaq.sensitivity.probing.prober import Prober
-from sedaq.sensitivity.run import Run, Settings
+from sedaq.sensitivity.run import Run
+from sedaq.sensitivity.settings import Settings
 
 CASES = (("processes:1", 1), ("ray:auto", 1), ("processes:2", 2), ("ray:auto", 2))
 

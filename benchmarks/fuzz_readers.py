@@ -39,7 +39,7 @@ from sedaq.search.budgets import parse_size
 from sedaq.search.engine import SearchResult
 from sedaq.sensitivity.predictor.predictor import Predictor
 from sedaq.sensitivity.predictor.tree_files import trees_from_json
-from sedaq.sensitivity.run import Settings
+from sedaq.sensitivity.settings import Settings
 from sedaq.storage import json_bytes, load_tensors, read_json, read_records, read_sealed, tensor_fingerprint
 
 OWN = ("kind", "schema", "sha256")

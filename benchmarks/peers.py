@@ -40,7 +40,8 @@ from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.verb import search_run
 from sedaq.sensitivity.predictor.fitting import fit
 from sedaq.sensitivity.probing.probe import probe_run
-from sedaq.sensitivity.run import Run, Settings
+from sedaq.sensitivity.run import Run
+from sedaq.sensitivity.settings import Settings
 
 SEDAQ = "sedaq"
 BITS, TUNED, EQUAL = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5), (1.5, 2.0, 3.0, 4.0), (2.0, 3.0, 4.0)

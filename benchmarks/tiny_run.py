@@ -27,7 +27,20 @@ from sedaq.sensitivity.explanation import explanation
 from sedaq.sensitivity.predictor import cross_validation
 from sedaq.storage import read_json, write_json
 
-SETTINGS = ("--images", "16", "--steps", "2", "--rates", "2,4", "--calibration-images", "8", "--reference-images", "32")
+SETTINGS = (
+    "--images",
+    "16",
+    "--steps",
+    "2",
+    "--rates",
+    "2,4",
+    "--calibration-images",
+    "8",
+    "--calibration-steps",
+    "2",
+    "--reference-images",
+    "32",
+)
 HANGS = 30  # seconds after which a call is ended
 
 

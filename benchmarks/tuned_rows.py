@@ -80,11 +80,20 @@ class Rows:
         seeds: Sequence[int],
         *,
         n_images: int = N_IMAGES,
+        steps: int = STEPS,
         folder: Path = RESULTS,
         **conditions: Any,
     ) -> None:
-        self.run, self.name, self.command, self.seeds, self.n_images, self.folder = run, name, command, seeds, n_images, folder
-        self.conditions = {"n_images": n_images, "steps": STEPS, "seeds": list(seeds), "subject": run.subject.fingerprint, **conditions}
+        self.run, self.name, self.command, self.seeds, self.n_images, self.steps, self.folder = (
+            run,
+            name,
+            command,
+            seeds,
+            n_images,
+            steps,
+            folder,
+        )
+        self.conditions = {"n_images": n_images, "steps": steps, "seeds": list(seeds), "subject": run.subject.fingerprint, **conditions}
         self.rows: dict[str, dict[str, Any]] = {row["name"]: row for row in kept(name, self.conditions, folder)}
         self.prober = Prober(run, split="test")
         self._full: dict[int, Sample] = {}
@@ -144,7 +153,7 @@ class Rows:
 
     def _full_precision(self, seed: int) -> Sample:
         if seed not in self._full:
-            path = self.run.folder / FULL / f"{self.n_images} images of seed {seed} in {STEPS} steps.safetensors"
+            path = self.run.folder / FULL / f"{self.n_images} images of seed {seed} in {self.steps} steps.safetensors"
             if not path.exists():
                 save_tensors(path, "images", {"images": self._sampled(f"{FULL}, noise {seed}", seed)}, {"seed": seed})
             images = load_tensors(path, "images")[0]["images"]
@@ -153,7 +162,7 @@ class Rows:
 
     def _sampled(self, description: str, seed: int) -> torch.Tensor:
         noise = purpose_seed(seed, "tuning benchmark")
-        sampling = replace(self.run.settings.sampling, steps=STEPS)
+        sampling = replace(self.run.settings.sampling, steps=self.steps)
         return sample_in_chunks(self.run.subject.sample, description, sampling, seed=noise, n_images=self.n_images)
 
 

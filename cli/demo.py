@@ -58,14 +58,20 @@ def _begun_with(out: Path) -> int | None:
     """Images of a probe in a demo that was stopped before its first stage ended, or is of an earlier version; None where the settings are not a demo's."""
     from ..errors import InputError
     from ..models.sampling import SamplingConfig
-    from ..sensitivity.run import Settings
+    from ..sensitivity.settings import Settings
     from ..storage import read_json
 
     try:
         run = read_json(out / "run.json", "run")
     except InputError:
         return None
-    default = Settings(sampling=SamplingConfig(steps=10), calibration_images=64)
-    known = [replace(default, n_images=n_images).to_dict() for n_images in (PROBE_IMAGES, default.n_images)]
+    known = [
+        replace(default, n_images=n_images).to_dict()
+        for default in (
+            Settings(sampling=SamplingConfig(steps=10), calibration_images=34, calibration_steps=20),
+            Settings(sampling=SamplingConfig(steps=10), calibration_images=64),
+        )
+        for n_images in (PROBE_IMAGES, default.n_images)
+    ]
     is_demo = run["subject"]["argument"] == SUBJECT and run["settings"] in known
     return int(run["settings"]["n_images"]) if is_demo else None

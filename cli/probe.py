@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..models.sampling import SamplingConfig
-from ..sensitivity.run import Settings
+from ..sensitivity.settings import Settings
 from . import options
 from .config import config_options
 

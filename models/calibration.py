@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from statistics import median
 from typing import Any
 
@@ -22,12 +23,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..progress import track
 from .components import is_told_the_time
 from .hessian import Hessian, block_edges
 from .hooks import Before, hooking, input_of
 from .layers import EMBEDDING, Layer
 from .noise import purpose_seed
-from .sampling import SamplingConfig, sample_in_chunks
+from .sampling import SamplingConfig, split_images
 from .shared_inputs import Inputs, find_shared, forgetting, groups_of
 from .subject import Subject
 
@@ -175,6 +177,35 @@ def tokens_per_image(subject: Subject, layers: Sequence[Layer], sampling: Sampli
 
 TOKENS_PER_INPUT = 256  # that the median layer sees, where nothing is said; docs/experiments/calibration.md has what fewer cost
 MIN_IMAGES, MAX_IMAGES = 16, 64  # prompts and trajectories are to differ; beyond, a few percent of error are left
+MIN_STEPS = 20  # layers that are told few times are encoded badly for all others; docs/experiments/calibration.md has how badly
+N_PARTS, SPREAD = 8, 0.2  # of the images, and the greatest share by which their steps differ
+BATCH = 32  # images between two records of progress
+
+
+def steps_needed(subject: Subject, sampling: SamplingConfig) -> int | None:
+    """In how many steps calibration is to sample: as many as `sampling`, and MIN_STEPS or more; the model's own number where that is asked for."""
+    return None if sampling.steps is None else max(sampling.steps, min(MIN_STEPS, subject.trained_timesteps or MIN_STEPS))
+
+
+def split_by_steps(n_images: int, steps: int | None, spread: float, most: int | None = None) -> list[tuple[int | None, int]]:
+    """In how many steps how many images are sampled, so that layers are told other times by each part of them.
+
+    Args:
+        spread: the greatest share of `steps` that a part has more or less; 0: all have as many.
+        most: steps of any part.
+
+    Example:
+        >>> split_by_steps(64, 20, 0.2)[:2], split_by_steps(64, 20, 0)
+        ([(16, 8), (17, 8)], [(20, 64)])
+    """
+    n_parts = min(N_PARTS, n_images)
+    if steps is None or not spread or n_parts < 2:
+        return [(steps, n_images)]
+    found: Counter[int | None] = Counter()
+    for part in range(n_parts):
+        of_part = max(1, round(steps * (1 + spread * (2 * part / (n_parts - 1) - 1))))
+        found[min(of_part, most or of_part)] += n_images * (part + 1) // n_parts - n_images * part // n_parts
+    return list(found.items())
 
 
 def images_needed(subject: Subject, sampling: SamplingConfig) -> int:
@@ -213,12 +244,14 @@ def calibrate(
     sampling: SamplingConfig | None = None,
     seed: int = 0,
     weighting: str = "uniform",
+    spread: float = 0.0,
     memory_bytes: int | None = None,
 ) -> Iterator[tuple[Layer, Hessian]]:
     """H of each layer, as passes finish; of tables of embeddings the identity, for they look rows up. Layers with the same input have one in common.
 
     Args:
         weighting: of the timesteps, a name in WEIGHTINGS.
+        spread: the greatest share of its steps that a part of the images has more or less.
         memory_bytes: bound on the accumulators of one pass; half of what is free when None.
         sampling: settings; the subject's own if None.
     """
@@ -228,6 +261,9 @@ def calibrate(
     yield from ((layer, Hessian.identity(layer.n_in)) for layer in layers if layer.kind == EMBEDDING)
     products = [layer for layer in layers if layer.kind != EMBEDDING]
     shared = find_shared(subject, products, sampling) if len(products) > 1 else {}
+    parts = split_by_steps(n_images, sampling.steps, spread, subject.trained_timesteps)
+    edges = accumulate((count for _, count in parts), initial=0)
+    batches = [(steps, *batch) for (steps, count), start in zip(parts, edges, strict=False) for batch in split_images(start, count, BATCH)]
     waiting = passes(groups_of(products, shared), memory_bytes)
     n_passes, number = len(waiting), 0
     while waiting:
@@ -235,14 +271,8 @@ def calibrate(
         groups = waiting.pop(0)
         with _accumulating(subject, groups, weighting) as (sums, strays):
             description = "calibration" if n_passes == 1 else f"calibration {number}/{n_passes}"
-            sample_in_chunks(
-                subject.sample,
-                description,
-                sampling,
-                seed=purpose_seed(seed, "calibration"),
-                n_images=n_images,
-                chunk=32,
-            )
+            for steps, first, count in track(batches, description, cost=lambda batch: batch[2]):
+                subject.sample(replace(sampling, steps=steps), seed=purpose_seed(seed, "calibration"), start=first, n_images=count)
         unused = [name for name, total in sums.items() if total.weight == 0]
         if unused:
             log.warning("%d layers received no input while sampling and are encoded without calibration: %s", len(unused), _some(unused))

@@ -96,17 +96,23 @@ class Subject:
         check_images(f"subject {self.name}", images, start, may_overflow=may_overflow)
         return images
 
-    def check(self, sampling: SamplingConfig) -> None:
+    def check(self, sampling: SamplingConfig, calibration_steps: int | None = None) -> None:
         """Sample a few images for two steps, before work that would be in vain.
 
         Raises:
             InputError: numbers that are not from 0 to 1, images that depend on more or on less than the seed and their index, so that nothing could be
                 paired, and a sampler that does not call the layers.
         """
-        trained = getattr(getattr(self.scheduler, "config", None), "num_train_timesteps", None)
-        if trained is not None and sampling.steps is not None and sampling.steps > trained:
-            raise InputError(f"`steps`: got {sampling.steps}; {self.name} was trained on {trained} timesteps, give no more")
+        trained = self.trained_timesteps
+        for name, steps in (("steps", sampling.steps), ("calibration_steps", calibration_steps)):
+            if trained is not None and steps is not None and steps > trained:
+                raise InputError(f"`{name}`: got {steps}; {self.name} was trained on {trained} timesteps, give no more")
         check_sampler(self, replace(sampling, steps=2))
+
+    @property
+    def trained_timesteps(self) -> int | None:
+        """How many timesteps its scheduler has, where it says so."""
+        return getattr(getattr(self.scheduler, "config", None), "num_train_timesteps", None)
 
     @cached_property
     def layers(self) -> list[Layer]:

@@ -13,6 +13,7 @@ class Calibration(Sampled):
     seed: Seed = 0
     n_images: Annotated[int, Field(ge=0, le=10**9)] | None = None
     weighting: str = "uniform"
+    spread: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class HowEncoded(Record):

@@ -20,6 +20,7 @@ class Settings(Sampled):
     rates: Annotated[list[Annotated[float, Field(ge=1, le=16)]], Field(min_length=1)] = [2.0]
     effort: str = "fast"
     calibration_images: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    calibration_steps: Count | None = None
     reference_images: Count = 1
     weighting: str = "uniform"
 

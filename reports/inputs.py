@@ -180,10 +180,11 @@ def _check_plan(plan: Plan, path: Path, run: dict[str, Any]) -> None:
             f"{path}: field 'fingerprint' is {plan.subject_fingerprint}, the run's is {subject['fingerprint']}; the plan is of another model, move it away"
         )
     made = plan.encoding.get("calibration_settings", {}) | plan.encoding
+    own = settings | {"steps": settings.get("calibration_steps") or settings.get("steps")}
     for name in ("effort", "seed", "steps", "weighting"):
-        if name in made and name in settings and made[name] != settings[name]:
+        if name in made and name in own and made[name] != own[name]:
             raise InputError(
-                f"{path}: was made with {name} = {made[name]!r}, the run with {settings[name]!r}; the plan is of another run, move it away"
+                f"{path}: was made with {name} = {made[name]!r}, the run with {own[name]!r}; the plan is of another run, move it away"
             )
 
 

@@ -10,11 +10,11 @@ from ..aq.plans.menu import heuristic_menus
 from ..aq.plans.plan import Plan
 from ..aq.plans.store import EncodingStore
 from ..errors import InputError
-from ..models.calibration import MAX_IMAGES
+from ..models.calibration import MAX_IMAGES, steps_needed
 from ..models.loading import load
 from ..models.sampling import SamplingConfig
 from ..models.subject import Subject
-from ..sensitivity.run import TEN_STEPS, Settings
+from ..sensitivity.settings import TEN_STEPS, Settings
 from .building import build_problem
 from .config import Budget, SearchConfig
 from .constraints import Constraints, apply_constraints
@@ -46,7 +46,7 @@ def uniform_plan(
 
     Args:
         config: what is pinned, kept, tied and bounded; its seed draws which layers get the bytes that are left.
-        sampling: how `apply` samples to calibrate; 10 steps by default.
+        sampling: how `apply` samples to calibrate; 20 steps by default, and at least.
 
     Raises:
         InputError: for other budgets, and for one that cannot be met; the message states the smallest that can.
@@ -60,7 +60,8 @@ def uniform_plan(
     subject = load(model, prompts=lines, exclude=exclude, components=components, device=device, mapped=True)
     config = config or SearchConfig()
     chosen, notes = uniform_formats(subject, budget, config)
-    settings = Settings(sampling=sampling or TEN_STEPS, calibration_images=MAX_IMAGES)  # that `apply` samples
+    sampling = sampling or TEN_STEPS
+    settings = Settings(sampling=sampling, calibration_images=MAX_IMAGES, calibration_steps=steps_needed(subject, sampling))  # of `apply`
     store = EncodingStore(subject, Path(), calibration=settings.calibration, effort=settings.effort, seed=settings.seed)
     named = {"bits_per_weight": budget.bits, "size_bytes": budget.size_bytes}
     return Plan.of(

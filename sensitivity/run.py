@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..aq.formats import Format
-from ..aq.plans.menu import RATES, Entry, entry
+from ..aq.plans.menu import Entry, entry
 from ..aq.plans.menu_choice import measured_menus
 from ..aq.plans.store import EncodingStore
 from ..errors import DamagedError, InputError, UntrustedError
-from ..models.calibration import images_needed
+from ..models.calibration import images_needed, steps_needed
 from ..models.file_hashes import first_difference, hashes_of
-from ..models.loading import SHIPPED, load, may_be_reopened
+from ..models.loading import SHIPPED, may_be_reopened
 from ..models.outline import OutlinedSubject, outline_of
-from ..models.sampling import SamplingConfig
 from ..models.single_files import MARK, split
 from ..models.subject import Subject
 from ..remote import url_of
@@ -25,113 +24,13 @@ from ..runtime.executors import parse_executor
 from ..runtime.journal import Journal
 from ..runtime.owner import run_record
 from ..storage import local_folder, read_json, write_json
+from .settings import Settings
 
 if TYPE_CHECKING:
     from .prior.model import LearntPrior
-from .metrics.reference import REFERENCE_IMAGES
 
-TEN_STEPS = SamplingConfig(steps=10)
 PROBE, TUNED_PROBE = "probe", "tuned probe"  # purposes of what the journal holds: plans, and plans after a short tuning
 OUTLINE_FILE = "layers.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that changes a run's numbers. A run keeps the settings that it began with.
-
-    Args:
-        seed: of every random choice.
-        n_images: images a probe.
-        sampling: of probes, and of all else that does not say another number of steps.
-        extractor: embedded, inception[:FILE] or transformers:FOLDER; the subject's own by default.
-        reference: folder of images, .npz, or statistics file to compare with; by default the shipped training statistics, else full-precision
-            images made with other noise.
-        exclude: leave layers alone whose path matches this glob.
-        components: of a pipeline, what is quantized, such as unet, text_encoder, vae; its denoisers by default.
-        rates: total bits per weight that menus have a format for.
-        effort: of the encoder: draft, fast, full or seconds a layer.
-        reference_images: sampled as a reference where none is given.
-        calibration_images: images whose activations make the calibration matrices; 16 to 64 by default, fewer of large images, which have many tokens.
-        weighting: of the calibration's timesteps: uniform, balanced, early, late.
-        old_batch_size: of a run begun by version 0.1.0, whose calibration has it in its fingerprint.
-    """
-
-    seed: int = 0
-    n_images: int = 512
-    sampling: SamplingConfig = TEN_STEPS
-    extractor: str | None = None
-    reference: str | None = None
-    exclude: tuple[str, ...] = ()
-    components: tuple[str, ...] = ()
-    rates: tuple[float, ...] = RATES
-    effort: str = "fast"
-    calibration_images: int | None = None
-    reference_images: int = REFERENCE_IMAGES
-    weighting: str = "uniform"
-    old_batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.calibration_images is not None and self.calibration_images < 1:
-            raise InputError(f"`calibration_images`: got {self.calibration_images}; give a whole number of 1 or more")
-        if not self.rates or not all(1 <= rate <= 16 for rate in self.rates):
-            raise InputError(f"`rates`: got {', '.join(f'{rate:g}' for rate in self.rates) or 'none'}; give numbers from 1 to 16")
-
-    def load(self, subject: str | Subject, device: str) -> Subject:
-        """What a SUBJECT argument names, as a run with these settings has it."""
-        sampling = self.sampling
-        return load(
-            subject, prompts=sampling.prompt_lines, exclude=self.exclude, components=self.components, device=device, dtype=sampling.dtype
-        )
-
-    @property
-    def steps(self) -> int | None:
-        """Sampling steps of a probe."""
-        return self.sampling.steps
-
-    @property
-    def calibration(self) -> dict[str, Any]:
-        """What calibration matrices depend on besides the subject."""
-        own = {"seed": self.seed, "n_images": self.calibration_images, "steps": self.steps, "weighting": self.weighting}
-        old = {} if self.old_batch_size is None else {"batch_size": self.old_batch_size}
-        return own | self.sampling.identity | old
-
-    def to_dict(self) -> dict[str, Any]:
-        """What run.json's `settings` field holds: sampling settings beside the others; those that version 0.1.0 had not, where they are given."""
-        sampling = self.sampling
-        newer = {
-            name: getattr(sampling, name)
-            for name in ("height", "width", "n_frames", "max_tokens", "negative_prompts", "input_images", "input_masks", "dtype")
-        }
-        return {
-            "seed": self.seed,
-            "n_images": self.n_images,
-            "steps": sampling.steps,
-            "extractor": self.extractor,
-            "reference": self.reference,
-            "guidance": sampling.guidance,
-            "prompts": _listed(sampling.prompts),
-            "batch_size": self.old_batch_size,
-            "exclude": list(self.exclude),
-            "rates": list(self.rates),
-            "effort": self.effort,
-            "calibration_images": self.calibration_images,
-            "weighting": self.weighting,
-            **({"reference_images": self.reference_images} if self.reference_images != REFERENCE_IMAGES else {}),
-            **({"components": list(self.components)} if self.components else {}),
-            **{name: _listed(value) for name, value in newer.items() if value is not None},
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], batch_size: int | None = None) -> Settings:
-        """The inverse of `to_dict`, with a batch size to sample with."""
-        old = values.get("batch_size")
-        known = {field.name for field in fields(cls)} & values.keys()
-        own: dict[str, Any] = {name: tuple(value) if isinstance(value := values[name], list) else value for name in known}
-        return cls(**own, sampling=SamplingConfig.from_dict({**values, "batch_size": batch_size or old}), old_batch_size=old)
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def probe_journal(folder: Path) -> Journal:
@@ -176,7 +75,8 @@ class Run:
     def store(self) -> EncodingStore:
         """The encodings of all layers that were made so far."""
         if self.settings.calibration_images is None:
-            self.settings = replace(self.settings, calibration_images=images_needed(self.subject, self.settings.sampling))
+            sampling = replace(self.settings.sampling, steps=self.settings.calibration["steps"])
+            self.settings = replace(self.settings, calibration_images=images_needed(self.subject, sampling))
         settings, reopen = self.settings, partial(getattr, self, "store")
         how: dict[str, Any] = {"effort": settings.effort, "seed": settings.seed, "given": settings.sampling, "reopen": reopen}
         return EncodingStore(self.subject, self.folder, calibration=settings.calibration, **how)
@@ -191,10 +91,12 @@ class Run:
         path = folder / "run.json"
         found = run_record(folder) if path.exists() else None
         if found is not None:
-            images = settings.calibration_images or found["settings"].get("calibration_images")
-            settings = replace(settings, old_batch_size=found["settings"].get("batch_size"), calibration_images=images)
+            known = {name: getattr(settings, name) or found["settings"].get(name) for name in ("calibration_images", "calibration_steps")}
+            settings = replace(settings, old_batch_size=found["settings"].get("batch_size"), **known)
         loaded = settings.load(subject, device)
-        if found is not None:
+        if found is None:
+            settings = replace(settings, calibration_steps=settings.calibration_steps or steps_needed(loaded, settings.sampling))
+        else:
             loaded.adopt(found["subject"]["fingerprint"])
             _refuse_other_files(path, found["subject"], loaded)
         run = cls(folder, loaded, settings, None if isinstance(subject, Subject) else _from_anywhere(str(subject)), device)

@@ -19,10 +19,11 @@ from sedaq.remote import is_there, is_url, pull, pull_all, push, url_of
 from sedaq.runtime.journal import Journal
 from sedaq.runtime.tasks import Task, json_task
 from sedaq.sensitivity.probing.probe import probe
-from sedaq.sensitivity.run import Run, Settings, probe_journal
+from sedaq.sensitivity.run import Run, probe_journal
+from sedaq.sensitivity.settings import Settings
 from sedaq.storage import append_record, local_folder, read_records, write_json
 
-SETTINGS = Settings(n_images=8, sampling=SamplingConfig(steps=2), calibration_images=8)
+SETTINGS = Settings(n_images=8, sampling=SamplingConfig(steps=2), calibration_images=8, calibration_steps=2)
 TINY = f"{Path(__file__).parent / 'data' / 'tiny.py'}:make"
 
 

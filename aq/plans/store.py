@@ -138,7 +138,7 @@ class EncodingStore(FanOut):
                 task.write(task.path, hessian)
 
     def _calibrated(self, layers: Sequence[Layer], memory_bytes: int | None = None) -> Iterator[tuple[Layer, Hessian]]:
-        own = {name: self.calibration[name] for name in ("seed", "n_images", "weighting") if name in self.calibration}
+        own = {name: self.calibration[name] for name in ("seed", "n_images", "weighting", "spread") if name in self.calibration}
         return calibrate(self.subject, layers, sampling=self.sampling, memory_bytes=memory_bytes, **own)
 
     def uncalibrated(self) -> list[Layer]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .layout import Results, fixed, lay_out, percent, table, times
+from .layout import Column, Results, fixed, lay_out, percent, table, times
+from .tuning import above
 
 # Names of the ablation's layers that fit a column.
 ABLATION_LAYERS = {
@@ -130,6 +131,48 @@ def calibration_images(results: Results) -> str:
     return lay_out(heads, [line(n) for n in numbers])
 
 
+def calibration_spread(results: Results) -> str:
+    """Errors in timesteps that calibration did not see, by how it was sampled."""
+    models = list(dict.fromkeys(row["subject"] for row in results.rows("calibration_spread")))
+    parts = {"told": "one vector an image", "others": "other layers"}
+    cases = list(dict.fromkeys((row["steps"], row["spread"]) for row in results.rows("calibration_spread")))
+
+    def line(steps: int, spread: float) -> list[str]:
+        rows = [results.row("calibration_spread", subject=model, steps=steps, spread=spread) for model in models]
+        return [_steps_of(steps, spread), *(fixed(row[part], 5) for row in rows for part in parts)]
+
+    return lay_out(["steps", *(f"{model}, {part}" for model in models for part in parts.values())], [line(*case) for case in cases])
+
+
+def calibration_steps(results: Results, *models: str) -> str:
+    """Plans found by probes of few steps, by their calibration, sampled in 20 and in 50 steps."""
+    rows = [
+        {"model": model, **row}
+        for model in models
+        for row in results.rows(f"calibration_steps_{model}_20")
+        if row["name"] != "full precision"
+    ]
+
+    def sampled_in(steps: int) -> Column:
+        return lambda row: above(results.row(f"calibration_steps_{row['model']}_{steps}", name=row["name"]))
+
+    return table(
+        sorted(rows, key=lambda row: (models.index(row["model"]), row["bits"])),
+        {
+            "": lambda row: row["model"],
+            "bits": lambda row: fixed(row["bits"], 1),
+            "probes in": lambda row: f"{row['probes_in']} steps",
+            "calibrated in": lambda row: _steps_of(row["calibration"]["steps"], row["calibration"].get("spread", 0.0)),
+            "above full precision in 20 steps, 95 %": sampled_in(20),
+            "in 50 steps": sampled_in(50),
+        },
+    )
+
+
+def _steps_of(steps: int, spread: float) -> str:
+    return f"{round(steps * (1 - spread))} to {round(steps * (1 + spread))}" if spread else f"{steps}"
+
+
 def block_hessian(results: Results) -> str:
     layers = {row["layer"]: row["inputs"] for row in results.rows("block_hessian")}
     blocks = list(dict.fromkeys(row["blocks"] for row in results.rows("block_hessian")))
@@ -209,6 +252,8 @@ TABLES = (
     damping,
     block_hessian,
     calibration_images,
+    calibration_spread,
+    calibration_steps,
     two_blocks_cost,
     timestep_weightings,
     large_models,

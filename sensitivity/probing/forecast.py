@@ -104,13 +104,13 @@ def forecast(run: Run, n_configs: int, *, executor: str = "serial", memory_bytes
         InputError: for settings that the sampler refuses.
     """
     subject, settings = run.subject, run.settings
-    subject.check(settings.sampling)
+    subject.check(settings.sampling, settings.calibration_steps)
     sampling = _timed_sampling(run)
     steps = settings.steps or subject.adapter.default_steps or UNKNOWN_STEPS
     resident, weights = _peak_bytes(), sum(FLOAT * layer.n_weights for layer in subject.layers)
     n_stored = sum(1 for record in probe_journal(run.folder).read() if record["purpose"] == "probe") if run.folder.exists() else 0
     left = max(0, n_configs - n_stored)
-    stages = [_calibration(run, sampling, steps, resident, memory_bytes), *_encoding(run, resident)]
+    stages = [_calibration(run, sampling, settings.calibration["steps"] or steps, resident, memory_bytes), *_encoding(run, resident)]
     gradients = sampling.seconds(GRADIENT_IMAGES, steps) + 3 * N_CALLS * sampling.step
     begun = any(run.folder.glob("calibration/traits.*"))
     stages.append(Stage("gradients, to fit", 0.0 if begun else gradients, resident + weights, 0, ("steps",)))
@@ -153,7 +153,7 @@ def _timed_sampling(run: Run) -> _Sampling:
 
 def _calibration(run: Run, sampling: _Sampling, steps: int, resident: int, memory_bytes: int | None) -> Stage:
     layers, n_images = [layer for layer in run.store.uncalibrated() if layer.kind != EMBEDDING], run.store.calibration["n_images"]
-    halved = ("calibration_images", "steps")
+    halved = ("calibration_images", "calibration_steps")
     if not layers:
         return Stage("calibration", 0.0, resident, 0, halved)
     memory_bytes = memory_bytes or psutil.virtual_memory().available // 2

@@ -23,7 +23,8 @@ from ...runtime.status import telling
 from ...storage import write_json
 from ..metrics.registry import DEFAULT, metric_of
 from ..prior.observed import observed
-from ..run import Run, Settings
+from ..run import Run
+from ..settings import Settings
 from .adaptive import Adaptive
 from .designs import AUTO, check_design, design_plans, rates_of
 from .forecast import forecast
@@ -103,7 +104,7 @@ def probe_run(
         prober.reference  # noqa: B018  one that cannot be read is told of before anything is written
     measurer = Measurer(prober, executor)
     if not (opened.folder / "run.json").exists():  # settings that the sampler refuses are found before anything is written
-        opened.subject.check(opened.settings.sampling)
+        opened.subject.check(opened.settings.sampling, opened.settings.calibration_steps)
     opened.write()
     opened.fill_store(memory_bytes, executor=executor)
     with measurer:

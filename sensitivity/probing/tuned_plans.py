@@ -10,7 +10,8 @@ from ...aq.formats import Format
 from ...aq.tuning.components import together, tune_components
 from ...aq.tuning.settings import TuneConfig
 from ...models.trace import N_PARTS
-from ..run import Run, Settings
+from ..run import Run
+from ..settings import Settings
 
 TRAJECTORIES = "trajectories"  # folder of a run: what all of its tunings learn from
 N_IMAGES = 256  # at most, whose trajectories are learned from

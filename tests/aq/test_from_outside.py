@@ -20,7 +20,8 @@ from sedaq.kernels.quantized_matrix import QuantizedMatrix
 from sedaq.models.folders import WEIGHTS_FILE
 from sedaq.models.loading import load
 from sedaq.models.sampling import SamplingConfig
-from sedaq.sensitivity.run import Run, Settings
+from sedaq.sensitivity.run import Run
+from sedaq.sensitivity.settings import Settings
 
 
 def specs(shape, stored):
@@ -69,7 +70,9 @@ def test_a_layer_multiplies_by_it(ternary_format):
 
 
 def test_it_is_on_menus_and_a_folder_holds_it(ternary_format, dit_folder, tmp_path):
-    run = Run.begin(str(dit_folder), tmp_path / "run", Settings(n_images=8, sampling=SamplingConfig(steps=2), calibration_images=8))
+    run = Run.begin(
+        str(dit_folder), tmp_path / "run", Settings(n_images=8, sampling=SamplingConfig(steps=2), calibration_images=8, calibration_steps=2)
+    )
     assert all(ternary_format in {entry.format for entry in menu} for menu in run.menus.values())
     plan = Plan.of(run.subject, dict.fromkeys(run.menus, ternary_format), encoding=run.store.identity)
     apply(run.subject, plan, run.store, tmp_path / "ternary")

@@ -26,7 +26,8 @@ from sedaq.errors import InputError
 from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.prior.corpus import read_corpus
 from sedaq.sensitivity.prior.model import LearntPrior
-from sedaq.sensitivity.run import Run, Settings
+from sedaq.sensitivity.run import Run
+from sedaq.sensitivity.settings import Settings
 
 TINY = (Path(__file__).parents[1] / "data" / "tiny.py").read_text(encoding="utf-8")
 NAMES = ("first", "second", "third", "last")  # the last one is a test model
@@ -43,7 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(NAMES):
         path = root / f"{name}.py"
         path.write_text(TINY.replace("manual_seed(0)", f"manual_seed({seed})").replace('name="tiny"', f'name="{name}"'))
-        settings = Settings(n_images=20, sampling=SamplingConfig(steps=2), calibration_images=8, rates=(1.5, 2.0, 2.5, 3.0, 4.0))
+        settings = Settings(
+            n_images=20, sampling=SamplingConfig(steps=2), calibration_images=8, calibration_steps=2, rates=(1.5, 2.0, 2.5, 3.0, 4.0)
+        )
         measure(Run.begin(f"{path}:make", root / name / "run", settings), MODEL, Sizes(n_probes=12, n_unseen=12))
     return root
 

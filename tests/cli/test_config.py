@@ -15,7 +15,7 @@ from sedaq.cli.config import config_options, described_fields
 from sedaq.cli.main import VERBS, cli, main
 from sedaq.models.sampling import SamplingConfig
 from sedaq.search.config import Budget, SearchConfig
-from sedaq.sensitivity.run import Settings
+from sedaq.sensitivity.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
+from sedaq.aq.encoder.encoder import encode, relative_error
+from sedaq.aq.formats import Format
 from sedaq.errors import InputError
 from sedaq.models import hessian as hessian_module
-from sedaq.models.calibration import calibrate, hessian_bytes, input_columns, passes
+from sedaq.models.calibration import SPREAD, calibrate, hessian_bytes, input_columns, passes, split_by_steps, steps_needed
+from sedaq.models.hessian import Hessian
 from sedaq.models.layers import Layer, find_layers
+from sedaq.models.loading import load
 from sedaq.models.noise import image_noise, purpose_seed
 from sedaq.models.sampling import SamplingConfig
 from sedaq.models.subject import Subject
@@ -251,3 +256,56 @@ def test_weights_by_timestep_need_a_denoiser_that_is_told_it(several: Subject, w
 def test_an_unknown_weighting_is_refused(several: Subject) -> None:
     with pytest.raises(InputError, match="'loud' is unknown; choose one of uniform, balanced, early, late"):
         dict(calibrate(several, several.layers, n_images=2, weighting="loud"))
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "steps", "needed"),
+    [(None, 2, 20), (1000, 2, 20), (1000, 20, 20), (1000, 50, 50), (1000, None, None), (8, 2, 8), (8, 8, 8)],
+)
+def test_steps_of_calibration(several: Subject, timesteps: int | None, steps: int | None, needed: int | None) -> None:
+    several.adapter.scheduler = timesteps and DDIMScheduler(timesteps)
+    assert steps_needed(several, SamplingConfig(steps=steps)) == needed
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("steps", [1, 2, 4, 20])
+@pytest.mark.parametrize("n_images", [1, 2, 7, 34])
+def test_parts_of_the_images_have_other_numbers_of_steps(n_images: int, steps: int, spread: float) -> None:
+    parts = split_by_steps(n_images, steps, spread, most=22)
+    assert sum(count for _, count in parts) == n_images and all(count > 0 for _, count in parts)
+    found = [of_part for of_part, _ in parts]
+    assert found == sorted(set(found)) and 1 <= min(found) and max(found) <= 22
+    assert all((1 - spread) * steps - 0.5 <= of_part <= (1 + spread) * steps + 0.5 for of_part in found)
+    assert len(parts) == 1 if spread == 0 or n_images == 1 else steps < 20 or len(parts) == min(8, n_images) or (1 + spread) * steps > 22
+    assert split_by_steps(n_images, None, spread) == [(None, n_images)]
+
+
+def test_a_spread_calibration_samples_every_image_once() -> None:
+    called = []
+
+    def sample(*, seed: int, start: int, n_images: int, steps: int | None = None) -> torch.Tensor:
+        called.append((steps, start, n_images))
+        return net(image_noise(seed, start, n_images, (4,))).reshape(n_images, 1, 2, 2).sigmoid()
+
+    net = nn.Sequential(nn.Linear(4, 4))
+    subject = Subject(net, sample=sample, name="counted")
+    dict(calibrate(subject, subject.layers, n_images=80, sampling=SamplingConfig(steps=10), spread=0.1, memory_bytes=10**9))
+    assert called == [(9, 0, 20), (10, 20, 32), (10, 52, 8), (11, 60, 20)]
+
+
+def test_layers_that_are_told_the_time_are_encoded_for_timesteps_that_no_sampling_visited() -> None:
+    subject = load("mnist-unet")
+
+    def seen_in(steps: int, spread: float = 0.0) -> dict[Layer, Hessian]:
+        told = [subject.layer(f"time_embedding.linear_{number}") for number in (1, 2)]
+        return dict(calibrate(subject, told, n_images=8, sampling=SamplingConfig(steps=steps), spread=spread))
+
+    def errors(seen: dict[Layer, Hessian]) -> list[float]:
+        weights = {layer: subject.weight(layer.name) for layer in seen}
+        made = {layer: encode(weights[layer], Format.parse("1x8g4"), hessian).dequantize() for layer, hessian in seen.items()}
+        return [relative_error(weights[layer], made[layer], others[layer]) for layer in seen]
+
+    others = seen_in(57)
+    few, many, spread = (errors(seen) for seen in (seen_in(6), seen_in(20), seen_in(20, SPREAD)))
+    assert all(error > 4 * least for error, least in zip(few, spread, strict=True))
+    assert all(error > 2 * least for error, least in zip(many, spread, strict=True))

@@ -67,7 +67,7 @@ def test_plans_and_runs_of_earlier_versions_hold(dit: Path, tmp_path: Path) -> N
     from sedaq import Plan
 
     Plan.load(tmp_path / "plan.json").validate(load(dit))
-    run = Run(tmp_path / "run", dit, sampling=SamplingConfig(steps=2), images=8, calibration_images=8)
+    run = Run(tmp_path / "run", dit, sampling=SamplingConfig(steps=2), images=8, calibration_images=8, calibration_steps=2)
     content = run._opened.identity
     content["subject"] |= {"fingerprint": earlier, "model_fingerprint": earlier}
     write_json(tmp_path / "run" / "run.json", "run", content)

@@ -17,7 +17,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("manifest")
-    return Run(folder / "run", "digits-sd", sampling=SamplingConfig(steps=2), images=8, calibration_images=8)
+    return Run(folder / "run", "digits-sd", sampling=SamplingConfig(steps=2), images=8, calibration_images=8, calibration_steps=2)
 
 
 @pytest.fixture(scope="module")

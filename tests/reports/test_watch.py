@@ -12,7 +12,7 @@ import pytest
 from sedaq.errors import InputError
 from sedaq.reports.watch import command_rows, state_of
 from sedaq.runtime.status import Command, Stage
-from sedaq.sensitivity.run import Settings
+from sedaq.sensitivity.settings import Settings
 from sedaq.storage import append_record, write_json
 
 NOW = time.time()

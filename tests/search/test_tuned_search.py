@@ -53,7 +53,7 @@ RATES, ONE_OF_THEM = (2.0, 4.0), Budget(bits=2.95)  # has room for one layer at 
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("tuned-search")
     (folder / "toy.py").write_text(SUBJECT)
-    how = {"sampling": SamplingConfig(steps=2), "images": 32, "calibration_images": 8, "rates": RATES}
+    how = {"sampling": SamplingConfig(steps=2), "images": 32, "calibration_images": 8, "calibration_steps": 2, "rates": RATES}
     with pytest.MonkeyPatch.context() as patch:  # less repetition
         patch.setattr(cross_validation, "REPEATS", 1)
         patch.setattr(cross_validation, "BOOTSTRAPS", 20)
@@ -96,7 +96,14 @@ def test_the_plans_of_a_verification_are_tuned_as_long_as_the_model_that_is_hand
 
 
 def test_a_run_without_tuned_labels(run: Run, tmp_path: Path) -> None:
-    other = Run(tmp_path / "run", run._opened.subject_argument, sampling=SamplingConfig(steps=2), images=16, calibration_images=8)
+    other = Run(
+        tmp_path / "run",
+        run._opened.subject_argument,
+        sampling=SamplingConfig(steps=2),
+        images=16,
+        calibration_images=8,
+        calibration_steps=2,
+    )
     other.probe(0)
     with pytest.raises(InputError, match=r"has no predictor of tuned plans; run `sedaq probe` with `tuned_steps`"):
         other.search(ONE_OF_THEM, tuned=True)

@@ -12,9 +12,10 @@ from sedaq.models.sampling import SamplingConfig
 from sedaq.sensitivity.explanation import explanation
 from sedaq.sensitivity.predictor import cross_validation
 from sedaq.sensitivity.probing.probe import probe
-from sedaq.sensitivity.run import Run, Settings
+from sedaq.sensitivity.run import Run
+from sedaq.sensitivity.settings import Settings
 
-SETTINGS = Settings(n_images=16, sampling=SamplingConfig(steps=2), calibration_images=8)
+SETTINGS = Settings(n_images=16, sampling=SamplingConfig(steps=2), calibration_images=8, calibration_steps=2)
 SUBJECT = (Path(__file__).parents[1] / "data" / "tiny.py").read_text(encoding="utf-8")  # that of the run which is kept there
 
 

@@ -22,7 +22,8 @@ from sedaq.sensitivity.predictor.fitting import fit, load_predictor
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.probing.probes import MIN_PROBES, read_probes
-from sedaq.sensitivity.run import Run, Settings
+from sedaq.sensitivity.run import Run
+from sedaq.sensitivity.settings import Settings
 from sedaq.storage import append_record, read_records, write_json
 
 from .conftest import SETTINGS
@@ -178,9 +179,13 @@ def test_a_batch_size_is_no_part_of_a_runs_identity(subject: str, tmp_path: Path
 
 def test_a_run_of_version_0_1_0_with_a_batch_size_keeps_its_calibration(subject: str, tmp_path: Path) -> None:
     plain = Run.begin(subject, tmp_path / "run", SETTINGS)
-    old = {**plain.identity, "settings": {**plain.identity["settings"], "batch_size": 4}}
+    settings = {name: value for name, value in plain.identity["settings"].items() if name != "calibration_steps"}
+    old = {**plain.identity, "settings": {**settings, "batch_size": 4}}
     write_json(tmp_path / "run" / "run.json", "run", old)
-    for run in (Run.open(tmp_path / "run", subject=subject), Run.begin(subject, tmp_path / "run", SETTINGS)):
+    for run in (
+        Run.open(tmp_path / "run", subject=subject),
+        Run.begin(subject, tmp_path / "run", replace(SETTINGS, calibration_steps=None)),
+    ):
         assert run.store.calibration == {"seed": 0, "n_images": 8, "steps": 2, "weighting": "uniform", "batch_size": 4}
         assert run.identity == old
 

@@ -16,7 +16,10 @@ from sedaq.errors import InputError
 from sedaq.models.noise import image_noise
 from sedaq.models.sampling import SamplingConfig
 from sedaq.models.subject import Subject
-from sedaq.sensitivity.run import Run, Settings
+from sedaq.sensitivity.probing.probe import probe
+from sedaq.sensitivity.run import Run
+from sedaq.sensitivity.settings import Settings
+from sedaq.storage import write_json
 
 from .conftest import SETTINGS
 
@@ -46,6 +49,7 @@ def test_a_run_that_starts_from_images_calibrates_with_them(tmp_path: Path) -> N
     ("wrong", "text"),
     [
         ({"calibration_images": 0}, "`calibration_images`: got 0; give a whole number of 1 or more"),
+        ({"calibration_steps": -1}, "`calibration_steps`: got -1; give a whole number of 1 or more"),
         ({"rates": (0.1,)}, "`rates`: got 0.1; give numbers from 1 to 16"),
         ({"rates": ()}, "`rates`: got none"),
         ({"rates": (2.0, float("nan"))}, "`rates`: got 2, nan"),
@@ -54,6 +58,35 @@ def test_a_run_that_starts_from_images_calibrates_with_them(tmp_path: Path) -> N
 def test_settings_that_make_no_sense(wrong: dict[str, object], text: str) -> None:
     with pytest.raises(InputError, match=text):
         Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_runs_of_few_steps_calibrate_in_20(subject: str, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, calibration_steps=None)
+    run = Run.begin(subject, tmp_path / "run", settings)
+    run.write()
+    for again in (run, Run.open(tmp_path / "run", subject=subject), Run.begin(subject, tmp_path / "run", settings)):
+        assert again.settings.calibration_steps == again.store.calibration["steps"] == again.store.sampling.steps == 20
+        assert again.settings.sampling.steps == 2 and again.store.identity == run.store.identity
+    other = replace(settings, calibration_steps=30)
+    with pytest.raises(InputError, match=r"run.json: was begun with calibration_steps = 20, not 30; use the same"):
+        Run.begin(subject, tmp_path / "run", other)
+    assert Run.begin(subject, tmp_path / "other", other).store.calibration["steps"] == 30
+
+
+def test_a_run_that_does_not_say_calibrates_in_as_many_steps_as_it_probes(subject: str, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, calibration_steps=None)
+    begun = Run.begin(subject, tmp_path / "run", settings)
+    old = {name: value for name, value in begun.settings.to_dict().items() if name != "calibration_steps"}
+    write_json(tmp_path / "run" / "run.json", "run", {**begun.identity, "settings": old})
+    for run in (Run.open(tmp_path / "run", subject=subject), Run.begin(subject, tmp_path / "run", settings)):
+        assert run.store.calibration["steps"] == 2 and run.identity["settings"] == old
+
+
+def test_more_steps_of_calibration_than_timesteps_are_refused(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, calibration_steps=1001)
+    with pytest.raises(InputError, match="`calibration_steps`: got 1001; mnist-dit was trained on 1000 timesteps, give no more"):
+        probe("mnist-dit", tmp_path / "run", n_configs=1, settings=settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_whose_pipeline_has_another_scheduler_is_refused_by_the_file(pipeline_folder: Path, tmp_path: Path) -> None:

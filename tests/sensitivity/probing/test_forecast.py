@@ -54,7 +54,7 @@ def run(time: Time, tmp_path: Path) -> sedaq.Run:
 
     subject = Subject(model, sample=sample, name="slow", extractor="embedded")
     sampling = sedaq.SamplingConfig(steps=5)
-    return sedaq.Run(tmp_path / "run", subject, sampling=sampling, images=16, calibration_images=8, seed=0)
+    return sedaq.Run(tmp_path / "run", subject, sampling=sampling, images=16, calibration_images=8, calibration_steps=5, seed=0)
 
 
 def test_times_are_those_of_the_images_to_sample(run: sedaq.Run) -> None:

@@ -17,9 +17,10 @@ from sedaq.models.sampling import SamplingConfig
 from sedaq.models.subject import Subject
 from sedaq.sensitivity.probing.probe import probe
 from sedaq.sensitivity.probing.prober import Prober
-from sedaq.sensitivity.run import Run, Settings
+from sedaq.sensitivity.run import Run
+from sedaq.sensitivity.settings import Settings
 
-SETTINGS = Settings(n_images=8, reference_images=12, sampling=SamplingConfig(steps=2), calibration_images=4)
+SETTINGS = Settings(n_images=8, reference_images=12, sampling=SamplingConfig(steps=2), calibration_images=4, calibration_steps=2)
 
 
 @pytest.fixture
