@@ -65,13 +65,11 @@ def _begun_with(out: Path) -> int | None:
         run = read_json(out / "run.json", "run")
     except InputError:
         return None
+    default = Settings(sampling=SamplingConfig(steps=10), calibration_images=64)
     known = [
-        replace(default, n_images=n_images).to_dict()
-        for default in (
-            Settings(sampling=SamplingConfig(steps=10), calibration_images=34, calibration_steps=20),
-            Settings(sampling=SamplingConfig(steps=10), calibration_images=64),
-        )
+        replace(default, n_images=n_images, calibration_steps=steps).to_dict()
         for n_images in (PROBE_IMAGES, default.n_images)
+        for steps in (20, None)
     ]
     is_demo = run["subject"]["argument"] == SUBJECT and run["settings"] in known
     return int(run["settings"]["n_images"]) if is_demo else None

@@ -177,6 +177,7 @@ def tokens_per_image(subject: Subject, layers: Sequence[Layer], sampling: Sampli
 
 TOKENS_PER_INPUT = 256  # that the median layer sees, where nothing is said; docs/experiments/calibration.md has what fewer cost
 MIN_IMAGES, MAX_IMAGES = 16, 64  # prompts and trajectories are to differ; beyond, a few percent of error are left
+NEW_STEPS = 10  # that count of an image
 MIN_STEPS = 20  # layers that are told few times are encoded badly for all others; docs/experiments/calibration.md has how badly
 N_PARTS, SPREAD = 8, 0.2  # of the images, and the greatest share by which their steps differ
 BATCH = 32  # images between two records of progress
@@ -209,7 +210,8 @@ def split_by_steps(n_images: int, steps: int | None, spread: float, most: int | 
 
 
 def images_needed(subject: Subject, sampling: SamplingConfig) -> int:
-    """How many images calibration is to sample: fewer of large images, which have many tokens each."""
+    """How many images calibration is to sample: fewer of large images, which have many tokens each. Steps beyond ten say little that is new of an image."""
+    sampling = replace(sampling, steps=min(sampling.steps or subject.adapter.default_steps or NEW_STEPS, NEW_STEPS))
     layers = [layer for layer in subject.layers if layer.kind != EMBEDDING]
     tokens = tokens_per_image(subject, layers, sampling)
     per_input = median(tokens[layer.name] / layer.n_in for layer in layers) if layers else 0

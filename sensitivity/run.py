@@ -75,8 +75,7 @@ class Run:
     def store(self) -> EncodingStore:
         """The encodings of all layers that were made so far."""
         if self.settings.calibration_images is None:
-            sampling = replace(self.settings.sampling, steps=self.settings.calibration["steps"])
-            self.settings = replace(self.settings, calibration_images=images_needed(self.subject, sampling))
+            self.settings = replace(self.settings, calibration_images=images_needed(self.subject, self.settings.sampling))
         settings, reopen = self.settings, partial(getattr, self, "store")
         how: dict[str, Any] = {"effort": settings.effort, "seed": settings.seed, "given": settings.sampling, "reopen": reopen}
         return EncodingStore(self.subject, self.folder, calibration=settings.calibration, **how)

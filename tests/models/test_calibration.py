@@ -13,7 +13,7 @@ from sedaq.aq.encoder.encoder import encode, relative_error
 from sedaq.aq.formats import Format
 from sedaq.errors import InputError
 from sedaq.models import hessian as hessian_module
-from sedaq.models.calibration import SPREAD, calibrate, hessian_bytes, input_columns, passes, split_by_steps, steps_needed
+from sedaq.models.calibration import SPREAD, calibrate, hessian_bytes, images_needed, input_columns, passes, split_by_steps, steps_needed
 from sedaq.models.hessian import Hessian
 from sedaq.models.layers import Layer, find_layers
 from sedaq.models.loading import load
@@ -267,6 +267,17 @@ def test_steps_of_calibration(several: Subject, timesteps: int | None, steps: in
     assert steps_needed(several, SamplingConfig(steps=steps)) == needed
 
 
+def test_more_than_ten_steps_take_no_images_away() -> None:
+    def sample(*, seed: int, start: int, n_images: int, steps: int | None = None) -> torch.Tensor:
+        for _ in range(steps or 2):
+            images = net(image_noise(seed, start, n_images, (1,))).reshape(n_images, 1, 2, 2).sigmoid()
+        return images
+
+    net = nn.Sequential(nn.Linear(1, 4))  # an image is one input vector a step
+    subject = Subject(net, sample=sample, name="counted")
+    assert [images_needed(subject, SamplingConfig(steps=steps)) for steps in (2, 8, 10, 50)] == [64, 32, 26, 26]
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.2, 0.5, 0.9])
 @pytest.mark.parametrize("steps", [1, 2, 4, 20])
 @pytest.mark.parametrize("n_images", [1, 2, 7, 34])
@@ -274,7 +285,7 @@ def test_parts_of_the_images_have_other_numbers_of_steps(n_images: int, steps: i
     parts = split_by_steps(n_images, steps, spread, most=22)
     assert sum(count for _, count in parts) == n_images and all(count > 0 for _, count in parts)
     found = [of_part for of_part, _ in parts]
-    assert found == sorted(set(found)) and 1 <= min(found) and max(found) <= 22
+    assert found == sorted(set(found)) and min(found) >= 1 and max(found) <= 22
     assert all((1 - spread) * steps - 0.5 <= of_part <= (1 + spread) * steps + 0.5 for of_part in found)
     assert len(parts) == 1 if spread == 0 or n_images == 1 else steps < 20 or len(parts) == min(8, n_images) or (1 + spread) * steps > 22
     assert split_by_steps(n_images, None, spread) == [(None, n_images)]
