@@ -53,7 +53,7 @@ class Run:
         sampling: how images are sampled; 10 steps unless it says others.
         images: of each probe, 512 by default.
         calibration_images: images whose activations make the calibration matrices; 16 to 64 by default, fewer of large images.
-        calibration_steps: of sampling those images, some in a fifth more or less; as many as `sampling` has by default, and 20 or more.
+        calibration_steps: of sampling those images, a fifth fewer or more for parts of them; as many as for probes by default, and at least 20.
         reference_images: sampled as a reference where none is given, 2,000 by default.
         rates: total bits per weight that menus have a format for; 1.5 to 4 by halves by default.
         seed: of every random choice, 0 by default.

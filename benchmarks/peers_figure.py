@@ -65,7 +65,7 @@ def draw(models: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     panels = figure.subplots(n_rows, n_columns, squeeze=False)
     for axes, (title, rows) in zip(panels.flat, models.items(), strict=False):
         draw_rows(axes, rows, title)
-    for axes in panels[-1]:
+    for axes in panels.flat[len(models) - n_columns : len(models)]:
         axes.set_xlabel("size of the file, MB")
     for axes in panels[:, 0]:
         axes.set_ylabel(f"Fréchet distance above full\nprecision, {FLOOR:g} or less at the bottom")

@@ -33,7 +33,7 @@ class Settings:
         effort: of the encoder: draft, fast, full or seconds a layer.
         reference_images: sampled as a reference where none is given.
         calibration_images: images whose activations make the calibration matrices; 16 to 64 by default, fewer of large images, which have many tokens.
-        calibration_steps: of sampling those images, up to a fifth more or less for a part of them; as many as `sampling` has by default, and 20 or more.
+        calibration_steps: of sampling those images, a fifth fewer or more for parts of them; as many as for probes by default, and at least 20.
         weighting: of the calibration's timesteps: uniform, balanced, early, late.
         old_batch_size: of a run begun by version 0.1.0, whose calibration has it in its fingerprint.
     """
