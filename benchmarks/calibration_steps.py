@@ -1,4 +1,4 @@
-"""How many timesteps calibration should see:  python benchmarks/calibration_steps.py MODEL [MODEL …]      → results/calibration_steps_MODEL.json
+"""How many timesteps calibration should see:  python benchmarks/calibration_steps.py MODEL [MODEL …]      → results/calibration_steps_MODEL_20.json, …_50.json
 
 Twice a model is probed, fitted and searched by samplings of few steps: calibrated in the steps of its probes, and in more of them that differ from
 image to image. The plans are measured by images at 20 and at 50 steps, from noise that nothing was chosen on.
@@ -64,7 +64,7 @@ def table(name: str, sampled_in: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("models", nargs="+", metavar="MODEL", choices=sorted(MODELS))
     with shown():
         for name in parser.parse_args().models:
             for sampled_in in (20, 50):

@@ -84,15 +84,8 @@ class Rows:
         folder: Path = RESULTS,
         **conditions: Any,
     ) -> None:
-        self.run, self.name, self.command, self.seeds, self.n_images, self.steps, self.folder = (
-            run,
-            name,
-            command,
-            seeds,
-            n_images,
-            steps,
-            folder,
-        )
+        self.run, self.name, self.command, self.folder = run, name, command, folder
+        self.seeds, self.n_images, self.steps = seeds, n_images, steps
         self.conditions = {"n_images": n_images, "steps": steps, "seeds": list(seeds), "subject": run.subject.fingerprint, **conditions}
         self.rows: dict[str, dict[str, Any]] = {row["name"]: row for row in kept(name, self.conditions, folder)}
         self.prober = Prober(run, split="test")

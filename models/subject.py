@@ -100,8 +100,8 @@ class Subject:
         """Sample a few images for two steps, before work that would be in vain.
 
         Raises:
-            InputError: numbers that are not from 0 to 1, images that depend on more or on less than the seed and their index, so that nothing could be
-                paired, and a sampler that does not call the layers.
+            InputError: more steps than timesteps of training, numbers that are not from 0 to 1, images that depend on more or on less than the
+                seed and their index, so that nothing could be paired, and a sampler that does not call the layers.
         """
         trained = self.trained_timesteps
         for name, steps in (("steps", sampling.steps), ("calibration_steps", calibration_steps)):

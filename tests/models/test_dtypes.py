@@ -42,15 +42,13 @@ def test_the_dtype_is_part_of_what_images_depend_on() -> None:
     assert SamplingConfig(dtype="float32").identity == SamplingConfig().identity == {}
 
 
+def begun(folder: Path) -> Run:
+    sampling = SamplingConfig(steps=2, dtype="bfloat16")
+    return Run(folder / "run", "mnist-dit", sampling=sampling, images=8, calibration_images=8, calibration_steps=2)
+
+
 def test_a_run_keeps_its_dtype(tmp_path: Path) -> None:
-    run = Run(
-        tmp_path / "run",
-        "mnist-dit",
-        sampling=SamplingConfig(steps=2, dtype="bfloat16"),
-        images=8,
-        calibration_images=8,
-        calibration_steps=2,
-    )
+    run = begun(tmp_path)
     run._opened.write()
     opened = Run(tmp_path / "run")
     assert opened.sampling.dtype == "bfloat16" and opened.subject.denoiser.dtype == torch.bfloat16
@@ -59,14 +57,7 @@ def test_a_run_keeps_its_dtype(tmp_path: Path) -> None:
 
 
 def test_tensors_that_stay_are_written_as_they_were(tmp_path: Path) -> None:
-    run = Run(
-        tmp_path / "run",
-        "mnist-dit",
-        sampling=SamplingConfig(steps=2, dtype="bfloat16"),
-        images=8,
-        calibration_images=8,
-        calibration_steps=2,
-    )
+    run = begun(tmp_path)
     run.apply(uniform_plan(run.subject, Budget(bits=2.0)), tmp_path / "out")
     file = "diffusion_pytorch_model.safetensors"
     before, after = load_file(SHIPPED_FOLDER / "mnist-dit" / file), load_file(tmp_path / "out" / file)
