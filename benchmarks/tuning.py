@@ -1,7 +1,8 @@
 """Tuned and untuned models beside full precision:  python benchmarks/tuning.py build/tuning/mnist-dit [build/tuning/mnist-unet]
 
 Of each run that was probed and fitted (docs/experiments/tuning.md): 2,000 images at 20 steps from each of three noise seeds that nothing was
-chosen on. Rows are kept as they finish and read back (--only PART for some); → benchmarks/results/tuning_SUBJECT.json.
+chosen on. Rows are kept as they finish and read back (--only PART for some); → results/tuning_SUBJECT.json, of searched plans
+results/tuning_searched_SUBJECT.json.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from sedaq.search.verb import rounded_layers, search_run
 from sedaq.sensitivity.run import Run
 
 STEPS = {"mnist-dit": 1200, "mnist-unet": 500}  # about five minutes on two cores
-UNIFORM = [(4.0, 16), (4.0, 8), (3.0, 8), (2.0, 16), (2.0, 8), (1.5, 8), (2.0, 6)]
-SEARCHED = [(2.0, 8), (1.5, 8)]
+CASES = {  # bits of weights and of inputs, by kind of plan
+    "uniform": [(4.0, 16), (4.0, 8), (3.0, 8), (2.0, 16), (2.0, 8), (1.5, 8), (2.0, 6)],
+    "searched": [(4.0, 8), (3.0, 8), (2.0, 8), (1.5, 8)],
+}
+FILES = {"uniform": "tuning", "searched": "tuning_searched"}
 SEEDS = (1, 2, 3)
 
 
@@ -50,8 +54,9 @@ def _activations(bits: int) -> dict[str, int]:
     return {"activations": bits} if bits < 16 else {}
 
 
-def made(run: Run, plan: Plan, steps: int) -> tuple[State, dict[str, Any]]:
-    """Assembled and tuned, and what a row says of it."""
+def made(run: Run, kind: str, bits: float, activation_bits: int, steps: int) -> tuple[State, dict[str, Any]]:
+    """A plan assembled and tuned, and what a row says of it."""
+    plan = plan_of(run, kind, bits, activation_bits)
     encodings, inputs = assemble(run.subject, plan, run.store), ranged(run.subject, plan.activations, run.settings.seed)
     state, details = tuned_state(run, encodings, TuneConfig(steps=steps) if steps else None, inputs)
     sizes = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "plan": plan.hash}
@@ -76,20 +81,28 @@ def nearest(run: Run, bits: int) -> tuple[State, dict[str, Any]]:
     return lambda: run.subject.weights_replaced(weights), details
 
 
-def table(run: Run, only: str) -> None:
+def opened(run: Run, name: str) -> Rows:
+    """The rows of results/NAME_SUBJECT.json, that of full precision among them."""
     subject = run.subject
     command = f"python benchmarks/tuning.py build/tuning/{subject.name}"
-    rows = Rows(run, f"tuning_{subject.name}", command, SEEDS, tune_steps=STEPS[subject.name])
+    rows = Rows(run, f"{name}_{subject.name}", command, SEEDS, tune_steps=STEPS[subject.name])
     as_is = {layer.name: AS_IS for layer in subject.layers}
     rows.full_precision(size_bytes=file_bytes(subject.tensor_specs), bits_per_weight=weight_bits(subject, as_is))
-    rows.row("W4A16 round to nearest", lambda: nearest(run, 4))
-    for kind, bits, activation_bits in [*(("uniform", *case) for case in UNIFORM), *(("searched", *case) for case in SEARCHED)]:
-        names = {named(kind, bits, activation_bits, tuned=tuned): tuned * STEPS[subject.name] for tuned in (False, True)}
-        wanted = [name for name in names if only in name and name not in rows.rows]
-        if wanted:
-            plan = plan_of(run, kind, bits, activation_bits)
-            for name in wanted:
-                rows.row(name, partial(made, run, plan, names[name]))
+    return rows
+
+
+def table(run: Run, kind: str, only: str) -> None:
+    """The rows of one kind of plan whose names hold `only`."""
+    steps = STEPS[run.subject.name]
+    cases = {named(kind, *case, tuned=tuned): (*case, tuned * steps) for case in CASES[kind] for tuned in (False, True)}
+    wanted = {name: case for name, case in cases.items() if only in name}
+    if not wanted:
+        return
+    rows = opened(run, FILES[kind])
+    if kind == "uniform":
+        rows.row("W4A16 round to nearest", lambda: nearest(run, 4))
+    for name, case in wanted.items():
+        rows.row(name, partial(made, run, kind, *case))
 
 
 def main() -> None:
@@ -99,7 +112,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with shown():
         for folder in arguments.runs:
-            table(Run.open(folder), arguments.only)
+            for kind in CASES:
+                table(Run.open(folder), kind, arguments.only)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from .layout import Column, Results, count, fixed, lay_out, percent, table, with_interval
 
+SHIPPED = ("mnist-dit", "mnist-unet")
 N_DRAWN = 1000  # sets of plans, for intervals over plans
 
 
@@ -31,9 +32,17 @@ QUALITY: dict[str, Column] = {
 }
 
 
+def _rows(results: Results, name: str) -> list[Any]:
+    """Of a model: those of uniform plans, then those of searched ones, which have a file of their own for the shipped models."""
+    rows = list(results.rows(f"tuning_{name}"))
+    if name in SHIPPED:
+        rows += [row for row in results.rows(f"tuning_searched_{name}") if row["name"] != "full precision"]
+    return rows
+
+
 def tuned_models(results: Results, name: str) -> str:
     """Tuned and untuned models beside full precision, means over noise seeds."""
-    rows = results.rows(f"tuning_{name}")
+    rows = _rows(results, name)
     quality = {"Fréchet distance": lambda row: fixed(row["fid"], 2), **QUALITY, "KID": lambda row: fixed(row["kid"], 2)}
     if not any("agreement" in row for row in rows):
         del quality["agreement"]
@@ -52,7 +61,7 @@ def tuned_models(results: Results, name: str) -> str:
 def held_out_losses(results: Results, name: str) -> str:
     """The loss on held-out trajectories before and after tuning."""
     return table(
-        [row for row in results.rows(f"tuning_{name}") if row.get("losses")],
+        [row for row in _rows(results, name) if row.get("losses")],
         {
             "": lambda row: row["name"],
             "untuned": lambda row: fixed(row["losses"][0][1], 5),
@@ -64,7 +73,7 @@ def held_out_losses(results: Results, name: str) -> str:
 
 def recovered_excess(results: Results) -> str:
     """The share of an untuned plan's excess that tuning takes back."""
-    models = {name: {row["name"]: row["excess"]["value"] for row in results.rows(f"tuning_{name}")} for name in ("mnist-dit", "mnist-unet")}
+    models = {name: {row["name"]: row["excess"]["value"] for row in _rows(results, name)} for name in SHIPPED}
     plans = [name.removesuffix(" tuned") for name in models["mnist-dit"] if name.endswith(" tuned")]
 
     def share(excess: Mapping[str, float], plan: str) -> str:
@@ -110,15 +119,17 @@ def mean_excess(results: Results, variant: str) -> float:
 
 def tuning_summary(results: Results) -> str:
     """Excess of untuned and tuned plans with inputs in 8 bits, both models."""
-    plans = ["W4A8 uniform", "W3A8 uniform", "W2A8 uniform", "W2A8 searched", "W1.5A8 uniform", "W1.5A8 searched"]
+    models = {name: {row["name"]: row for row in _rows(results, name)} for name in SHIPPED}
+    plans = [f"W{bits}A8 {kind}" for bits in ("4", "3", "2", "1.5") for kind in ("uniform", "searched")]
 
-    def cell(model: str, plan: str) -> str:
-        before, after = (results.row(f"tuning_{model}", name=name)["excess"]["value"] for name in (plan, f"{plan} tuned"))
+    def cell(rows: Mapping[str, Any], plan: str) -> str:
+        if plan not in rows:
+            return "–"
+        before, after = (rows[name]["excess"]["value"] for name in (plan, f"{plan} tuned"))
         return f"{fixed(before, 2)} → {fixed(after, 2)}"
 
-    models = ("mnist-dit", "mnist-unet")
-    full = [f"{model} (full precision {fixed(results.row(f'tuning_{model}', name='full precision')['fid'], 2)})" for model in models]
-    return lay_out(["", *full], [[plan, *(cell(model, plan) for model in models)] for plan in plans])
+    full = [f"{name} (full precision {fixed(rows['full precision']['fid'], 2)})" for name, rows in models.items()]
+    return lay_out(["", *full], [[plan, *(cell(rows, plan) for rows in models.values())] for plan in plans])
 
 
 def tuning_choices(results: Results, case: str) -> str:
