@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from sedaq.search.verb import rounded_layers, search_run
 from sedaq.sensitivity.run import Run
 
 STEPS = {"mnist-dit": 1200, "mnist-unet": 500}  # about five minutes on two cores
-CASES = {  # bits of weights and of inputs, by kind of plan
+CASES: dict[str, list[tuple[float, int]]] = {  # bits of weights and of inputs, by kind of plan
     "uniform": [(4.0, 16), (4.0, 8), (3.0, 8), (2.0, 16), (2.0, 8), (1.5, 8), (2.0, 6)],
     "searched": [(4.0, 8), (3.0, 8), (2.0, 8), (1.5, 8)],
 }
+TEACHER_ALONE = ", the teacher's trajectories alone"
 FILES = {"uniform": "tuning", "searched": "tuning_searched"}
 SEEDS = (1, 2, 3)
 
@@ -54,11 +56,11 @@ def _activations(bits: int) -> dict[str, int]:
     return {"activations": bits} if bits < 16 else {}
 
 
-def made(run: Run, kind: str, bits: float, activation_bits: int, steps: int) -> tuple[State, dict[str, Any]]:
+def made(run: Run, kind: str, bits: float, activation_bits: int, settings: TuneConfig | None) -> tuple[State, dict[str, Any]]:
     """A plan assembled and tuned, and what a row says of it."""
     plan = plan_of(run, kind, bits, activation_bits)
     encodings, inputs = assemble(run.subject, plan, run.store), ranged(run.subject, plan.activations, run.settings.seed)
-    state, details = tuned_state(run, encodings, TuneConfig(steps=steps) if steps else None, inputs)
+    state, details = tuned_state(run, encodings, settings, inputs)
     sizes = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "plan": plan.hash}
     return state, {**sizes, **details, "inputs": described(plan.activations, len(plan.formats))}
 
@@ -91,18 +93,27 @@ def opened(run: Run, name: str) -> Rows:
     return rows
 
 
+def rows_of(kind: str, steps: int) -> Iterator[tuple[str, tuple[float, int], TuneConfig | None]]:
+    """Name, bits of weights and inputs, and tuning of every row."""
+    for case in CASES[kind]:
+        tuned = named(kind, *case, tuned=True)
+        yield named(kind, *case, tuned=False), case, None
+        yield tuned, case, TuneConfig(steps=steps)
+        if kind == "searched" and case[0] <= 2:
+            yield f"{tuned}{TEACHER_ALONE}", case, TuneConfig(steps=steps, refresh_every=0)
+
+
 def table(run: Run, kind: str, only: str) -> None:
     """The rows of one kind of plan whose names hold `only`."""
-    steps = STEPS[run.subject.name]
-    cases = {named(kind, *case, tuned=tuned): (*case, tuned * steps) for case in CASES[kind] for tuned in (False, True)}
-    wanted = {name: case for name, case in cases.items() if only in name}
+    wanted = [(name, *row) for name, *row in rows_of(kind, STEPS[run.subject.name]) if only in name]
     if not wanted:
         return
     rows = opened(run, FILES[kind])
     if kind == "uniform":
         rows.row("W4A16 round to nearest", lambda: nearest(run, 4))
-    for name, case in wanted.items():
-        rows.row(name, partial(made, run, kind, *case))
+    for name, case, settings in wanted:
+        against = name.removesuffix(TEACHER_ALONE) if name.endswith(TEACHER_ALONE) else None
+        rows.row(name, partial(made, run, kind, *case, settings), against=against)
 
 
 def main() -> None:

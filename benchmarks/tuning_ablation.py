@@ -20,7 +20,7 @@ from sedaq.sensitivity.run import Run
 
 STEPS = 480  # about two minutes on two cores
 SEEDS = (0, 1, 2)
-BASE = TuneConfig(steps=STEPS, n_images=256)
+BASE = TuneConfig(steps=STEPS, n_images=256, refresh_every=0)
 CASES: dict[str, TuneConfig] = {
     "codebooks only": replace(BASE, code_step="none"),
     "straight-through": replace(BASE, code_step="straight-through"),

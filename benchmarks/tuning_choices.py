@@ -21,7 +21,7 @@ from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.progress import shown
 from sedaq.sensitivity.run import Run
 
-BASE = TuneConfig(steps=300, n_images=256)
+BASE = TuneConfig(steps=300, n_images=256, refresh_every=0)
 CASES: dict[str, dict[str, Any]] = {
     "256 images": {},
     **{f"learning rate {rate:g}": {"learning_rate": rate} for rate in (2e-3, 5e-3, 2e-2)},
@@ -38,7 +38,6 @@ CASES: dict[str, dict[str, Any]] = {
     "batches of 32": {"batch_size": 32, "steps": 600},
     **{f"{n} images": {"n_images": n} for n in (512, 1024)},
     "512 images, weighting sensitivity": {"n_images": 512, "weighting": "sensitivity"},
-    "refreshed": {"refresh_every": 20},
 }
 
 

@@ -9,10 +9,12 @@ import inspect
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import InputError
@@ -73,14 +75,21 @@ class ReplayBuffer:
         self.tensors, self.template, self.call_lengths = tensors, template, call_lengths
 
     @classmethod
-    def record(cls, subject: Subject, recording: Recording, *, n_parts: int = N_PARTS) -> ReplayBuffer:
-        """Sample, and keep what the denoiser saw and said. Raises InputError for a denoiser whose calls cannot be kept."""
+    def record(cls, subject: Subject, recording: Recording, *, n_parts: int = N_PARTS, student: nn.Module | None = None) -> ReplayBuffer:
+        """Sample, and keep what the denoiser saw and said.
+
+        Args:
+            student: whose answers sampling goes on with: what is kept are then its trajectories, with the answers of the subject's own denoiser.
+
+        Raises:
+            InputError: for a denoiser whose calls cannot be kept.
+        """
         chunk = recording.n_images // n_parts
-        recorder = _Recorder(subject, _sizes_of_few(subject, recording, chunk))
+        recorder = _Recorder(subject, _sizes_of_few(subject, recording, chunk), student)
         with hooking(subject.denoiser, after={"": recorder}):
             sample_in_chunks(
-                subject.sample,
-                "replay buffer",
+                partial(subject.sample, may_overflow=student is not None),
+                "replay buffer" if student is None else "trajectories of the quantized model",
                 recording.sampling,
                 seed=purpose_seed(recording.seed, recording.purpose),
                 n_images=recording.n_images,
@@ -93,8 +102,11 @@ class ReplayBuffer:
         return cls({path: torch.cat(rows) for path, rows in recorder.rows.items()}, recorder.template(), lengths)
 
     @classmethod
-    def opened(cls, path: Path, subject: Subject, recording: Recording) -> ReplayBuffer:
+    def opened(cls, path: Path, subject: Subject, recording: Recording, **how: Any) -> ReplayBuffer:
         """The buffer that was kept at `path`; recorded and kept there if there is none, or if it is damaged.
+
+        Args:
+            how: of `record`.
 
         Raises:
             InputError: a file of another model or of other trajectories.
@@ -105,29 +117,37 @@ class ReplayBuffer:
             fixed, common = buffer.template.to_file()
             save_tensors(path, "replay", buffer.tensors | fixed, {**content, **common, "call_lengths": buffer.call_lengths})
 
-        def read(path: Path) -> ReplayBuffer:
-            tensors, metadata = load_tensors(path, "replay")
-            owner = metadata["subject"]
-            if owner["fingerprint"] not in (subject.fingerprint, *subject.earlier_fingerprints):
+        make, read = partial(cls.record, subject, recording, **how), partial(cls.load, subject=subject, recording=recording)
+        return Task("replay buffer", path, make, write, read).result()
+
+    @classmethod
+    def load(cls, path: Path, subject: Subject, recording: Recording) -> ReplayBuffer:
+        """The buffer that was kept at `path`.
+
+        Raises:
+            InputError: a file of another model or of other trajectories.
+            DamagedError: a file that is not what was written.
+        """
+        tensors, metadata = load_tensors(path, "replay")
+        owner = metadata["subject"]
+        if owner["fingerprint"] not in (subject.fingerprint, *subject.earlier_fingerprints):
+            raise InputError(
+                f"replay buffer {path}: was recorded from {owner['name']} ({owner['fingerprint']}), not from {subject.name} ({subject.fingerprint}); "
+                "pass another folder, or delete it"
+            )
+        metadata["recording"]["settings"].pop("batch_size", None)  # version 0.1.0 noted it
+        for name, value in recording.to_dict().items():
+            if metadata["recording"][name] != value:
                 raise InputError(
-                    f"replay buffer {path}: was recorded from {owner['name']} ({owner['fingerprint']}), not from {subject.name} ({subject.fingerprint}); "
+                    f"replay buffer {path}: was recorded with {name} {metadata['recording'][name]} where {value} is asked for; "
                     "pass another folder, or delete it"
                 )
-            metadata["recording"]["settings"].pop("batch_size", None)  # version 0.1.0 noted it
-            for name, value in recording.to_dict().items():
-                if metadata["recording"][name] != value:
-                    raise InputError(
-                        f"replay buffer {path}: was recorded with {name} {metadata['recording'][name]} where {value} is asked for; "
-                        "pass another folder, or delete it"
-                    )
-            with as_damage(path):
-                template = Template.from_file(tensors, metadata)
-                rows = {name: tensors[name] for name in (*template.dtypes, OUTPUT)}
-                if {len(tensor) for tensor in rows.values()} != {sum(metadata["call_lengths"])}:
-                    raise InputError("its rows are not those of its calls")
-            return cls(rows, template, metadata["call_lengths"])
-
-        return Task("replay buffer", path, lambda: cls.record(subject, recording), write, read).result()
+        with as_damage(path):
+            template = Template.from_file(tensors, metadata)
+            rows = {name: tensors[name] for name in (*template.dtypes, OUTPUT)}
+            if {len(tensor) for tensor in rows.values()} != {sum(metadata["call_lengths"])}:
+                raise InputError("its rows are not those of its calls")
+        return cls(rows, template, metadata["call_lengths"])
 
     def __len__(self) -> int:
         return len(self.tensors[OUTPUT])
@@ -148,11 +168,19 @@ class ReplayBuffer:
             raise InputError(f"the denoiser has no argument `{TIMESTEP}`; choose weighting uniform, order replay and no static activations")
         return self.tensors[TIMESTEP].float()
 
-    def refreshed(self, newer: ReplayBuffer) -> ReplayBuffer:
-        """Without the oldest calls, of which as many go as come."""
-        gone = sum(self.call_lengths[: newer.n_calls])
-        tensors = {name: torch.cat([tensor[gone:], newer.tensors[name]]) for name, tensor in self.tensors.items()}
-        return ReplayBuffer(tensors, self.template, self.call_lengths[newer.n_calls :] + newer.call_lengths)
+    def replace(self, newer: ReplayBuffer, place: int) -> None:
+        """Put all of `newer` where its `place`-th part of calls is, place by place of its own size. Rows with NaN or infinity stay as they were.
+
+        Raises:
+            InputError: calls of other lengths.
+        """
+        calls = slice(place * newer.n_calls, (place + 1) * newer.n_calls)
+        if self.call_lengths[calls] != newer.call_lengths:
+            raise InputError("the replay buffer was recorded in other batches; delete it")
+        rows = slice(self.call_edges[calls.start], self.call_edges[calls.stop])
+        finite = torch.stack([tensor.reshape(len(newer), -1).isfinite().all(1) for tensor in newer.tensors.values()]).all(0)
+        for name, tensor in self.tensors.items():
+            tensor[rows][finite] = newer.tensors[name][finite]
 
     def batch(self, rows: torch.Tensor, device: torch.device) -> tuple[Call, torch.Tensor]:
         """The calls of some rows (n,) as one call, and the teacher's answers (n, …), in float32."""
@@ -168,7 +196,7 @@ def _sizes_of_few(subject: Subject, recording: Recording, chunk: int) -> dict[st
     signature = inspect.signature(subject.denoiser.forward)
     sizes: dict[str, tuple[int, int]] = {}
 
-    def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         n_rows = len(answer_of(output))
         for path, leaf in named_leaves(arguments_of(signature, args, kwargs))[0].items():
             if isinstance(leaf, torch.Tensor) and leaf.ndim:
@@ -187,18 +215,19 @@ class _Recorder:
 
     Args:
         sizes: of every tensor among the arguments, (length of axis 0, rows of the call) for another number of images.
+        student: whose answers sampling goes on with.
     """
 
-    def __init__(self, subject: Subject, sizes: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, subject: Subject, sizes: Mapping[str, tuple[int, int]], student: nn.Module | None) -> None:
         self._signature = inspect.signature(subject.denoiser.forward)
-        self._sizes = sizes
+        self._sizes, self._student = sizes, student
         self._spec: pytree.TreeSpec | None = None
         self._paths: list[str] = []
         self._fixed: dict[str, Any] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self.rows: dict[str, list[torch.Tensor]] = {}
 
-    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         answer = answer_of(output).detach()
         leaves, spec = named_leaves(arguments_of(self._signature, args, kwargs))
         if self._spec is None:
@@ -213,6 +242,7 @@ class _Recorder:
                 self._dtypes[path] = rows.dtype
                 self.rows.setdefault(path, []).append(_shrunk(rows))
         self.rows.setdefault(OUTPUT, []).append(_shrunk(answer))
+        return None if self._student is None else _answer_with(self._student, args, kwargs)
 
     def _rows(self, path: str, leaf: Any, n_rows: int) -> torch.Tensor | None:
         """A tensor's rows; None for what has no batch axis. A single number stands for all rows."""
@@ -244,6 +274,13 @@ class _Recorder:
         # Copies, for what was made in inference mode cannot take part in backward passes.
         fixed = {path: leaf.cpu().clone() if isinstance(leaf, torch.Tensor) else leaf for path, leaf in self._fixed.items()}
         return Template(self._spec, self._paths, fixed, self._dtypes)
+
+
+def _answer_with(student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What it returns, outside of inference mode: what its modules keep of a call must not spoil later backward passes."""
+    with torch.inference_mode(False), torch.no_grad():
+        args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+        return student(*args, **kwargs)
 
 
 def _same(first: Any, leaf: Any) -> bool:

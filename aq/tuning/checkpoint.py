@@ -23,12 +23,14 @@ class Checkpoint:
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.path = folder / f"state-{identity}.safetensors"
+        self.trajectories = folder / f"trajectories-{identity}"  # of the student
 
     def save(self, run: TuningRun) -> None:
         """Write the state of `run`; an earlier one is replaced only by a whole file."""
         numbers = {name: getattr(run, name) for name in NUMBERS}
         details = {"losses": run.losses, "n_refreshes": run.buffers.n_refreshes}
         save_tensors(self.path, "tuning", run.tensors(), {**details, **numbers, **artifact(self.path)})
+        run.buffers.forget(self.trajectories, all_parts=run.step == run.n_steps)
 
     def load(self, run: TuningRun) -> bool:
         """Bring `run` to where it was; False if there is nothing to go on from, or what there is is damaged."""
@@ -38,11 +40,12 @@ class Checkpoint:
             tensors, metadata = load_tensors(self.path, "tuning", owner=artifact(self.path))
             with as_damage(self.path):
                 _check_parts(run, tensors)
+                if metadata["step"] < metadata["n_steps"]:
+                    run.buffers.restore(metadata["n_refreshes"], self.trajectories)
         except DamagedError:
             log.warning("%s: damaged; the tuning begins anew", self.path)
             return False
         run.restore(tensors)
-        run.buffers.refresh_until(metadata["n_refreshes"])
         run.losses = [(step, loss) for step, loss in metadata["losses"]]
         for name in NUMBERS:
             setattr(run, name, metadata[name])

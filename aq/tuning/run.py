@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ...errors import InputError
 from ...kernels.timing import clock
@@ -24,6 +27,9 @@ from .stages import STAGES, WHOLE, unit_loss
 from .straight_through import StraightThroughBuffer, stride
 from .student import Student
 from .trajectories import Trajectories
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 DIVERGED = 10.0  # times the first loss
 MIN_TIMED = 6  # steps, to know how many there is time for
@@ -66,16 +72,19 @@ class TuningRun:
         self.held_out_loss()
         look = clock(self.student.device) - began
         self.restore(start)
-        return max(1, int(seconds / (sum(times[1:]) / len(times[1:]) + look / self.settings.check_every)))
+        a_step = sum(times[1:]) / len(times[1:]) + look / self.settings.check_every
+        if self.settings.refresh_every:  # student and teacher answer each call once
+            a_step += 2 * look * self.buffers.refresh_size / self.settings.refresh_every
+        return max(1, int(seconds / a_step))
 
-    def finish(self, save: Callable[[TuningRun], None] | None) -> str:
+    def finish(self, checkpoint: Checkpoint | None) -> str:
         """Go on to the last step. Returns what there is to say about the end."""
-        settings = self.settings
+        settings, refreshes = self.settings, self._refreshes()
         if settings.patience and self.looks_without_gain >= settings.patience:
             return self._impatient()
         for step in track(range(self.step + 1, self.n_steps + 1), "tuning", self.n_steps, done=self.step):
-            if settings.refresh_every and step > 1 and (step - 1) % settings.refresh_every == 0:
-                self.buffers.refresh()
+            if step in refreshes:
+                self.refresh(checkpoint.trajectories if checkpoint else None)
             self.tune_step(step)
             self.step = step
             if step % settings.check_every and step != self.n_steps:
@@ -83,14 +92,26 @@ class TuningRun:
             loss = self.look()
             if not loss < DIVERGED * self.losses[0][1]:
                 return f"the loss diverged at step {step}; what was best before was kept"
-            if save is not None:
-                save(self)
+            if checkpoint is not None:
+                checkpoint.save(self)
             if settings.patience and self.looks_without_gain >= settings.patience:
                 return self._impatient()
         return ""
 
     def _impatient(self) -> str:
         return f"no better after {self.looks_without_gain} looks at the held-out loss; ended at step {self.step}"
+
+    def _refreshes(self) -> set[int]:
+        """The steps before which trajectories are refreshed, evenly spread."""
+        n = self.n_steps // self.settings.refresh_every if self.settings.refresh_every else 0
+        return {1 + k * self.n_steps // (n + 1) for k in range(1, n + 1)}
+
+    def refresh(self, folder: Path | None = None) -> None:
+        """Trajectories of the student as it is now come in the place of old ones; `folder` as Trajectories.refresh has it."""
+        with torch.no_grad():
+            self.student.assemble()
+        with _awake(self.teacher, self.student.device):
+            self.buffers.refresh(self.student.denoiser, folder)
 
     def tune_step(self, step: int) -> None:
         """One P step, and a V step where one is due; `step` counts from 1."""
@@ -211,6 +232,19 @@ class TuningRun:
                 StraightThroughBuffer(**{field: parts["straight_through"][name] for field, name in names.items()}) if kept else None
             )
         self.rng.set_state(parts["rng"]["state"])
+
+
+@contextmanager
+def _awake(teacher: nn.Module, device: torch.device) -> Iterator[None]:
+    """Bring a teacher that rests in the host's memory to the device while the block runs."""
+    rests = next(teacher.parameters()).device != device
+    if rests:
+        teacher.to(device)
+    try:
+        yield
+    finally:
+        if rests:
+            teacher.to("cpu")
 
 
 def or_infinity(loss: float) -> float:

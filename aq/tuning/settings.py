@@ -28,7 +28,7 @@ class TuneConfig:
         n_images: how many images the full-precision model samples to learn from.
         sampling_steps: of those images; the model's own by default.
         order: in which recorded calls come, a name in ORDERS.
-        refresh_every: steps until a quarter of the recorded calls is recorded anew; 0: never.
+        refresh_every: steps for each time that a quarter of the trajectories makes room for some of the quantized model; 0: never.
         weighting: of timesteps, a name in WEIGHTINGS.
         stages: names in STAGES with their shares of the steps.
         learning_rate: of codebooks, biases and norms relative to their root mean square, of log scales; falls to zero by a cosine.
@@ -58,7 +58,7 @@ class TuneConfig:
     n_images: int = 1024
     sampling_steps: int | None = None
     order: str = "replay"
-    refresh_every: int = 0
+    refresh_every: int = 150
     weighting: str = "uniform"
     stages: tuple[tuple[str, float], ...] = (("whole", 1.0),)
 
@@ -109,8 +109,8 @@ class TuneConfig:
 
     @property
     def teacher_rests(self) -> bool:
-        """Whether the full-precision model is not needed once the replay buffer is recorded."""
-        return not self.refresh_every and all(name == WHOLE for name, _ in self.stages)
+        """Whether the full-precision model is not needed at every step."""
+        return all(name == WHOLE for name, _ in self.stages)
 
     def stage_at(self, progress: float) -> str:
         """The stage at a part in [0, 1) of all steps."""

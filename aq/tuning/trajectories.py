@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from ...errors import InputError
 from ...models.sampling import SamplingConfig
 from ...models.subject import Subject
 from ...models.trace import N_PARTS, Recording, ReplayBuffer, require_float32
@@ -38,26 +39,45 @@ class Trajectories:
         self.tuning = self._opened(self.recording, folder and folder / "trajectories.safetensors")
         self.held_out = self._opened(held_out, folder and folder / "held_out.safetensors")
         self.n_refreshes = 0
+        self.refresh_size = settings.n_images / N_PARTS / held_out.n_images  # images of a refresh for each that is held out
         if images is not None:
-            if settings.refresh_every:
-                raise InputError("tuning: own images and refreshing exclude each other; give one of them")
             self.tuning = with_images(self.tuning, subject, images, settings.seed)
         self.weights = TimestepWeights(settings.weighting, Context(subject, self.recording), self.tuning)
 
-    def _opened(self, recording: Recording, path: Path | None) -> ReplayBuffer:
-        return ReplayBuffer.opened(path, self.subject, recording) if path else ReplayBuffer.record(self.subject, recording)
+    def _opened(self, recording: Recording, path: Path | None, **how: Any) -> ReplayBuffer:
+        return ReplayBuffer.opened(path, self.subject, recording, **how) if path else ReplayBuffer.record(self.subject, recording, **how)
 
-    def refresh(self) -> None:
-        """The oldest part of the trajectories makes room for new ones."""
-        part = self.n_images // N_PARTS
-        start = self.n_images + self.n_refreshes * part
-        self.tuning = self.tuning.refreshed(
-            ReplayBuffer.record(self.subject, replace(self.recording, n_images=part, start=start), n_parts=1)
-        )
+    def refresh(self, student: nn.Module, folder: Path | None = None) -> None:
+        """The oldest part of the trajectories makes room for new ones, which the student samples and the teacher answers.
+
+        Where the student's errors lead, the teacher's trajectories never were (Ross et al. 2011, DAgger).
+
+        Args:
+            folder: where they are kept, and read back by the same tuning when it goes on.
+        """
+        part = self._part(self.n_refreshes)
+        path = folder and _path(folder, self.n_refreshes)
+        self.tuning.replace(self._opened(part, path, n_parts=1, student=student), self.n_refreshes % N_PARTS)
         self.n_refreshes += 1
 
-    def refresh_until(self, n: int) -> None:
-        """As after n refreshes."""
-        self.n_refreshes = max(self.n_refreshes, n - N_PARTS)  # the last ones replace all that was there before
-        while self.n_refreshes < n:
-            self.refresh()
+    def restore(self, n: int, folder: Path) -> None:
+        """As after n refreshes, whose parts `refresh` kept in `folder`. Raises InputError or DamagedError for parts that cannot be read."""
+        numbers = range(max(0, n - N_PARTS), n)
+        parts = [ReplayBuffer.load(_path(folder, number), self.subject, self._part(number)) for number in numbers]
+        for number, part in zip(numbers, parts, strict=True):
+            self.tuning.replace(part, number % N_PARTS)
+        self.n_refreshes = n
+
+    def forget(self, folder: Path, *, all_parts: bool) -> None:
+        """Delete parts that others have replaced, or all."""
+        for number in range(self.n_refreshes if all_parts else self.n_refreshes - N_PARTS):
+            _path(folder, number).unlink(missing_ok=True)
+
+    def _part(self, number: int) -> Recording:
+        """The trajectories of the `number`-th refresh."""
+        n_images = self.n_images // N_PARTS
+        return replace(self.recording, purpose="tune student", n_images=n_images, start=number * n_images)
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number}.safetensors"

@@ -45,7 +45,7 @@ def tune(
     keep_in: Path | None = None,
     sampling: SamplingConfig | None = None,
 ) -> Tuned:
-    """Tune encodings so that the quantized denoiser answers as the full-precision one does on its own trajectories.
+    """Tune encodings so that the quantized denoiser answers as the full-precision one does, on the trajectories of both.
 
     The best state on held-out trajectories is what is returned; it is never worse there than what came in. Nor are a few images that it samples
     farther from full precision's by more than a tenth. A loss that is no longer finite, or ten times the first, ends the tuning.
@@ -104,7 +104,7 @@ def _tuned(subject: Subject, run: TuningRun, untuned: Tuned, checkpoint: Checkpo
     with _aside(subject.denoiser, student.device, when=settings.teacher_rests):
         if checkpoint is None or not checkpoint.load(run):
             run.begin()
-        ending = run.finish(checkpoint.save if checkpoint else None)
+        ending = run.finish(checkpoint)
     student.restore(run.best)
     provenance: dict[str, str | int | float] = {"tune_steps": run.n_steps, "tune_seed": settings.seed}
     others = {name: parameter.detach().clone() for name, parameter in student.others.items()}

@@ -9,7 +9,7 @@ import torch
 
 from sedaq.aq.export.apply import assemble
 from sedaq.aq.tuning.memory import tuning_bytes
-from sedaq.aq.tuning.run import TuningRun
+from sedaq.aq.tuning.run import TuningRun, _awake
 from sedaq.aq.tuning.student import Student
 from sedaq.aq.tuning.trajectories import Trajectories
 from sedaq.aq.tuning.tune import _aside
@@ -49,20 +49,23 @@ def test_every_part_is_as_large_as_its_tensors(changes, blocks, shared_plan, boo
 
 def test_the_teacher_rests_where_whole_answers_are_compared(small):
     assert small.teacher_rests
-    assert not dataclasses.replace(small, refresh_every=5).teacher_rests
     assert not dataclasses.replace(small, stages=(("blocks", 1.0), ("whole", 1.0))).teacher_rests
 
 
+class Moved(torch.nn.Linear):
+    """Remembers where it was moved to, and stays in the host's memory."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.places: list[str] = []
+
+    def to(self, place):
+        self.places.append(str(place))
+        return self
+
+
 def test_a_resting_teacher_goes_to_the_host_and_comes_back():
-    class Moved(torch.nn.Module):
-        places: list[str]
-
-        def to(self, place):
-            self.places.append(str(place))
-            return self
-
     teacher = Moved()
-    teacher.places = []
     with _aside(teacher, torch.device("cuda"), when=True):
         assert teacher.places == ["cpu"]
     assert teacher.places == ["cpu", "cuda"]
@@ -70,3 +73,13 @@ def test_a_resting_teacher_goes_to_the_host_and_comes_back():
         with _aside(teacher, torch.device(device), when=when):
             pass
     assert teacher.places == ["cpu", "cuda"]
+
+
+def test_a_resting_teacher_is_awake_while_trajectories_are_recorded():
+    teacher = Moved()
+    with _awake(teacher, torch.device("cuda")):
+        assert teacher.places == ["cuda"]
+    assert teacher.places == ["cuda", "cpu"]
+    with _awake(teacher, torch.device("cpu")):
+        pass
+    assert teacher.places == ["cuda", "cpu"], "one that never rested stays where it is"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, UniPCMultistepScheduler
 
 from sedaq.aq.tuning.own_images import with_images
+from sedaq.aq.tuning.trajectories import Trajectories
 from sedaq.aq.tuning.tune import tune
 from sedaq.errors import InputError
 from sedaq.models.adapters.pipeline import encode_latents
@@ -63,8 +64,15 @@ def test_tuning_with_images(subject, encodings, small):
         "they are not judged by, but learnt from"
     )
     assert with_them.best[1] < with_them.losses[0][1]
-    with pytest.raises(InputError, match="own images and refreshing exclude each other"):
-        tune(subject, encodings, dataclasses.replace(small, refresh_every=5), images=IMAGES)
+
+
+def test_refreshing_leaves_rows_of_own_images_alone(subject, small):
+    trajectories = Trajectories(subject, small, images=IMAGES)
+    n, before = len(trajectories.tuning) // 2, trajectories.tuning.tensors["hidden_states"].clone()
+    for _ in range(5):
+        trajectories.refresh(copy.deepcopy(subject.denoiser))
+    after = trajectories.tuning.tensors["hidden_states"]
+    assert torch.equal(after[n:], before[n:]) and not (after[:n] == before[:n]).flatten(1).all(1).any()
 
 
 def test_schedulers_that_cannot_noise_images(subject, buffer):

@@ -9,6 +9,8 @@ import pytest
 from sedaq.aq.encoder.encoder import encode
 from sedaq.aq.formats import Format
 from sedaq.aq.tuning.run import TuningRun
+from sedaq.aq.tuning.student import Student
+from sedaq.aq.tuning.trajectories import Trajectories
 from sedaq.aq.tuning.tune import tune
 from sedaq.errors import InputError
 from sedaq.models.trace import ReplayBuffer
@@ -40,6 +42,42 @@ def test_a_killed_tuning_goes_on_bit_for_bit(killed_at, subject, encodings, smal
     assert alike(again, whole)
     done.clear()
     assert alike(tune(subject, encodings, settings, folder=tmp_path), whole) and done == [], "a tuning that is done is read back"
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_without_its_refreshed_trajectories_a_tuning_begins_anew(harm, subject, encodings, small, alike, tmp_path, monkeypatch, caplog):
+    settings = dataclasses.replace(small, refresh_every=7)
+    whole = tune(subject, encodings, settings)
+    original = TuningRun.tune_step
+
+    def dying(self, step):
+        if step == 28:
+            raise _Killed
+        original(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TuningRun, "tune_step", dying)
+        with pytest.raises(_Killed):
+            tune(subject, encodings, settings, folder=tmp_path)
+    (folder,) = tmp_path.glob("trajectories-*")
+    parts = sorted(folder.glob("*.safetensors"))
+    assert [path.stem for path in parts] == ["0", "1", "2", "3"]
+    if harm == "gone":
+        parts[1].unlink()
+    else:
+        parts[1].write_bytes(parts[1].read_bytes()[:-9])
+    assert alike(tune(subject, encodings, settings, folder=tmp_path), whole)
+    assert "damaged; the tuning begins anew" in caplog.text and not list(folder.glob("*.safetensors")), "they have served"
+
+
+def test_refreshes_are_evenly_spread(subject, encodings, small):
+    def steps(n: int, every: int) -> list[int]:
+        settings = dataclasses.replace(small, steps=n, refresh_every=every)
+        return sorted(TuningRun(subject, Student(subject, encodings), trajectories, settings)._refreshes())
+
+    trajectories = Trajectories(subject, small)
+    assert steps(30, 7) == [7, 13, 19, 25] and steps(300, 150) == [101, 201] and steps(150, 150) == [76]
+    assert steps(149, 150) == steps(300, 0) == []
 
 
 def test_the_state_of_another_tuning_is_none_of_its_business(subject, encodings, small, alike, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -23,19 +24,66 @@ def same(a: ReplayBuffer, b: ReplayBuffer) -> bool:
     return a.tensors.keys() == b.tensors.keys() and all(torch.equal(t, b.tensors[name]) for name, t in a.tensors.items())
 
 
-def test_refreshing_drops_the_oldest_and_gives_what_a_recording_from_there_gives(subject):
-    settings = TuneConfig(n_images=8, sampling_steps=3)
-    trajectories = Trajectories(subject, settings)
-    for n in range(1, 7):
-        trajectories.refresh()
-        fresh = ReplayBuffer.record(subject, dataclasses.replace(EIGHT, start=2 * n))
-        assert same(trajectories.tuning, fresh), n
+def harmed(subject: Subject) -> nn.Module:
+    """A student that answers as the teacher does, but for weights that have errors of a tenth."""
+    student = copy.deepcopy(subject.denoiser)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=rng))
+    return student
+
+
+def test_what_is_recorded_of_a_student_are_its_trajectories_with_the_teachers_answers(subject):
+    student, recording = harmed(subject), dataclasses.replace(EIGHT, n_images=4)
+    found = ReplayBuffer.record(subject, recording, n_parts=1, student=student)
+    teachers = ReplayBuffer.record(subject, recording, n_parts=1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(subject.denoiser, "forward", student.forward)
+        students = ReplayBuffer.record(subject, recording, n_parts=1)
+    inputs = [buffer.tensors["hidden_states"] for buffer in (found, students, teachers)]
+    assert torch.equal(inputs[0], inputs[1]) and torch.equal(inputs[0][:4], inputs[2][:4]) and not torch.equal(inputs[0][4:], inputs[2][4:])
+    call, target = found.batch(torch.arange(len(found)), torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(subject.denoiser(**call).sample, target, atol=5e-3, rtol=5e-3)
+    assert all(torch.equal(found.tensors[name], students.tensors[name]) for name in ("timestep", "class_labels"))
+
+
+def test_refreshing_puts_the_students_trajectories_in_the_place_of_the_oldest(subject, tmp_path):
+    settings, student = TuneConfig(n_images=8, sampling_steps=3), harmed(subject)
+    trajectories, rows = Trajectories(subject, settings), 2 * 3
+    before = {name: tensor.clone() for name, tensor in trajectories.tuning.tensors.items()}
+    for n in range(6):
+        trajectories.refresh(student, tmp_path)
+        recording = dataclasses.replace(EIGHT, purpose="tune student", n_images=2, start=2 * n)
+        newer, place = ReplayBuffer.record(subject, recording, n_parts=1, student=student), n % 4
+        for name, tensor in trajectories.tuning.tensors.items():
+            assert torch.equal(tensor[place * rows : (place + 1) * rows], newer.tensors[name]), (n, name)
+            if n < 3:
+                assert torch.equal(tensor[(n + 1) * rows :], before[name][(n + 1) * rows :]), "others stay"
         resumed = Trajectories(subject, settings)
-        resumed.refresh_until(n)
-        assert same(resumed.tuning, fresh) and resumed.n_refreshes == n
+        resumed.restore(n + 1, tmp_path)
+        assert same(resumed.tuning, trajectories.tuning) and resumed.n_refreshes == n + 1
+    trajectories.forget(tmp_path, all_parts=False)
+    assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == ["2", "3", "4", "5"], "what is replaced is of no use"
+    trajectories.forget(tmp_path, all_parts=True)
+    assert not list(tmp_path.glob("*.safetensors"))
     assert len(trajectories.held_out) == 4 * 3
     held_out, tuning = (buffer.tensors["hidden_states"].flatten(1) for buffer in (trajectories.held_out, trajectories.tuning))
     assert torch.cdist(held_out.float(), tuning.float()).min() > 0.1, "what is held out is on no trajectory that is tuned on"
+
+
+def test_rows_that_overflow_and_parts_of_other_lengths_are_not_taken(subject):
+    buffer, newer = (ReplayBuffer.record(subject, dataclasses.replace(EIGHT, n_images=n), n_parts=n // 2) for n in (8, 2))
+    before = buffer.tensors["hidden_states"].clone()
+    newer.tensors["hidden_states"][1] = float("inf")
+    newer.tensors["output"][4] = float("nan")
+    buffer.replace(newer, 1)
+    after, taken = buffer.tensors["hidden_states"], [0, 2, 3, 5]
+    for row in range(6):
+        assert torch.equal(after[6 + row], newer.tensors["hidden_states"][row] if row in taken else before[6 + row])
+    with pytest.raises(InputError, match="recorded in other batches; delete it"):
+        buffer.replace(ReplayBuffer.record(subject, dataclasses.replace(EIGHT, n_images=4), n_parts=1), 0)
 
 
 def test_consecutive_batches_are_calls_as_they_came(subject):

@@ -279,6 +279,25 @@ def test_minutes_become_steps(subject, encodings, small, monkeypatch):
     assert counted.losses == timed.losses, "the steps that time was measured by have left no trace"
 
 
+@pytest.mark.parametrize(("refresh_every", "steps"), [(0, 11), (5, 6)])
+def test_minutes_count_looks_and_refreshes(refresh_every, steps, subject, encodings, small, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(tuning_run, "clock", lambda device: clock[0])
+
+    def taking(seconds, method):
+        def slow(*arguments):
+            clock[0] += seconds
+            return method(*arguments)
+
+        return slow
+
+    monkeypatch.setattr(TuningRun, "tune_step", taking(2.0, TuningRun.tune_step))
+    monkeypatch.setattr(TuningRun, "held_out_loss", taking(3.0, TuningRun.held_out_loss))  # of four images
+    timed = tune(subject, encodings, dataclasses.replace(small, minutes=0.5, check_every=5, refresh_every=refresh_every))
+    # Half a minute has 30 / (2 + 3 / 5) steps; or 30 / (2 + 3 / 5 + 12 / 5), for student and teacher answer eight images.
+    assert timed.losses[-1][0] == steps
+
+
 def test_a_minute_is_a_minute(subject, encodings, small):
     began = time.perf_counter()
     tuned = tune(subject, encodings, dataclasses.replace(small, minutes=0.05))
