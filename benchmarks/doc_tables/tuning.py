@@ -77,9 +77,33 @@ def recovered_excess(results: Results) -> str:
     plans = [name.removesuffix(" tuned") for name in models["mnist-dit"] if name.endswith(" tuned")]
 
     def share(excess: Mapping[str, float], plan: str) -> str:
-        return percent(1 - excess[f"{plan} tuned"] / excess[plan], 1)
+        return percent(1 - excess[f"{plan} tuned"] / excess[plan], 1) if plan in excess else "–"
 
     return lay_out(["", *models], [[plan, *(share(excess, plan) for excess in models.values())] for plan in plans])
+
+
+def student_trajectories(results: Results) -> str:
+    """Searched plans tuned on the teacher's trajectories alone, and on the student's as well."""
+    found = []
+    for model in SHIPPED:
+        rows = {row["name"]: row for row in results.rows(f"tuning_searched_{model}")}
+        found += [(model, row, rows[name.partition(",")[0]]) for name, row in rows.items() if "teacher's trajectories alone" in name]
+
+    def line(model: str, alone: Mapping[str, Any], both: Mapping[str, Any]) -> list[str]:
+        worse, (low, high) = alone["difference"]["value"], alone["difference"]["ci"]
+        changed = with_interval(-worse, (-high, -low), 2)
+        parts = [[fixed(row["psnr"], 1), fixed(row["seconds_made"] / 60, 1)] for row in (alone, both)]
+        return [
+            model,
+            both["name"].removesuffix(" tuned"),
+            above(alone),
+            above(both),
+            changed,
+            *(" → ".join(pair) for pair in zip(*parts, strict=True)),
+        ]
+
+    heads = ["", "", "the teacher's alone", "the student's, too", "difference, 95 %", "PSNR, dB", "tuning, minutes"]
+    return lay_out(heads, [line(*of) for of in found])
 
 
 def tuning_parts(results: Results) -> str:
@@ -123,10 +147,8 @@ def tuning_summary(results: Results) -> str:
     plans = [f"W{bits}A8 {kind}" for bits in ("4", "3", "2", "1.5") for kind in ("uniform", "searched")]
 
     def cell(rows: Mapping[str, Any], plan: str) -> str:
-        if plan not in rows:
-            return "–"
-        before, after = (rows[name]["excess"]["value"] for name in (plan, f"{plan} tuned"))
-        return f"{fixed(before, 2)} → {fixed(after, 2)}"
+        found = [fixed(rows[name]["excess"]["value"], 2) if name in rows else "–" for name in (plan, f"{plan} tuned")]
+        return " → ".join(found) if set(found) != {"–"} else "–"
 
     full = [f"{name} (full precision {fixed(rows['full precision']['fid'], 2)})" for name, rows in models.items()]
     return lay_out(["", *full], [[plan, *(cell(rows, plan) for rows in models.values())] for plan in plans])
@@ -207,6 +229,7 @@ def tuned_searches(results: Results, model: str) -> str:
 
 
 TABLES = (
+    student_trajectories,
     tuned_searches,
     tuned_ranks,
     tuned_models,
