@@ -102,11 +102,13 @@ class ReplayBuffer:
         return cls({path: torch.cat(rows) for path, rows in recorder.rows.items()}, recorder.template(), lengths)
 
     @classmethod
-    def opened(cls, path: Path, subject: Subject, recording: Recording, **how: Any) -> ReplayBuffer:
+    def opened(
+        cls, path: Path, subject: Subject, recording: Recording, *, n_parts: int = N_PARTS, student: nn.Module | None = None
+    ) -> ReplayBuffer:
         """The buffer that was kept at `path`; recorded and kept there if there is none, or if it is damaged.
 
         Args:
-            how: of `record`.
+            n_parts, student: of `record`.
 
         Raises:
             InputError: a file of another model or of other trajectories.
@@ -117,7 +119,8 @@ class ReplayBuffer:
             fixed, common = buffer.template.to_file()
             save_tensors(path, "replay", buffer.tensors | fixed, {**content, **common, "call_lengths": buffer.call_lengths})
 
-        make, read = partial(cls.record, subject, recording, **how), partial(cls.load, subject=subject, recording=recording)
+        make = partial(cls.record, subject, recording, n_parts=n_parts, student=student)
+        read = partial(cls.load, subject=subject, recording=recording)
         return Task("replay buffer", path, make, write, read).result()
 
     @classmethod
