@@ -172,15 +172,17 @@ class ReplayBuffer:
         return self.tensors[TIMESTEP].float()
 
     def replace(self, newer: ReplayBuffer, place: int) -> None:
-        """Put all of `newer` where its `place`-th part of calls is, place by place of its own size. Rows with NaN or infinity stay as they were.
+        """Put `newer` in the place of as many rows, from the `place`-th such part on; both may have been sampled in batches of other sizes.
+
+        Rows with NaN or infinity do not come in: what was there stays.
 
         Raises:
-            InputError: calls of other lengths.
+            InputError: where such a part begins or ends within a call.
         """
-        calls = slice(place * newer.n_calls, (place + 1) * newer.n_calls)
-        if self.call_lengths[calls] != newer.call_lengths:
-            raise InputError("the replay buffer was recorded in other batches; delete it")
-        rows = slice(self.call_edges[calls.start], self.call_edges[calls.stop])
+        rows, edges = slice(place * len(newer), (place + 1) * len(newer)), self.call_edges
+        if not {rows.start, rows.stop} <= set(edges):
+            raise InputError("the replay buffer was not recorded in such parts; delete it")
+        self.call_lengths[edges.index(rows.start) : edges.index(rows.stop)] = newer.call_lengths
         finite = torch.stack([tensor.reshape(len(newer), -1).isfinite().all(1) for tensor in newer.tensors.values()]).all(0)
         for name, tensor in self.tensors.items():
             tensor[rows][finite] = newer.tensors[name][finite]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -82,8 +83,19 @@ def test_rows_that_overflow_and_parts_of_other_lengths_are_not_taken(subject):
     after, taken = buffer.tensors["hidden_states"], [0, 2, 3, 5]
     for row in range(6):
         assert torch.equal(after[6 + row], newer.tensors["hidden_states"][row] if row in taken else before[6 + row])
-    with pytest.raises(InputError, match="recorded in other batches; delete it"):
-        buffer.replace(ReplayBuffer.record(subject, dataclasses.replace(EIGHT, n_images=4), n_parts=1), 0)
+    with pytest.raises(InputError, match="not recorded in such parts; delete it"):
+        buffer.replace(ReplayBuffer.record(subject, dataclasses.replace(EIGHT, n_images=3), n_parts=1), 0)
+
+
+def test_a_part_that_was_sampled_in_other_batches_comes_in(subject):
+    singly = dataclasses.replace(EIGHT, sampling=SamplingConfig(steps=3, batch_size=1))
+    buffer, newer = ReplayBuffer.record(subject, singly), ReplayBuffer.record(subject, dataclasses.replace(EIGHT, n_images=2), n_parts=1)
+    assert buffer.call_lengths == 24 * [1] and newer.call_lengths == 3 * [2]
+    buffer.replace(newer, 2)
+    assert buffer.call_lengths == 12 * [1] + 3 * [2] + 6 * [1]
+    assert all(torch.equal(tensor[12:18], newer.tensors[name]) for name, tensor in buffer.tensors.items())
+    calls = [buffer.timesteps[start:stop].unique() for start, stop in itertools.pairwise(buffer.call_edges)]
+    assert all(len(times) == 1 for times in calls), "every call is still of one timestep"
 
 
 def test_consecutive_batches_are_calls_as_they_came(subject):
