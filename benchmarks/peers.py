@@ -44,7 +44,7 @@ from sedaq.sensitivity.run import Run
 from sedaq.sensitivity.settings import Settings
 
 SEDAQ = "sedaq"
-BITS, TUNED, EQUAL = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5), (1.5, 2.0, 3.0, 4.0), (2.0, 3.0, 4.0)
+BITS, TUNED, EQUAL = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5), (1.5, 2.0, 3.0, 4.0), (2.0, 3.0, 4.0, 4.5)
 N_PROBES, N_VERIFIED = 36, 8  # samplings that plans are chosen by
 TUNE_STEPS = 240
 FIRST_SEED = 4  # of noise; tuning's settings were judged on lower ones
@@ -244,13 +244,13 @@ class Comparison:
 
     def measure_method(self, method: str) -> None:
         """At its defaults, then at the bytes of sedaq's searched plans."""
-        known = METHODS[method]
-        settings = [Setting(method, options, keep) for keep in (False, True)[: 1 + known.ends] for options in known.defaults]
+        known, layers = METHODS[method], self.run.subject.layers
+        settings = [Setting(method, options, keep) for keep in (False, True) for options in known.defaults]
         for bits in EQUAL if known.dials else ():
-            limit = self.searched(bits).size_bytes - self.rest_bytes
-            settings += settings_within(method, self.run.subject.layers, limit)
+            settings += settings_within(method, layers, self.searched(bits).size_bytes - self.rest_bytes)
         for name, setting in {setting.name: setting for setting in settings}.items():
-            self.row(name, {"versions": dict(known.packages)}, partial(self.quantized, setting))
+            if setting.keeps_more(layers):
+                self.row(name, {"versions": dict(known.packages)}, partial(self.quantized, setting))
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sedaq.models.layers import EMBEDDING, Layer
@@ -25,7 +26,6 @@ class Method:
     defaults: its settings as they come, at several bits.
     dials: what else it can be set to, from which settings are chosen for a number of bytes.
     layer_bytes: None where it depends on the weights.
-    ends: whether its defaults are measured with a keep list, too.
     """
 
     packages: Mapping[str, str]
@@ -33,7 +33,6 @@ class Method:
     defaults: Sequence[Options]
     dials: Sequence[Options] = ()
     layer_bytes: LayerBytes | None = None
-    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,15 +59,34 @@ class Setting:
         taken = (layer_bytes(layer, self.options) if self.takes(layer) else None for layer in layers)
         return sum(kept_bytes(layer) if size is None else size for layer, size in zip(layers, taken, strict=True))
 
+    def keeps_more(self, layers: Sequence[Layer]) -> bool:
+        """Whether a keep list, if there is one, changes anything, as far as bytes are known without weights."""
+        without = replace(self, keep_ends=False).weight_bytes(layers)
+        return not self.keep_ends or without is None or self.weight_bytes(layers) != without
+
 
 def settings_within(method: str, layers: Sequence[Layer], limit: int) -> list[Setting]:
-    """The largest setting of at most `limit` bytes of weights without a keep list, and the largest with one; fewer where none fits."""
-    found = []
+    """Of the settings of at most `limit` bytes of weights the largest, and of those with the longest codes the largest; with a keep list, too.
+
+    All of them where several are equally large; none where none fits.
+    """
+    found: list[Setting] = []
     for keep_ends in (False, True):
         settings = [Setting(method, options, keep_ends) for options in METHODS[method].dials]
         sized = [(size, setting) for setting in settings if (size := setting.weight_bytes(layers)) is not None and size <= limit]
-        found += [max(sized, key=lambda pair: pair[0])[1]] if sized else []
+        longest = max((code_bits(setting.options) for _, setting in sized), default=0)
+        for among in (sized, [pair for pair in sized if code_bits(pair[1].options) == longest]):
+            largest = max((size for size, _ in among), default=0)
+            found += [setting for size, setting in among if size == largest and setting not in found]
     return found
+
+
+def code_bits(options: Options) -> int:
+    """Of a code: the number that its type is called by, and 4 where the method has one type."""
+    types = (str(value) for name, value in options.items() if name in ("bits", "nbits", "weights", "weights_dtype", "type"))
+    digits = re.search(r"\d", next(types, "4"))
+    assert digits, options
+    return int(digits[0])
 
 
 # -- bytes of a layer --------------------------------------------------------------------------------------------------------------------
@@ -193,7 +211,6 @@ METHODS = {
         grid(bits=(2, 3, 4), group_size=(128,)),
         grid(bits=(2, 3, 4), group_size=(32, 64, 128)),
         gptq_bytes,
-        ends=True,
     ),
     KMEANS: Method({}, "{bits} bits", grid(bits=(2, 3, 4)), grid(bits=(2, 3, 4)), kmeans_bytes),
     "quanto": Method(

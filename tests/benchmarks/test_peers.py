@@ -12,7 +12,7 @@ import peers
 import peers_environments
 import pytest
 import torch
-from peers_methods import METHODS, Method, Setting, grid, kept_bytes, settings_within
+from peers_methods import METHODS, Method, Setting, code_bits, grid, kept_bytes, settings_within
 from peers_own import cluster, column_grids, gptq, on_grid, round_to_nearest
 
 from sedaq.errors import SedaqError
@@ -88,12 +88,52 @@ def test_settings_of_equal_bytes_are_the_largest_within_them(method: str) -> Non
     for bits in (2.0, 3.0, 4.0):
         limit = math.floor(bits / 8 * sum(layer.n_weights for layer in LAYERS))
         found = settings_within(method, LAYERS, limit)
-        assert len({setting.keep_ends for setting in found}) == len(found)
+        assert len({setting.name for setting in found}) == len(found)
         for keep in (False, True):
-            sizes = [Setting(method, options, keep).weight_bytes(LAYERS) for options in METHODS[method].dials]
-            within = [size for size in sizes if size is not None and size <= limit]
-            chosen = [setting.weight_bytes(LAYERS) for setting in found if setting.keep_ends == keep]
-            assert chosen == ([max(within)] if within else [])
+            settings = {(setting := Setting(method, options, keep)).name: setting for options in METHODS[method].dials}
+            sizes = {name: setting.weight_bytes(LAYERS) for name, setting in settings.items()}
+            within = {name: size for name, size in sizes.items() if size is not None and size <= limit}
+            longest = max((code_bits(settings[name].options) for name in within), default=0)
+            long = {name: size for name, size in within.items() if code_bits(settings[name].options) == longest}
+            largest = {name for among in (within, long) for name, size in among.items() if size == max(among.values())}
+            assert {setting.name for setting in found if setting.keep_ends == keep} == largest
+
+
+def test_both_of_two_equally_large_types_are_settings_of_equal_bytes() -> None:
+    layer = Layer("a", "a", "", "linear", (256, 256))
+    found = settings_within("gguf", [layer], math.ceil(3.5 / 8 * layer.n_weights))
+    assert [setting.name for setting in found] == ["gguf IQ3_S", "gguf Q3_K", "gguf IQ3_S, ends kept", "gguf Q3_K, ends kept"]
+
+
+def test_longer_codes_in_larger_groups_are_a_setting_of_equal_bytes_beside_the_largest() -> None:
+    layer = Layer("a", "a", "", "linear", (256, 256))
+    found = settings_within("hqq", [layer], math.ceil(4.01 / 8 * layer.n_weights))
+    names = [setting.name for setting in found if not setting.keep_ends]
+    assert names == ["hqq 2 bits, groups of 16", "hqq 3 bits, groups of 64"]
+
+
+def test_a_keep_list_is_no_setting_where_it_changes_nothing() -> None:
+    kept, without = (Setting("gguf", {"type": "Q4_K"}, keep) for keep in (True, False))
+    odd, even = Layer("a", "input", "", "conv2d", (24, 1, 3, 3)), Layer("b", "b", "", "linear", (256, 256))
+    assert without.keeps_more([odd, even]) and not kept.keeps_more([odd, even])  # blocks do not divide the input layer
+    assert kept.keeps_more([Layer("a", "input", "", "linear", (256, 256)), even])
+    assert Setting("sdnq-dynamic", {"weights_dtype": "uint2"}, True).keeps_more([odd, even])  # its bytes depend on the weights
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "bits"),
+    [
+        ("GPTQ", {"bits": 3, "group_size": 128}, 3),
+        ("hqq", {"nbits": 4, "group_size": 64}, 4),
+        ("quanto", {"weights": "qint2"}, 2),
+        ("sdnq", {"weights_dtype": "uint3", "group_size": 32}, 3),
+        ("gguf", {"type": "IQ4_XS"}, 4),
+        ("bitsandbytes", {"blocksize": 4096}, 4),
+    ],
+)
+def test_codes_have_the_bits_of_their_type(method: str, options: dict[str, object], bits: int) -> None:
+    assert method in METHODS
+    assert code_bits(options) == bits
 
 
 def test_settings_have_names_of_their_own_and_combine_all_options() -> None:
