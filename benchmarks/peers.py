@@ -130,12 +130,9 @@ class Comparison:
 
     def row(self, name: str, identity: Mapping[str, Any], make: Callable[[], tuple[State, Mapping[str, Any]]]) -> None:
         """A row, unless it is known and has all that `identity` says. One that fails is told and left out."""
-        known = self.rows.rows.get(name)
-        if known is not None and any(known[key] != value for key, value in identity.items()):
-            del self.rows.rows[name]
         print(name, flush=True)
         with self._telling(name):
-            self.rows.row(name, make)
+            self.rows.row(name, make, identity=identity)
 
     @contextmanager
     def _telling(self, name: str) -> Iterator[None]:
@@ -167,13 +164,12 @@ class Comparison:
 
     def made(self, name: str, plan: Plan, steps: int) -> tuple[State, dict[str, Any]]:
         """The plan's model, and what a row says of it: of a tuned one its seconds; calibration, probes and encodings are shared by all plans."""
-        run, began = self.run, clock()
+        run = self.run
         folder = run.folder / "models" / re.sub(r"\W+", "-", name)
         tune = TuneConfig(steps=steps) if steps else None
         parts = apply(
             run.subject, plan, run.store, folder, tune=tune, buffer_folder=run.folder / "trajectories", sampling=run.settings.sampling
         )
-        seconds = clock() - began
         (tuned,) = parts.values()
         with tuned.installed(run.subject):
             error = self.weight_error({layer: run.subject.denoiser.get_submodule(layer).weight for layer in self.weights})
@@ -187,7 +183,7 @@ class Comparison:
             "plan": plan.hash,
             "probe_steps": run.settings.steps,
             "tune_steps": steps,
-            **({"quantize_seconds": round(seconds, 1)} if steps else {}),
+            **({"quantize_seconds": round(tuned.seconds, 1)} if steps else {}),
             "share_at_16_bits": kept / self._n_weights,
             "weight_error": error,
             **(step_times(run, folder) if "searched" in name else {}),
@@ -217,7 +213,7 @@ class Comparison:
         return partial(subject.weights_replaced, weights), {
             "rival": setting.method,
             "setting": ENDS_KEPT if setting.keep_ends else "",
-            "versions": dict(METHODS[setting.method].packages),
+            **self._identity(setting.method),
             "options": dict(setting.options),
             "size_bytes": stored + self.rest_bytes,
             "bits_per_weight": 8 * stored / self._n_weights,
@@ -250,7 +246,12 @@ class Comparison:
             settings += settings_within(method, layers, self.searched(bits).size_bytes - self.rest_bytes)
         for name, setting in {setting.name: setting for setting in settings}.items():
             if setting.keeps_more(layers):
-                self.row(name, {"versions": dict(known.packages)}, partial(self.quantized, setting))
+                self.row(name, self._identity(method), partial(self.quantized, setting))
+
+    def _identity(self, method: str) -> dict[str, Any]:
+        """What makes its rows: its packages, and of GPTQ the calibration."""
+        calibration = {"calibration": self.run.store.calibration_fingerprint} if method == GPTQ else {}
+        return {"versions": dict(METHODS[method].packages), **calibration}
 
 
 def main() -> None:
@@ -258,7 +259,7 @@ def main() -> None:
     parser.add_argument("model", choices=list(MODELS), metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("methods", nargs="*", metavar="METHOD", help=", ".join((SEDAQ, *METHODS)))
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3, help="of noise, so many")
+    parser.add_argument("--seeds", type=int, choices=range(1, 10), default=3, metavar="N", help="of noise, so many")
     parser.add_argument("--tune-steps", type=int, default=TUNE_STEPS, help="of tuned plans; 0 for none")
     parser.add_argument("--probes", type=int, default=N_PROBES)
     parser.add_argument("--verify", type=int, default=N_VERIFIED, help="samplings that verify a searched plan")
@@ -289,6 +290,8 @@ def main() -> None:
     except SedaqError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    if not compared.rows.rows:
+        sys.exit(1)  # full precision's images could not be made; that was told
     draw_figure(arguments.results, arguments.model)
     sys.exit(int(compared.failed))
 

@@ -1,4 +1,4 @@
-"""Bytes against what images lose:  python benchmarks/peers_figure.py      results/peers_MODEL.json → ../docs/peers_MODEL.png; of all → ../docs/peers.png"""
+"""Bits a weight against what images lose:  python benchmarks/peers_figure.py      results/peers_MODEL.json → ../docs/peers_MODEL.png; of all → ../docs/peers.png"""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sedaq.reports import style
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ENDS_KEPT = "ends kept"  # setting of rows whose input and output layers stay at 16 bits
 FLOOR = 0.05  # a logarithmic axis has no room for less
+BITS_SHOWN = 5.1  # to the right lie rows of tools that leave most of a model at 16 bits
 SEDAQ = {
     "sedaq tuned": ("s", style.TUNED),
     "sedaq searched": ("o", style.SEARCHED),
@@ -34,25 +35,31 @@ def series_of(row: dict[str, Any]) -> str:
     return f"sedaq {row['setting']}" if row["rival"] == "sedaq" else row["rival"]
 
 
-def draw_rows(axes: Axes, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """All rows but full precision's, with 95 % intervals."""
+def best_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of one method, by bits: those that no smaller row of it is nearer to full precision than."""
+    found: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row["bits_per_weight"], row["excess"]["value"])):
+        if not found or row["excess"]["value"] < found[-1]["excess"]["value"]:
+            found.append(row)
+    return found
+
+
+def draw_rows(axes: Axes, rows: Sequence[dict[str, Any]], title: str, *, only_best: bool) -> None:
+    """All rows of up to BITS_SHOWN bits, or of other methods those that none of their smaller ones is nearer than; with 95 % intervals."""
+    shown = [row for row in rows if row["name"] != FULL and row["bits_per_weight"] <= BITS_SHOWN]
     for name, (marker, colour) in LOOKS.items():
-        mine = sorted((row for row in rows if series_of(row) == name), key=lambda row: row["size_bytes"])
-        for row in mine:
-            excess = row["excess"]
+        mine = sorted((row for row in shown if series_of(row) == name), key=lambda row: row["bits_per_weight"])
+        for row in best_rows(mine) if only_best and name not in SEDAQ else mine:
+            excess, x = row["excess"], row["bits_per_weight"]
             low, value, high = (max(number, FLOOR) for number in (excess["ci"][0], excess["value"], excess["ci"][1]))
-            x = row["size_bytes"] / 1e6
-            axes.plot([x, x], [low, high], color=colour, linewidth=1)
+            axes.plot([x, x], [low, high], color=colour, linewidth=0.8, alpha=0.5)
             face = style.GROUND if row["setting"] == ENDS_KEPT else colour
-            axes.plot(x, value, marker, color=colour, markerfacecolor=face, markersize=6, zorder=3)
+            axes.plot(x, value, marker, color=colour, markerfacecolor=face, markersize=6, zorder=3, clip_on=False)
         if name in SEDAQ:
             heights = [max(row["excess"]["value"], FLOOR) for row in mine]
-            axes.plot([row["size_bytes"] / 1e6 for row in mine], heights, color=colour, linewidth=1)
-    (full,) = (row for row in rows if row["name"] == FULL)
-    axes.axvline(full["size_bytes"] / 1e6, color=style.FULL_PRECISION, linewidth=1, linestyle="--")
-    axes.set(xscale="log", yscale="log", title=title)
+            axes.plot([row["bits_per_weight"] for row in mine], heights, color=colour, linewidth=1)
+    axes.set(yscale="log", title=title, xlim=(1.4, BITS_SHOWN))
     axes.set_ylim(bottom=0.9 * FLOOR)
-    style.plain_log(axes.xaxis)
     style.plain_log(axes.yaxis)
 
 
@@ -64,9 +71,9 @@ def draw(models: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     figure = style.new_figure(4.6 if n_columns == 1 else 1 + 2.6 * n_rows)
     panels = figure.subplots(n_rows, n_columns, squeeze=False)
     for axes, (title, rows) in zip(panels.flat, models.items(), strict=False):
-        draw_rows(axes, rows, title)
+        draw_rows(axes, rows, title, only_best=len(models) > 1)
     for axes in panels.flat[len(models) - n_columns : len(models)]:
-        axes.set_xlabel("size of the file, MB")
+        axes.set_xlabel("bits a weight, with all that is stored")
     for axes in panels[:, 0]:
         axes.set_ylabel(f"Fréchet distance above full\nprecision, {FLOOR:g} or less at the bottom")
     for axes in panels.flat[len(models) :]:
@@ -82,10 +89,9 @@ def _explain(figure: Figure, axes: Axes, series: Collection[str], with_ends: boo
         if name in series:
             axes.plot([], [], marker, color=colour, label=name)
     if with_ends:
-        axes.plot([], [], "o", color=style.INK, markerfacecolor=style.GROUND, label="open: ends kept")
-    axes.plot([], [], color=style.FULL_PRECISION, linewidth=1, linestyle="--", label="full precision")
+        axes.plot([], [], "o", color=style.INK, markerfacecolor=style.GROUND, label="open: input and output layers at 16 bits")
     if len(figure.axes) > 1:
-        figure.legend(loc="outside lower center", fontsize=8, ncols=5)
+        figure.legend(loc="outside lower center", fontsize=8, ncols=4)
     else:
         figure.legend(loc="outside right upper", fontsize=8)
 

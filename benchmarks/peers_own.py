@@ -44,12 +44,6 @@ def column_grids(weights: torch.Tensor, bits: int, group_size: int) -> tuple[tor
     return steps, zeros
 
 
-def round_to_nearest(weight: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
-    """Every weight at the nearest point of its group's grid."""
-    rows = weight.flatten(1)
-    return on_grid(rows, *column_grids(rows, bits, group_size), bits).reshape(weight.shape)
-
-
 def gptq(weight: torch.Tensor, hessian: Hessian, bits: int, group_size: int, damping: float = DAMPING) -> torch.Tensor:
     """Round column by column, each time moving what is not yet rounded so that the output changes least.
 

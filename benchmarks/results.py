@@ -6,16 +6,29 @@ import json
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sedaq.errors import InputError
+from sedaq.errors import InputError, SedaqError
 from sedaq.storage import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """An error that is told ends the script with its one line and its exit code."""
+    try:
+        yield
+    except SedaqError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def machine() -> dict[str, Any]:

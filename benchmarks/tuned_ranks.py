@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tuned_rows import Rows, State, tuned_state
+from results import telling
+from tuned_rows import OTHER_STEPS, TUNE_STEPS, Rows, State, tuned_state
 
 from sedaq.aq.export.apply import assemble
 from sedaq.aq.plans.plan import Plan
@@ -24,8 +25,6 @@ from sedaq.search.building import build_problem
 from sedaq.sensitivity.run import Run
 
 BITS, SHORT = 2.0, 20
-STEPS = {"mnist-dit": 1200, "mnist-unet": 500}  # those of the tables of tuned models
-OTHERS = 500  # of other models
 N_PLANS, N_IMAGES, SEEDS = 20, 1000, (5, 6)
 BASE = TuneConfig(n_images=256, judged_images=0)
 SOONER = {"whole": BASE, "blocks": replace(BASE, stages=(("blocks", 1.0),)), "layers": replace(BASE, stages=(("layers", 1.0),))}
@@ -53,6 +52,7 @@ def tuned(run: Run, plan: Plan, steps: int) -> tuple[State, dict[str, Any]]:
     return tuned_state(run, assemble(run.subject, plan, run.store), replace(BASE, steps=steps))
 
 
+@telling()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=N_IMAGES, help="from each noise seed")
     arguments = parser.parse_args()
     run = Run.open(arguments.run)
-    name, steps = run.subject.name, arguments.steps or STEPS.get(run.subject.name, OTHERS)
+    name, steps = run.subject.name, arguments.steps or TUNE_STEPS.get(run.subject.name, OTHER_STEPS)
     rows = Rows(
         run,
         f"tuned_ranks_{name}",

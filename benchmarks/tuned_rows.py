@@ -22,6 +22,7 @@ from sedaq.aq.plans.plan import Plan
 from sedaq.aq.tuning.settings import TuneConfig
 from sedaq.aq.tuning.tune import tune
 from sedaq.aq.tuning.tuned import Tuned
+from sedaq.errors import InputError
 from sedaq.kernels.timing import clock
 from sedaq.models.noise import purpose_seed
 from sedaq.models.sampling import conditions_of, sample_in_chunks
@@ -31,9 +32,11 @@ from sedaq.sensitivity.metrics.registry import METRICS, measure
 from sedaq.sensitivity.metrics.sample import Sample
 from sedaq.sensitivity.probing.prober import Prober
 from sedaq.sensitivity.run import Run
-from sedaq.storage import load_tensors, save_tensors
+from sedaq.storage import fingerprint, load_tensors, save_tensors
 
 N_IMAGES, STEPS = 2000, 20
+TUNE_STEPS = {"mnist-dit": 1200, "mnist-unet": 500}  # of the tables of tuned models
+OTHER_STEPS = 500  # of other models
 FULL = "full precision"
 State = Callable[[], AbstractContextManager[None]]  # brings the subject into the state that is to be measured, and back
 
@@ -57,10 +60,17 @@ def tuned_state(
     details = {
         "tune_steps": settings.steps if settings else 0,
         "tune_images": settings.n_images if settings else 0,
+        "tuning": identity_of(settings),
+        "tuning_seconds": round(tuned.seconds, 1),
         "losses": tuned.losses,
         "ending": tuned.ending,
     }
     return partial(tuned.installed, run.subject), details
+
+
+def identity_of(settings: TuneConfig | None) -> str | None:
+    """What a row says of how it was tuned."""
+    return settings and fingerprint(vars(settings))
 
 
 class Rows:
@@ -95,15 +105,30 @@ class Rows:
         """The row that others are compared with."""
         self.row(FULL, lambda: (nullcontext, details))
 
-    def row(self, name: str, make: Callable[[], tuple[State, Mapping[str, Any]]], *, against: str | None = None) -> None:
+    def row(
+        self,
+        name: str,
+        make: Callable[[], tuple[State, Mapping[str, Any]]],
+        *,
+        identity: Mapping[str, Any] | None = None,
+        against: str | None = None,
+    ) -> None:
         """Make and measure a model, unless the file has its row.
 
         Args:
             make: the state, and what else the row says.
+            identity: what a row has to say to be that of this model; one that says anything else is made anew.
             against: name of another row, for their paired difference.
+
+        Raises:
+            InputError: where that row is missing, or its images are not in this run's folder.
         """
-        if name in self.rows:
+        known = self.rows.get(name)
+        if known is not None and all(known.get(key) == value for key, value in (identity or {}).items()):
             return
+        if against is not None and not (against in self.rows and all(self._features_path(against, seed).exists() for seed in self.seeds)):
+            raise InputError(f"{name}: it is compared with {against!r}, which was not measured on this run; measure that row first")
+        self.rows.pop(name, None)
         began = clock()
         state, details = make()
         made = clock()

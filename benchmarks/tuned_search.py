@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from results import telling
 from tuned_rows import Rows, State, tuned_state
 
 from sedaq.aq.export.apply import assemble
@@ -52,6 +53,7 @@ def made(run: Run, bits: float, config: SearchConfig, steps: int) -> tuple[State
     return state, {**details, "bits": bits, "plan": plan.hash, "size_bytes": plan.size_bytes, "search_seconds": round(seconds, 1)}
 
 
+@telling()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)

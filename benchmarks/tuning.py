@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tuned_rows import Rows, State, tuned_state, uniform_plan
+from results import telling
+from tuned_rows import OTHER_STEPS, TUNE_STEPS, Rows, State, identity_of, tuned_state, uniform_plan
 
 from sedaq.aq.activations.calibration import ranged
 from sedaq.aq.activations.choice import described
@@ -28,7 +29,6 @@ from sedaq.search.config import Budget, SearchConfig
 from sedaq.search.verb import rounded_layers, search_run
 from sedaq.sensitivity.run import Run
 
-STEPS = {"mnist-dit": 1200, "mnist-unet": 500}  # about five minutes on two cores
 CASES: dict[str, list[tuple[float, int]]] = {  # bits of weights and of inputs, by kind of plan
     "uniform": [(4.0, 16), (4.0, 8), (3.0, 8), (2.0, 16), (2.0, 8), (1.5, 8), (2.0, 6)],
     "searched": [(4.0, 8), (3.0, 8), (2.0, 8), (1.5, 8)],
@@ -56,9 +56,8 @@ def _activations(bits: int) -> dict[str, int]:
     return {"activations": bits} if bits < 16 else {}
 
 
-def made(run: Run, kind: str, bits: float, activation_bits: int, settings: TuneConfig | None) -> tuple[State, dict[str, Any]]:
+def made(run: Run, plan: Plan, settings: TuneConfig | None) -> tuple[State, dict[str, Any]]:
     """A plan assembled and tuned, and what a row says of it."""
-    plan = plan_of(run, kind, bits, activation_bits)
     encodings, inputs = assemble(run.subject, plan, run.store), ranged(run.subject, plan.activations, run.settings.seed)
     state, details = tuned_state(run, encodings, settings, inputs)
     sizes = {"size_bytes": plan.size_bytes, "bits_per_weight": plan.bits_per_weight, "plan": plan.hash}
@@ -83,11 +82,16 @@ def nearest(run: Run, bits: int) -> tuple[State, dict[str, Any]]:
     return lambda: run.subject.weights_replaced(weights), details
 
 
+def tune_steps(run: Run) -> int:
+    """About five minutes' worth on two cores."""
+    return TUNE_STEPS.get(run.subject.name, OTHER_STEPS)
+
+
 def opened(run: Run, name: str) -> Rows:
     """The rows of results/NAME_SUBJECT.json, that of full precision among them."""
     subject = run.subject
     command = f"python benchmarks/tuning.py build/tuning/{subject.name}"
-    rows = Rows(run, f"{name}_{subject.name}", command, SEEDS, tune_steps=STEPS[subject.name])
+    rows = Rows(run, f"{name}_{subject.name}", command, SEEDS, tune_steps=tune_steps(run))
     as_is = {layer.name: AS_IS for layer in subject.layers}
     rows.full_precision(size_bytes=file_bytes(subject.tensor_specs), bits_per_weight=weight_bits(subject, as_is))
     return rows
@@ -105,17 +109,19 @@ def rows_of(kind: str, steps: int) -> Iterator[tuple[str, tuple[float, int], Tun
 
 def table(run: Run, kind: str, only: str) -> None:
     """The rows of one kind of plan whose names hold `only`."""
-    wanted = [(name, *row) for name, *row in rows_of(kind, STEPS[run.subject.name]) if only in name]
+    wanted = [(name, *row) for name, *row in rows_of(kind, tune_steps(run)) if only in name]
     if not wanted:
         return
     rows = opened(run, FILES[kind])
     if kind == "uniform":
         rows.row("W4A16 round to nearest", lambda: nearest(run, 4))
     for name, case, settings in wanted:
-        against = name.removesuffix(TEACHER_ALONE) if name.endswith(TEACHER_ALONE) else None
-        rows.row(name, partial(made, run, kind, *case, settings), against=against)
+        plan, against = plan_of(run, kind, *case), name.removesuffix(TEACHER_ALONE) if name.endswith(TEACHER_ALONE) else None
+        identity = {"plan": plan.hash, "tuning": identity_of(settings)}
+        rows.row(name, partial(made, run, plan, settings), identity=identity, against=against)
 
 
+@telling()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from results import telling
 from tuned_rows import Rows, tuned_state, uniform_plan
 
 from sedaq.aq.export.apply import assemble
@@ -32,6 +33,7 @@ CASES: dict[str, TuneConfig] = {
 }
 
 
+@telling()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from results import telling
 from tuned_rows import Rows, tuned_state
 from tuning import plan_of
 
@@ -41,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@telling()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -102,13 +102,11 @@ class ReplayBuffer:
         return cls({path: torch.cat(rows) for path, rows in recorder.rows.items()}, recorder.template(), lengths)
 
     @classmethod
-    def opened(
-        cls, path: Path, subject: Subject, recording: Recording, *, n_parts: int = N_PARTS, student: nn.Module | None = None
-    ) -> ReplayBuffer:
+    def opened(cls, path: Path, subject: Subject, recording: Recording, record: Callable[[], ReplayBuffer] | None = None) -> ReplayBuffer:
         """The buffer that was kept at `path`; recorded and kept there if there is none, or if it is damaged.
 
         Args:
-            n_parts, student: of `record`.
+            record: how; by default as ReplayBuffer.record does.
 
         Raises:
             InputError: a file of another model or of other trajectories.
@@ -119,9 +117,8 @@ class ReplayBuffer:
             fixed, common = buffer.template.to_file()
             save_tensors(path, "replay", buffer.tensors | fixed, {**content, **common, "call_lengths": buffer.call_lengths})
 
-        make = partial(cls.record, subject, recording, n_parts=n_parts, student=student)
         read = partial(cls.load, subject=subject, recording=recording)
-        return Task("replay buffer", path, make, write, read).result()
+        return Task("replay buffer", path, record or partial(cls.record, subject, recording), write, read).result()
 
     @classmethod
     def load(cls, path: Path, subject: Subject, recording: Recording) -> ReplayBuffer:
@@ -174,23 +171,30 @@ class ReplayBuffer:
     def replace(self, newer: ReplayBuffer, place: int) -> None:
         """Put `newer` in the place of as many rows, from the `place`-th such part on; both may have been sampled in batches of other sizes.
 
-        Rows with NaN or infinity do not come in: what was there stays.
-
         Raises:
             InputError: where such a part begins or ends within a call.
         """
-        rows, edges = slice(place * len(newer), (place + 1) * len(newer)), self.call_edges
+        rows, edges = _place(newer, place), self.call_edges
         if not {rows.start, rows.stop} <= set(edges):
             raise InputError("the replay buffer was not recorded in such parts; delete it")
         self.call_lengths[edges.index(rows.start) : edges.index(rows.stop)] = newer.call_lengths
-        finite = torch.stack([tensor.reshape(len(newer), -1).isfinite().all(1) for tensor in newer.tensors.values()]).all(0)
         for name, tensor in self.tensors.items():
-            tensor[rows][finite] = newer.tensors[name][finite]
+            tensor[rows] = newer.tensors[name]
+
+    def mend(self, newer: ReplayBuffer, place: int) -> None:
+        """Where rows of `newer` hold NaN or infinity, put those that they would replace."""
+        finite = torch.stack([tensor.reshape(len(newer), -1).isfinite().all(1) for tensor in newer.tensors.values()]).all(0)
+        for name, tensor in newer.tensors.items():
+            tensor[~finite] = self.tensors[name][_place(newer, place)][~finite]
 
     def batch(self, rows: torch.Tensor, device: torch.device) -> tuple[Call, torch.Tensor]:
         """The calls of some rows (n,) as one call, and the teacher's answers (n, …), in float32."""
         chosen = {path: tensor[rows] for path, tensor in self.tensors.items()}
         return self.template.fill(chosen, device), chosen[OUTPUT].to(device).float()
+
+
+def _place(newer: ReplayBuffer, place: int) -> slice:
+    return slice(place * len(newer), (place + 1) * len(newer))
 
 
 def _sizes_of_few(subject: Subject, recording: Recording, chunk: int) -> dict[str, tuple[int, int]]:

@@ -20,6 +20,11 @@ from .engine import SearchResult
 ORDER = "loss beside full precision, then distance of images"
 
 
+def probe_keys(run: Run, purpose: str) -> list[str]:
+    """Of all probes of a purpose."""
+    return sorted(record["key"] for record in probe_journal(run.folder).read() if record["purpose"] == purpose)
+
+
 def found_before(
     run: Run,
     question: Any,
@@ -44,7 +49,6 @@ def found_before(
     file = predictor_folder(run, tuned=config.tuned) / PREDICTOR_FILE
     # The file tells whether plans are tuned; what is not said has no part in the keys of earlier versions either.
     told = {name: value for name, value in asdict(config).items() if name != "tuned" and (name, value) != ("tune_steps", None)}
-    purpose = TUNED_PROBE if config.tuned else PROBE
     key = fingerprint(
         [
             question,
@@ -52,7 +56,7 @@ def found_before(
             run.store.identity,
             {name: [[entry.rate, str(entry.format)] for entry in menu] for name, menu in run.menus.items()},
             file_sha256(file) if file.exists() else fingerprint(predictor.to_json()),
-            sorted(record["key"] for record in probe_journal(run.folder).read() if record["purpose"] == purpose),
+            probe_keys(run, TUNED_PROBE if config.tuned else PROBE),
             None if times is None else [times.tokens, times.dense, times.beyond, times.rest, times.kernel_costs],
             {name: asdict(activation) for name, activation in activations.items()},
             *([ORDER] if config.verify else []),

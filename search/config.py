@@ -60,6 +60,12 @@ class Budget:
         return None if self.pipeline_size is None else parse_size(str(self.pipeline_size))
 
 
+def check_verify(n: int) -> None:
+    """Raise InputError for too few samplings of a verification."""
+    if n < 2:
+        raise InputError(f"`verify` {n}: a verification measures the uniform plan and at least one other; use 0 or at least 2")
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """How to search.
@@ -109,6 +115,8 @@ class SearchConfig:
             value = getattr(self, name)
             if value is not None and not low <= value < math.inf:
                 raise InputError(f"`{name}`: got {value!r}; give {low} or more")
+        if self.verify:
+            check_verify(self.verify)
         for name in ("keep", "tie"):
             if isinstance(getattr(self, name), str):
                 raise InputError(f"`{name}`: got one text; give a list of globs")

@@ -17,6 +17,7 @@ from ..aq.plans.plan import Plan
 from ..aq.profiling.step_times import StepTimes
 from ..errors import SedaqError
 from ..models.subject import Subject
+from ..sensitivity.metrics.frechet import NotFiniteError
 from ..sensitivity.metrics.registry import metric_of
 from . import optuna_solver
 from .budgets import Budgets
@@ -30,7 +31,7 @@ from .optuna_solver import Keep
 from .problem import Choice, Problem
 from .solvers import Effort, Solution, check_solver, solve
 from .uniform import uniform_choices
-from .verify import Verification, loss_and_distance
+from .verify import Verification, loss_and_distance, overflowed
 
 RUINED = "the plan is ruined: its images are further from full precision's than these are from each other; allow more bits"
 COUNTED = "what counts is a loss beside full precision that is clear of noise, and then how near images are to full precision's"
@@ -249,6 +250,12 @@ class Search:
         contenders = self._contenders(problem, uniform, solution)
         wanted = contenders[: min(max_others, ROUND)]
         reference, *found = verification.measure([problem.formats(choice) for choice in (uniform, *_choices(wanted))])
+        if overflowed(reference, self.predictor.metric):
+            bits = 8 * problem.total("weight_bytes", uniform) / problem.n_weights
+            raise NotFiniteError(
+                f"verification: the uniform plan of {bits:.4g} bits, which others are compared with, makes the model overflow; "
+                "search for more bits, or without `verify`"
+            )
         measured: dict[Candidate, Any] = dict(zip(wanted, found, strict=True))
         while len(measured) < max_others:
             if verification.refit is not None:
@@ -281,6 +288,9 @@ class Search:
             return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
         metric = self.predictor.metric
         best = min(measured, key=lambda contender: loss_and_distance(measured[contender], metric))
+        if overflowed(measured[best], metric):
+            note = f"{note}: under all {len(measured)} others the model overflows"
+            return _Verdict(uniform, "uniform", uniform_measured, uniform_measured, (0.0, 0.0), (note,))
         value, low, high = verification.prober.worsening(measured[best], reference, metric)
         size, *interval = (value, low, high) if value > 0 else (-value, -high, -low)
         difference = f"{size:.4g} ({interval[0]:.4g} to {interval[1]:.4g})"

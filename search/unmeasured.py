@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from ..aq.formats import Format
@@ -20,12 +21,17 @@ from .config import Budget, SearchConfig
 from .constraints import Constraints, apply_constraints
 from .uniform import uniform_choice
 
+TAKEN = ("pin", "keep", "tie", "min_rate", "max_rate", "seed")  # of SearchConfig
+
 
 def uniform_formats(subject: Subject, budget: Budget, config: SearchConfig | None = None) -> tuple[dict[str, Format], list[str]]:
     """The formats of `uniform_plan`, by layer, and a note on every constraint. Weights are not read."""
     config = config or SearchConfig()
     if budget.ms_per_step is not None or budget.pipeline_size is not None:
         raise InputError("`uniform`: it takes budgets of `bits` and `size`; others need a run that was probed")
+    for option in fields(SearchConfig):
+        if option.name not in TAKEN and getattr(config, option.name) != getattr(SearchConfig(), option.name):
+            raise InputError(f"`{option.name}`: it is for a search; a uniform plan of a model that was never probed takes no such option")
     constraints = Constraints(config.pinned, config.keep, config.tie, config.min_rate, config.max_rate)
     menus, groups, notes = apply_constraints(subject, heuristic_menus(subject), constraints)
     problem = build_problem(subject, menus, lambda name, entry: 0.0, ties=groups).bounded(bits=budget.bits, size_bytes=budget.size_bytes)

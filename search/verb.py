@@ -26,7 +26,7 @@ from ..sensitivity.probing.prober import Measurement, Prober
 from ..sensitivity.probing.probes import read_probes
 from ..sensitivity.run import PROBE, TUNED_PROBE, Run
 from ..storage import fingerprint, write_json
-from .artifacts import found_before
+from .artifacts import found_before, probe_keys
 from .config import Budget, SearchConfig
 from .engine import SearchResult
 from .find import FRONT_BITS, find_front, find_plan
@@ -73,6 +73,7 @@ def search_run(
         check_out("out", out, PLAN_MARK)
     config = config or SearchConfig()
     predictor, times = predictor_of(run, tuned=config.tuned), None
+    _rungs(run, predictor, config)  # what is wrong with them is said before anything is measured
     races = config.tuned and config.verify and (predictor_folder(run) / PREDICTOR_FILE).exists()
     untuned = load_predictor(run) if races else None
     choices = rounded_layers(run, config.activations, config.activation_schemes)
@@ -105,7 +106,7 @@ def search_run(
     def search() -> list[SearchResult]:
         return [find(None) if budget.pipeline_bytes is None else find_within_pipeline(run, budget.pipeline_bytes, find)]
 
-    question = asdict(budget) if untuned is None else [asdict(budget), fingerprint(untuned.to_json())]
+    question = asdict(budget) if untuned is None else [asdict(budget), fingerprint(untuned.to_json()), probe_keys(run, PROBE)]
     (found,) = found_before(run, question, config, search, predictor=predictor, activations=choices, times=times)
     for path in (run.folder / "plans" / f"{found.plan.bits_per_weight:.3f}.json", out):
         if path is not None:
@@ -188,13 +189,18 @@ def verification_by(measurer: Measurer, predictor: Predictor, config: SearchConf
     def refit(measured: Sequence[Measurement]) -> Predictor:
         others = [measurement.record for measurement in measured]
         try:
-            probes = read_probes(run, predictor.metric, purpose=purpose, others=others, at_least=MIN_FEW)
+            probes = read_probes(
+                run, predictor.metric, purpose=purpose, tuned_steps=predictor.tuned_steps or None, others=others, at_least=MIN_FEW
+            )
         except InputError:
             if predictor.by_prior:  # which so few plans teach nothing
                 return predictor
             raise
         return predictor.refit(probes, run.settings.seed)
 
+    return Verification(config.verify, _Verifying(measurer), refit if learning else None, _rungs(run, predictor, config))
+
+
+def _rungs(run: Run, predictor: Predictor, config: SearchConfig) -> tuple[Rung, ...]:
     first = Rung(config.images or run.settings.n_images, run.settings.steps, predictor.tuned_steps)
-    rungs = (first,) if config.tune_steps is None else rungs_to(first, config.tune_steps)
-    return Verification(config.verify, _Verifying(measurer), refit if learning else None, rungs)
+    return (first,) if config.tune_steps is None else rungs_to(first, config.tune_steps)

@@ -11,6 +11,7 @@ from ..aq.formats import Format
 from ..errors import InputError
 from ..progress import track
 from ..sensitivity.metrics.registry import metric_of
+from .config import check_verify
 from .evaluate import Predictor
 
 FACTOR = 3  # times the steps of tuning from rung to rung, and one plan in so many goes on
@@ -32,6 +33,12 @@ class Measurement(Protocol):
     def metrics(self) -> Mapping[str, Metric]: ...
 
 
+def overflowed(measurement: Measurement, metric: str) -> bool:
+    """Whether the images were not finite, so that there is no such metric of them."""
+    found = measurement.metrics.get(metric_of(metric).excess_name) or measurement.metrics.get(metric)
+    return found is None or not math.isfinite(found.value)
+
+
 def loss_and_distance(measurement: Measurement, metric: str) -> tuple[float, float]:
     """What plans are ordered by, the best first: what a plan loses by the metric, and how far its images are from full precision's.
 
@@ -41,9 +48,9 @@ def loss_and_distance(measurement: Measurement, metric: str) -> tuple[float, flo
     """
     known, metrics = metric_of(metric), measurement.metrics
     excess, distance = metrics.get(known.excess_name), metrics.get("feature_distance")
-    value = known.sign * (metrics[metric] if excess is None else excess).value
-    if not math.isfinite(value):
+    if overflowed(measurement, metric):
         return math.inf, math.inf
+    value = known.sign * (metrics[metric] if excess is None else excess).value
     if excess is None:
         return value, 0.0
     return (value if value > CLEAR * excess.se else 0.0), (distance.value if distance else 0.0)
@@ -103,8 +110,7 @@ class Verification:
     rungs: tuple[Rung, ...] = (Rung(),)
 
     def __post_init__(self) -> None:
-        if self.n < 2:
-            raise InputError(f"`verify` {self.n}: a verification measures the uniform plan and at least one other; use 0 or at least 2")
+        check_verify(self.n)
 
     def measure(self, plans: Sequence[Mapping[str, Format]], rung: Rung | None = None) -> list[Any]:
         """On the first rung, unless told otherwise."""

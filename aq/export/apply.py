@@ -14,7 +14,6 @@ import torch
 
 from ...errors import InputError
 from ...kernels import cost_model
-from ...kernels.timing import clock
 from ...models.folders import SUBJECT_FILE, copies_of, files_of, is_of_transformers, weights_file
 from ...models.images import all_images
 from ...models.layers import tied_layers
@@ -110,12 +109,12 @@ def _apply_tuned(
     buffer_folder: Path | None,
     sampling: SamplingConfig | None,
 ) -> dict[str, Tuned]:
-    began, folder, encodings = clock(), out.with_name(f".{out.name}.tuning"), dict(encoded)
+    folder, encodings = out.with_name(f".{out.name}.tuning"), dict(encoded)
     kept: dict[str, Path | None] = {"folder": folder, "buffer_folder": buffer_folder, "keep_in": store.folder / "tuned"}
     parts = tune_components(subject, encodings, tune, inputs=inputs, images=images, sampling=sampling, **kept)
     save_folder(subject, plan, together(parts, encodings, inputs), out)
     for prefix, tuned in parts.items():
-        _keep_tuning(store.folder / TUNINGS_FILE, _tuning_record(plan, f"{out.name} {prefix}".rstrip(" ."), tuned, tune, clock() - began))
+        _keep_tuning(store.folder / TUNINGS_FILE, _tuning_record(plan, f"{out.name} {prefix}".rstrip(" ."), tuned, tune))
     shutil.rmtree(folder, ignore_errors=True)  # a tuning that ended at once has made none
     return parts
 
@@ -128,13 +127,13 @@ def _keep_tuning(path: Path, record: dict[str, Any]) -> None:
             append_record(path, "tuning", {**record, **owner(path.parent)})
 
 
-def _tuning_record(plan: Plan, name: str, tuned: Tuned, settings: TuneConfig, seconds: float) -> dict[str, Any]:
+def _tuning_record(plan: Plan, name: str, tuned: Tuned, settings: TuneConfig) -> dict[str, Any]:
     losses = [[step, loss if math.isfinite(loss) else None] for step, loss in tuned.losses]
     chosen = {name: value for name, value in vars(settings).items() if name not in ("stages", "optimizer_reset")}
     details = {
         "settings": {**chosen, "forgetting": settings.optimizer_reset, "stages": [list(stage) for stage in settings.stages]},
         "ending": tuned.ending,
-        "seconds": round(seconds, 1),
+        "seconds": round(tuned.seconds, 1) if math.isfinite(tuned.seconds) else None,
     }
     return {"name": name, "plan_hash": plan.hash, "held_out_losses": losses, **details}
 

@@ -36,7 +36,14 @@ def save_tuned(path: Path, tuned: Tuned) -> None:
         inputs = {"choices": choices, "edges": list(tuned.inputs.edges)}
         tensors |= {f"input/{layer}/{name}": t for layer, of in (tuned.inputs.tensors or {}).items() for name, t in of.items()}
     losses = [[step, _number(loss)] for step, loss in tuned.losses]
-    details = {"encodings": encodings, "inputs": inputs, "losses": losses, "ending": tuned.ending, "lost": _number(tuned.lost)}
+    details = {
+        "encodings": encodings,
+        "inputs": inputs,
+        "losses": losses,
+        "ending": tuned.ending,
+        "lost": _number(tuned.lost),
+        "seconds": _number(tuned.seconds),
+    }
     save_tensors(path, "tuned", {name: tensor.cpu() for name, tensor in tensors.items()}, {**details, **artifact(path)})
 
 
@@ -68,7 +75,7 @@ def _tuned_of(tensors: Mapping[str, torch.Tensor], details: Mapping[str, Any]) -
         choices = {name: Activation(bits, scheme) for name, (bits, scheme) in details["inputs"]["choices"].items()}
         inputs = ActivationQuantizers(choices, tuple(details["inputs"]["edges"]), parts["input"])
     losses = [(step, _or_nan(loss)) for step, loss in details["losses"]]
-    return Tuned(encodings, others, losses, inputs, details["ending"], _or_nan(details["lost"]))
+    return Tuned(encodings, others, losses, inputs, details["ending"], _or_nan(details["lost"]), _or_nan(details.get("seconds")))
 
 
 def _number(value: float) -> float | None:

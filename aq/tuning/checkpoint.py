@@ -14,7 +14,7 @@ from ...runtime.tasks import as_damage
 from ...storage import load_tensors, save_tensors
 from .run import TuningRun
 
-NUMBERS = ("step", "n_steps", "looks_without_gain", "best_loss")
+NUMBERS = ("step", "n_steps", "looks_without_gain", "best_loss", "seconds")
 log = logging.getLogger("sedaq")
 
 
@@ -48,7 +48,7 @@ class Checkpoint:
         run.restore(tensors)
         run.losses = [(step, loss) for step, loss in metadata["losses"]]
         for name in NUMBERS:
-            setattr(run, name, metadata[name])
+            setattr(run, name, metadata.get(name, 0))  # version 0.1.0 counted no seconds
         return True
 
 

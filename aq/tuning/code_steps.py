@@ -68,6 +68,7 @@ def pv(layer: TunableLayer, settings: TuneConfig) -> Flips:
     row, group = chosen // weight.shape[1], chosen % weight.shape[1]
     codes, moved, change = _nearer(layer, row, group, (weight + wanted)[row, group], weight[row, group])
     limit = settings.trust_ratio**2 * weight.square().sum()
+    moved &= strength[chosen] > 0  # padded groups stay, and those that want nothing
     moved &= change <= limit  # one that is too large by itself stands in nobody's way
     moved &= (change * moved).cumsum(0) <= limit
     row, group = row[moved], group[moved]

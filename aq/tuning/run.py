@@ -51,6 +51,16 @@ class TuningRun:
         self.losses: list[tuple[int, float]] = []
         self.best: dict[str, torch.Tensor] = {}
         self.best_loss = math.inf
+        self._seconds, self._began = 0.0, clock(student.device)
+
+    @property
+    def seconds(self) -> float:
+        """That it took up to now, in all sittings."""
+        return self._seconds + clock(self.student.device) - self._began
+
+    @seconds.setter
+    def seconds(self, before: float) -> None:
+        self._seconds, self._began = before, clock(self.student.device)
 
     def begin(self) -> None:
         """The loss of what came in, and how many steps there is time for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -12,6 +13,11 @@ from .optimizer_reset import OPTIMIZER_RESETS
 from .orders import ORDERS
 from .stages import STAGES, WHOLE
 from .weighting import WEIGHTINGS
+
+LEAST = {
+    **dict.fromkeys(("steps", "judged_images", "refresh_every", "patience", "seed"), 0),
+    **dict.fromkeys(("batch_size", "sampling_steps", "code_every", "check_every"), 1),
+}
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,19 @@ class TuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("batch_size", 1), ("judged_images", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"`{name}`: got {getattr(self, name)}; give {least} or more")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise InputError(f"`minutes`: got {self.minutes}; give a number above zero")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise InputError(f"`{name}`: got {value}; give {least} or more")
+        for name in ("learning_rate", "code_reach", "trust_ratio", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"`{name}`: got {value}; give a number above zero")
+        for name in ("code_until", "code_share", "buffer_decay"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(f"`{name}`: got {getattr(self, name)}; give a share above 0 and at most 1")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"`ema_decay`: got {self.ema_decay}; give 0 or more and less than 1")
         if self.n_images < N_PARTS or self.n_images % N_PARTS:
             raise InputError(f"`n_images`: got {self.n_images}; trajectories are of a multiple of {N_PARTS} images")
         tables: dict[str, Collection[str]] = {
@@ -98,10 +112,6 @@ class TuneConfig:
             table = tables.get(field, STAGES)
             if name not in table:
                 raise InputError(f"tuning: {field} {name!r} is unknown; choose among {', '.join(table)}")
-        if min(self.code_every, self.check_every) < 1 or min(self.refresh_every, self.patience) < 0 or not 0 <= self.ema_decay < 1:
-            raise InputError("tuning: code_every and check_every are 1 or more, refresh_every and patience 0 or more, ema_decay in [0, 1)")
-        if not 0 < self.code_until <= 1:
-            raise InputError(f"tuning: code_until is a share above 0 and at most 1; got {self.code_until}")
         if self.gradient_checkpointing and any(name != WHOLE for name, _ in self.stages):
             raise InputError("tuning: gradient checkpointing goes with the stage whole alone; leave one of them out")
         if not self.stages or any(share <= 0 for _, share in self.stages):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -44,8 +45,9 @@ class Trajectories:
             self.tuning = with_images(self.tuning, subject, images, settings.seed)
         self.weights = TimestepWeights(settings.weighting, Context(subject, self.recording), self.tuning)
 
-    def _opened(self, recording: Recording, path: Path | None, **how: Any) -> ReplayBuffer:
-        return ReplayBuffer.opened(path, self.subject, recording, **how) if path else ReplayBuffer.record(self.subject, recording, **how)
+    def _opened(self, recording: Recording, path: Path | None, record: Callable[[], ReplayBuffer] | None = None) -> ReplayBuffer:
+        record = record or partial(ReplayBuffer.record, self.subject, recording)
+        return ReplayBuffer.opened(path, self.subject, recording, record) if path else record()
 
     def refresh(self, student: nn.Module, folder: Path | None = None) -> None:
         """The oldest part of the trajectories makes room for new ones, which the student samples and the teacher answers.
@@ -55,9 +57,14 @@ class Trajectories:
         Args:
             folder: where they are kept, and read back by the same tuning when it goes on.
         """
-        part = self._part(self.n_refreshes)
-        path = folder and _path(folder, self.n_refreshes)
-        self.tuning.replace(self._opened(part, path, n_parts=1, student=student), self.n_refreshes % N_PARTS)
+        recording, place = self._part(self.n_refreshes), self.n_refreshes % N_PARTS
+
+        def record() -> ReplayBuffer:
+            part = ReplayBuffer.record(self.subject, recording, n_parts=1, student=student)
+            self.tuning.mend(part, place)  # before it is kept: what it replaces is not
+            return part
+
+        self.tuning.replace(self._opened(recording, folder and _path(folder, self.n_refreshes), record), place)
         self.n_refreshes += 1
 
     def restore(self, n: int, folder: Path) -> None:

@@ -117,10 +117,9 @@ def _tuned(subject: Subject, run: TuningRun, untuned: Tuned, checkpoint: Checkpo
     elif settings.judged_images:
         fallen_back = images_got_worse(subject, untuned, tuned, run.buffers.recording, settings.judged_images)
     if not fallen_back:
-        return replace(tuned, lost=loss / power)
-    return replace(
-        untuned, losses=run.losses, ending="; ".join(part for part in (ending, fallen_back) if part), lost=run.losses[0][1] / power
-    )
+        return replace(tuned, lost=loss / power, seconds=run.seconds)
+    ending = "; ".join(part for part in (ending, fallen_back) if part)
+    return replace(untuned, losses=run.losses, ending=ending, lost=run.losses[0][1] / power, seconds=run.seconds)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class Tuned:
     inputs: ActivationQuantizers | None = None
     ending: str = ""  # what there is to say beside that all steps were done
     lost: float = math.nan  # loss of what is handed out, of a student's that answers zeros
+    seconds: float = 0.0  # without recording; of all sittings, where a killed tuning went on
 
     @property
     def best(self) -> tuple[int, float]:
@@ -48,7 +49,7 @@ class Tuned:
         with subject.weights_replaced(weights), attached(subject.denoiser, *inputs.modules(subject.denoiser)):
             try:
                 for name, tensor in self.others.items():
-                    parameters[name].data = tensor.to(subject.tensor_specs[name][0]).to(tensor)
+                    parameters[name].data = tensor.to(subject.tensor_specs[name][0]).to(parameters[name])
                 yield
             finally:
                 for name, original in originals.items():

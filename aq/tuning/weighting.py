@@ -90,7 +90,7 @@ class _Disturbance:
 def _sampled(context: Context, hook: _Disturbance | None = None) -> torch.Tensor:
     subject, recording = context.subject, context.recording
     with hooking(subject.denoiser, after={"": hook} if hook else {}):
-        return subject.sample(recording.sampling, seed=purpose_seed(recording.seed, "sensitivity"), n_images=N_IMAGES)
+        return subject.sample(recording.sampling, seed=purpose_seed(recording.seed, "sensitivity"), n_images=N_IMAGES).cpu()
 
 
 WEIGHTINGS: dict[str, Weighting] = {"uniform": uniform, "sensitivity": sensitivity, "min-snr": min_snr}

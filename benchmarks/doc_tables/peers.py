@@ -23,9 +23,17 @@ def step(row: Mapping[str, Any]) -> str:
     return "–" if row["rival"] == "sedaq" else "as float"
 
 
+def rows_of(results: Results, model: str) -> list[Row]:
+    """The smallest first, without those of a keep list that changed nothing: the tool leaves these layers alone anyway."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in sorted(results.rows(f"peers_{model}"), key=lambda row: (row["size_bytes"], len(row["name"]))):
+        found.setdefault((row["name"].removesuffix(", ends kept"), row["size_bytes"], row["excess"]["value"]), row)
+    return list(found.values())
+
+
 def peers(results: Results, model: str) -> str:
     """Every method on a model, the smallest first."""
-    rows = sorted(results.rows(f"peers_{model}"), key=lambda row: row["size_bytes"])
+    rows = rows_of(results, model)
     return table(
         rows,
         {
@@ -60,7 +68,7 @@ def peer_models(results: Results) -> str:
 
 def peers_within(results: Results, model: str) -> str:
     """Of each method the row nearest to full precision within the bytes of the uniform plans of SIZES bits."""
-    rows = results.rows(f"peers_{model}")
+    rows = rows_of(results, model)
     limits = {bits: next(row["size_bytes"] for row in rows if row["name"] == f"sedaq uniform {bits:g}") for bits in SIZES}
     methods: dict[str, list[Row]] = {}
     for row in rows:
@@ -80,17 +88,18 @@ def peers_within(results: Results, model: str) -> str:
 
 
 def _compare_with_plans(rows: list[Row], setting: str) -> dict[str, int]:
-    """How other methods stand beside sedaq's plans of a kind at the same bytes, where these reach; between two plans by a straight line.
+    """How other methods stand beside sedaq's plans of a kind at the same bytes, where these reach; between two plans by straight lines.
 
-    Rows count as farther or nearer where their 95 % interval leaves the line out.
+    Rows count as farther or nearer where their 95 % interval and that of sedaq's plans do not meet.
     """
     ours = sorted((row for row in rows if row["rival"] == "sedaq" and row["setting"] == setting), key=lambda row: row["size_bytes"])
-    sizes, excesses = [row["size_bytes"] for row in ours], [row["excess"]["value"] for row in ours]
+    sizes, intervals = [row["size_bytes"] for row in ours], np.array([row["excess"]["ci"] for row in ours])
     found = {"farther": 0, "not decided": 0, "nearer": 0}
     for row in rows:
         if row["rival"] not in ("sedaq", "full precision") and ours and sizes[0] <= row["size_bytes"] <= sizes[-1]:
-            line, (low, high) = float(np.interp(row["size_bytes"], sizes, excesses)), row["excess"]["ci"]
-            found["farther" if low > line else "nearer" if high < line else "not decided"] += 1
+            least, most = (float(np.interp(row["size_bytes"], sizes, ends)) for ends in intervals.T)
+            low, high = row["excess"]["ci"]
+            found["farther" if low > most else "nearer" if high < least else "not decided"] += 1
     return found
 
 
@@ -99,7 +108,7 @@ def peer_summary(results: Results) -> str:
     rows = []
     for model in MODELS:
         try:
-            measured_rows = results.rows(f"peers_{model}")
+            measured_rows = rows_of(results, model)
         except DocsError:
             continue
         rows += [{"model": model, "plans": setting, **_compare_with_plans(measured_rows, setting)} for setting in ("searched", "tuned")]

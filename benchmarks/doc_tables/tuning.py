@@ -32,6 +32,11 @@ QUALITY: dict[str, Column] = {
 }
 
 
+def minutes(row: Mapping[str, Any]) -> str:
+    """Of tuning; older rows know how long they took to be made, with what was recorded and in the last sitting."""
+    return fixed(row.get("tuning_seconds", row["seconds_made"]) / 60, 1)
+
+
 def _rows(results: Results, name: str) -> list[Any]:
     """Of a model: those of uniform plans, then those of searched ones, which have a file of their own for the shipped models."""
     rows = list(results.rows(f"tuning_{name}"))
@@ -53,7 +58,7 @@ def tuned_models(results: Results, name: str) -> str:
             "bytes": lambda row: count(row["size_bytes"]),
             "bits": lambda row: fixed(row["bits_per_weight"], 2),
             **quality,
-            "tuning, minutes": lambda row: fixed(row["seconds_made"] / 60, 1) if row.get("tune_steps") else "–",
+            "tuning, minutes": lambda row: minutes(row) if row.get("tune_steps") else "–",
         },
     )
 
@@ -92,7 +97,7 @@ def student_trajectories(results: Results) -> str:
     def line(model: str, alone: Mapping[str, Any], both: Mapping[str, Any]) -> list[str]:
         worse, (low, high) = alone["difference"]["value"], alone["difference"]["ci"]
         changed = with_interval(-worse, (-high, -low), 2)
-        parts = [[fixed(row["psnr"], 1), fixed(row["seconds_made"] / 60, 1)] for row in (alone, both)]
+        parts = [[fixed(row["psnr"], 1), minutes(row)] for row in (alone, both)]
         return [
             model,
             both["name"].removesuffix(" tuned"),

@@ -47,7 +47,9 @@ class Measurement:
     """One plan's images, measured. `record` is the stored line."""
 
     record: dict[str, Any]
-    evidence: dict[str, torch.Tensor] | None = None  # what paired differences are computed from; None for probes
+    evidence: dict[str, torch.Tensor] | None = (
+        None  # what paired differences are computed from; None for probes and where the model overflows
+    )
 
     @property
     def metrics(self) -> dict[str, Estimate]:
@@ -180,7 +182,7 @@ class Prober:
         key = self.key(formats, purpose, n_images, steps, tuned_steps)
         if key not in self._records:
             return None
-        if purpose in WITHOUT_EVIDENCE:
+        if purpose in WITHOUT_EVIDENCE or _overflowed(self._records[key]):
             return Measurement(self._records[key])
         path = self._features_path(key)
         if not pull(path):
@@ -229,7 +231,7 @@ class Prober:
     ) -> Measurement:
         """A new measurement, not kept; leaves the model as it was assembled, for the next plan has much in common with this one.
 
-        A plan under which the model overflows is no error of a probe: its metrics are NaN, null in the file.
+        A plan under which the model overflows is no error: its metrics are NaN, null in the file.
         """
         start = clock()
         subject = self.run.subject
@@ -274,8 +276,6 @@ class Prober:
         try:
             sample = Sample(images, features, self.reference, requested, full_precision, self.run.subject.cycle)
         except NotFiniteError:
-            if purpose not in WITHOUT_EVIDENCE:
-                raise
             paired = [metric for metric in METRICS.values() if metric.records_excess]
             return {name: Estimate.undefined() for metric in paired for name in (metric.name, metric.excess_name)}, None
         return measure(sample, seed=self.run.settings.seed), None if purpose in WITHOUT_EVIDENCE else evidence_of(sample)
@@ -318,3 +318,8 @@ def is_ruined(metrics: Mapping[str, Estimate], full_precision: Sample) -> bool:
     distance, features = metrics.get("feature_distance"), full_precision.features.pooled
     others = features.roll(full_precision.cycle if len(features) > full_precision.cycle else 1, 0)
     return distance is None or not distance.value < feature_distance(features, others).mean().item()
+
+
+def _overflowed(record: dict[str, Any]) -> bool:
+    """Whether the images were not finite."""
+    return all(metric["value"] is None for metric in record["metrics"].values())

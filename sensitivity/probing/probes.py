@@ -96,13 +96,15 @@ def read_probes(
     metric: str = DEFAULT,
     *,
     purpose: str = PROBE,
+    tuned_steps: int | None = None,
     statistics: LayerStatistics | None = None,
     others: Sequence[dict[str, Any]] = (),
     at_least: int = MIN_PROBES,
 ) -> Probes:
-    """The probes of a run, each plan once, by its measurement with most images; of tuned plans those of as many steps as most of them have.
+    """The probes of a run, each plan once, by its measurement with most images.
 
     Args:
+        tuned_steps: of tuned plans; as many as most of them have by default.
         others: records of measurements for other purposes, which count as probes too.
         at_least: so many are needed.
 
@@ -111,7 +113,8 @@ def read_probes(
     """
     journal = probe_journal(run.folder)
     found = [r for r in journal.read() if r["purpose"] == purpose and r["steps"] == run.settings.steps]
-    tuned_steps = _usual_steps(found) if purpose == TUNED_PROBE else 0
+    if tuned_steps is None:
+        tuned_steps = _usual_steps(found) if purpose == TUNED_PROBE else 0
     found = [r for r in found if r.get("tuned_steps", 0) == tuned_steps]
     notes = [f"the last line of {path.name} was cut short and is left out" for path in journal.shards() if ends_cut_short(path)]
     found += others

@@ -13,11 +13,13 @@ import peers_environments
 import pytest
 import torch
 from peers_methods import METHODS, Method, Setting, code_bits, grid, kept_bytes, settings_within
-from peers_own import cluster, column_grids, gptq, on_grid, round_to_nearest
+from peers_own import cluster, column_grids, gptq, on_grid
 
 from sedaq.errors import SedaqError
 from sedaq.models.hessian import Hessian
 from sedaq.models.layers import Layer
+
+from .test_tuned_rows import rows_without_measuring
 
 LINEAR = Layer("blocks.0.fc1", "feed-forward in", "blocks.0", "linear", (96, 384))
 NARROW = Layer("blocks.0.fc2", "feed-forward out", "blocks.0", "linear", (50, 100))
@@ -152,6 +154,12 @@ def correlated(n_in: int, seed: int = 0) -> torch.Tensor:
     return x.T @ x / len(x)
 
 
+def round_to_nearest(weight: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
+    """Every weight at the nearest point of its group's grid."""
+    rows = weight.flatten(1)
+    return on_grid(rows, *column_grids(rows, bits, group_size), bits).reshape(weight.shape)
+
+
 def output_error(weight: torch.Tensor, found: torch.Tensor, h: torch.Tensor) -> float:
     error = (weight - found).flatten(1)
     return float((error @ h * error).sum())
@@ -221,30 +229,16 @@ def test_kmeans_keeps_few_values_as_they_are() -> None:
 # -- rows ------------------------------------------------------------------------------------------------------------------------------
 
 
-class KeptRows:
-    """As Rows keeps them, without measuring."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.n_made = 0
-
-    def row(self, name: str, make: Any) -> None:
-        if name not in self.rows:
-            self.rows[name], self.n_made = make()[1], self.n_made + 1
-
-
-def test_a_row_stays_until_its_plan_or_its_package_is_another(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_fails_is_told_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     compared = object.__new__(peers.Comparison)
-    compared.rows, compared.failed = KeptRows(), False  # type: ignore[assignment]
-    for plan in ("a", "a", "b"):
-        compared.row("sedaq searched 2", {"plan": plan}, lambda plan=plan: (None, {"plan": plan}))  # type: ignore[misc]
-    assert compared.rows.n_made == 2 and compared.rows.rows["sedaq searched 2"] == {"plan": "b"}  # type: ignore[attr-defined]
+    compared.rows, compared.failed = rows_without_measuring(), False
+    compared.rows.rows["hqq"] = {"versions": {"hqq": "0"}}
 
     def refuse() -> Any:
         raise SedaqError("it stores 3 bytes of weights, where 2 were expected")
 
     compared.row("hqq", {"versions": {"hqq": "1"}}, refuse)
-    assert compared.failed and "hqq" not in compared.rows.rows
+    assert compared.failed and "hqq" not in compared.rows.rows, "nor does that of another version stay"
     assert "hqq: it stores 3 bytes" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import doc_tables.peers
 import pytest
 from doc_tables.layout import Results
-from peers_figure import FLOOR, LOOKS, draw, draw_figure
+from peers_figure import FLOOR, LOOKS, best_rows, draw, draw_figure
 from peers_methods import METHODS
 
 MACHINE = {"cpu": "A processor", "cores": 2, "threads": 1, "capability": "AVX2", "torch": "2.13.0"}
@@ -40,16 +40,26 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rows_are_compare_with_plans_a_straight_line_between_plans(tmp_path: Path) -> None:
-    """sedaq's searched plans lie on 4 − MB from 1 to 3 MB; intervals have a half-width of 0.1."""
+def test_rows_are_compared_with_a_straight_line_between_plans(tmp_path: Path) -> None:
+    """sedaq's searched plans lie on 4 − MB from 1 to 3 MB; its intervals and others have a half-width of 0.1."""
     ours = [measured_row(f"sedaq {mb}", "sedaq", mb * 1_000_000, 4.0 - mb, setting="searched") for mb in (3, 1)]
-    theirs = [(1_500_000, 2.7), (1_500_000, 2.55), (2_000_000, 1.8), (2_500_000, 9.0), (3_000_001, 0.0), (999_999, 9.0)]
+    theirs = [(1_500_000, 2.75), (1_500_000, 2.65), (2_000_000, 1.75), (2_500_000, 9.0), (3_000_001, 0.0), (999_999, 9.0)]
     rows = [*ours, *(measured_row(f"GPTQ {i}", "GPTQ", size, excess) for i, (size, excess) in enumerate(theirs))]
     assert doc_tables.peers._compare_with_plans(rows, "searched") == {"farther": 2, "not decided": 1, "nearer": 1}
     assert doc_tables.peers._compare_with_plans(rows, "tuned") == {"farther": 0, "not decided": 0, "nearer": 0}
     (tmp_path / "peers_mnist-unet.json").write_text(json.dumps({"rows": rows}))
     summary = doc_tables.peers.peer_summary(Results(tmp_path)).splitlines()
     assert summary[2:] == ["| mnist-unet | searched | 2 | 1 | 1 |", "| mnist-unet | tuned | 0 | 0 | 0 |"]
+
+
+def test_a_keep_list_that_changes_nothing_is_no_row_of_its_own(tmp_path: Path) -> None:
+    ours = [measured_row(f"sedaq {mb}", "sedaq", mb * 1_000_000, 4.0 - mb, setting="searched") for mb in (1, 3)]
+    theirs = [("Q4_K", 7.0), ("Q4_K, ends kept", 7.0), ("Q3_K", 7.0), ("Q2_K", 7.0), ("Q2_K, ends kept", 6.9)]
+    rows = [*ours, *(measured_row(f"gguf {name}", "gguf", 2_000_000, excess) for name, excess in reversed(theirs))]
+    (tmp_path / "peers_mnist-unet.json").write_text(json.dumps({"rows": rows}))
+    kept = {row["name"] for row in doc_tables.peers.rows_of(Results(tmp_path), "mnist-unet")}
+    assert kept == {row["name"] for row in rows} - {"gguf Q4_K, ends kept"}
+    assert doc_tables.peers.peer_summary(Results(tmp_path)).splitlines()[2] == "| mnist-unet | searched | 4 | 0 | 0 |"
 
 
 def test_the_nearest_row_within_a_size_stands_for_a_method(tmp_path: Path) -> None:
@@ -83,13 +93,25 @@ def test_the_page_has_a_section_for_each_model_that_was_measured(results: Path, 
 def test_the_figure_has_a_marker_for_each_method_and_room_for_no_excess(results: Path) -> None:
     figure = draw({"mnist-dit": ROWS})
     (axes,) = figure.axes
-    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "log")
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == ["sedaq tuned", "sedaq searched", "GPTQ", "hqq", "open: ends kept", "full precision"]
+    assert texts == ["sedaq tuned", "sedaq searched", "GPTQ", "hqq", "open: input and output layers at 16 bits"]
     heights = [float(line.get_ydata()[0]) for line in axes.lines if line.get_linestyle() == "None" and len(line.get_xdata())]
     assert sorted(heights) == [FLOOR, 0.5, 3.0, 128.0]
     assert len({marker for marker, _ in LOOKS.values()}) == len(LOOKS) == len(METHODS) + 3
     assert draw_figure(results, "mnist-dit").read_bytes().startswith(b"\x89PNG")
+
+
+def test_with_other_models_beside_it_a_method_has_its_best_rows_alone() -> None:
+    theirs = [(2.0, 9.0), (2.5, 10.0), (3.0, 4.0), (3.0, 5.0), (4.0, 4.5), (4.5, 1.0)]
+    rows = [measured_row(f"hqq {i}", "hqq", int(1e6 * bits / 8), excess) for i, (bits, excess) in enumerate(theirs)]
+    assert [row["name"] for row in best_rows(rows)] == ["hqq 0", "hqq 2", "hqq 5"]
+
+
+def test_rows_of_many_bits_are_not_drawn() -> None:
+    kept_at_16 = measured_row("hqq 4 bits, groups of 64", "hqq", int(1e6 * 12 / 8), 0.2)
+    (axes,) = draw({"mnist-dit": [ROWS[0], kept_at_16, ROWS[4]]}).axes
+    assert [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "None" and len(line.get_xdata())] == [3.0]
 
 
 def test_several_models_have_a_panel_each_and_one_legend(results: Path) -> None:

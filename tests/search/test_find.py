@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sedaq.aq.formats import Format
 from sedaq.aq.plans.plan import Plan
-from sedaq.errors import InputError
+from sedaq.errors import InputError, SedaqError
 from sedaq.reports.summaries import front_table
 from sedaq.search.find import find_front, find_plan
 from sedaq.search.verify import Rung, Verification, loss_and_distance
@@ -170,6 +170,29 @@ def test_verification_prefers_another_candidate_where_it_measures_better(subject
     found = find_plan(subject, menu, predictor, bits=2.4, n_trials=24, verification=Verification(3, prober))
     assert found.plan.formats not in (plain.plan.formats, plain.uniform.formats)
     assert found.predicted["value"] >= plain.predicted["value"]
+
+
+@pytest.mark.parametrize("ruined", [["first"], ["first", "others"], ["uniform"]])
+def test_plans_that_overflow_do_not_end_a_verification_but_uniform_does(ruined, subject, menu, predictor) -> None:
+    plain = find_plan(subject, menu, predictor, bits=2.4, n_trials=24)
+
+    def cost(formats: dict[str, Format]) -> float:
+        kind = "uniform" if formats == plain.uniform.formats else "first" if formats == plain.plan.formats else "others"
+        return float("nan") if kind in ruined else {"uniform": 3.0, "first": 1.0, "others": 2.0}[kind]
+
+    how = {"n_trials": 24, "verification": Verification(4, FakeProber(cost))}
+    if ruined == ["uniform"]:
+        with pytest.raises(
+            SedaqError, match=r"the uniform plan of 2\.\d+ bits.*makes the model overflow; search for more bits, or without `verify`"
+        ):
+            find_plan(subject, menu, predictor, bits=2.4, **how)
+        return
+    found = find_plan(subject, menu, predictor, bits=2.4, **how)
+    if "others" in ruined:
+        assert found.plan.formats == plain.uniform.formats
+        assert any("under all 3 others the model overflows" in note for note in found.plan.provenance["notes"])
+    else:
+        assert found.measured is not None and found.measured["metrics"]["fid"]["value"] == 2.0
 
 
 def test_uniform_is_handed_out_where_nothing_beats_it(subject, menu, predictor) -> None:

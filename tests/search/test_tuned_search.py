@@ -93,6 +93,10 @@ def test_the_plans_of_a_verification_are_tuned_as_long_as_the_model_that_is_hand
     } <= raced
     with pytest.raises(InputError, match=f"`tune_steps`: got 5; plans were probed after {STEPS} steps"):
         run.search(ONE_OF_THEM, tune_steps=5, **how)
+    n = len(probe_journal(run._opened.folder).read())
+    with pytest.raises(InputError, match="`tune_steps`: got 5"):
+        run.search(Budget(bits=4.0), tune_steps=5, **how)
+    assert len(probe_journal(run._opened.folder).read()) == n, "nothing was measured before"
 
 
 def test_a_run_without_tuned_labels(run: Run, tmp_path: Path) -> None:

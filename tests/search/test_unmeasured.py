@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,14 @@ def test_constraints_hold_and_other_budgets_are_refused(pipeline_folder: Path) -
     assert plan.formats["conv_in"] == Format.parse("int8") and plan.formats["conv_out"] == AS_IS
     with pytest.raises(InputError, match="need a run that was probed"):
         uniform_plan(subject, Budget(ms_per_step=3.0))
+
+
+@pytest.mark.parametrize(
+    "option", [{"activations": 8}, {"verify": 8}, {"solver": "exact"}, {"images": 64}, {"risk": 0.0}, {"storage": "a.log"}, {"trials": 9}]
+)
+def test_options_of_a_search_are_refused(pipeline_folder: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"`{next(iter(option))}`: it is for a search; a uniform plan"):
+        uniform_plan(load(pipeline_folder), Budget(bits=3.0), SearchConfig(**option))
 
 
 def test_it_can_be_applied_without_a_run(pipeline_folder: Path, tmp_path: Path) -> None:

@@ -119,6 +119,15 @@ def test_without_a_gradient_no_code_moves(name, text, tunable):
 
 
 @pytest.mark.parametrize("step", [pv, straight_through])
+def test_padded_groups_never_move(step, tunable):
+    """Rows of 24 weights have a fifth group of 5 with one column too many."""
+    layer = tunable("2x3g5")
+    layer.want(layer.weight().detach(), torch.randn(32, 24, generator=torch.Generator().manual_seed(1)), 1.0, 1.0)
+    flips = step(layer, TuneConfig(code_share=1.0, trust_ratio=FAR))
+    assert len(flips) > 0 and not (flips.group == 4).any()
+
+
+@pytest.mark.parametrize("step", [pv, straight_through])
 def test_codes_that_move_come_nearer_to_what_they_want(step, tunable):
     layer = tunable("2x4g4")
     gradient = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))

@@ -44,6 +44,26 @@ def test_a_killed_tuning_goes_on_bit_for_bit(killed_at, subject, encodings, smal
     assert alike(tune(subject, encodings, settings, folder=tmp_path), whole) and done == [], "a tuning that is done is read back"
 
 
+def test_seconds_are_of_all_sittings(subject, encodings, small, tmp_path, monkeypatch):
+    now, original = [0.0], TuningRun.tune_step
+    monkeypatch.setattr("sedaq.aq.tuning.run.clock", lambda device: now[0])
+
+    def dying(self, step):
+        now[0] += 1
+        if step == 14 and now[0] == 14:
+            raise _Killed
+        original(self, step)
+
+    monkeypatch.setattr(TuningRun, "tune_step", dying)
+    with pytest.raises(_Killed):
+        tune(subject, encodings, small, folder=tmp_path)
+    now[0] += 1000
+    again = tune(subject, encodings, small, folder=tmp_path, keep_in=tmp_path / "kept")
+    assert again.seconds == 30, "up to the last checkpoint, and from there on"
+    now[0] += 1000
+    assert tune(subject, encodings, small, folder=tmp_path, keep_in=tmp_path / "kept").seconds == 30, "what is read back took as long"
+
+
 @pytest.mark.parametrize("harm", ["gone", "cut"])
 def test_without_its_refreshed_trajectories_a_tuning_begins_anew(harm, subject, encodings, small, alike, tmp_path, monkeypatch, caplog):
     settings = dataclasses.replace(small, refresh_every=7)

@@ -74,15 +74,44 @@ def test_refreshing_puts_the_students_trajectories_in_the_place_of_the_oldest(su
     assert torch.cdist(held_out.float(), tuning.float()).min() > 0.1, "what is held out is on no trajectory that is tuned on"
 
 
-def test_rows_that_overflow_and_parts_of_other_lengths_are_not_taken(subject):
+def test_rows_that_overflow_leave_what_was_there(subject):
     buffer, newer = (ReplayBuffer.record(subject, dataclasses.replace(EIGHT, n_images=n), n_parts=n // 2) for n in (8, 2))
-    before = buffer.tensors["hidden_states"].clone()
+    before, own = (kept.tensors["hidden_states"].clone() for kept in (buffer, newer))
     newer.tensors["hidden_states"][1] = float("inf")
     newer.tensors["output"][4] = float("nan")
+    buffer.mend(newer, 1)
     buffer.replace(newer, 1)
-    after, taken = buffer.tensors["hidden_states"], [0, 2, 3, 5]
     for row in range(6):
-        assert torch.equal(after[6 + row], newer.tensors["hidden_states"][row] if row in taken else before[6 + row])
+        assert torch.equal(buffer.tensors["hidden_states"][6 + row], before[6 + row] if row in (1, 4) else own[row])
+    assert all(torch.equal(tensor[6:12], newer.tensors[name]) for name, tensor in buffer.tensors.items())
+
+
+def test_rows_that_overflowed_are_as_they_were_when_a_tuning_goes_on(subject, tmp_path):
+    """The sixth refresh leaves a row of the second one, which is no longer kept."""
+    settings, student, record = TuneConfig(n_images=8, sampling_steps=3), harmed(subject), ReplayBuffer.record
+
+    def overflowing(*what, **how):
+        part = record(*what, **how)
+        if how.get("student") is not None and trajectories.n_refreshes == 5:
+            part.tensors["output"][2] = float("nan")
+        return part
+
+    trajectories = Trajectories(subject, settings)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ReplayBuffer, "record", overflowing)
+        for _ in range(5):
+            trajectories.refresh(student, tmp_path)
+        second = trajectories.tuning.tensors["output"][6:12].clone()
+        trajectories.refresh(student, tmp_path)
+    sixth = trajectories.tuning.tensors["output"][6:12]
+    assert torch.equal(sixth[2], second[2]) and not torch.equal(sixth[3], second[3])
+    resumed = Trajectories(subject, settings)
+    resumed.restore(6, tmp_path)
+    assert same(resumed.tuning, trajectories.tuning)
+
+
+def test_parts_of_other_lengths_are_not_taken(subject):
+    buffer = ReplayBuffer.record(subject, EIGHT)
     with pytest.raises(InputError, match="not recorded in such parts; delete it"):
         buffer.replace(ReplayBuffer.record(subject, dataclasses.replace(EIGHT, n_images=3), n_parts=1), 0)
 

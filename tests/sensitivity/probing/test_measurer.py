@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,19 @@ def test_other_purposes_keep_their_features(run: Run) -> None:
     read = Prober(run).measure(plan, purpose="verify", n_images=8)
     assert read.evidence is not None and read.record == made.record
     assert all(torch.equal(read.evidence[name], tensor) for name, tensor in made.evidence.items())
+
+
+def test_a_plan_that_overflows_in_verification_is_known_and_not_measured_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = {name: menu[0].format for name, menu in run.menus.items()}
+    prober = Prober(run)
+    prober.full_precision("verify", 8, run.settings.steps)
+    sample = prober._sample
+    monkeypatch.setattr(prober, "_sample", lambda *key, **how: sample(*key, **how) * float("nan"))
+    made = prober.measure(plan, purpose="verify", n_images=8)
+    assert made.evidence is None and all(math.isnan(metric.value) for metric in made.metrics.values())
+    read = Prober(run)
+    monkeypatch.setattr(read, "_sample", None)
+    assert read.measure(plan, purpose="verify", n_images=8).record == made.record
 
 
 @pytest.mark.parametrize("executor", ["serial", pytest.param("processes:2", marks=pytest.mark.slow)])
