@@ -97,23 +97,21 @@ def bench_search(
     with Measurer(prober, executor) as measurer:
         measured_tasks = track(measurer.measure(tasks), "measuring", len(tasks))
         found = {(tasks[index].purpose, _named(tasks[index].formats)): measurement for index, measurement in measured_tasks}
-    rows: list[dict[str, Any]] = []
-    for one in comparisons:
-        for method, plan in one.plans.items():
-            measured = {name: [found[purpose, _named(other)] for purpose in purposes] for name, other in _against(plan, full, one)}
-            own = measured.pop("own")
-            sized = Plan.of(run.subject, plan, encoding=run.store.identity)
-            rows.append(
-                {
-                    "bits": one.bits,
-                    "method": method,
-                    "bits_per_weight": sized.bits_per_weight,
-                    "size_bytes": sized.size_bytes,
-                    metric: float(np.mean([m.metrics[metric].value for m in own])),
-                    **{name: mean_worsening(prober, own, others, metric) for name, others in measured.items()},
-                    "solver": one.solver if method == SEARCHED else None,
-                }
-            )
+
+    def row(one: Comparison, method: str, plan: dict[str, Format]) -> dict[str, Any]:
+        measured = {name: [found[purpose, _named(other)] for purpose in purposes] for name, other in _against(plan, full, one)}
+        own, sized = measured.pop("own"), Plan.of(run.subject, plan, encoding=run.store.identity)
+        return {
+            "bits": one.bits,
+            "method": method,
+            "bits_per_weight": sized.bits_per_weight,
+            "size_bytes": sized.size_bytes,
+            metric: float(np.mean([m.metrics[metric].value for m in own])),
+            **{name: mean_worsening(prober, own, others, metric) for name, others in measured.items()},
+            "solver": one.solver if method == SEARCHED else None,
+        }
+
+    rows = [row(one, method, plan) for one in comparisons for method, plan in one.plans.items()]
     _keep(run.folder / "contest.json", rows, {"n_images": n_images, "steps": steps, "seeds": SEEDS, "metric": metric})
     return rows
 

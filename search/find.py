@@ -30,7 +30,7 @@ class Options(TypedDict, total=False):
     risk: standard deviations that predictions are raised by before plans are compared (1).
     storage: journal file or database URL that gets a copy of Optuna's studies.
     verification: samplings to compare plans by (none).
-    entrants: plans of other searches that are measured, too, and come to the end of a race (none).
+    entrants: plans of other searches that are measured, too; the first of them comes to the end of a race (none).
     encoding: effort, seed and calibration of the encodings, for the plan.
     times: what layers take of a sampling step, for a budget of milliseconds and to be stated in plans (none).
     activations: how the inputs of layers are rounded; of plans, and of what verification measures (not at all).

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,17 +86,20 @@ def tune(
         run = TuningRun(subject, student, trajectories, settings)
         return _tuned(subject, run, Tuned(dict(encodings), {}, inputs=inputs), Checkpoint(folder, identity) if folder else None)
 
-    def read(path: Path) -> Tuned:
-        found = load_tuned(path)
-        with as_damage(path):
-            check_fit(subject, found.encodings)
-            if any(tensor.shape != subject.tensor_specs[name][1] for name, tensor in found.others.items()):
-                raise InputError(f"its tensors are not those of {subject.name}")
-        return found
-
     if keep_in is None:
         return make()
-    return Task(f"tuning of {subject.name}", keep_in / f"{identity}.safetensors", make, save_tuned, read).result()
+    path = keep_in / f"{identity}.safetensors"
+    return Task(f"tuning of {subject.name}", path, make, save_tuned, partial(_read, subject)).result()
+
+
+def _read(subject: Subject, path: Path) -> Tuned:
+    """A result that was kept. Raises DamagedError for one that is not of this model."""
+    found = load_tuned(path)
+    with as_damage(path):
+        check_fit(subject, found.encodings)
+        if any(tensor.shape != subject.tensor_specs[name][1] for name, tensor in found.others.items()):
+            raise InputError(f"its tensors are not those of {subject.name}")
+    return found
 
 
 def _tuned(subject: Subject, run: TuningRun, untuned: Tuned, checkpoint: Checkpoint | None) -> Tuned:

@@ -302,6 +302,11 @@ class Prober:
 
     def _evidence(self, measurement: Measurement, metric: str) -> torch.Tensor:
         name = metric_of(metric).evidence_name
+        if measurement.evidence is None and _overflowed(measurement.record):
+            raise NotFiniteError(
+                f"plan {measurement.record['plan_hash']} of {measurement.record['bits_per_weight']:.4g} bits: under it the model overflows, so that it "
+                "cannot be compared; give its layers more bits"
+            )
         if measurement.evidence is None or name not in measurement.evidence:
             raise InputError(
                 f"{self._features_path(measurement.record['key'])}: holds nothing to compare plans by metric {metric!r} with; "

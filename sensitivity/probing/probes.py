@@ -120,14 +120,7 @@ def read_probes(
     found += others
     _check(run, found, metric)
     finite = [record for record in found if excess(record, metric, found) is not None]
-    if len(finite) < len(found):
-        notes.append(f"{len(found) - len(finite)} of {len(found)} probes have no finite {metric} and are left out")
-    n_ruined = sum(bool(record.get("ruined")) for record in found)
-    if n_ruined > RUINED_SHARE * len(found):
-        notes.append(
-            f"{n_ruined} of {len(found)} probes are ruined: their images are further from full precision's than these are from each other. Probe more, "
-            "by the design layer or from higher rates, or fit feature_distance"
-        )
+    notes += _left_out_or_ruined(found, len(finite), metric)
     largest: dict[str, dict[str, Any]] = {}  # by plan, the measurement with most images
     for record in finite:
         if record["n_images"] > largest.get(record["plan_hash"], {"n_images": 0})["n_images"]:
@@ -164,6 +157,19 @@ def read_probes(
         tuple(notes),
         tuned_steps,
     )
+
+
+def _left_out_or_ruined(records: Sequence[dict[str, Any]], n_finite: int, metric: str) -> list[str]:
+    """What a reader should know of so many probes that are no numbers, or whose images are ruined."""
+    notes, n_ruined = [], sum(bool(record.get("ruined")) for record in records)
+    if n_finite < len(records):
+        notes.append(f"{len(records) - n_finite} of {len(records)} probes have no finite {metric} and are left out")
+    if n_ruined > RUINED_SHARE * len(records):
+        notes.append(
+            f"{n_ruined} of {len(records)} probes are ruined: their images are further from full precision's than these are from each other. "
+            "Probe more, by the design layer or from higher rates, or fit feature_distance"
+        )
+    return notes
 
 
 def _usual_steps(records: Sequence[dict[str, Any]]) -> int:

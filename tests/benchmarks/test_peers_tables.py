@@ -44,12 +44,18 @@ def test_rows_are_compared_with_a_straight_line_between_plans(tmp_path: Path) ->
     """sedaq's searched plans lie on 4 − MB from 1 to 3 MB; its intervals and others have a half-width of 0.1."""
     ours = [measured_row(f"sedaq {mb}", "sedaq", mb * 1_000_000, 4.0 - mb, setting="searched") for mb in (3, 1)]
     theirs = [(1_500_000, 2.75), (1_500_000, 2.65), (2_000_000, 1.75), (2_500_000, 9.0), (3_000_001, 0.0), (999_999, 9.0)]
-    rows = [*ours, *(measured_row(f"GPTQ {i}", "GPTQ", size, excess) for i, (size, excess) in enumerate(theirs))]
-    assert doc_tables.peers._compare_with_plans(rows, "searched") == {"farther": 2, "not decided": 1, "nearer": 1}
-    assert doc_tables.peers._compare_with_plans(rows, "tuned") == {"farther": 0, "not decided": 0, "nearer": 0}
+    rows = [*ours, *(measured_row(f"GPTQ {i}", "GPTQ", size, excess, psnr=20.5 - i) for i, (size, excess) in enumerate(theirs))]
+    assert doc_tables.peers._compare_with_plans(rows, "searched") == {
+        "farther": 2,
+        "not decided": 1,
+        "nearer": 1,
+        "lower PSNR": 3,
+        "higher PSNR": 1,
+    }
+    assert set(doc_tables.peers._compare_with_plans(rows, "tuned").values()) == {0}
     (tmp_path / "peers_mnist-unet.json").write_text(json.dumps({"rows": rows}))
     summary = doc_tables.peers.peer_summary(Results(tmp_path)).splitlines()
-    assert summary[2:] == ["| mnist-unet | searched | 2 | 1 | 1 |", "| mnist-unet | tuned | 0 | 0 | 0 |"]
+    assert summary[2:] == ["| mnist-unet | searched | 2 | 1 | 1 | 3 | 1 |", "| mnist-unet | tuned | 0 | 0 | 0 | 0 | 0 |"]
 
 
 def test_a_keep_list_that_changes_nothing_is_no_row_of_its_own(tmp_path: Path) -> None:
@@ -59,7 +65,7 @@ def test_a_keep_list_that_changes_nothing_is_no_row_of_its_own(tmp_path: Path) -
     (tmp_path / "peers_mnist-unet.json").write_text(json.dumps({"rows": rows}))
     kept = {row["name"] for row in doc_tables.peers.rows_of(Results(tmp_path), "mnist-unet")}
     assert kept == {row["name"] for row in rows} - {"gguf Q4_K, ends kept"}
-    assert doc_tables.peers.peer_summary(Results(tmp_path)).splitlines()[2] == "| mnist-unet | searched | 4 | 0 | 0 |"
+    assert doc_tables.peers.peer_summary(Results(tmp_path)).splitlines()[2] == "| mnist-unet | searched | 4 | 0 | 0 | 4 | 0 |"
 
 
 def test_the_nearest_row_within_a_size_stands_for_a_method(tmp_path: Path) -> None:
