@@ -9,6 +9,7 @@ have other versions now, or sedaq finds another plan. MODEL is one that sedaq sh
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -183,7 +184,7 @@ class Comparison:
             "plan": plan.hash,
             "probe_steps": run.settings.steps,
             "tune_steps": steps,
-            **({"quantize_seconds": round(tuned.seconds, 1)} if steps else {}),
+            **({"quantize_seconds": round(tuned.seconds, 1)} if steps and math.isfinite(tuned.seconds) else {}),
             "share_at_16_bits": kept / self._n_weights,
             "weight_error": error,
             **(step_times(run, folder) if "searched" in name else {}),
