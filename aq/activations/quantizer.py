@@ -95,15 +95,14 @@ def fake_quantize(x: torch.Tensor, activation: Activation, scale: torch.Tensor, 
     et al. 2020, Bhalgat et al. 2020).
     """
     largest = activation.largest
-    if not activation.is_affine:
-        return _round(x / scale).clamp(-largest, largest) * scale
-    assert shift is not None
-    offset = largest * shift
-    return (_round(x / scale - offset).clamp(0, largest) + offset) * scale
-
-
-def _round(x: torch.Tensor) -> torch.Tensor:
-    return x + (x.round() - x).detach()
+    offset = largest * shift if activation.is_affine and shift is not None else None
+    least = 0 if activation.is_affine else -largest
+    steps = x / scale if offset is None else x / scale - offset
+    if not steps.requires_grad:  # then nobody else has it, and it is rounded where it is; the numbers are the same
+        rounded = steps.round_().clamp_(least, largest)
+        return (rounded if offset is None else rounded.add_(offset)).mul_(scale)
+    rounded = (steps + (steps.round() - steps).detach()).clamp(least, largest)
+    return (rounded if offset is None else rounded + offset) * scale
 
 
 class Clock:
@@ -189,17 +188,15 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def _dynamic(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        low, high = torch.aminmax(x.unflatten(1, (self.groups, -1)), dim=2) if self.window else torch.aminmax(x, dim=-1, keepdim=True)
         if not self.activation.is_affine:
-            return self._greatest(x.abs()).clamp(min=1e-12) / self.activation.largest, None
-        low, high = -self._greatest(-x), self._greatest(x)
+            return self._spread(torch.maximum(high, -low), x).clamp(min=1e-12) / self.activation.largest, None
+        low, high = -self._spread(-low, x), self._spread(high, x)
         width = (high - low).clamp(min=1e-12)
         return width / self.activation.largest, low / width
 
-    def _greatest(self, x: torch.Tensor) -> torch.Tensor:
-        """Of each token, of a convolution of each position's window and of its channels' group: shaped to be broadcast to x."""
-        if not self.window:
-            return x.amax(-1, keepdim=True)
-        values = x.unflatten(1, (self.groups, -1)).amax(2)
+    def _spread(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The greatest of each token: of a convolution, of values by group and position, that of each position's window. Broadcastable to x."""
         sides = [side for size in reversed(self.window) for side in (size // 2, (size - 1) // 2)]
         if any(sides):
             values = _POOLS[len(self.window)](F.pad(values, sides, value=-torch.inf), self.window, 1)

@@ -77,6 +77,15 @@ def test_gradients_are_those_of_learned_step_sizes(scheme):
         torch.testing.assert_close(shift.grad, (choice.largest * scale * (~inside)).sum(), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_numbers_are_the_same_without_gradients_and_the_input_stays(choice):
+    x, scale, shift = noise(60).reshape(3, 20), torch.tensor(0.2), torch.tensor(-0.4) if choice.is_affine else None
+    before = x.clone()
+    plain = fake_quantize(x, choice, scale, shift)
+    assert torch.equal(x, before)
+    assert torch.equal(plain, fake_quantize(x.requires_grad_(), choice, scale, shift).detach())
+
+
 def test_choices_that_do_not_exist():
     with pytest.raises(InputError, match="activations of 9 bits: choose 2 to 8"):
         Activation(9)
