@@ -24,7 +24,7 @@ from corpus_models import MODELS, folder_of, subject_argument
 from corpus_training import CLASSIFIER
 from peers_environments import FOLDER, missing, quantized_by
 from peers_figure import ENDS_KEPT, draw_figure
-from peers_methods import GPTQ, KMEANS, METHODS, Setting, kept_bytes, settings_within
+from peers_methods import GPTQ, KMEANS, METHODS, Setting, is_end, kept_bytes, settings_within
 from peers_own import cluster, gptq
 from results import RESULTS
 from tuned_rows import FULL, STEPS, Rows, State, uniform_plan
@@ -46,6 +46,7 @@ from sedaq.sensitivity.settings import Settings
 
 SEDAQ = "sedaq"
 BITS, TUNED, EQUAL = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5), (1.5, 2.0, 3.0, 4.0), (2.0, 3.0, 4.0, 4.5)
+KEPT = (2.0, 3.0, 4.0)  # bits of uniform plans whose input and output layers stay as they are
 N_PROBES, N_VERIFIED = 36, 8  # samplings that plans are chosen by
 TUNE_STEPS = 240
 FIRST_SEED = 4  # of noise; tuning's settings were judged on lower ones
@@ -154,12 +155,19 @@ class Comparison:
     def searched(self, bits: float) -> Plan:
         return search_run(self.run, Budget(bits=bits), SearchConfig(verify=self.n_verified)).plan
 
+    def uniform_but_for_ends(self, bits: float) -> Plan:
+        """The uniform plan, input and output layers as they are: what others get with a keep list."""
+        ends = {layer.name: AS_IS for layer in self.run.subject.layers if is_end(layer)}
+        return Plan.of(self.run.subject, {**uniform_plan(self.run, bits).formats, **ends}, encoding=self.run.store.identity)
+
     def plans(self) -> Iterator[tuple[str, Callable[[], Plan], int]]:
         """Rows of sedaq: name, plan, steps of tuning."""
         for bits in BITS:
             yield f"sedaq searched {bits:g}", partial(self.searched, bits), 0
         for bits in BITS:
             yield f"sedaq uniform {bits:g}", partial(uniform_plan, self.run, bits), 0
+        for bits in KEPT:
+            yield f"sedaq uniform {bits:g}, {ENDS_KEPT}", partial(self.uniform_but_for_ends, bits), 0
         for bits in TUNED if self.tune_steps else ():
             yield f"sedaq tuned {bits:g}, {self.tune_steps} steps", partial(self.searched, bits), self.tune_steps
 
@@ -177,7 +185,7 @@ class Comparison:
         kept = sum(layer.n_weights for layer in run.subject.layers if plan.formats[layer.name] == AS_IS)
         return partial(tuned.installed, run.subject), {
             "rival": SEDAQ,
-            "setting": name.split()[1].rstrip(","),
+            "setting": f"{name.split()[1]}{f', {ENDS_KEPT}' if name.endswith(ENDS_KEPT) else ''}",
             "versions": {},
             "size_bytes": plan.size_bytes,
             "bits_per_weight": plan.bits_per_weight,

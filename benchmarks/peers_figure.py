@@ -18,7 +18,7 @@ from tuned_rows import FULL
 from sedaq.reports import style
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-ENDS_KEPT = "ends kept"  # setting of rows whose input and output layers stay at 16 bits
+ENDS_KEPT = "ends kept"  # end of the setting of rows whose input and output layers stay at 16 bits
 FLOOR = 0.05  # a logarithmic axis has no room for less
 BITS_SHOWN = 5.1  # to the right lie rows of tools that leave most of a model at 16 bits
 SEDAQ = {
@@ -32,7 +32,11 @@ LOOKS = SEDAQ | {method: (marker, colour) for method, marker, colour in zip(METH
 
 def series_of(row: dict[str, Any]) -> str:
     """What a row's point belongs to: sedaq's kind of plan, or its method."""
-    return f"sedaq {row['setting']}" if row["rival"] == "sedaq" else row["rival"]
+    return f"sedaq {row['setting'].partition(',')[0]}" if row["rival"] == "sedaq" else row["rival"]
+
+
+def keeps_ends(row: dict[str, Any]) -> bool:
+    return bool(row.get("setting", "").endswith(ENDS_KEPT))
 
 
 def best_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -53,11 +57,12 @@ def draw_rows(axes: Axes, rows: Sequence[dict[str, Any]], title: str, *, only_be
             excess, x = row["excess"], row["bits_per_weight"]
             low, value, high = (max(number, FLOOR) for number in (excess["ci"][0], excess["value"], excess["ci"][1]))
             axes.plot([x, x], [low, high], color=colour, linewidth=0.8, alpha=0.5)
-            face = style.GROUND if row["setting"] == ENDS_KEPT else colour
+            face = style.GROUND if keeps_ends(row) else colour
             axes.plot(x, value, marker, color=colour, markerfacecolor=face, markersize=6, zorder=3, clip_on=False)
         if name in SEDAQ:
-            heights = [max(row["excess"]["value"], FLOOR) for row in mine]
-            axes.plot([row["bits_per_weight"] for row in mine], heights, color=colour, linewidth=1)
+            line = [row for row in mine if not keeps_ends(row)]
+            heights = [max(row["excess"]["value"], FLOOR) for row in line]
+            axes.plot([row["bits_per_weight"] for row in line], heights, color=colour, linewidth=1)
     axes.set(yscale="log", title=title, xlim=(1.4, BITS_SHOWN))
     axes.set_ylim(bottom=0.9 * FLOOR)
     style.plain_log(axes.yaxis)
@@ -79,7 +84,7 @@ def draw(models: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     for axes in panels.flat[len(models) :]:
         axes.remove()
     shown = [row for rows in models.values() for row in rows]
-    _explain(figure, panels[0, 0], {series_of(row) for row in shown}, any(row.get("setting") == ENDS_KEPT for row in shown))
+    _explain(figure, panels[0, 0], {series_of(row) for row in shown}, any(map(keeps_ends, shown)))
     return figure
 
 

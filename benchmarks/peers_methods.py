@@ -17,6 +17,11 @@ SDNQ = {**TORCH, "sdnq": "0.2.8"}
 ENDS = ("input", "output")  # roles of the layers of a keep list
 
 
+def is_end(layer: Layer) -> bool:
+    """Whether it is an input or an output layer, of a component or of the whole."""
+    return layer.role.rpartition(": ")[2] in ENDS
+
+
 @dataclass(frozen=True)
 class Method:
     """A tool or a method.
@@ -49,7 +54,7 @@ class Setting:
 
     def takes(self, layer: Layer) -> bool:
         """Whether the method is given a layer."""
-        return not (self.keep_ends and layer.role.rpartition(": ")[2] in ENDS)
+        return not (self.keep_ends and is_end(layer))
 
     def weight_bytes(self, layers: Sequence[Layer]) -> int | None:
         """Of all layers, those that stay at 16 bits among them; None where it depends on the weights."""

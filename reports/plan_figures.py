@@ -35,13 +35,14 @@ from .style import (
 )
 
 OUTSIDE = "outside blocks"
+POINTS_APART = 0.012  # of the axis: measured plans of equal bits, so that none hides another
 
 
 def full_precision_fidelity(data: RunData) -> tuple[float, str] | None:
     """The search metric at full precision and where it was measured: among the probes if a probe left every layer as it is."""
     for probe in data.probes:
         if all(format == "asis" for format in probe["layers"].values()):
-            return as_float(probe["metrics"][data.metric]["value"]), "n as in the probes"
+            return as_float(probe["metrics"][data.metric]["value"]), "on as many images as probes have"
     for record in data.evaluations:
         if "full" in record["name"].lower() and data.metric in record["metrics"]:
             return as_float(record["metrics"][data.metric]["value"]), f"evaluated with n = {record['n_images']:,}"
@@ -68,7 +69,8 @@ def front(data: RunData) -> Figure:
     figure = new_figure(4.3)
     axes = figure.add_subplot()
     values: list[float] = []
-    for prefix, label, colour, marker in (("", "searched", SEARCHED, "o"), ("uniform_", "uniform", UNIFORM, "s")):
+    apart = POINTS_APART * np.ptp(table["bits_per_weight"].to_numpy()) if len(table) else 0.0
+    for prefix, label, colour, marker, side in (("", "searched", SEARCHED, "o", -1), ("uniform_", "uniform", UNIFORM, "s", 1)):
         places = table[f"{prefix}bits_per_weight"].to_numpy()
         predicted, std = table[f"{prefix}predicted"].to_numpy(), table[f"{prefix}predicted_std"].fillna(0).to_numpy()
         measured, error = table[f"{prefix}measured"].to_numpy(), table[f"{prefix}measured_se"].fillna(0).to_numpy()
@@ -88,7 +90,7 @@ def front(data: RunData) -> Figure:
         known = np.isfinite(measured)
         if known.any():
             axes.errorbar(
-                places[known],
+                places[known] + side * apart / 2,
                 measured[known],
                 1.96 * error[known],
                 fmt=marker,

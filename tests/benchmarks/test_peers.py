@@ -6,18 +6,23 @@ import itertools
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peers
 import peers_environments
 import pytest
 import torch
-from peers_methods import METHODS, Method, Setting, code_bits, grid, kept_bytes, settings_within
+from peers_methods import METHODS, Method, Setting, code_bits, grid, is_end, kept_bytes, settings_within
 from peers_own import cluster, column_grids, gptq, on_grid
+from tuned_rows import uniform_plan
 
+from sedaq.aq.formats import AS_IS
+from sedaq.aq.plans.menu import heuristic_menus
 from sedaq.errors import SedaqError
 from sedaq.models.hessian import Hessian
 from sedaq.models.layers import Layer
+from sedaq.models.loading import load
 
 from .test_tuned_rows import rows_without_measuring
 
@@ -227,6 +232,19 @@ def test_kmeans_keeps_few_values_as_they_are() -> None:
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_uniform_plan_may_leave_its_ends_as_they_are(pipeline_folder: Path) -> None:
+    subject = load(pipeline_folder)
+    run: Any = SimpleNamespace(
+        subject=subject, menus=heuristic_menus(subject), settings=SimpleNamespace(seed=0), store=SimpleNamespace(identity={})
+    )
+    compared = object.__new__(peers.Comparison)
+    compared.run = run
+    plain, kept = uniform_plan(run, 3.0), compared.uniform_but_for_ends(3.0)
+    ends = {layer.name for layer in subject.layers if is_end(layer)}
+    assert ends and all(kept.formats[name] == (AS_IS if name in ends else format) for name, format in plain.formats.items())
+    assert kept.size_bytes > plain.size_bytes
 
 
 def test_a_row_that_fails_is_told_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
