@@ -90,17 +90,17 @@ def peers_within(results: Results, model: str) -> str:
 def _compare_with_plans(rows: list[Row], setting: str) -> dict[str, int]:
     """How other methods stand beside sedaq's plans of a kind at the same bytes, where these reach; between two plans by straight lines.
 
-    Rows count as farther or nearer where their 95 % interval and that of sedaq's plans do not meet. PSNR is compared as it is.
+    A Fréchet distance is higher or lower where its excess' 95 % interval and that of sedaq's plans do not meet. PSNR is compared as it is.
     """
     ours = sorted((row for row in rows if row["rival"] == "sedaq" and row["setting"] == setting), key=lambda row: row["size_bytes"])
     sizes, intervals = [row["size_bytes"] for row in ours], np.array([row["excess"]["ci"] for row in ours])
     psnrs = [row["psnr"] for row in ours]
-    found = {"farther": 0, "not decided": 0, "nearer": 0, "lower PSNR": 0, "higher PSNR": 0}
+    found = {"higher": 0, "not decided": 0, "lower": 0, "lower PSNR": 0, "higher PSNR": 0}
     for row in rows:
         if row["rival"] not in ("sedaq", "full precision") and ours and sizes[0] <= row["size_bytes"] <= sizes[-1]:
             least, most = (float(np.interp(row["size_bytes"], sizes, ends)) for ends in intervals.T)
             low, high = row["excess"]["ci"]
-            found["farther" if low > most else "nearer" if high < least else "not decided"] += 1
+            found["higher" if low > most else "lower" if high < least else "not decided"] += 1
             found["higher PSNR" if row["psnr"] > np.interp(row["size_bytes"], sizes, psnrs) else "lower PSNR"] += 1
     return found
 
@@ -119,9 +119,9 @@ def peer_summary(results: Results) -> str:
         {
             "": lambda row: row["model"],
             "sedaq's plans": lambda row: row["plans"],
-            "farther from full precision": lambda row: count(row["farther"]),
+            "higher Fréchet distance": lambda row: count(row["higher"]),
             "not decided": lambda row: count(row["not decided"]),
-            "nearer": lambda row: count(row["nearer"]),
+            "lower": lambda row: count(row["lower"]),
             "lower PSNR": lambda row: count(row["lower PSNR"]),
             "higher PSNR": lambda row: count(row["higher PSNR"]),
         },

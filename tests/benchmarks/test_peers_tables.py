@@ -46,9 +46,9 @@ def test_rows_are_compared_with_a_straight_line_between_plans(tmp_path: Path) ->
     theirs = [(1_500_000, 2.75), (1_500_000, 2.65), (2_000_000, 1.75), (2_500_000, 9.0), (3_000_001, 0.0), (999_999, 9.0)]
     rows = [*ours, *(measured_row(f"GPTQ {i}", "GPTQ", size, excess, psnr=20.5 - i) for i, (size, excess) in enumerate(theirs))]
     assert doc_tables.peers._compare_with_plans(rows, "searched") == {
-        "farther": 2,
+        "higher": 2,
         "not decided": 1,
-        "nearer": 1,
+        "lower": 1,
         "lower PSNR": 3,
         "higher PSNR": 1,
     }
