@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .layout import Column, DocsError, Results, Row, count, fixed, measured, percent, table
+from .layout import Column, DocsError, Results, Row, count, fixed, lay_out, measured, percent, table
 from .tuning import above, unless_full
 
 MODELS = ("mnist-dit", "mnist-unet", "digits-sd", "digits-mmdit", "cifar-unet", "mnist-flux")
@@ -61,7 +61,7 @@ def peer_models(results: Results) -> str:
         except DocsError:
             continue
         how = f"{count(conditions['n_images'])} images at {conditions['steps']} steps from each of {len(conditions['seeds'])} noise seeds."
-        figure = f"![Size of the file against Fréchet distance above full precision, {model}](peers_{model}.png)"
+        figure = f"![Bits a weight against Fréchet distance above full precision, {model}](peers_{model}.png)"
         sections.append("\n\n".join([f"### {model}", measured(results, f"peers_{model}"), how, figure, peers(results, model)]))
     return "\n\n".join(sections) or "No model has been measured yet.\n"
 
@@ -128,6 +128,25 @@ def peer_summary(results: Results) -> str:
     )
 
 
+def one_rate(results: Results) -> str:
+    """Formats without a choice of bits for each layer, beside searched plans: sedaq's uniform plans and GPTQ, input and output layers kept."""
+    names = ["sedaq uniform {}", "sedaq uniform {}, ends kept", "GPTQ {} bits, groups of 128, ends kept", "sedaq searched {}"]
+    heads = ["", "bits", "uniform", "uniform, ends kept", "GPTQ, ends kept (bits)", "searched"]
+    lines = []
+    for model in MODELS:
+        try:
+            rows = {row["name"]: row for row in results.rows(f"peers_{model}")}
+        except DocsError:
+            continue
+        for bits in ("2", "3", "4"):
+            found = [rows.get(name.format(bits)) for name in names]
+            cells = [fixed(row["excess"]["value"], 2) if row else "–" for row in found]
+            if found[2]:
+                cells[2] += f" ({fixed(found[2]['bits_per_weight'], 2)})"
+            lines.append([model, bits, *cells])
+    return lay_out(heads, lines)
+
+
 def peer_versions(results: Results) -> str:
     """The packages that were measured, with their versions."""
     found: dict[str, str] = {}
@@ -141,4 +160,4 @@ def peer_versions(results: Results) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(found.items())) or "none yet"
 
 
-TABLES = (peer_models, peers_within, peer_summary, peer_versions)
+TABLES = (peer_models, peers_within, peer_summary, one_rate, peer_versions)

@@ -68,6 +68,18 @@ def test_a_keep_list_that_changes_nothing_is_no_row_of_its_own(tmp_path: Path) -
     assert doc_tables.peers.peer_summary(Results(tmp_path)).splitlines()[2] == "| mnist-unet | searched | 4 | 0 | 0 | 4 | 0 |"
 
 
+def test_formats_of_one_rate_stand_beside_searched_plans(tmp_path: Path) -> None:
+    gptq = measured_row("GPTQ 3 bits, groups of 128, ends kept", "GPTQ", 400_000, 4.0)
+    rows = [measured_row(f"sedaq {kind} 3", "sedaq", 375_000, excess) for kind, excess in (("uniform", 9.0), ("searched", 0.5))]
+    (tmp_path / "peers_mnist-dit.json").write_text(json.dumps({"rows": [gptq, *rows]}))
+    lines = doc_tables.peers.one_rate(Results(tmp_path)).splitlines()
+    assert lines[2:] == [
+        "| mnist-dit | 2 | – | – | – | – |",
+        "| mnist-dit | 3 | 9.00 | – | 4.00 (3.20) | 0.50 |",
+        "| mnist-dit | 4 | – | – | – | – |",
+    ]
+
+
 def test_the_nearest_row_within_a_size_stands_for_a_method(tmp_path: Path) -> None:
     ours = [measured_row(f"sedaq uniform {bits}", "sedaq", int(bits * 100_000), 9.0 - bits, setting="uniform") for bits in (2, 3, 4, 4.5)]
     theirs = [
