@@ -102,7 +102,9 @@ def measured(results: Results, *names: str) -> str:
     for content in contents:
         machine = content["machine"]
         device = f"{machine['cpu']}, {machine['cores']} cores" + (f" beside an {machine['gpu']}" if "gpu" in machine else "")
-        threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+        rows = content["rows"] if isinstance(content["rows"], list) else []
+        threads = sorted({row["threads"] for row in rows if isinstance(row, dict) and "threads" in row}) or [machine["threads"]]
+        threads = f"{' or '.join(map(str, threads))} thread{'s' if threads[-1] > 1 else ''}"
         commit = content.get("commit") or "not recorded"
         machines.append(f"{content['date']} · commit {commit} · {device}, {threads}, {machine['capability']}, torch {machine['torch']}")
     commands = list(dict.fromkeys(f"    {content['command']}" for content in contents))

@@ -54,6 +54,11 @@ def test_numbers_are_written_between_their_markers(repository: Path) -> None:
     assert run(repository, "--check").returncode == 0
 
 
+def test_threads_are_those_of_the_rows_where_these_say_so(repository: Path) -> None:
+    write_results(repository / "benchmarks/results", "speed", [{**row, "threads": 1 + (row["seconds"] > 2)} for row in ROWS])
+    assert render('<!-- = measured("speed") -->\n<!-- end -->', repository).count("2 cores, 1 or 2 threads, AVX2") == 1
+
+
 def test_check_names_a_number_that_changed_and_writes_nothing(repository: Path) -> None:
     run(repository)
     before = (repository / "README.md").read_text()
