@@ -15,7 +15,7 @@ from .stages import STAGES, WHOLE
 from .weighting import WEIGHTINGS
 
 LEAST = {
-    **dict.fromkeys(("steps", "judged_images", "refresh_every", "patience", "seed"), 0),
+    **dict.fromkeys(("steps", "judged_images", "refresh_every", "patience", "seed", "learning_rate"), 0),
     **dict.fromkeys(("batch_size", "sampling_steps", "code_every", "check_every"), 1),
 }
 
@@ -90,7 +90,7 @@ class TuneConfig:
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
                 raise InputError(f"`{name}`: got {value}; give {least} or more")
-        for name in ("learning_rate", "code_reach", "trust_ratio", "minutes"):
+        for name in ("code_reach", "trust_ratio", "minutes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"`{name}`: got {value}; give a number above zero")
