@@ -103,7 +103,7 @@ def test_a_fit_takes_the_steps_that_most_plans_have(run: Run) -> None:
     probes = read_probes(run, purpose=TUNED_PROBE)
     assert (len(probes), probes.tuned_steps) == (12, STEPS)
     others = read_probes(run, purpose=TUNED_PROBE, tuned_steps=2 * STEPS, at_least=2)
-    assert (len(others), others.tuned_steps) == (2, 2 * STEPS), "a predictor is taught by probes of its own steps"
+    assert (len(others), others.tuned_steps) == (2, 2 * STEPS), "a predictor is refitted to probes of its own steps"
 
 
 def test_few_images_make_few_trajectories(run: Run) -> None:
