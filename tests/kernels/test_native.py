@@ -90,8 +90,11 @@ def test_products_of_any_size(kernel, n_out, n_in, m, kind, g, tokens, ordered, 
 
 
 def rounding_of_tables(x: torch.Tensor, matrix: QuantizedMatrix) -> torch.Tensor:
-    """What rounding tables of products to bytes changes an output by at most, (tokens, 1): half a unit for every table, of which the widest pair
-    of neighbours has 253, and of which a hierarchical codebook has two."""
+    """What rounding tables of products changes an output by at most, (tokens, 1), for every table, of which a hierarchical codebook has two.
+
+    To bytes: half a unit, of which the widest pair of neighbours has 253; a hundredth more, for the number that 16 bits are multiplied by is whole.
+    To 16 bits before: half a unit each for inputs, codewords and products, of which the greatest product there can be has 16383.
+    """
     x = x.double()[:, slice(None) if matrix.order is None else matrix.order]
     k, g = matrix.codebooks.shape[1:]
     groups = torch.nn.functional.pad(x, (0, -x.shape[1] % g)).unflatten(1, (-1, g))
@@ -102,17 +105,19 @@ def rounding_of_tables(x: torch.Tensor, matrix: QuantizedMatrix) -> torch.Tensor
     products = torch.stack([torch.einsum("tjg,mkg->tjmk", groups, half) for half in halves], 3).flatten(1, 3)
     ranges = products.amax(-1) - products.amin(-1)
     pairs = torch.nn.functional.pad(ranges, (0, ranges.shape[1] % 2)).unflatten(1, (-1, 2)).sum(-1)
-    return ranges.shape[1] / 2 * pairs.amax(1, keepdim=True) / 253
+    fine = x.abs().amax(1, keepdim=True) * max(half.abs().sum(-1).max() for half in halves) / 16383
+    return ranges.shape[1] * (1.01 * pairs.amax(1, keepdim=True) / 253 + 3 * fine) / 2
 
 
 @pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.startswith("shuffle8")])
 @pytest.mark.parametrize(("m", "k", "g"), [(1, 16, 1), (1, 16, 4), (2, 16, 3), (3, 8, 2), (1, 64, 1), (2, 64, 1), (1, 256, 8), (2, 256, 5)])
 def test_no_number_is_farther_than_rounding_of_its_tables(kernel, m, k, g):
     for n_in, ordered in ((1, False), (8, True), (30, True), (149, False)):
+        torch.manual_seed(n_in)
         matrix = random_matrix(40, n_in, m, k, g, structure=structure_for(kernel, k), ordered=ordered)
         x = torch.randn(400, n_in)
         errors = (native.product(kernel, x, matrix).double() - exact(x, matrix)).abs() / matrix.scales
-        assert (errors <= 1.01 * rounding_of_tables(x, matrix)).all()  # products have 16 bits before they have 8
+        assert (errors <= rounding_of_tables(x, matrix)).all()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
